@@ -1,0 +1,197 @@
+"""ILA, Implicit Learnable Alignment (Tu et al., ICCV 2023, https://arxiv.org/abs/2304.10465).
+
+For each pair of adjacent frames a small convolutional net predicts one interactive point per frame; patches are
+masked around the points, and the masked patches together with the net's features are added to the stream before
+the block's spatial attention. Follows the authors' code where it departs from the paper's text.
+
+Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width, C hidden channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from clipvid.adapters.base import (
+    Adapter,
+    AdapterConfig,
+    AdapterOutput,
+    BlockSizes,
+    adjacent_pair_mean,
+    split_prefix,
+    zero_init,
+)
+from clipvid.adapters.norm import POLICIES, build_norm
+from clipvid.choices import check_option
+
+POINT_RANGE = 0.75
+MASK_RADIUS = 0.25
+MASK_SLOPE = 1.5
+JITTER_START = 0.2
+JITTER_HALVING_FROM = 29
+
+
+@dataclass(frozen=True)
+class ILAConfig(AdapterConfig):
+    """Options of ILA.
+
+    variant: the interactive block, `k400` (depthwise separable) or `ssv2` (plain 3x3 convolutions).
+    hidden: channels C of the interactive feature; the authors' 256. A multiple of 8.
+    norm: whose statistics BatchNorm uses, `batch` (the authors'), `frozen_batch`, or `group` for GroupNorm.
+    drop_path: probability of dropping an update of a clip in training.
+    """
+
+    variant: Literal["k400", "ssv2"] = "k400"
+    hidden: int = 256
+    norm: Literal["batch", "frozen_batch", "group"] = "batch"
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_option("ila", "variant", self.variant, ("k400", "ssv2"))
+        check_option("ila", "norm", self.norm, POLICIES)
+        if self.hidden <= 0 or self.hidden % 8:
+            raise ValueError(f"ila: hidden={self.hidden} must be a positive multiple of 8")
+
+
+def interactive_block(config: ILAConfig, width: int) -> nn.Sequential:
+    """Pair features [M, 2D, H, W] -> [M, C, H, W]."""
+
+    def conv(inputs: int, outputs: int, kernel: int, groups: int = 1) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups)
+        return [convolution, build_norm(config.norm, outputs), nn.ReLU(inplace=True)]
+
+    pair, hidden = 2 * width, config.hidden
+    if config.variant == "ssv2":
+        return nn.Sequential(*conv(pair, hidden, 3), *conv(hidden, hidden, 3))
+    return nn.Sequential(*conv(pair, pair, 3, groups=pair), *conv(pair, hidden, 1), *conv(hidden, hidden, 3))
+
+
+class PointPredictor(nn.Module):
+    """Interactive features [M, C, H, W] of M pairs -> points [M, 4]: (x, y) in frame t, (x, y) in frame t+1,
+    in grid coordinates from -1 to 1. Every point starts in the middle."""
+
+    def __init__(self, config: ILAConfig):
+        super().__init__()
+        half = config.hidden // 2
+        self.conv1 = nn.Conv2d(config.hidden, half, 3, padding=1)
+        self.norm1 = build_norm(config.norm, half)
+        self.conv2 = nn.Conv2d(half, half, 3, padding=1)
+        self.norm2 = build_norm(config.norm, half)
+        self.reduce = nn.Conv1d(half, half // 2, 1, groups=2)
+        self.predict = zero_init(nn.Conv1d(half // 2, 4, 1, groups=2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = F.relu(_halve(self.norm1(self.conv1(features))))
+        x = F.relu(_halve(self.norm2(self.conv2(x))))
+        x = x.amax(dim=(2, 3)).unsqueeze(-1)
+        x = self.predict(F.relu(self.reduce(x))).squeeze(-1)
+        return POINT_RANGE * torch.tanh(x)
+
+
+class ILA(Adapter):
+    """One block's alignment. `jitter` is the radius over which training averages the masks; `start_epoch` sets it."""
+
+    Config = ILAConfig
+    place = "before_attention"
+    jitter: Tensor
+    shifts: Tensor
+
+    def __init__(self, config: ILAConfig, sizes: BlockSizes):
+        super().__init__(config, sizes)
+        width, half = sizes.width, config.hidden // 2
+        self.message_fc = nn.Linear(width, width)
+        self.message_ln = nn.LayerNorm(width)
+        self.interactive_block: Any = interactive_block(config, width)
+        self.point_predictor = PointPredictor(config)
+        self.temporal_conv = nn.Conv1d(half, half, 3, padding=1)
+        self.interactive_fc = nn.Linear(half, width)
+        self.temporal_skip_align_fc = zero_init(nn.Linear(width, width))
+        self.temporal_skip_fc = zero_init(nn.Linear(width, width))
+        self.drop_path = StochasticDepth(config.drop_path, mode="row")
+        self.register_buffer("jitter", torch.tensor(JITTER_START))
+        self.register_buffer("shifts", torch.tensor((-1.0, 0.0, 1.0)), persistent=False)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.jitter.fill_(JITTER_START * 0.5 ** max(0, epoch - JITTER_HALVING_FROM))
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
+        if tokens.shape[1] == 1:
+            return AdapterOutput(torch.zeros_like(tokens), trace={} if trace else None)
+        messages = self.message_ln(self.message_fc(tokens))
+        prefix, patches = split_prefix(messages, grid)
+        features = self._interact(patches, grid)
+        points = self._points(features)
+        masks = self._masks(points, grid)
+        aligned, loss = align(patches, masks)
+        interactive = self._interactive_feature(features)
+        update = self.drop_path(self.temporal_skip_align_fc(torch.cat([prefix, aligned], dim=2)))
+        update = update + self.drop_path(self.temporal_skip_fc(torch.cat([prefix, interactive], dim=2)))
+        seen = {"points": points.detach(), "masks": masks.detach()} if trace else None
+        return AdapterOutput(update, loss, seen)
+
+    def _interact(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patches [B, T, N, D] -> features of the pairs [B, T-1, C, H, W]."""
+        pairs = torch.cat([patches[:, :-1], patches[:, 1:]], dim=-1)
+        maps = rearrange(pairs, "b p (h w) c -> (b p) c h w", h=grid[0])
+        return self.interactive_block(maps).unflatten(0, pairs.shape[:2])
+
+    def _points(self, features: Tensor) -> Tensor:
+        """[B, T-1, C, H, W] -> [B, T-1, 2, 2]: per pair, per frame of it, (x, y)."""
+        return self.point_predictor(features.flatten(0, 1)).view(*features.shape[:2], 2, 2)
+
+    def _masks(self, points: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, T-1, 2, 2] -> [B, T-1, 2, N], in training the mean over nine points around each.
+
+        The nine are a point shifted by -1, 0, 1 times the jitter along each axis, so the mean separates too.
+        """
+        points = points.unsqueeze(-1)
+        if self.training:
+            points = points + self.jitter * self.shifts
+        rows = point_mask(points[..., 1, :], grid[0]).mean(dim=-2)
+        columns = point_mask(points[..., 0, :], grid[1]).mean(dim=-2)
+        return (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
+
+    def _interactive_feature(self, features: Tensor) -> Tensor:
+        """[B, T-1, C, H, W] -> [B, T, N, D]: each frame's half of the channels, mixed over time."""
+        frames = adjacent_pair_mean(*features.flatten(-2).chunk(2, dim=2))
+        b, t, _, n = frames.shape
+        mixed = self.temporal_conv(rearrange(frames, "b t c n -> (b n) c t"))
+        return self.interactive_fc(rearrange(mixed, "(b n) c t -> b t n c", b=b, n=n, t=t))
+
+
+def point_mask(points: Tensor, length: int) -> Tensor:
+    """Coordinates [...] in [-1, 1] -> soft mask [..., length]: 1 within the radius, then falling linearly to 0.
+
+    The cells lie from -1 to 1 with both ends; a single cell lies in the middle.
+    """
+    end = 1.0 if length > 1 else 0.0
+    positions = torch.linspace(-end, end, length, device=points.device, dtype=points.dtype)
+    distance = (positions - points.unsqueeze(-1)).abs()
+    return (1 - MASK_SLOPE * (distance - MASK_RADIUS).clamp(min=0)).clamp(min=0)
+
+
+def align(patches: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Masked patches per frame, and how far the two frames of a pair differ where the masks look.
+
+    patches [B, T, N, D], masks [B, T-1, 2, N]. Returns aligned [B, T, N, D] and the scalar loss, 1 - cosine of the
+    mask-weighted sums, averaged over clips and pairs.
+    """
+    first, second = masks.to(patches.dtype).unbind(2)
+    weights = adjacent_pair_mean(first, second)
+    sums = (
+        torch.einsum("bpn,bpnd->bpd", first, patches[:, :-1]),
+        torch.einsum("bpn,bpnd->bpd", second, patches[:, 1:]),
+    )
+    loss = 1 - F.cosine_similarity(sums[0].float(), sums[1].float(), dim=-1).mean()
+    return weights.unsqueeze(-1) * patches, loss
+
+
+def _halve(maps: Tensor) -> Tensor:
+    """Max-pool by 2 where the axis has at least 2 cells."""
+    return F.max_pool2d(maps, (min(2, maps.shape[-2]), min(2, maps.shape[-1])))

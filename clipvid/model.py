@@ -1,0 +1,328 @@
+"""`VideoCLIP`: clips and class names in, logits out.
+
+Shapes: B clips, T frames, N patches, D tower width, E embedding, K classes, L text length, S image side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from clipvid.adapters import AdapterSpec, resolve_adapters
+from clipvid.backbone import Backbone, load_backbone
+from clipvid.choices import Choice, build_config, config_to_choice, resolve_choice
+from clipvid.encoder import EncoderOutput, Traces, VideoEncoder
+from clipvid.heads import HEADS, POOLING
+from clipvid.prompts import class_prompts, resolve_templates
+
+FORMAT_VERSION = 1
+TUNE = ("adapters", "head", "layernorm", "full", "text")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a `VideoCLIP` is made of.
+
+    backbone, pretrained, image_size: see `clipvid.backbone.load_backbone`.
+    adapter: a name of `clipvid.ADAPTERS`, `{"name": ..., options}`, or a list of these.
+    num_frames: frames T per clip that the model is made for.
+    pooling: `mean` or `mit` (`{"name": "mit", "layers": 1}`) over frames.
+    head: `text` (`{"name": "text", "prompt_layers": 2}` for video-specific prompts) or `linear`.
+    tune: what is trained: `adapters`, `head` (with pooling), `layernorm` and `full` (image tower), `text` (text tower
+        and logit scale).
+    """
+
+    backbone: str = "tiny"
+    pretrained: str | None = None
+    adapter: AdapterSpec = "ila"
+    num_frames: int = 8
+    image_size: int | None = None
+    pooling: Choice = "mean"
+    head: Choice = "text"
+    tune: list[str] = field(default_factory=lambda: ["adapters", "head"])
+
+    def __post_init__(self) -> None:
+        unknown = [part for part in self.tune if part not in TUNE]
+        if unknown:
+            raise ValueError(f"tune: {unknown} unknown; choose from {', '.join(TUNE)}")
+        if self.num_frames < 1:
+            raise ValueError(f"num_frames={self.num_frames}: a clip has at least one frame")
+
+
+class VideoCLIPOutput(NamedTuple):
+    """What `VideoCLIP.forward` returns.
+
+    logits: [B, K]. losses: named scalar auxiliary losses, to be added to the objective.
+    video_features: [B, E], pooled, not normalised. frame_features: [B, T, E]. patch_tokens: [B, T, N, D].
+    traces: what the adapters show of themselves, when asked for.
+    """
+
+    logits: Tensor
+    losses: dict[str, Tensor]
+    video_features: Tensor
+    frame_features: Tensor
+    patch_tokens: Tensor
+    traces: Traces
+
+
+class VideoCLIP(nn.Module):
+    """A CLIP model that reads clips. Frames are uint8 pixels, normalised here, or floats already normalised."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    label_tokens: Tensor | None
+    label_features: Tensor | None
+
+    def __init__(self, backbone: Backbone, config: ModelConfig, num_classes: int | None = None):
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.adapter_configs = resolve_adapters(config.adapter)
+        width, embed_dim = backbone.vision.width, backbone.vision.embed_dim
+        _, pool_config = resolve_choice(config.pooling, {name: entry[1] for name, entry in POOLING.items()}, "pooling")
+        _, head_config = resolve_choice(config.head, {name: entry[1] for name, entry in HEADS.items()}, "head")
+        pool_class = next(cls for cls, config_class in POOLING.values() if isinstance(pool_config, config_class))
+        head_class = next(cls for cls, config_class in HEADS.values() if isinstance(head_config, config_class))
+        self.encoder = VideoEncoder(backbone, self.adapter_configs, config.num_frames)
+        self.text = backbone.text
+        self.pooling = pool_class(pool_config, embed_dim, config.num_frames)
+        self.head = head_class(head_config, width, embed_dim, num_classes)
+        self.register_buffer("pixel_mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("label_tokens", None, persistent=False)
+        self.register_buffer("label_features", None, persistent=False)
+        self.labels: list[str] = []
+        self.templates: tuple[str, ...] = resolve_templates(None)
+        self.preprocessing: dict[str, Any] = {}
+        self._freeze(config.tune)
+        self._base_fingerprint = backbone.fingerprint() if self._tunes_backbone() and backbone.fetchable else None
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square frames, in pixels."""
+        return self.backbone.image_size
+
+    @property
+    def num_frames(self) -> int:
+        """Frames T that the model was made for; other counts run too."""
+        return self.config.num_frames
+
+    def forward(self, frames: Tensor, text: Tensor | None = None, trace: bool = False) -> VideoCLIPOutput:
+        """Logits of clips.
+
+        Args:
+            frames: [B, T, 3, S, S], uint8 or normalised floats.
+            text: token ids [K, L] of one prompt per class, in place of the labels.
+            trace: also return what the adapters show of themselves.
+
+        Raises:
+            RuntimeError: a text head without labels or text.
+        """
+        encoded = self._encode(frames, trace)
+        video = self.pooling(encoded.frame_features)
+        if self.head.needs_text:
+            classes = self.encode_text(text) if text is not None else self._label_features()
+            cosines = self.head(video, encoded.patch_tokens, classes)
+            logits = self.text.logit_scale * cosines + self.text.logit_bias
+        else:
+            logits = self.head(video, encoded.patch_tokens, None)
+        return VideoCLIPOutput(
+            logits, encoded.losses, video, encoded.frame_features, encoded.patch_tokens, encoded.traces
+        )
+
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """Frames [B, T, 3, S, S] -> video features [B, E], pooled over time, not normalised."""
+        return self.pooling(self._encode(frames, False).frame_features)
+
+    def encode_text(self, text: Sequence[str] | Tensor) -> Tensor:
+        """K texts, or their token ids [K, L] -> text features [K, E], not normalised."""
+        tokens = text if isinstance(text, Tensor) else self.text.tokenize(list(text))
+        return self.text(tokens.to(self.pixel_mean.device))
+
+    @torch.no_grad()
+    def set_labels(self, names: Sequence[str], templates: str | Sequence[str] | None = None) -> None:
+        """Name the classes; their text features are computed once, here.
+
+        Args:
+            names: K class names.
+            templates: a set of `clipvid.prompts.TEMPLATES` by name, or a list of templates with one `{}` each.
+
+        Raises:
+            ValueError: no names, or as many as do not fit a linear head.
+        """
+        if not names:
+            raise ValueError("set_labels needs at least one class name")
+        if not self.head.needs_text and len(names) != self.head.linear.out_features:
+            raise ValueError(f"{len(names)} labels for a linear head with {self.head.linear.out_features} classes")
+        self.labels, self.templates = list(names), resolve_templates(templates)
+        if self.head.needs_text:
+            prompts = class_prompts(self.labels, self.templates)
+            tokens = torch.stack([self.text.tokenize(texts) for texts in prompts])
+            self.label_tokens = tokens.to(self.pixel_mean.device)
+            self.label_features = self._ensemble(self.label_tokens)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Parameters that training moves and the buffers that go with them, by their names in `state_dict`."""
+        own = [*self.encoder.adapters(), self.pooling, self.head]
+        wanted = {id(tensor) for module in own for tensor in (*module.parameters(), *module.buffers())}
+        wanted |= {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
+        if not self.backbone.fetchable:
+            wanted -= {id(tensor) for tensor in self._backbone_parameters()}
+        return {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in wanted}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `trained_state` gave.
+
+        Raises:
+            ValueError: names or shapes that differ; lists them.
+        """
+        own = self.trained_state()
+        problems = [f"missing {name}" for name in own.keys() - state.keys()]
+        problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
+        problems += [
+            f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own.keys() & state.keys()
+            if own[name].shape != state[name].shape
+        ]
+        if problems:
+            raise ValueError(
+                f"the weights do not fit the model's config: {'; '.join(sorted(problems)[:8])}"
+                + (f" and {len(problems) - 8} more" if len(problems) > 8 else "")
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model folder: config, what was trained, how frames are prepared, and the backbone's weights where
+        its name alone does not bring them back."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.backbone.fetchable:
+            self.backbone.save(folder / "backbone")
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trained_state().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        for name, content in (
+            ("config", self._config_record()),
+            ("video_preprocessor_config", self._pixel_record()),
+        ):
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    def _config_record(self) -> dict[str, Any]:
+        backbone = self.backbone
+        return {
+            "model_type": "clipvid",
+            "format_version": FORMAT_VERSION,
+            "backbone": {
+                "name": backbone.name,
+                "pretrained": backbone.pretrained,
+                "sha256": self._base_fingerprint or backbone.fingerprint(),
+                "embedded": not backbone.fetchable,
+            },
+            "model": dataclasses.asdict(self.config)
+            | {"adapter": [config_to_choice(*item) for item in self.adapter_configs.items()] or "none"},
+            "num_classes": None if self.head.needs_text else self.head.linear.out_features,
+            "labels": self.labels,
+            "templates": list(self.templates),
+        }
+
+    def _pixel_record(self) -> dict[str, Any]:
+        sizes = {"num_frames": self.num_frames, "image_size": self.image_size}
+        return sizes | {"image_mean": self.backbone.mean, "image_std": self.backbone.std} | self.preprocessing
+
+    def _encode(self, frames: Tensor, trace: bool) -> EncoderOutput:
+        if frames.dtype == torch.uint8:
+            frames = (frames / 255 - self.pixel_mean) / self.pixel_std
+        return self.encoder(frames, trace)
+
+    def _label_features(self) -> Tensor:
+        if self.label_features is None or self.label_tokens is None:
+            raise RuntimeError("the model has no labels: call set_labels([...]) or pass text=token ids")
+        if torch.is_grad_enabled() and self.text.clip.logit_scale.requires_grad:
+            return self._ensemble(self.label_tokens)
+        return self.label_features
+
+    def _ensemble(self, tokens: Tensor) -> Tensor:
+        """Token ids [K, templates, L] -> [K, E]: the mean direction of each class's prompts, at their mean length."""
+        features = self.text(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        if tokens.shape[1] == 1:
+            return features[:, 0]
+        direction = F.normalize(F.normalize(features, dim=-1).mean(dim=1), dim=-1)
+        return direction * features.norm(dim=-1).mean(dim=1, keepdim=True)
+
+    def _freeze(self, tune: Sequence[str]) -> None:
+        self.requires_grad_("full" in tune)
+        self.text.requires_grad_("text" in tune)
+        for module in (self.pooling, self.head):
+            module.requires_grad_("head" in tune)
+        for adapter in self.encoder.adapters():
+            adapter.requires_grad_("adapters" in tune)
+        if "layernorm" in tune:
+            for norm in (child for part in self.encoder.image_tower() for child in part.modules()):
+                if isinstance(norm, nn.LayerNorm):
+                    norm.requires_grad_(True)
+
+    def _backbone_parameters(self) -> Iterator[nn.Parameter]:
+        for module in (self.text, *self.encoder.image_tower()):
+            yield from module.parameters()
+
+    def _tunes_backbone(self) -> bool:
+        return any(parameter.requires_grad for parameter in self._backbone_parameters())
+
+
+def create_model(
+    backbone: str,
+    pretrained: str | None = None,
+    adapter: AdapterSpec = "ila",
+    num_frames: int = 8,
+    **options: Any,
+) -> VideoCLIP:
+    """A video model around a CLIP backbone.
+
+    Args:
+        backbone, pretrained, adapter, num_frames: see `ModelConfig`.
+        options: other fields of `ModelConfig`; `labels` and `templates` for `VideoCLIP.set_labels`; anything else goes
+            to the adapter's config when one adapter is asked for (`create_model("tiny", adapter="ila", norm="group")`).
+
+    Raises:
+        ValueError, RuntimeError: see `load_backbone`; unknown options are refused by name.
+    """
+    labels, templates = options.pop("labels", None), options.pop("templates", None)
+    fields = {item.name for item in dataclasses.fields(ModelConfig)}
+    adapter_options = {key: options.pop(key) for key in list(options) if key not in fields}
+    if adapter_options:
+        if isinstance(adapter, list):
+            raise ValueError(
+                f"unknown options {sorted(adapter_options)}; the options of several adapters go into their "
+                "mappings: adapter=[{'name': ..., ...}, ...]"
+            )
+        adapter = {**({"name": adapter} if isinstance(adapter, str) else adapter), **adapter_options}
+    given = {
+        "backbone": backbone,
+        "pretrained": pretrained,
+        "adapter": adapter,
+        "num_frames": num_frames,
+        **options,
+    }
+    return build_model(build_config(ModelConfig, given, "model"), labels, templates)
+
+
+def build_model(
+    config: ModelConfig, labels: Sequence[str] | None = None, templates: str | Sequence[str] | None = None
+) -> VideoCLIP:
+    """A fresh `VideoCLIP` of `config`, with labels where they are given."""
+    resolve_adapters(config.adapter)
+    backbone = load_backbone(config.backbone, config.pretrained, config.image_size)
+    model = VideoCLIP(backbone, config, len(labels) if labels else None)
+    if labels:
+        model.set_labels(labels, templates)
+    return model
