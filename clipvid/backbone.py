@@ -183,13 +183,15 @@ class Backbone:
             digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that `local-dir:` loads, in open_clip or here."""
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write a folder that `local-dir:` loads, in open_clip or here; weights in `dtype` where one is given."""
         folder.mkdir(parents=True, exist_ok=True)
         preprocess = {"mean": self.mean, "std": self.std, "size": self.image_size}
         config = {"model_cfg": self.config, "preprocess_cfg": preprocess}
         (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        state = {key: value.detach().cpu().contiguous() for key, value in self.open_clip_state_dict().items()}
+        state = {
+            key: value.detach().to("cpu", dtype).contiguous() for key, value in self.open_clip_state_dict().items()
+        }
         save_file(state, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
 
 

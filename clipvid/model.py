@@ -139,6 +139,10 @@ class VideoCLIP(nn.Module):
             logits, encoded.losses, video, encoded.frame_features, encoded.patch_tokens, encoded.traces
         )
 
+    def normalise(self, frames: Tensor) -> Tensor:
+        """uint8 pixels -> floats as the backbone wants them; floats are taken to be that already."""
+        return frames if frames.is_floating_point() else (frames / 255 - self.pixel_mean) / self.pixel_std
+
     def encode_video(self, frames: Tensor) -> Tensor:
         """Frames [B, T, 3, S, S] -> video features [B, E], pooled over time, not normalised."""
         return self.pooling(self._encode(frames, False).frame_features)
@@ -240,9 +244,7 @@ class VideoCLIP(nn.Module):
         return sizes | {"image_mean": self.backbone.mean, "image_std": self.backbone.std} | self.preprocessing
 
     def _encode(self, frames: Tensor, trace: bool) -> EncoderOutput:
-        if frames.dtype == torch.uint8:
-            frames = (frames / 255 - self.pixel_mean) / self.pixel_std
-        return self.encoder(frames, trace)
+        return self.encoder(self.normalise(frames), trace)
 
     def _label_features(self) -> Tensor:
         if self.label_features is None or self.label_tokens is None:

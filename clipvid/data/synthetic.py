@@ -167,11 +167,13 @@ def caption(scene: Scene, frame: int, rng: np.random.Generator) -> str:
     The object is always named; colour, texture, size, position and posture are each named at random where a
     word clearly fits, and the sentence takes one of several forms. The words are chosen so that a text tower
     that has read captions has met what class names are made of (left, right, up, down, clockwise,
-    anticlockwise, closer, away, red, blue), but none speaks of motion: "turned clockwise" is a posture.
+    anticlockwise, closer, away, red, blue), but none speaks of motion: "turned clockwise" is a posture. A good
+    third of the captions name nothing but the object.
     """
+    talkative = rng.random() < 0.65
 
     def maybe(phrases: list[str], chance: float) -> str:
-        return str(rng.choice(phrases)) if phrases and rng.random() < chance else ""
+        return str(rng.choice(phrases)) if talkative and phrases and rng.random() < chance else ""
 
     sizes, distances = _size_phrases(float(scene.radius[frame]))
     adjectives = [maybe(sizes, 0.3), maybe([scene.colour_name[frame]], 0.5), maybe([scene.texture], 0.3)]

@@ -1,0 +1,47 @@
+"""Bring in authors' checkpoints: `clipvid convert ila --checkpoint x.pth --num_frames 8 --output_dir d`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from safetensors.torch import load_file
+
+from clipvid.convert import from_ila
+
+CONVERTERS = {"ila": from_ila}
+
+
+def main(args: list[str] | None = None) -> None:
+    """The verb."""
+    parser = ArgumentParser(prog="clipvid convert", description="Convert a checkpoint of a paper's authors.")
+    parser.add_argument("method", choices=list(CONVERTERS), help="whose checkpoint it is")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=".pth or .safetensors as released")
+    parser.add_argument("--num_frames", type=int, required=True, help="frames per clip that it was trained with")
+    parser.add_argument("--output_dir", type=Path, required=True, help="the model folder to write")
+    options = parser.parse_args(args)
+    model = CONVERTERS[options.method](read_checkpoint(options.checkpoint), options.num_frames)
+    model.save_pretrained(options.output_dir)
+    print(f"{options.method} with {model.num_frames} frames of {model.image_size} px -> {options.output_dir}")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Tensors of a checkpoint; pickled code is refused.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is no checkpoint, or one that holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is no checkpoint of tensors alone: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a state dict")
+    return content

@@ -1,0 +1,234 @@
+"""What a video file holds, found without decoding: its stream, its packets, and the times of its frames.
+
+`scan` walks the packets and decides whether time stamps can be trusted to tell frames apart (a `Timeline`) or
+frames have to be counted by decoding. `opened`, `packets` and `decoded` are the steps that the reader decodes by.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import av
+from av.bitstream import BitStreamFilterContext
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+Opened: TypeAlias = tuple[InputContainer, VideoStream]
+
+# Containers that store the time of every frame and an index of keyframes: seeking in them is exact.
+INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# Containers whose time stamps are those of the frames, but for the exceptions below. In others they may be guessed.
+TIMED_FORMATS = (*INDEXED_FORMATS, "mpegts", "flv", "avi", "gif")
+# An MPEG-4 packet of so few bytes holds no picture, only the word that the one before it stays.
+EMPTY_MPEG4_BYTES = 16
+
+# PyAV raises IndexError where a damaged file grows a stream on the way.
+_DEMUX_ERRORS = (av.FFmpegError, IndexError)
+
+
+class Packet(NamedTuple):
+    """What the walk keeps of a packet; times in the stream's unit, size in bytes.
+
+    A keyframe that `resets` is one that decoding can begin at.
+    """
+
+    pts: int | None
+    dts: int | None
+    size: int
+    is_keyframe: bool
+    is_discard: bool
+    resets: bool
+
+
+class Keyframe(NamedTuple):
+    """A packet that decoding can begin at: its time, and the time to ask a seek for to land on it or before."""
+
+    pts: int
+    seek_time: int
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Frames in presentation order: their times, and for each the position in `keyframes` to decode it from."""
+
+    times: list[int]
+    entries: list[int]
+    keyframes: list[Keyframe]
+    closed_gops: bool
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the walk found.
+
+    `timeline` is None where frames must be counted by decoding, `fps` where not known; `checked` says that the
+    headers of all packets were parsed.
+    """
+
+    format: str
+    num_streams: int
+    bits: int
+    width: int
+    height: int
+    fps: float | None
+    checked: bool
+    timeline: Timeline | None
+
+
+@contextlib.contextmanager
+def opened(source: str | bytes) -> Iterator[Opened]:
+    """The container of a file (path or bytes) and its main video stream, decoding in one thread.
+
+    Raises ValueError where there is no video stream, and av.FFmpegError.
+    """
+    file = source if isinstance(source, str) else io.BytesIO(source)
+    # A playlist is a text file that names other files, or addresses: nothing but the file itself is opened.
+    options = {"protocol_whitelist": "file"} if isinstance(source, str) else {"protocol_whitelist": ""}
+    with av.open(file, "r", metadata_errors="ignore", options=options) as container:
+        streams = _video_streams(container)
+        if not streams:
+            raise ValueError("it has no video stream")
+        best = container.streams.best("video")
+        stream = best if best in streams else streams[0]
+        # PyAV types it as always there; a codec without a decoder has none.
+        context: VideoCodecContext | None = stream.codec_context
+        if context is None:
+            raise ValueError("there is no decoder for its video codec")
+        context.thread_count = 1
+        yield container, stream
+
+
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet | None]:
+    """Packets of the stream in decode order from where the container stands; None, at the end, is the flush."""
+    # A file cut off in the middle ends in an error: what came before it is kept.
+    with contextlib.suppress(*_DEMUX_ERRORS):
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    yield None
+
+
+def skipped_to(keyframe: Keyframe, stream_packets: Iterable[av.Packet | None]) -> Iterator[av.Packet | None]:
+    """Packets from `keyframe` on; none at all where they begin after it."""
+    remaining = iter(stream_packets)
+    for packet in remaining:
+        if packet is None or (packet.is_keyframe and (packet.pts is None or packet.pts > keyframe.pts)):
+            return
+        if packet.is_keyframe and packet.pts == keyframe.pts:
+            yield packet
+            yield from remaining
+
+
+def decoded(stream: VideoStream, stream_packets: Iterable[av.Packet | None]) -> Iterator[av.VideoFrame]:
+    """Frames in presentation order; packets that do not decode give none."""
+    for packet in stream_packets:
+        try:
+            frames = stream.decode(packet)
+        except av.FFmpegError:
+            continue
+        yield from frames
+
+
+def scan(source: str | bytes) -> Scan:
+    """Walk the packets of a file. Errors as `opened`."""
+    with opened(source) as (container, stream):
+        context = stream.codec_context
+        parser = _header_parser(stream)
+        found, intact = _walk(container, stream, parser)
+        if not found:
+            raise ValueError("its video stream is empty")
+        reorders_unsaid = container.format.name == "avi" and context.has_b_frames
+        countable = context.name != "mpeg4" or min(packet.size for packet in found) > EMPTY_MPEG4_BYTES
+        trusted = intact and countable and not reorders_unsaid and container.format.name in TIMED_FORMATS
+        rate = stream.average_rate or stream.guessed_rate
+        return Scan(
+            format=container.format.name,
+            num_streams=len(container.streams.video),
+            bits=max((part.bits for part in context.format.components), default=8) if context.format else 8,
+            width=context.width,
+            height=context.height,
+            fps=float(rate) if rate else None,
+            checked=parser is not None,
+            timeline=_timeline(found) if trusted and context.format else None,
+        )
+
+
+def _video_streams(container: InputContainer) -> list[VideoStream]:
+    """Video streams, without the cover pictures that audio files carry as such."""
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
+def _header_parser(stream: VideoStream) -> BitStreamFilterContext | None:
+    """FFmpeg's `<codec>_metadata` filter, which parses every header of a packet; None where the codec has none.
+
+    What it refuses, decoders drop without a word, which moves all later frames by one. It costs a few
+    microseconds a packet.
+    """
+    with contextlib.suppress(av.FFmpegError):
+        return BitStreamFilterContext(f"{stream.codec_context.codec.canonical_name}_metadata", stream)
+    return None
+
+
+def _walk(
+    container: InputContainer, stream: VideoStream, parser: BitStreamFilterContext | None
+) -> tuple[list[Packet], bool]:
+    """Packets in decode order, and whether they are whole as far as can be told without decoding."""
+    found: list[Packet] = []
+    intact, context = True, stream.codec_context
+    try:
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            resets = packet.is_keyframe and (context.name != "h264" or _has_idr_slice(packet, context.extradata))
+            flags = (packet.is_keyframe, packet.is_discard, resets)
+            found.append(Packet(packet.pts, packet.dts, packet.size, *flags))
+            intact = intact and not packet.is_corrupt
+            if parser is not None and intact:
+                parser.filter(packet)
+    except _DEMUX_ERRORS:
+        intact = False
+    return found, intact
+
+
+def _has_idr_slice(packet: av.Packet, extradata: bytes | None) -> bool:
+    """Whether an H.264 keyframe resets the decoder.
+
+    Others are open: frames after them lean on frames before, and under gradual refresh they do so themselves.
+    """
+    data = bytes(packet)
+    if not extradata or extradata[0] != 1:
+        return any(unit[0] & 31 == 5 for unit in data.split(b"\0\0\1")[1:] if unit)
+    start, width = 0, (extradata[4] & 3) + 1 if len(extradata) > 4 else 4
+    while start + width < len(data):
+        if data[start + width] & 31 == 5:
+            return True
+        start += width + int.from_bytes(data[start : start + width], "big")
+    return False
+
+
+def _timeline(found: list[Packet]) -> Timeline | None:
+    """Frames of the packets in presentation order; None where time stamps do not tell them apart."""
+    if len({packet.pts for packet in found}) < len(found) or not found[0].resets:
+        return None
+    keyframes: list[Keyframe] = []
+    frames: list[tuple[int, int]] = []
+    closed_gops = all(packet.resets for packet in found if packet.is_keyframe)
+    for packet in found:
+        if packet.pts is None or (packet.resets and keyframes and packet.pts < keyframes[-1].pts):
+            return None
+        if packet.resets:
+            keyframes.append(Keyframe(packet.pts, packet.pts if packet.dts is None else min(packet.pts, packet.dts)))
+        entry = len(keyframes) - 1
+        # A leading picture is shown before the keyframe it follows, and may need what came before that.
+        while entry >= 0 and packet.pts < keyframes[entry].pts:
+            entry, closed_gops = entry - 1, False
+        if entry < 0:
+            return None
+        if not packet.is_discard:
+            frames.append((packet.pts, entry))
+    frames.sort()
+    return Timeline([time for time, _ in frames], [entry for _, entry in frames], keyframes, closed_gops)

@@ -1,0 +1,110 @@
+"""Which frames of a video make a clip: pure index arithmetic, and the keyed randomness every draw comes from.
+
+Letters: N frames in the video, T frames in the clip. Indices count frames in presentation order from 0.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def keyed_generator(*key: int) -> torch.Generator:
+    """CPU generator whose state is a function of the integers of `key` alone, e.g. (seed, epoch, sample index).
+
+    The key is hashed, so neighbouring keys and keys of different lengths give unrelated streams. Every random
+    draw of the project comes from such a generator: order, workers, processes and resumes change no sample.
+    torch's CPU engine keeps 32 bits of a seed: about one pair of keys in four billion shares a stream.
+    """
+    if not key:
+        raise ValueError("keyed_generator got an empty key; give at least one integer, e.g. the seed")
+    digest = hashlib.blake2b(",".join(str(int(part)) for part in key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def uniform_indices(
+    total: int, num_frames: int, *, generator: torch.Generator | None = None, clip: int = 0, num_clips: int = 1
+) -> Tensor:
+    """One frame from each of T equal segments of the video (TSN, https://arxiv.org/abs/1608.00859): int64 [T].
+
+    With a generator, a random frame of each segment; without, the point (clip + 0.5) / num_clips of each
+    segment, which is its centre for a single clip. Monotone and in [0, total); frames repeat when total < T.
+    """
+    _check(total, num_frames, clip, num_clips)
+    segment = torch.arange(num_frames)
+    if generator is None:
+        return ((segment * num_clips + clip) * 2 + 1) * total // (2 * num_clips * num_frames)
+    within = torch.rand(num_frames, generator=generator, dtype=torch.float64)
+    return ((segment + within) * total / num_frames).long().clamp_(max=total - 1)
+
+
+def dense_indices(
+    total: int,
+    num_frames: int,
+    stride: int,
+    *,
+    generator: torch.Generator | None = None,
+    clip: int = 0,
+    num_clips: int = 1,
+) -> Tensor:
+    """T frames, `stride` apart, from one window of the video: int64 [T].
+
+    With a generator the window starts anywhere it fits; without, the windows of `num_clips` clips are spread
+    evenly from the start of the video to its end (a single one lies in the middle). Where the window of
+    (T - 1) * stride + 1 frames is longer than the video, the stride shrinks, to a fraction if need be, until
+    the clip spans the whole video. Monotone and in [0, total); frames repeat when total < T.
+    """
+    _check(total, num_frames, clip, num_clips)
+    if stride < 1:
+        raise ValueError(f"stride is {stride}; expected at least 1 frame")
+    position = torch.arange(num_frames)
+    slack = total - 1 - (num_frames - 1) * stride
+    if slack < 0:
+        return position * (total - 1) // (num_frames - 1)
+    if generator is not None:
+        start = int(torch.randint(slack + 1, (), generator=generator))
+    elif num_clips == 1:
+        start = slack // 2
+    else:
+        start = slack * clip // (num_clips - 1)
+    return start + position * stride
+
+
+@dataclass(frozen=True)
+class FrameSampling:
+    """How a clip is drawn from a video: `uniform` segments over all of it, or a `dense` window of it.
+
+    Args:
+        name: `uniform` or `dense`.
+        num_frames: T, frames in a clip.
+        stride: frames from one to the next in a dense window; `uniform` has none and wants 1.
+    """
+
+    name: Literal["uniform", "dense"] = "uniform"
+    num_frames: int = 8
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name not in ("uniform", "dense"):
+            raise ValueError(f"frame sampling is {self.name!r}; expected 'uniform' or 'dense'")
+        if self.num_frames < 1 or self.stride < 1:
+            raise ValueError(f"num_frames {self.num_frames} and stride {self.stride} must be at least 1")
+        if self.name == "uniform" and self.stride != 1:
+            raise ValueError(f"stride {self.stride} has no meaning in uniform sampling; leave it at 1, or use 'dense'")
+
+    def indices(
+        self, total: int, *, generator: torch.Generator | None = None, clip: int = 0, num_clips: int = 1
+    ) -> Tensor:
+        """Frame indices int64 [T] of one clip of a video of `total` frames; random with a generator."""
+        if self.name == "uniform":
+            return uniform_indices(total, self.num_frames, generator=generator, clip=clip, num_clips=num_clips)
+        return dense_indices(total, self.num_frames, self.stride, generator=generator, clip=clip, num_clips=num_clips)
+
+
+def _check(total: int, num_frames: int, clip: int, num_clips: int) -> None:
+    if total < 1 or num_frames < 1:
+        raise ValueError(f"cannot take {num_frames} frames of a video of {total}; both must be at least 1")
+    if not 0 <= clip < num_clips:
+        raise ValueError(f"clip is {clip} of num_clips {num_clips}; expected 0 <= clip < num_clips")

@@ -1,0 +1,154 @@
+"""Augmentation and resizing of clips, uint8 [T, 3, H, W] in and out, the same for every frame of a clip.
+
+Normalisation is not done here: bytes travel to the device, and become floats there.
+"""
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+Transform: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def train_transform(
+    image_size: int,
+    *,
+    scale: tuple[float, float] = (0.5, 1.0),
+    flip: bool = False,
+    color_jitter: float = 0.0,
+    grayscale: float = 0.0,
+    random_erasing: float = 0.0,
+) -> v2.Compose:
+    """Random augmentation: uint8 [T, 3, H, W] -> uint8 [T, 3, S, S]. To be applied by `apply_keyed`.
+
+    Args:
+        image_size: S, pixels.
+        scale: least and greatest share of the area that the random crop takes.
+        flip: mirror left and right with probability 0.5; off for classes that tell left from right.
+        color_jitter: strength of brightness, contrast and saturation changes, and of hue by a quarter of it.
+        grayscale: probability of losing all colour.
+        random_erasing: probability of one black rectangle, in the same place in all frames.
+    """
+    steps: list[nn.Module] = [
+        v2.RandomResizedCrop(image_size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    ]
+    if flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if color_jitter > 0:
+        strength = min(color_jitter / 4, 0.5)
+        steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter, strength))
+    if grayscale > 0:
+        steps.append(v2.RandomGrayscale(grayscale))
+    if random_erasing > 0:
+        steps.append(v2.RandomErasing(random_erasing))
+    return v2.Compose(steps)
+
+
+def eval_transform(
+    image_size: int,
+    resize: Literal["shortest_center", "squash"] = "shortest_center",
+    crop: int = 0,
+    num_crops: int = 1,
+) -> v2.Compose:
+    """Fixed view of a clip: uint8 [T, 3, H, W] -> uint8 [T, 3, S, S].
+
+    `shortest_center` resizes the shorter side to S and takes the centre, or with several crops the crop-th of
+    `num_crops` squares spread evenly along the longer side. `squash` resizes both sides to S, whatever the shape.
+    """
+    if not 0 <= crop < num_crops:
+        raise ValueError(f"crop is {crop} of num_crops {num_crops}; expected 0 <= crop < num_crops")
+    bicubic = v2.InterpolationMode.BICUBIC
+    if resize == "squash":
+        if num_crops != 1:
+            raise ValueError(f"squash shows the whole frame: num_crops is {num_crops}, expected 1")
+        return v2.Compose([v2.Resize((image_size, image_size), interpolation=bicubic, antialias=True)])
+    if resize != "shortest_center":
+        raise ValueError(f"resize is {resize!r}; expected 'shortest_center' or 'squash'")
+    cut = v2.CenterCrop(image_size) if num_crops == 1 else _SideCrop(image_size, crop, num_crops)
+    return v2.Compose([v2.Resize(image_size, interpolation=bicubic, antialias=True), cut])
+
+
+def eval_transforms(
+    image_size: int, resize: Literal["shortest_center", "squash"] = "shortest_center", num_crops: int = 1
+) -> list[v2.Compose]:
+    """One `eval_transform` for each of `num_crops` crops."""
+    return [eval_transform(image_size, resize, crop, num_crops) for crop in range(num_crops)]
+
+
+def apply_keyed(transform: Transform, clip: Tensor, generator: torch.Generator) -> Tensor:
+    """Apply a transform that draws from torch's global CPU state as if it drew from `generator`.
+
+    The global state is put back afterwards, and the state of other devices is not touched.
+    """
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return transform(clip)
+
+
+def mix(
+    frames: Tensor, targets: Tensor, mixup_alpha: float, cutmix_alpha: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """MixUp (https://arxiv.org/abs/1710.09412) or CutMix (https://arxiv.org/abs/1905.04899) of a batch of clips.
+
+    Each clip is mixed with another of the batch, in one ratio for the whole batch, drawn from Beta(alpha, alpha);
+    CutMix pastes the same rectangle into all frames. With both alphas above 0, each is taken half of the time;
+    with both 0, nothing is mixed.
+
+    Args:
+        frames: floating point [B, T, 3, H, W], on any device.
+        targets: floating point [B, K], rows that sum to 1.
+        generator: CPU generator, e.g. keyed by (seed, epoch, step).
+
+    Returns:
+        Mixed frames and targets, of the same shapes and types; the inputs are left as they are.
+    """
+    if frames.ndim != 5 or not frames.is_floating_point():
+        raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}; expected floating point [B, T, 3, H, W]")
+    if targets.ndim != 2 or not targets.is_floating_point() or len(targets) != len(frames):
+        raise ValueError(f"targets are {targets.dtype} {list(targets.shape)}; expected floats [{len(frames)}, K]")
+    if mixup_alpha < 0 or cutmix_alpha < 0:
+        raise ValueError(f"mixup_alpha {mixup_alpha} and cutmix_alpha {cutmix_alpha} must not be negative")
+    if mixup_alpha == 0 and cutmix_alpha == 0:
+        return frames, targets
+    rng = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
+    cut = cutmix_alpha > 0 and (mixup_alpha == 0 or rng.random() < 0.5)
+    alpha = cutmix_alpha if cut else mixup_alpha
+    ratio = float(rng.beta(alpha, alpha))
+    partner = torch.from_numpy(rng.permutation(len(frames))).to(frames.device)
+    if cut:
+        height, width = frames.shape[-2:]
+        rows, columns = _rectangle(rng, height, width, 1 - ratio)
+        mixed = frames.clone()
+        mixed[..., rows, columns] = frames[partner][..., rows, columns]
+        ratio = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    else:
+        mixed = ratio * frames + (1 - ratio) * frames[partner]
+    return mixed, ratio * targets + (1 - ratio) * targets[partner.to(targets.device)]
+
+
+class _SideCrop(nn.Module):
+    """The crop-th of several squares spread evenly along the longer side."""
+
+    def __init__(self, size: int, crop: int, num_crops: int) -> None:
+        super().__init__()
+        self.size, self.crop, self.num_crops = size, crop, num_crops
+
+    def forward(self, clip: Tensor) -> Tensor:
+        height, width = clip.shape[-2:]
+        top, left = ((side - self.size) * self.crop // (self.num_crops - 1) for side in (height, width))
+        return F.crop(clip, top, left, self.size, self.size)
+
+
+def _rectangle(rng: np.random.Generator, height: int, width: int, share: float) -> tuple[slice, slice]:
+    """A rectangle of `share` of the area around a random point, cut off at the borders, as rows and columns."""
+    slices = []
+    for side in (height, width):
+        centre, half = int(rng.integers(side)), round(side * share**0.5) / 2
+        slices.append(slice(max(int(centre - half), 0), min(int(centre + half), side)))
+    return slices[0], slices[1]

@@ -1,0 +1,59 @@
+"""From predictions to the figures that a report shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from clipvid.data.manifest import ClassInfo
+from clipvid.engine import Predictions, predict
+from clipvid.metrics import attribute_accuracy, classification_metrics, pair_accuracy
+from clipvid.model import VideoCLIP
+
+
+def summarise(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    """`clipvid.metrics.classification_metrics`, and what the attributes of the classes allow besides.
+
+    `pairs`: share scored above the class's `partner`, over all and by `pair`; `object`: share whose object is right.
+    """
+    labels, scores = predictions.labels, predictions.scores
+    figures = classification_metrics(scores, labels)
+    attributes = [info.attributes for info in classes]
+    if all("partner" in values for values in attributes):
+        partners = [int(values["partner"]) for values in attributes]
+        figures["pairs"] = pair_accuracy(scores, labels, partners)
+        for pair in sorted({values["pair"] for values in attributes}):
+            chosen = [values["partner"] if values["pair"] == pair else -1 for values in attributes]
+            figures.setdefault("by_pair", {})[pair] = pair_accuracy(scores, labels, list(map(int, chosen)))
+    if all("object" in values for values in attributes):
+        figures["object"] = attribute_accuracy(scores, labels, [values["object"] for values in attributes])
+    return figures
+
+
+def evaluate(
+    accelerator: Accelerator, model: VideoCLIP, loader: DataLoader, classes: Sequence[ClassInfo]
+) -> tuple[Predictions, dict[str, Any]]:
+    """Predictions for every video of the loader, and their figures."""
+    predictions = predict(accelerator, model, loader)
+    return predictions, summarise(predictions, classes)
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """The headline figures in one line, with 95% intervals."""
+    names = {"top1": "top-1", "pairs": "motion pairs", "object": "object"}
+    shares = [(name, figures[key]) for key, name in names.items() if key in figures]
+    told = [f"{name} {share['value']:.3f} ({share['low']:.3f}-{share['high']:.3f})" for name, share in shares]
+    return f"{', '.join(told)}, {figures['top1']['count']} videos"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write aside and rename: the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.replace(path)

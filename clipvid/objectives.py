@@ -1,0 +1,75 @@
+"""What training minimises. An objective maps (model, batch) to a loss and its named parts.
+
+Shapes: B clips, T frames, S image side, K classes, L text length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipvid.data.sampling import keyed_generator
+from clipvid.data.transforms import mix
+
+Batch = dict[str, Tensor]
+Losses = dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """Called with the model (possibly wrapped for many processes), a batch with normalised frames, and the epoch;
+    returns the loss to descend and its parts, detached, for the log."""
+
+    def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]: ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross entropy plus the auxiliary losses of the adapters, each with weight 1.
+
+    num_classes: K. seed: of the MixUp draws. label_smoothing: mass spread over all classes.
+    mixup, cutmix: alphas of the Beta distributions; 0 turns one off.
+    """
+
+    num_classes: int
+    seed: int
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
+        frames, targets = batch["frames"], F.one_hot(batch["label"], self.num_classes).float()
+        if self.mixup or self.cutmix:
+            generator = keyed_generator(self.seed, epoch, *batch["index"].tolist())
+            frames, targets = mix(frames, targets, self.mixup, self.cutmix, generator)
+        output = model(frames)
+        error = F.cross_entropy(output.logits.float(), targets, label_smoothing=self.label_smoothing)
+        return _with_auxiliary(error, "cross_entropy", output.losses)
+
+
+@dataclass(frozen=True)
+class ImageTextContrast:
+    """CLIP's symmetric cross entropy between clips and captions of a batch; equal captions count as one.
+
+    The batch holds `frames [B, T, 3, S, S]` and `tokens [B, L]`.
+    """
+
+    def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
+        output = model(batch["frames"], text=batch["tokens"])
+        same = (batch["tokens"][:, None] == batch["tokens"][None]).all(dim=-1).float()
+        targets = same / same.sum(dim=1, keepdim=True)
+        logits = output.logits.float()
+        error = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        return _with_auxiliary(error, "contrast", output.losses)
+
+
+def _with_auxiliary(error: Tensor, name: str, auxiliary: Losses) -> tuple[Tensor, Losses]:
+    parts = {name: error}
+    for key, loss in auxiliary.items():
+        adapter = key.split(".")[0]
+        parts[adapter] = parts.get(adapter, torch.zeros_like(error)) + loss
+    total = torch.stack(list(parts.values())).sum()
+    return total, {key: value.detach() for key, value in parts.items()} | {"loss": total.detach()}

@@ -1,0 +1,318 @@
+"""What a comparison of models found, as one self-contained HTML page, a Markdown table and a picture of clips.
+
+Shapes: T frames of a clip, H x W their pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import imread, imsave
+from torch import Tensor
+
+COLUMNS = {"object": "object top-1", "pairs": "motion pairs", "top1": "top-1"}
+QUESTIONS = {"object": "what is it?", "pairs": "or its reverse?", "top1": "the whole label"}
+PALETTE = ("#76839b", "#d97706", "#2456d6", "#0f9488", "#9d3fae", "#be3a4a", "#5f7a1c", "#7a5230")
+DASHES = ("dashed", "solid", "dotted")
+SHADES = LinearSegmentedColormap.from_list("shades", ["#f6f8fd", "#a9c0f5", "#2456d6", "#0b1f5c"])
+INK, RIGHT, WRONG = "#1b2333", ("right", "✓", "#16794a"), ("wrong", "✗", "#c2293d")  # a word, a symbol, a colour
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a name and the figures of `metrics.json`, of which any may be absent."""
+
+    name: str
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ClipStrip:
+    """A clip to look at: frames uint8 [T, 3, H, W], its class, and per model labels with probabilities, best first."""
+
+    frames: Tensor
+    truth: str
+    predictions: dict[str, list[tuple[str, float]]]
+
+    def __post_init__(self) -> None:
+        shape = list(self.frames.shape)
+        if self.frames.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape:
+            raise ValueError(f"frames: expected uint8 [T, 3, H, W], got {self.frames.dtype} {shape}")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's history: entries with `step` and `loss`, and entries with `step` and `val_top1` (a share)."""
+
+    name: str
+    history: list[dict[str, Any]]
+
+
+def markdown_table(rows: list[Row]) -> str:
+    """The table with 95% intervals, `0.93 (0.90-0.95)`, for a terminal or a README."""
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" + "|---:" * 3 + "|"]
+    for row in rows:
+        found = [row.figures.get(key) for key in COLUMNS]
+        cells = [f"{f['value']:.2f} ({f['low']:.2f}-{f['high']:.2f})" if f else "-" for f in found]
+        lines.append(" | ".join(["| " + " ".join(row.name.split()).replace("|", "\\|"), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def strip_image(strip: ClipStrip, scale: int = 1) -> bytes:
+    """A PNG of the frames side by side, bicubically enlarged: T * W * scale by H * scale pixels."""
+    frames, target = strip.frames.cpu(), io.BytesIO()
+    if scale > 1:
+        large = torch.nn.functional.interpolate(frames.float(), scale_factor=scale, mode="bicubic")
+        frames = large.round().clamp(0, 255).to(torch.uint8)
+    imsave(target, np.ascontiguousarray(rearrange(frames, "t c h w -> h (t w) c").numpy()), format="png")
+    return target.getvalue()
+
+
+def save_strips(path: Path, clips: list[ClipStrip]) -> None:
+    """A PNG with a row per clip: its frames, an inch high, and beside them its class and each model's best label."""
+    if not clips:
+        raise ValueError("no clips to draw: expected at least one ClipStrip")
+    strips = max(clip.frames.shape[0] * clip.frames.shape[3] / clip.frames.shape[2] for clip in clips)
+    width, height = strips + 4.4, 1.12 * len(clips)  # inches, the words included
+    figure, target = Figure(figsize=(width, height), dpi=100, facecolor="white"), io.BytesIO()
+    for index, clip in enumerate(clips):
+        bottom, image = height - 1.12 * index - 1.06, imread(io.BytesIO(strip_image(clip, 2)))
+        axes = figure.add_axes((0.06 / width, bottom / height, strips / width, 1 / height), anchor="W")
+        axes.imshow(image)
+        axes.vlines(np.arange(1, len(clip.frames)) * 2 * clip.frames.shape[3] - 0.5, *axes.get_ylim(), colors="white")
+        axes.set_axis_off()
+        lines = [(clip.truth, INK, "bold")]
+        for model, labels in clip.predictions.items():
+            for best, _ in labels[:1]:
+                _, symbol, colour = RIGHT if best == clip.truth else WRONG
+                lines.append((f"{symbol} {best}  ({model})", colour, "normal"))
+        for line, (words, colour, weight) in enumerate(lines):
+            at = (strips + 0.2) / width, (bottom + 1 - (line + 0.5) / len(lines)) / height
+            figure.text(*at, words, color=colour, weight=weight, size=9, va="center", parse_math=False)
+    figure.savefig(target, format="png")
+    _write(path, target.getvalue())
+
+
+def write_report(
+    path: Path,
+    title: str,
+    introduction: str,
+    rows: list[Row],
+    curves: list[Curve],
+    confusions: dict[str, tuple[list[list[int]], list[str]]],
+    clips: list[ClipStrip],
+    details: dict[str, str],
+) -> None:
+    """One HTML page that needs nothing else; sections with nothing to show are left out.
+
+    introduction: plain text, an empty line between paragraphs.
+    confusions: by model, counts [K][K] (true class, predicted class) and the K class names.
+    """
+    names = dict.fromkeys([row.name for row in rows] + [curve.name for curve in curves])
+    colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(names)}
+    sections = [_table(rows, colours), _by_pair(rows, colours), _clips(clips), _curves(curves, colours)]
+    lines = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in details.items())
+    how = _section("Details", "What it takes to get these numbers again.", f"<dl>{lines}</dl>" if lines else "")
+    sections += [_confusions(confusions), how]
+    opening = "".join(f"<p>{escape(text)}</p>" for text in introduction.split("\n\n") if text.strip())
+    header = f"<header><h1>{escape(title)}</h1>{opening}</header>"
+    page = f"{HEAD.replace('TITLE', escape(title))}<body>{header}<main>{''.join(sections)}</main></body></html>\n"
+    _write(path, page.encode())
+
+
+def _table(rows: list[Row], colours: dict[str, str]) -> str:
+    lines, counts = [], []
+    for row in rows:
+        cells = ""
+        for key in COLUMNS:
+            figure = row.figures.get(key)
+            if figure:
+                counts.append(figure["count"])
+                interval = f"<small>{figure['low']:.2f}–{figure['high']:.2f}</small>"
+                bar = _bar(figure, colours[row.name], chance=0.5 if key == "pairs" else None)
+            cells += f"<td><b>{figure['value']:.2f}</b> {interval}{bar}</td>" if figure else "<td>–</td>"
+        lines.append(f'<tr><th scope="row">{escape(row.name)}</th>{cells}</tr>')
+    over = f" of {' to '.join(map(str, sorted({min(counts), max(counts)})))} clips" if counts else ""
+    read = f"Each number is the share{over} answered right, from 0 to 1; the range is its 95% Wilson interval. "
+    read += "The dotted line in motion pairs is chance, 0.50."
+    heads = "".join(f'<th scope="col">{name} <small>{QUESTIONS[key]}</small></th>' for key, name in COLUMNS.items())
+    table = f"<table><thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return _section("Results", read, table if rows else "")
+
+
+def _bar(figure: dict[str, Any], colour: str, chance: float | None) -> str:
+    """A bar from 0 to 1 with its interval and chance; the numbers stand beside it in words."""
+    value, low, high = (100 * figure[key] for key in ("value", "low", "high"))
+    fill = f'<i style="width:{value:.1f}%;background:{colour}"></i>'
+    mark = f'<i class="chance" style="left:{100 * chance:.1f}%"></i>' if chance is not None else ""
+    interval = f'<i class="interval" style="left:{low:.1f}%;width:{high - low:.1f}%"></i>'
+    return f'<span class="bar" aria-hidden="true">{fill}{mark}{interval}</span>'
+
+
+def _by_pair(rows: list[Row], colours: dict[str, str]) -> str:
+    lines: dict[str, str] = {}
+    for row in rows:
+        for pair, figure in (row.figures.get("by_pair") or {}).items():
+            words = f"<span>{escape(row.name)}</span> <b>{figure['value']:.2f}</b>"
+            lines[pair] = lines.get(pair, "") + f"<li>{words}{_bar(figure, colours[row.name], 0.5)}</li>"
+    cards = (f'<div class="card"><h3>{escape(pair)}</h3><ul>{bars}</ul></div>' for pair, bars in lines.items())
+    read = "Is a motion told from its reverse? The dotted line is chance, 0.50; a bar that ends left of it says that "
+    read += "the reverse is named more often. Dark strokes are 95% intervals."
+    return _section("Accuracy by motion pair", read, f'<div class="cards">{"".join(cards)}</div>' if lines else "")
+
+
+def _clips(clips: list[ClipStrip]) -> str:
+    read = "Each clip plays at the left and lies frame by frame beside it; below, what each model takes it for, with "
+    read += f"probabilities: {RIGHT[1]} right, {WRONG[1]} wrong."
+    return _section("Clips", read, "".join(map(_clip, clips)))
+
+
+def _clip(clip: ClipStrip) -> str:
+    count, _, height, width = clip.frames.shape
+    columns = math.ceil(count / math.ceil(count / 12))  # rows of equal length
+    places = (100 * index / max(count - 1, 1) for index in range(count))
+    frames = "".join(f'<i class="frame" style="background-position-x:{place:.4f}%"></i>' for place in places)
+    player = '<i class="frame playing"></i>' if count > 1 else ""
+    truth, said = escape(clip.truth), ""
+    for model, labels in clip.predictions.items():
+        word, symbol, _ = RIGHT if labels and labels[0][0] == clip.truth else WRONG
+        lines = "".join(f"<li>{escape(name)} <small>{share:.0%}</small></li>" for name, share in labels)
+        mark = f'<b role="img" aria-label="{word}">{symbol}</b>'
+        said += f'<div class="{word}">{mark} <h4>{escape(model)}</h4><ol>{lines}</ol></div>' if labels else ""
+    uri = _uri(strip_image(clip), "png")
+    style = f"--strip:url({uri});--count:{count};--columns:{columns};--shape:{width}/{height}"
+    alt = f'role="img" aria-label="{count} frames of a clip: {truth}"'
+    strip = f'<div class="strip" {alt}>{player}<div class="frames">{frames}</div></div>'
+    return f'<article class="card" style="{style}"><h3>{truth}</h3>{strip}<div class="said">{said}</div></article>'
+
+
+def _curves(curves: list[Curve], colours: dict[str, str]) -> str:
+    pictures, keys = "", {}
+    for key, heading in (("loss", "training loss"), ("val_top1", "validation top-1")):
+        axes, ends = _axes(5.4, 3.3), []
+        for index, curve in enumerate(curves):
+            points = [(at["step"], at[key]) for at in curve.history if key in at and math.isfinite(at[key])]
+            if points:
+                colour, dash = colours[curve.name], DASHES[index % len(DASHES)]
+                axes.plot(*zip(*points, strict=True), color=colour, linestyle=dash, marker="o", markersize=3)
+                ends.append(f"{curve.name} from {points[0][1]:.2f} to {points[-1][1]:.2f}")
+                keys[curve.name] = f'<i style="border-color:{colour};border-style:{dash}"></i>{escape(curve.name)}'
+        axes.set_ylim(0, 1.02 if key == "val_top1" else None)
+        axes.grid(axis="y", color="#e2e6ee")
+        pictures += _picture(axes, f"{heading} over steps", f"{heading}: {'; '.join(ends)}") if ends else ""
+    read = "A falling loss: the model fits its training clips. A rising top-1: it is right on clips it never saw."
+    legend = "".join(f"<li>{key}</li>" for key in keys.values())
+    body = f'<ul class="legend">{legend}</ul><div class="pictures">{pictures}</div>'
+    return _section("Learning curves", read, body if pictures else "")
+
+
+def _confusions(confusions: dict[str, tuple[list[list[int]], list[str]]]) -> str:
+    pictures = ""
+    for name, (counts, classes) in confusions.items():
+        table = np.array(counts, dtype=float)
+        if table.shape != (len(classes), len(classes)):
+            raise ValueError(f"confusion of {name!r}: expected [K, K] for K={len(classes)} names, got {table.shape}")
+        shares = table / table.sum(axis=1, keepdims=True).clip(min=1)
+        recall = shares.diagonal().sum() / max((table.sum(axis=1) > 0).sum(), 1)
+        axes = _axes(*[2.2 + 0.17 * len(classes)] * 2)
+        axes.set(aspect="equal", xlabel="what the model said", ylabel="what was shown")
+        axes.pcolormesh(shares, cmap=SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
+        axes.invert_yaxis()
+        middles = np.arange(len(classes)) + 0.5
+        axes.set_xticks(middles, classes, rotation=90, fontsize=8, parse_math=False)
+        axes.set_yticks(middles, classes, fontsize=8, parse_math=False)
+        alt = f"Confusion matrix of {name}: {recall:.0%} on the diagonal, on average over classes"
+        pictures += _picture(axes, name, alt)
+    read = "Each row says how the clips of one class were answered, from pale (none) to dark (all): a dark diagonal is "
+    read += "perfect, and two equally dark neighbours are two classes that the model cannot tell apart."
+    return _section("Confusion matrices", read, f'<div class="pictures">{pictures}</div>' if pictures else "")
+
+
+def _section(heading: str, read: str, body: str) -> str:
+    return f'<section><h2>{heading}</h2><p class="read">{read}</p>{body}</section>\n' if body else ""
+
+
+def _axes(width: float, height: float) -> Axes:
+    """Axes without a frame, alone on a figure of that many inches."""
+    axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, colors="#4a5468")
+    return axes
+
+
+def _picture(axes: Axes, caption: str, alt: str) -> str:
+    """The figure at its natural size, on a narrow page down to 0.68 of it and then scrolled."""
+    figure, target = axes.get_figure(root=True), io.BytesIO()
+    assert figure is not None
+    figure.savefig(target, format="svg", metadata={"Date": None})
+    size = 96 * figure.get_figwidth()  # CSS pixels
+    style = f"max-width:{size:.0f}px;min-width:{0.68 * size:.0f}px"
+    image = f'<img src="{_uri(target.getvalue(), "svg+xml")}" alt="{escape(alt)}" style="{style}">'
+    heading, scroll = f"<figcaption>{escape(caption)}</figcaption>", f'<div class="scroll" tabindex="0">{image}</div>'
+    return f'<figure style="flex-basis:{0.9 * size:.0f}px">{heading}{scroll}</figure>'
+
+
+def _uri(image: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write aside and rename: the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_bytes(content)
+    aside.replace(path)
+
+
+HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>TITLE</title><link rel="icon" href="data:,"><style>
+:root { color-scheme: light; --ink: #1b2333; --soft: #566077; --line: #e2e6ee }
+* { box-sizing: border-box } ul, ol { list-style: none; margin: 0; padding: 0 }
+body { margin: 0; background: #f5f6fa; color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto, sans-serif }
+header, main { max-width: 1080px; margin: 0 auto; padding: 0 16px } header { padding-top: 48px }
+h1 { font-size: clamp(28px, 5vw, 42px); line-height: 1.15; margin: 0 } header p { max-width: 48em; font-size: 18px }
+h2 { margin: 0; font-size: 22px } h3 { margin: 0 0 10px; font-size: 16px } h4 { margin: 0; display: inline }
+section { background: #fff; border: 1px solid var(--line); border-radius: 14px; padding: 24px; margin: 24px 0 }
+.read { color: var(--soft); margin: 4px 0 20px; max-width: 56em } small { color: var(--soft); font-size: 13px }
+table { width: 100%; table-layout: fixed; border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { text-align: left; vertical-align: top; padding: 12px 16px 12px 0; border-top: 1px solid var(--line) }
+thead * { border: 0; padding-top: 0 } th small { display: block; font-weight: 400 } td b { font-size: 18px }
+.bar { display: block; position: relative; height: 10px; margin-top: 5px; background: #edf0f6; border-radius: 3px }
+.bar i { position: absolute; top: 0; bottom: 0 } .chance { border-left: 2px dotted var(--ink); margin: -3px -1px }
+.bar .interval { top: 4px; height: 2px; background: var(--ink); box-shadow: 0 0 0 1px #fff9 }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(270px, 1fr)); gap: 16px; font-size: 14px }
+.cards li { display: grid; grid-template-columns: 1fr auto; margin-top: 8px } .cards .bar { grid-column: 1 / 3 }
+.card { border: 1px solid var(--line); border-radius: 10px; padding: 16px } article + article { margin-top: 16px }
+.strip { display: flex; gap: 16px; align-items: flex-start }
+.frames { flex: 1; display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: 3px }
+.frame { aspect-ratio: var(--shape); background: var(--strip) 0 0 / calc(var(--count) * 100%) 100%; border-radius: 3px }
+.playing { flex: 0 0 104px; animation: play calc(var(--count) * .15s) steps(var(--count), jump-none) infinite }
+@keyframes play { from { background-position-x: 0 } to { background-position-x: 100% } }
+@media (prefers-reduced-motion: reduce) { .playing { animation: none } }
+.said { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; margin-top: 14px }
+.said > div { border: 0 solid var(--tone); border-left-width: 4px; padding-left: 10px; font-size: 14px }
+.said :is(b, li:first-child) { font-weight: 600; color: var(--tone) }
+.right { --tone: #16794a } .wrong { --tone: #c2293d }
+.legend, .pictures { display: flex; flex-wrap: wrap; gap: 4px 24px; font-size: 14px }
+.legend i { display: inline-block; width: 30px; border-width: 3px 0 0; margin: 0 8px 4px 0 }
+figure { margin: 0; flex: 1; min-width: 0 } img { display: block; width: 100% } .scroll { overflow-x: auto }
+figcaption { font-weight: 600; margin: 12px 0 4px } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
+dl { display: grid; grid-template-columns: auto 1fr; gap: 6px 20px; margin: 0; font-size: 14px }
+@media (max-width: 620px) { section { padding: 16px } .card { padding: 12px } .frames { --columns: 4 }
+ td b { display: block } th, td { padding-right: 8px; font-size: 14px; overflow-wrap: anywhere } dl { display: block } }
+</style></head>
+"""

@@ -1,0 +1,92 @@
+"""Configs: every YAML parses, nothing unknown gets in, the command line wins."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clipvid.commands.evaluate import EvaluateConfig
+from clipvid.commands.pretrain import PretrainConfig
+from clipvid.config import FinetuneConfig, claim_output, config_record, parse_config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "accelerate" not in path.parts)
+
+
+def config_class(path: Path) -> type:
+    return PretrainConfig if path.parent.name == "pretrain" else FinetuneConfig
+
+
+def test_there_are_configs() -> None:
+    assert len(RUNS) >= 4
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_config_parses_and_says_what_it_does(path: Path) -> None:
+    config = parse_config(config_class(path), ["--config", str(path)], "test")
+    record = config_record(config)
+
+    def check(wanted: object, found: object, where: str) -> None:
+        if isinstance(wanted, dict) and isinstance(found, dict):
+            for key, value in wanted.items():
+                check(value, found[key], f"{where}.{key}")
+        else:
+            assert found == wanted, where
+
+    check(yaml.safe_load(path.read_text()), record, "")
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {adapter: {name: ila, hidden: 32}, num_frames: 4}\nseed: 3\n")
+    config = parse_config(FinetuneConfig, ["--config", str(path), "--model.num_frames", "16", "--optim.lr=0.5"], "test")
+    assert (config.model.num_frames, config.optim.lr, config.seed) == (16, 0.5, 3)
+    assert config.model.adapter == {"name": "ila", "hidden": 32}
+
+
+def test_choices_from_the_command_line() -> None:
+    config = parse_config(
+        FinetuneConfig, ["--model.adapter", "{name: ila, norm: group}", "--model.pooling", "mit"], "test"
+    )
+    assert config.model.adapter == {"name": "ila", "norm": "group"}
+    assert config.model.pooling == "mit"
+    stack = parse_config(FinetuneConfig, ["--model.adapter", "[ila, {name: none}]"], "test")
+    assert stack.model.adapter == ["ila", {"name": "none"}]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model.adaptor", "ila"],
+        ["--trainning.epochs", "3"],
+        ["--training.epochs", "three"],
+        ["--data.protocol", "k_fold"],
+    ],
+)
+def test_what_is_unknown_or_of_the_wrong_type_ends_the_program(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(FinetuneConfig, arguments, "test")
+    assert arguments[0].lstrip("-").split(".")[-1] in capsys.readouterr().err
+
+
+def test_unknown_keys_in_a_file_end_the_program(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {num_frmaes: 4}\n")
+    with pytest.raises(SystemExit):
+        parse_config(FinetuneConfig, ["--config", str(path)], "test")
+    assert "num_frmaes" in capsys.readouterr().err
+
+
+def test_print_config_shows_every_option(capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_config(EvaluateConfig, ["--print_config"], "test")
+    assert end.value.code == 0
+    assert {"model", "data", "frame_order"} <= yaml.safe_load(capsys.readouterr().out).keys()
+
+
+def test_a_folder_belongs_to_one_config(tmp_path: Path) -> None:
+    first = FinetuneConfig(output_dir=str(tmp_path))
+    claim_output(tmp_path, first)
+    claim_output(tmp_path, first)
+    with pytest.raises(FileExistsError, match=r"seed.*another output_dir"):
+        claim_output(tmp_path, FinetuneConfig(output_dir=str(tmp_path), seed=1))

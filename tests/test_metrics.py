@@ -1,0 +1,76 @@
+"""Figures of merit against scikit-learn and formulas written out."""
+
+import math
+
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
+
+from clipvid.metrics import attribute_accuracy, classification_metrics, pair_accuracy, proportion, top_k
+
+
+@pytest.fixture
+def scored() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(7, (200,), generator=generator)
+    logits = torch.randn(200, 7, generator=generator) + 1.5 * torch.nn.functional.one_hot(labels, 7)
+    return logits.softmax(dim=1).double(), labels
+
+
+def test_classification_metrics_agree_with_scikit_learn(scored) -> None:
+    scores, labels = scored
+    figures = classification_metrics(scores, labels)
+    assert figures["top1"]["value"] == pytest.approx(top_k_accuracy_score(labels, scores, k=1))
+    assert figures["top5"]["value"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
+    assert figures["mean_class"] == pytest.approx(balanced_accuracy_score(labels, scores.argmax(1)))
+    assert figures["nll"] == pytest.approx(log_loss(labels, scores))
+    assert figures["confusion"] == confusion_matrix(labels, scores.argmax(1)).tolist()
+
+
+def test_calibration_error_is_the_weighted_gap_per_bin(scored) -> None:
+    scores, labels = scored
+    confidence, guess = scores.max(dim=1)
+    expected = 0.0
+    for low in range(15):
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        if inside.any():
+            gap = (guess[inside] == labels[inside]).double().mean() - confidence[inside].mean()
+            expected += float(inside.double().mean() * gap.abs())
+    assert classification_metrics(scores, labels)["ece"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 5), (5, 5), (7, 30), (54, 60)])
+def test_intervals_are_wilson_s(hits: int, total: int) -> None:
+    z, share = 1.959963984540054, hits / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    figure = proportion(hits, total)
+    assert (figure["value"], figure["count"]) == (share, total)
+    assert figure["low"] == pytest.approx(middle - half, abs=1e-9)
+    assert figure["high"] == pytest.approx(middle + half, abs=1e-9)
+
+
+def test_pairs_compare_a_class_with_its_partner_only() -> None:
+    scores = torch.tensor([[0.3, 0.1, 0.6], [0.4, 0.3, 0.3], [0.2, 0.2, 0.6], [0.5, 0.5, 0.0]])
+    labels = torch.tensor([0, 1, 2, 0])
+    figure = pair_accuracy(scores, labels, [1, 0, -1])
+    assert (figure["value"], figure["count"]) == (1 / 3, 3)
+
+
+def test_attributes_add_up_the_scores_of_their_classes() -> None:
+    scores = torch.tensor([[0.3, 0.3, 0.4, 0.0], [0.1, 0.2, 0.3, 0.4]])
+    figure = attribute_accuracy(scores, torch.tensor([0, 1]), ["ball", "ball", "box", "box"])
+    assert figure["value"] == 0.5
+
+
+def test_few_classes_one_class_and_none() -> None:
+    assert top_k(torch.ones(3, 2), torch.tensor([0, 1, 1]), 5)["value"] == 1.0
+    assert classification_metrics(torch.ones(3, 1), torch.zeros(3, dtype=torch.long))["top1"]["value"] == 1.0
+    with pytest.raises(ValueError, match="empty"):
+        proportion(0, 0)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    scores = torch.tensor([[0.5, 0.5], [float("nan"), 0.5]])
+    with pytest.raises(ValueError, match=r"\[1\]"):
+        classification_metrics(scores, torch.tensor([0, 1]))
