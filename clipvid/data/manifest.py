@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -70,7 +71,7 @@ class Manifest:
             raise ManifestError("two lists with different classes or roots cannot be joined")
         both = {sample.path for sample in self.samples} & {sample.path for sample in other.samples}
         if both:
-            raise ManifestError(f"{len(both)} videos stand in both lists, such as {sorted(both)[:3]}; drop them from one")
+            raise ManifestError(f"{len(both)} videos are in both lists, such as {sorted(both)[:3]}; drop them from one")
         return replace(self, samples=self.samples + other.samples)
 
     def subset(self, indices: Sequence[int]) -> "Manifest":
@@ -106,10 +107,7 @@ def load_manifest(
     root, file = Path(root), Path(root, file)
     pattern = _compiled(group_pattern)
     rows = _read_rows(file)
-    if classes is None:
-        infos = tuple(ClassInfo(i, name) for i, name in enumerate(sorted(_names_in(rows))))
-    else:
-        infos = _read_classes(Path(root, classes))
+    infos = _classes_in(rows) if classes is None else _read_classes(Path(root, classes))
     resolver = _Labels(infos)
     samples = []
     for row in rows:
@@ -133,15 +131,14 @@ def leave_one_group_out(manifest: Manifest) -> Iterator[tuple[str, Manifest, Man
             f"leaving one group out needs a group for every sample and at least two groups; {problem}. "
             "Give load_manifest a group_pattern, or the list a `group` column"
         )
-    for held_out in named:
-        train = [i for i, group in enumerate(groups) if group != held_out]
-        test = [i for i, group in enumerate(groups) if group == held_out]
-        yield held_out, manifest.subset(train), manifest.subset(test)
+    for name in named:
+        train, test = ([i for i, group in enumerate(groups) if (group == name) is held] for held in (False, True))
+        yield name, manifest.subset(train), manifest.subset(test)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One entry of a list. `label` is None where path and label still stand in one text, to be told apart."""
+    """One entry of a list. `label` is None where `text` still holds both path and label."""
 
     where: str
     text: str
@@ -172,16 +169,12 @@ class _Labels:
         if re.fullmatch(r"[+-]?\d+", label):
             if 0 <= int(label) < self._count:
                 return int(label)
-            raise ManifestError(
-                f"{row.where}: label {label} is outside of the {self._count} classes (0..{self._count - 1}); "
-                "correct it, or give the class list that belongs to this file"
-            )
-        if label not in self._ids:
-            raise ManifestError(
-                f"{row.where}: label {label!r} is neither a class id nor one of the {self._count} class names; "
-                "correct it, or give the class list that belongs to this file"
-            )
-        return self._ids[label]
+            problem = f"{label} is outside of the {self._count} classes (0..{self._count - 1})"
+        elif label in self._ids:
+            return self._ids[label]
+        else:
+            problem = f"{label!r} is neither a class id nor one of the {self._count} class names"
+        raise ManifestError(f"{row.where}: label {problem}; correct it, or give the class list that belongs to it")
 
 
 def _lines(file: Path, what: str) -> list[str]:
@@ -230,15 +223,15 @@ def _read_rows(file: Path) -> list[_Row]:
     return rows
 
 
-def _names_in(rows: list[_Row]) -> set[str]:
-    """The class names that the labels are. In lines `path label` a name is the last word."""
+def _classes_in(rows: list[_Row]) -> tuple[ClassInfo, ...]:
+    """The classes that the labels name. In lines `path label` a name is the last word."""
     names = set()
     for row in rows:
         name = row.label if row.label is not None else row.text.split()[-1]
         if re.fullmatch(r"[+-]?\d+", name):
             raise ManifestError(f"{row.where}: label {name} is a number and has no name; give a class list (classes=)")
         names.add(name)
-    return names
+    return tuple(ClassInfo(i, name) for i, name in enumerate(sorted(names)))
 
 
 def _read_classes(file: Path) -> tuple[ClassInfo, ...]:
@@ -251,13 +244,11 @@ def _read_classes(file: Path) -> tuple[ClassInfo, ...]:
                 raise ManifestError(f"{where}: class id {number!r} is not a number; ids count from 0")
             infos.append(ClassInfo(int(number), name, row))
     else:
-        names = [line.strip() for line in lines if line.strip()]
-        infos = [ClassInfo(i, name) for i, name in enumerate(names)]
+        infos = [ClassInfo(i, name) for i, name in enumerate(line.strip() for line in lines if line.strip())]
     infos.sort(key=lambda info: info.id)
     if not infos or [info.id for info in infos] != list(range(len(infos))):
         raise ManifestError(f"{file}: {len(infos)} class ids {[i.id for i in infos][:20]}; expected 0, 1, 2, ... once")
-    names = [info.name for info in infos]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(info.name for info in infos).items() if count > 1)
     if twice:
         raise ManifestError(f"{file}: class names given twice: {twice}; names are prompts, and must differ")
     return tuple(infos)
@@ -290,7 +281,7 @@ def _inside(path: str, root: Path, row: _Row, allow_outside_root: bool) -> str:
     relative = os.path.relpath(os.path.join(base, path), base).replace(os.sep, "/")
     if (relative == ".." or relative.startswith("../")) and not allow_outside_root:
         raise ManifestError(
-            f"{row.where}: {path!r} lies outside of the root {base}; correct it, or set allow_outside_root"
+            f"{row.where}: {path!r} lies outside of the root {base}; move it, or set allow_outside_root"
         )
     return relative
 
@@ -305,6 +296,5 @@ def _check_samples(samples: list[Sample], rows: list[_Row], root: Path, check_fi
             problems.append(f"{row.where}: no video at {Path(root, sample.path)}")
         first.setdefault(sample.path, row)
     if problems:
-        more = len(problems) - _SHOWN_PROBLEMS
-        shown = problems[:_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
-        raise ManifestError("\n".join([*shown, "Correct these lines, or the root they start from."]))
+        more = [f"... and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
+        raise ManifestError("\n".join([*problems[:_SHOWN_PROBLEMS], *more, "Correct the list, or its root."]))

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from clipvid.data.sampling import keyed_generator
+from clipvid.data.transforms import apply_keyed, eval_transform, eval_transforms, mix, train_transform
+
+EVERYTHING = {"flip": True, "color_jitter": 0.4, "grayscale": 0.3, "random_erasing": 0.5}
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Of half the contrast, so that no interpolation leaves the range of a byte on the way."""
+    return torch.randint(64, 192, shape, generator=keyed_generator(seed), dtype=torch.uint8)
+
+
+def still_clip(num_frames: int = 4, height: int = 40, width: int = 60) -> torch.Tensor:
+    return noise(1, 3, height, width).expand(num_frames, -1, -1, -1).contiguous()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_training_augments_all_frames_alike(seed: int):
+    clip = apply_keyed(train_transform(32, **EVERYTHING), still_clip(), keyed_generator(seed))
+    assert clip.shape == (4, 3, 32, 32)
+    assert clip.dtype == torch.uint8
+    assert all(torch.equal(frame, clip[0]) for frame in clip)
+
+
+@pytest.mark.parametrize(
+    ("options", "probability"),
+    [({"flip": True}, 0.5), ({"grayscale": 0.3}, 0.3), ({"random_erasing": 0.4}, 0.4), ({"color_jitter": 0.4}, 1.0)],
+)
+def test_each_option_acts_as_often_as_it_says(options: dict, probability: float):
+    """With the crop off (the whole of a square frame of the final size), what differs is the option's doing."""
+    clip = still_clip(1, 32, 32)
+    crop_off = {"scale": (1.0, 1.0)}
+    plain, optional = train_transform(32, **crop_off), train_transform(32, **crop_off, **options)
+    for transform in (plain, optional):
+        transform.transforms[0].ratio = (1.0, 1.0)
+    assert torch.equal(apply_keyed(plain, clip, keyed_generator(0)), clip)
+    changed = [not torch.equal(apply_keyed(optional, clip, keyed_generator(seed)), clip) for seed in range(200)]
+    assert sum(changed) / 200 == pytest.approx(probability, abs=0.1)
+
+
+def test_keyed_augmentation_depends_on_the_key_and_leaves_global_state():
+    transform, clip = train_transform(24, **EVERYTHING), noise(3, 3, 40, 50)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = apply_keyed(transform, clip, keyed_generator(5, 0, 7))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(apply_keyed(transform, clip, keyed_generator(5, 0, 7)), first)
+    assert not torch.equal(apply_keyed(transform, clip, keyed_generator(5, 1, 7)), first)
+    generator = keyed_generator(5, 0, 7)
+    apply_keyed(transform, clip, generator)
+    assert not torch.equal(apply_keyed(transform, clip, generator), first)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 90), (90, 48), (64, 64), (20, 33), (32, 32)])
+def test_evaluation_views(height: int, width: int):
+    clip = noise(2, 3, height, width)
+    size = [32 if side == min(height, width) else int(32 * side / min(height, width)) for side in (height, width)]
+    resized = F.interpolate(clip.float(), size=size, mode="bicubic", antialias=True).round().clamp(0, 255)
+    for num_crops in (1, 3):
+        for crop, transform in enumerate(eval_transforms(32, num_crops=num_crops)):
+            view = transform(clip)
+            assert view.shape == (2, 3, 32, 32)
+            assert view.dtype == torch.uint8
+            share = 0.5 if num_crops == 1 else crop / 2
+            top, left = (int((side - 32) * share) for side in size)
+            near = [
+                (view.float() - resized[..., top + dy : top + dy + 32, left + dx : left + dx + 32]).abs().max()
+                for dy in (0, 1)
+                for dx in (0, 1)
+                if top + dy + 32 <= size[0] and left + dx + 32 <= size[1]
+            ]
+            assert min(near) <= 2
+
+
+def test_squash_keeps_the_whole_frame():
+    clip = noise(2, 3, 48, 90)
+    expected = F.interpolate(clip.float(), size=(32, 32), mode="bicubic", antialias=True).round().clamp(0, 255)
+    assert (eval_transform(32, "squash")(clip).float() - expected).abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"resize": "stretch"}, "'stretch'"),
+        ({"crop": 3, "num_crops": 3}, "crop is 3"),
+        ({"resize": "squash", "num_crops": 3}, "squash"),
+    ],
+)
+def test_impossible_views_are_refused(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        eval_transform(32, **arguments)
+
+
+def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips that are filled with their own number, one class each: pixels then say what the targets have to."""
+    frames = torch.arange(size, dtype=torch.float32).view(size, 1, 1, 1, 1).expand(size, 2, 3, 16, 20).contiguous()
+    return frames, torch.eye(size)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("mixup_alpha", "cutmix_alpha"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_targets_say_what_was_mixed(seed: int, mixup_alpha: float, cutmix_alpha: float):
+    frames, targets = batch()
+    mixed, soft = mix(frames, targets, mixup_alpha, cutmix_alpha, keyed_generator(seed))
+    assert mixed.shape == frames.shape
+    assert torch.allclose(soft.sum(1), torch.ones(6))
+    numbers = torch.arange(6, dtype=torch.float32)
+    assert torch.allclose(mixed.mean((1, 2, 3, 4)), soft @ numbers, atol=1e-4)
+    assert torch.equal(mixed, mixed[:, :1, :1].expand_as(mixed))
+    unchanged, hard = batch()
+    assert torch.equal(frames, unchanged)
+    assert torch.equal(targets, hard)
+
+
+def test_each_kind_of_mixing_is_used():
+    frames, targets = batch()
+
+    def is_cut(seed: int, mixup_alpha: float, cutmix_alpha: float) -> bool:
+        mixed, _ = mix(frames, targets, mixup_alpha, cutmix_alpha, keyed_generator(seed))
+        return bool((mixed == mixed.round()).all())
+
+    assert not any(is_cut(seed, 1.0, 0.0) for seed in range(20))
+    assert all(is_cut(seed, 0.0, 1.0) for seed in range(20))
+    assert 5 < sum(is_cut(seed, 1.0, 1.0) for seed in range(40)) < 35
+
+
+def test_mixing_is_keyed_and_can_be_off():
+    frames, targets = batch()
+    first, second, other = (mix(frames, targets, 0.8, 1.0, keyed_generator(seed)) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], other[0])
+    off = mix(frames, targets, 0.0, 0.0, keyed_generator(3))
+    assert torch.equal(off[0], frames)
+    assert torch.equal(off[1], targets)
+
+
+def test_wrong_batches_are_refused():
+    frames, targets = batch()
+    with pytest.raises(ValueError, match=r"uint8.*expected floating point"):
+        mix(frames.byte(), targets, 1.0, 0.0, keyed_generator(0))
+    with pytest.raises(ValueError, match="expected floating point"):
+        mix(frames[0], targets, 1.0, 0.0, keyed_generator(0))
+    with pytest.raises(ValueError, match="expected floats"):
+        mix(frames, targets.argmax(1), 1.0, 0.0, keyed_generator(0))
+    with pytest.raises(ValueError, match="negative"):
+        mix(frames, targets, -1.0, 0.0, keyed_generator(0))
