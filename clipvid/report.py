@@ -84,7 +84,7 @@ def save_strips(path: Path, clips: list[ClipStrip]) -> None:
     """A PNG with a row per clip: its frames, an inch high, and beside them its class and each model's best label."""
     if not clips:
         raise ValueError("no clips to draw: expected at least one ClipStrip")
-    strips = max(clip.frames.shape[0] * clip.frames.shape[3] / clip.frames.shape[2] for clip in clips)
+    strips = max(len(clip.frames) * clip.frames.shape[3] / clip.frames.shape[2] for clip in clips)
     width, height = strips + 4.4, 1.12 * len(clips)  # inches, the words included
     figure, target = Figure(figsize=(width, height), dpi=100, facecolor="white"), io.BytesIO()
     for index, clip in enumerate(clips):
