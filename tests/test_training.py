@@ -1,0 +1,216 @@
+"""The loop from config to model folder: on real files, killed and resumed, on one process and on two."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import clipvid
+from clipvid.commands import finetune as command
+from clipvid.commands.finetune import finetune
+from clipvid.config import FinetuneConfig, build_accelerator, build_finetune_model, load_split, parse_config
+from clipvid.data.synthetic import WorldConfig, build_world
+from clipvid.optim import OptimConfig, ParameterGroup, build_optimizer, build_scheduler
+
+ROOT = Path(__file__).parent.parent
+WORLD = WorldConfig(
+    objects=("ball", "star"), motions=("horizontal",), num_frames=6, image_size=48,
+    train_per_class=5, val_per_class=3, test_per_class=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    return build_world(WORLD, tmp_path_factory.mktemp("world"), progress=False)
+
+
+def arguments(world: Path, output: Path, *more: str) -> list[str]:
+    """A run of 2 epochs of 2 steps of 8 clips, in the words of the command line."""
+    fixed = {
+        "data.root": world,
+        "output_dir": output,
+        "model.backbone": "tiny",
+        "model.adapter": "{name: ila, hidden: 64, norm: frozen_batch}",
+        "model.num_frames": 4,
+        "training.epochs": 2,
+        "training.per_device_train_batch_size": 8,
+        "training.report_to": "none",
+        "data.num_workers": 0,
+        "optim.lr": 0.01,
+    }
+    return [f"--{key}={value}" for key, value in fixed.items()] + list(more)
+
+
+def run(config: FinetuneConfig, output: Path) -> dict:
+    accelerator = build_accelerator(config.training, config.output_dir)
+    train, val = load_split(config.data, "train"), load_split(config.data, "val")
+    return finetune(config, train, val, accelerator, output)
+
+
+def parse(world: Path, output: Path, *more: str) -> FinetuneConfig:
+    return parse_config(FinetuneConfig, arguments(world, output, *more), "test")
+
+
+def test_a_run_gives_a_model_folder(world: Path, tmp_path: Path, capsys) -> None:
+    command.main(arguments(world, tmp_path))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["top1"]["count"] == metrics["pairs"]["count"] == 12
+    assert sorted(json.loads((tmp_path / "predictions.json").read_text())["indices"]) == list(range(12))
+    model = clipvid.from_pretrained(tmp_path)
+    assert model.labels[0] == "ball moving left"
+    assert {name.split(".")[0] for name in load_file(tmp_path / "model.safetensors")} == {"encoder"}
+    before = (tmp_path / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    command.main(arguments(world, tmp_path))
+    assert "finished already" in capsys.readouterr().out
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    with pytest.raises(FileExistsError, match="seed"):
+        command.main(arguments(world, tmp_path, "--seed=1"))
+
+
+def test_only_what_is_tuned_moves(world: Path, tmp_path: Path) -> None:
+    config = parse(world, tmp_path)
+    run(config, tmp_path)
+    torch.manual_seed(config.seed)
+    fresh = build_finetune_model(
+        config, ["ball moving left", "ball moving right", "star moving left", "star moving right"]
+    )
+    trained = clipvid.from_pretrained(tmp_path)
+    moved = {
+        name
+        for (name, old), new in zip(fresh.named_parameters(), trained.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert moved == {name for name, parameter in fresh.named_parameters() if parameter.requires_grad}
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("fatal_call", [1, 2, 3])
+def test_a_killed_run_ends_equal_to_one_that_was_never_stopped(
+    world: Path, tmp_path: Path, monkeypatch, fatal_call: int
+) -> None:
+    extra = (
+        "--training.save_steps=1",
+        "--training.mixup=0.8",
+        "--data.augment.color_jitter=0.3",
+        "--model.pooling=mit",
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(parse(world, whole, *extra), whole)
+    config, calls = parse(world, broken, *extra), 0
+
+    from clipvid.objectives import Classification
+
+    original = Classification.__call__
+
+    def die(self, model, batch, epoch):
+        nonlocal calls
+        calls += 1
+        if calls > fatal_call:
+            raise Killed
+        return original(self, model, batch, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "__call__", die)
+        with pytest.raises(Killed):
+            run(config, broken)
+    assert not (broken / "metrics.json").exists()
+    run(config, broken)
+    expected, resumed = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert (whole / "predictions.json").read_text() == (broken / "predictions.json").read_text()
+
+
+def test_accumulated_steps_equal_one_large_step(world: Path, tmp_path: Path) -> None:
+    run(parse(world, tmp_path / "one"), tmp_path / "one")
+    small = ("--training.per_device_train_batch_size=2", "--training.gradient_accumulation_steps=4")
+    run(parse(world, tmp_path / "four", *small), tmp_path / "four")
+    one, four = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "four"))
+    for name in one:
+        torch.testing.assert_close(four[name], one[name], atol=2e-4, rtol=1e-3)
+
+
+def test_two_processes_train_and_evaluate_as_one(world: Path, tmp_path: Path) -> None:
+    run(parse(world, tmp_path / "one"), tmp_path / "one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    half = arguments(world, tmp_path / "two", "--training.per_device_train_batch_size=4")
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(
+        [*launch, str(ROOT / "scripts/finetune.py"), *half],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    rows = json.loads((tmp_path / "two/predictions.json").read_text())
+    assert rows["indices"] == list(range(12))
+    expected = json.loads((tmp_path / "one/predictions.json").read_text())
+    torch.testing.assert_close(torch.tensor(rows["scores"]), torch.tensor(expected["scores"]), atol=2e-3, rtol=0)
+    assert two["top1"] == one["top1"]
+
+
+def test_leave_one_group_out_holds_out_every_video_once(world: Path, tmp_path: Path, capsys) -> None:
+    folds = ("--data.protocol=leave_one_group_out", r"--data.group_pattern=/0*(\d)\.mp4", "--training.epochs=1")
+    command.main(arguments(world, tmp_path, *folds))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["top1"]["count"] == 32
+    assert sorted(path.name for path in tmp_path.glob("fold_*")) == [f"fold_{group}" for group in range(5)]
+    (tmp_path / "metrics.json").unlink()
+    capsys.readouterr()
+    command.main(arguments(world, tmp_path, *folds))
+    assert capsys.readouterr().out.count("finished already") == 5
+
+
+def test_parameters_are_grouped_by_pattern_and_none_is_forgotten() -> None:
+    model = clipvid.create_model("tiny", adapter="ila", hidden=16, pooling="mit", num_frames=4)
+    groups = [
+        ParameterGroup("encoder.layers.*.adapters.ila.message_*", 0.5, 0.1),
+        ParameterGroup("pooling.*", 0.25, 0.2),
+    ]
+    optimizer = build_optimizer(model, OptimConfig(lr=0.125, weight_decay=0.3, groups=groups))
+    place = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {id(p) for p in trained.values()} == place.keys()
+    assert place[id(trained["encoder.layers.1.adapters.ila.message_fc.weight"])] == (0.5, 0.1)
+    assert place[id(trained["encoder.layers.1.adapters.ila.message_fc.bias"])] == (0.5, 0.0)
+    assert place[id(trained["pooling.position"])] == (0.25, 0.2)
+    assert place[id(trained["encoder.layers.0.adapters.ila.temporal_skip_fc.weight"])] == (0.125, 0.3)
+    with pytest.raises(ValueError, match=r"no trained parameter matches.*mesage"):
+        build_optimizer(model, OptimConfig(groups=[ParameterGroup("*mesage*", 0.1, 0.1)]))
+
+
+def test_nothing_to_train_is_said() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        build_optimizer(clipvid.create_model("tiny", adapter="none"), OptimConfig())
+
+
+def test_the_schedule_warms_up_and_decays() -> None:
+    model = clipvid.create_model("tiny", adapter="ila", hidden=16)
+    config = OptimConfig(lr=1.0, warmup_ratio=0.2)
+    optimizer = build_optimizer(model, config)
+    scheduler = build_scheduler(optimizer, config, 10)
+    rates = []
+    for _ in range(10):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:3] == [0.0, 0.5, 1.0]
+    assert all(later < earlier for earlier, later in pairwise(rates[2:]))
+
+
+def test_random_weights_are_never_fine_tuned_by_mistake(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.pretrained is missing for ViT-B-32"):
+        run(parse(world, tmp_path, "--model.backbone=ViT-B-32"), tmp_path)
