@@ -2,8 +2,9 @@
 
 from clipvid import convert
 from clipvid.adapters import ADAPTERS
+from clipvid.builder import create_model
 from clipvid.hub import from_pretrained
-from clipvid.model import ModelConfig, VideoCLIP, VideoCLIPOutput, create_model
+from clipvid.model import ModelConfig, VideoCLIP, VideoCLIPOutput
 
 __version__ = "0.1.0"
 __all__ = [

@@ -18,11 +18,12 @@ from typing import Any
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from clipvid.attention import SelfAttention, fuse_projection
 
 TINY = "tiny"
 RANDOM = "random"
@@ -30,26 +31,6 @@ NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers
 _TINY_FOLDER = Path(__file__).parent / "weights" / TINY
 _CONFIG_FILE = "open_clip_config.json"
 _WEIGHTS_FILE = "open_clip_model.safetensors"
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with one linear each for q, k, v and out. [M, P+N, D] -> [M, P+N, D]."""
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-
-    @classmethod
-    def from_fused(cls, fused: nn.MultiheadAttention) -> SelfAttention:
-        """The same map as `fused`, with its weights copied."""
-        attention = cls(fused.embed_dim, fused.num_heads)
-        attention.load_state_dict(_split_projection(fused.state_dict()))
-        return attention
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -85,6 +66,8 @@ class VisionTower(nn.Module):
         self.width: int = visual.transformer.width
         self.embed_dim: int = visual.output_dim
         self.grid: tuple[int, int] = visual.grid_size
+        size = visual.image_size
+        self.image_shape: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images [M, 3, S, S] -> tokens [M, P+N, D]."""
@@ -156,9 +139,8 @@ class Backbone:
 
     @property
     def image_size(self) -> int:
-        """Side of the square images, in pixels."""
-        size = self.vision.visual.image_size
-        return size[0] if isinstance(size, tuple) else size
+        """Side of the square images, in pixels; the height where a tower's images are not square."""
+        return self.vision.image_shape[0]
 
     @property
     def num_heads(self) -> int:
@@ -172,7 +154,7 @@ class Backbone:
         state |= {f"visual.{key}": value for key, value in self.vision.visual.state_dict().items()}
         for index, block in enumerate(self.blocks):
             prefix = f"visual.transformer.resblocks.{index}."
-            state |= {prefix + key: value for key, value in _fuse_projection(block.state_dict()).items()}
+            state |= {prefix + key: value for key, value in fuse_projection(block.state_dict()).items()}
         return state
 
     def fingerprint(self) -> str:
@@ -232,7 +214,10 @@ def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: 
     if config["text_cfg"] == NO_TEXT:
         placeholders = {key: torch.zeros_like(value) for key, value in clip.state_dict().items()}
         state_dict = {key: value for key, value in placeholders.items() if not key.startswith("visual.")} | state_dict
-    clip.load_state_dict(state_dict)
+    try:
+        clip.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {name} do not fit its config: {error}") from error
     tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
     return _take_apart(clip.eval(), tokenizer, name, None, False, config)
 
@@ -317,23 +302,3 @@ def _take_apart(
     mean = tuple(pixels.get("mean", open_clip.OPENAI_DATASET_MEAN))
     std = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
     return Backbone(name, pretrained, fetchable, config, mean, std, vision, blocks, TextTower(clip, tokenizer))
-
-
-def _split_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """MultiheadAttention's names -> SelfAttention's."""
-    split = {f"out.{kind}": state[f"out_proj.{kind}"] for kind in ("weight", "bias")}
-    for kind in ("weight", "bias"):
-        for part, value in zip("qkv", state[f"in_proj_{kind}"].chunk(3), strict=True):
-            split[f"{part}.{kind}"] = value
-    return split
-
-
-def _fuse_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A block's state dict with SelfAttention's names -> MultiheadAttention's, the rest as it is."""
-    if "attn.q.weight" not in state:
-        return state
-    fused = {key: value for key, value in state.items() if not key.startswith("attn.")}
-    for kind in ("weight", "bias"):
-        fused[f"attn.in_proj_{kind}"] = torch.cat([state[f"attn.{part}.{kind}"] for part in "qkv"])
-        fused[f"attn.out_proj.{kind}"] = state[f"attn.out.{kind}"]
-    return fused

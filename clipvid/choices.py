@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 Choice: TypeAlias = str | dict[str, Any]
@@ -27,7 +27,7 @@ def resolve_choice(spec: Choice, registry: Mapping[str, type], kind: str) -> tup
         raise TypeError(f"{kind}: expected a name or a mapping with 'name', got {spec!r}; names: {', '.join(registry)}")
     name = options.pop("name")
     if name not in registry:
-        raise ValueError(f"unknown {kind} {name!r}{_suggest(name, registry)}; known: {', '.join(registry)}")
+        raise ValueError(f"unknown {kind} {name!r}{suggest(name, registry)}; known: {', '.join(registry)}")
     return name, build_config(registry[name], options, f"{kind} {name!r}")
 
 
@@ -37,7 +37,7 @@ def build_config(config_class: type, options: Mapping[str, Any], owner: str) -> 
     for key in options:
         if key not in fields:
             known = ", ".join(sorted(fields)) or "none"
-            raise ValueError(f"{owner} has no option {key!r}{_suggest(key, fields)}; its options: {known}")
+            raise ValueError(f"{owner} has no option {key!r}{suggest(key, fields)}; its options: {known}")
     return config_class(**options)
 
 
@@ -52,6 +52,7 @@ def check_option(owner: str, option: str, value: Any, allowed: tuple[Any, ...]) 
         raise ValueError(f"{owner}: {option}={value!r} is not one of {', '.join(map(str, allowed))}")
 
 
-def _suggest(word: str, known: Any) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the nearest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -14,13 +14,14 @@ from accelerate.utils import ProjectConfiguration
 from jsonargparse import auto_cli
 from torch.utils.data import DataLoader
 
+from clipvid.builder import build_model
 from clipvid.data.loader import EvalBatches, FrameOrder, TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import Manifest, load_manifest
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic import WorldConfig, build_world
 from clipvid.data.transforms import eval_transforms, train_transform
 from clipvid.engine import LoopSettings, Trainer
-from clipvid.model import ModelConfig, VideoCLIP, build_model
+from clipvid.model import ModelConfig, VideoCLIP
 from clipvid.objectives import Classification, Objective
 from clipvid.optim import OptimConfig, build_optimizer, build_scheduler
 

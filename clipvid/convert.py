@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipvid.backbone import NO_TEXT, build_backbone
-from clipvid.model import ModelConfig, VideoCLIP
+from clipvid.model import ModelConfig, VideoCLIP, load_strictly
 
 _BLOCK = "visual.transformer.resblocks."
 _CONVS = {
@@ -51,13 +51,17 @@ def from_ila(state_dict: Mapping[str, Any], num_frames: int, norm: str = "batch"
     if f"{_BLOCK}0.message_fc.weight" not in state:
         raise ValueError(f"not an ILA checkpoint: no tensor {_BLOCK}0.message_fc.weight among {len(state)} entries")
     variant = "k400" if any("depthwise_conv" in key for key in state) else "ssv2"
+    for key in ("mit.positional_embedding", "visual.proj", "visual.conv1.weight", "visual.positional_embedding"):
+        if key not in state:
+            raise ValueError(f"not a whole ILA checkpoint: no tensor {key}")
     trained_frames = state["mit.positional_embedding"].shape[1]
     if trained_frames != num_frames:
         raise ValueError(f"num_frames={num_frames}, but the checkpoint was trained with {trained_frames}")
     clip_state = {key: value.float() for key, value in state.items() if _is_clip(key)}
     backbone = build_backbone(_clip_config(clip_state), clip_state, "ila-checkpoint")
     model = VideoCLIP(backbone, _model_config(state, variant, num_frames, norm))
-    model.load_trained_state(_rename(state, variant, clip_state.keys(), set(model.trained_state())))
+    own = model.trained_state()
+    load_strictly(own, _rename(state, variant, clip_state.keys(), set(own)))
     return model.eval()
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from clipvid.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from clipvid.data.loader import TrainBatches
 from clipvid.data.sampling import keyed_generator
-from clipvid.model import VideoCLIP
+from clipvid.model import VideoCLIP, load_strictly
 from clipvid.objectives import Objective
 from clipvid.progress import Progress
 
@@ -152,7 +152,7 @@ class Trainer:
         if not found:
             return
         weights, optimizer, progress = load_checkpoint(found[-1])
-        self.model.load_trained_state(weights)
+        load_strictly(self.model.trained_state(), weights)
         self.optimizer.load_state_dict(optimizer["optimizer"])
         self.scheduler.load_state_dict(optimizer["scheduler"])
         if optimizer["scaler"] is not None and self.accelerator.scaler is not None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipvid.backbone import SelfAttention
+from clipvid.attention import SelfAttention
 
 
 class QuickGELU(nn.Module):

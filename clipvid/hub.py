@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from clipvid.backbone import load_backbone
 from clipvid.choices import build_config
-from clipvid.model import FORMAT_VERSION, ModelConfig, VideoCLIP
+from clipvid.model import FORMAT_VERSION, ModelConfig, VideoCLIP, load_strictly
+
+_RECORD_KEYS = ("format_version", "backbone", "model", "num_classes", "labels", "templates")
 
 
 def from_pretrained(source: str | Path, revision: str | None = None) -> VideoCLIP:
@@ -29,7 +31,7 @@ def from_pretrained(source: str | Path, revision: str | None = None) -> VideoCLI
     record = _read_record(folder)
     config = build_config(ModelConfig, record["model"], f"{folder}/config.json")
     model = VideoCLIP(_load_backbone(folder, record, config), config, record["num_classes"])
-    model.load_trained_state(load_file(folder / "model.safetensors"))
+    load_strictly(model.saved_state(), load_file(folder / "model.safetensors"))
     if record["labels"]:
         model.set_labels(record["labels"], record["templates"])
     pixels = json.loads((folder / "video_preprocessor_config.json").read_text())
@@ -53,6 +55,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
     record = json.loads(path.read_text())
     if not isinstance(record, dict) or record.get("model_type") != "clipvid":
         raise ValueError(f"{path} is not the config of a clipvid model (model_type is not 'clipvid')")
+    missing = [key for key in _RECORD_KEYS if key not in record]
+    if missing:
+        raise ValueError(f"{path} is incomplete: it lacks {', '.join(missing)}")
     if record["format_version"] > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {record['format_version']}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid"

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipvid.adapters import AdapterSpec, resolve_adapters
-from clipvid.backbone import Backbone, load_backbone
-from clipvid.choices import Choice, build_config, config_to_choice, resolve_choice
+from clipvid.backbone import Backbone
+from clipvid.choices import Choice, config_to_choice, resolve_choice
 from clipvid.encoder import EncoderOutput, Traces, VideoEncoder
 from clipvid.heads import HEADS, POOLING
 from clipvid.prompts import class_prompts, resolve_templates
@@ -104,6 +104,7 @@ class VideoCLIP(nn.Module):
         self.templates: tuple[str, ...] = resolve_templates(None)
         self.preprocessing: dict[str, Any] = {}
         self._freeze(config.tune)
+        self._tuned_parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self._base_fingerprint = backbone.fingerprint() if self._tunes_backbone() and backbone.fetchable else None
 
     @property
@@ -129,6 +130,8 @@ class VideoCLIP(nn.Module):
         """
         encoded = self._encode(frames, trace)
         video = self.pooling(encoded.frame_features)
+        if text is not None and not self.head.needs_text:
+            raise ValueError("text was given to a model whose linear head knows no text")
         if self.head.needs_text:
             classes = self.encode_text(text) if text is not None else self._label_features()
             cosines = self.head(video, encoded.patch_tokens, classes)
@@ -141,7 +144,9 @@ class VideoCLIP(nn.Module):
 
     def normalise(self, frames: Tensor) -> Tensor:
         """uint8 pixels -> floats as the backbone wants them; floats are taken to be that already."""
-        return frames if frames.is_floating_point() else (frames / 255 - self.pixel_mean) / self.pixel_std
+        if frames.is_floating_point():
+            return frames
+        return ((frames / 255 - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype)
 
     def encode_video(self, frames: Tensor) -> Tensor:
         """Frames [B, T, 3, S, S] -> video features [B, E], pooled over time, not normalised."""
@@ -163,6 +168,8 @@ class VideoCLIP(nn.Module):
         Raises:
             ValueError: no names, or as many as do not fit a linear head.
         """
+        if isinstance(names, str):
+            raise ValueError(f"set_labels expects a list of class names, got the string {names!r}")
         if not names:
             raise ValueError("set_labels needs at least one class name")
         if not self.head.needs_text and len(names) != self.head.linear.out_features:
@@ -175,36 +182,19 @@ class VideoCLIP(nn.Module):
             self.label_features = self._ensemble(self.label_tokens)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Parameters that training moves and the buffers that go with them, by their names in `state_dict`."""
+        """Adapters, pooling and head with their buffers, and all else that `tune` trains, by name in `state_dict`."""
         own = [*self.encoder.adapters(), self.pooling, self.head]
         wanted = {id(tensor) for module in own for tensor in (*module.parameters(), *module.buffers())}
-        wanted |= {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
-        if not self.backbone.fetchable:
-            wanted -= {id(tensor) for tensor in self._backbone_parameters()}
+        wanted |= {id(parameter) for parameter in self._tuned_parameters}
         return {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in wanted}
 
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `trained_state` gave.
-
-        Raises:
-            ValueError: names or shapes that differ; lists them.
-        """
-        own = self.trained_state()
-        problems = [f"missing {name}" for name in own.keys() - state.keys()]
-        problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
-        problems += [
-            f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-            for name in own.keys() & state.keys()
-            if own[name].shape != state[name].shape
-        ]
-        if problems:
-            raise ValueError(
-                f"the weights do not fit the model's config: {'; '.join(sorted(problems)[:8])}"
-                + (f" and {len(problems) - 8} more" if len(problems) > 8 else "")
-            )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(state[name])
+    def saved_state(self) -> dict[str, Tensor]:
+        """What `model.safetensors` holds: `trained_state` without what lies in the folder's `backbone/` already."""
+        state = self.trained_state()
+        if self.backbone.fetchable:
+            return state
+        embedded = {id(parameter) for parameter in self._backbone_parameters()}
+        return {name: tensor for name, tensor in state.items() if id(tensor) not in embedded}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder: config, what was trained, how frames are prepared, and the backbone's weights where
@@ -213,7 +203,7 @@ class VideoCLIP(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         if not self.backbone.fetchable:
             self.backbone.save(folder / "backbone")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trained_state().items()}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.saved_state().items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         for name, content in (
             ("config", self._config_record()),
@@ -244,12 +234,15 @@ class VideoCLIP(nn.Module):
         return sizes | {"image_mean": self.backbone.mean, "image_std": self.backbone.std} | self.preprocessing
 
     def _encode(self, frames: Tensor, trace: bool) -> EncoderOutput:
+        height, width = self.backbone.vision.image_shape
+        if frames.ndim != 5 or frames.shape[2:] != (3, height, width):
+            raise ValueError(f"frames are {list(frames.shape)}; expected [B, T, 3, {height}, {width}]")
         return self.encoder(self.normalise(frames), trace)
 
     def _label_features(self) -> Tensor:
         if self.label_features is None or self.label_tokens is None:
             raise RuntimeError("the model has no labels: call set_labels([...]) or pass text=token ids")
-        if torch.is_grad_enabled() and self.text.clip.logit_scale.requires_grad:
+        if self.text.clip.logit_scale.requires_grad:
             return self._ensemble(self.label_tokens)
         return self.label_features
 
@@ -262,6 +255,7 @@ class VideoCLIP(nn.Module):
         return direction * features.norm(dim=-1).mean(dim=1, keepdim=True)
 
     def _freeze(self, tune: Sequence[str]) -> None:
+        fixed = [parameter for parameter in self.parameters() if not parameter.requires_grad]
         self.requires_grad_("full" in tune)
         self.text.requires_grad_("text" in tune)
         for module in (self.pooling, self.head):
@@ -272,6 +266,8 @@ class VideoCLIP(nn.Module):
             for norm in (child for part in self.encoder.image_tower() for child in part.modules()):
                 if isinstance(norm, nn.LayerNorm):
                     norm.requires_grad_(True)
+        for parameter in fixed:
+            parameter.requires_grad_(False)
 
     def _backbone_parameters(self) -> Iterator[nn.Parameter]:
         for module in (self.text, *self.encoder.image_tower()):
@@ -281,50 +277,24 @@ class VideoCLIP(nn.Module):
         return any(parameter.requires_grad for parameter in self._backbone_parameters())
 
 
-def create_model(
-    backbone: str,
-    pretrained: str | None = None,
-    adapter: AdapterSpec = "ila",
-    num_frames: int = 8,
-    **options: Any,
-) -> VideoCLIP:
-    """A video model around a CLIP backbone.
-
-    Args:
-        backbone, pretrained, adapter, num_frames: see `ModelConfig`.
-        options: other fields of `ModelConfig`; `labels` and `templates` for `VideoCLIP.set_labels`; anything else goes
-            to the adapter's config when one adapter is asked for (`create_model("tiny", adapter="ila", norm="group")`).
+def load_strictly(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Copy `state` into the tensors of `own`, a model's `trained_state()` or `saved_state()`.
 
     Raises:
-        ValueError, RuntimeError: see `load_backbone`; unknown options are refused by name.
+        ValueError: names or shapes that differ; lists them.
     """
-    labels, templates = options.pop("labels", None), options.pop("templates", None)
-    fields = {item.name for item in dataclasses.fields(ModelConfig)}
-    adapter_options = {key: options.pop(key) for key in list(options) if key not in fields}
-    if adapter_options:
-        if isinstance(adapter, list):
-            raise ValueError(
-                f"unknown options {sorted(adapter_options)}; the options of several adapters go into their "
-                "mappings: adapter=[{'name': ..., ...}, ...]"
-            )
-        adapter = {**({"name": adapter} if isinstance(adapter, str) else adapter), **adapter_options}
-    given = {
-        "backbone": backbone,
-        "pretrained": pretrained,
-        "adapter": adapter,
-        "num_frames": num_frames,
-        **options,
-    }
-    return build_model(build_config(ModelConfig, given, "model"), labels, templates)
-
-
-def build_model(
-    config: ModelConfig, labels: Sequence[str] | None = None, templates: str | Sequence[str] | None = None
-) -> VideoCLIP:
-    """A fresh `VideoCLIP` of `config`, with labels where they are given."""
-    resolve_adapters(config.adapter)
-    backbone = load_backbone(config.backbone, config.pretrained, config.image_size)
-    model = VideoCLIP(backbone, config, len(labels) if labels else None)
-    if labels:
-        model.set_labels(labels, templates)
-    return model
+    problems = [f"missing {name}" for name in own.keys() - state.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if own[name].shape != state[name].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"the weights do not fit the model's config: {'; '.join(sorted(problems)[:8])}"
+            + (f" and {len(problems) - 8} more" if len(problems) > 8 else "")
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from string import Formatter
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
@@ -30,7 +31,7 @@ def resolve_templates(templates: str | Sequence[str] | None) -> tuple[str, ...]:
         if templates not in TEMPLATES:
             raise ValueError(f"templates={templates!r}: expected one of {', '.join(TEMPLATES)} or a list of templates")
         return TEMPLATES[templates]
-    wrong = [template for template in templates if template.count("{}") != 1]
+    wrong = [t for t in templates if [f for _, f, _, _ in Formatter().parse(t) if f is not None] != [""]]
     if wrong or not templates:
         raise ValueError(f"each template holds the class name's place {{}} once; given {wrong or 'no template'}")
     return tuple(templates)

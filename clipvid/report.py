@@ -276,43 +276,4 @@ def _write(path: Path, content: bytes) -> None:
     aside.replace(path)
 
 
-HEAD = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>TITLE</title><link rel="icon" href="data:,"><style>
-:root { color-scheme: light; --ink: #1b2333; --soft: #566077; --line: #e2e6ee }
-* { box-sizing: border-box } ul, ol { list-style: none; margin: 0; padding: 0 }
-body { margin: 0; background: #f5f6fa; color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto, sans-serif }
-header, main { max-width: 1080px; margin: 0 auto; padding: 0 16px } header { padding-top: 48px }
-h1 { font-size: clamp(28px, 5vw, 42px); line-height: 1.15; margin: 0 } header p { max-width: 48em; font-size: 18px }
-h2 { margin: 0; font-size: 22px } h3 { margin: 0 0 10px; font-size: 16px } h4 { margin: 0; display: inline }
-section { background: #fff; border: 1px solid var(--line); border-radius: 14px; padding: 24px; margin: 24px 0 }
-.read { color: var(--soft); margin: 4px 0 20px; max-width: 56em } small { color: var(--soft); font-size: 13px }
-table { width: 100%; table-layout: fixed; border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { text-align: left; vertical-align: top; padding: 12px 16px 12px 0; border-top: 1px solid var(--line) }
-thead * { border: 0; padding-top: 0 } th small { display: block; font-weight: 400 } td b { font-size: 18px }
-.bar { display: block; position: relative; height: 10px; margin-top: 5px; background: #edf0f6; border-radius: 3px }
-.bar i { position: absolute; top: 0; bottom: 0 } .chance { border-left: 2px dotted var(--ink); margin: -3px -1px }
-.bar .interval { top: 4px; height: 2px; background: var(--ink); box-shadow: 0 0 0 1px #fff9 }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(270px, 1fr)); gap: 16px; font-size: 14px }
-.cards li { display: grid; grid-template-columns: 1fr auto; margin-top: 8px } .cards .bar { grid-column: 1 / 3 }
-.card { border: 1px solid var(--line); border-radius: 10px; padding: 16px } article + article { margin-top: 16px }
-.strip { display: flex; gap: 16px; align-items: flex-start }
-.frames { flex: 1; display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: 3px }
-.frame { aspect-ratio: var(--shape); background: var(--strip) 0 0 / calc(var(--count) * 100%) 100%; border-radius: 3px }
-.playing { flex: 0 0 104px; animation: play calc(var(--count) * .15s) steps(var(--count), jump-none) infinite }
-@keyframes play { from { background-position-x: 0 } to { background-position-x: 100% } }
-@media (prefers-reduced-motion: reduce) { .playing { animation: none } }
-.said { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; margin-top: 14px }
-.said > div { border: 0 solid var(--tone); border-left-width: 4px; padding-left: 10px; font-size: 14px }
-.said :is(b, li:first-child) { font-weight: 600; color: var(--tone) }
-.right { --tone: #16794a } .wrong { --tone: #c2293d }
-.legend, .pictures { display: flex; flex-wrap: wrap; gap: 4px 24px; font-size: 14px }
-.legend i { display: inline-block; width: 30px; border-width: 3px 0 0; margin: 0 8px 4px 0 }
-figure { margin: 0; flex: 1; min-width: 0 } img { display: block; width: 100% } .scroll { overflow-x: auto }
-figcaption { font-weight: 600; margin: 12px 0 4px } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 6px 20px; margin: 0; font-size: 14px }
-@media (max-width: 620px) { section { padding: 16px } .card { padding: 12px } .frames { --columns: 4 }
- td b { display: block } th, td { padding-right: 8px; font-size: 14px; overflow-wrap: anywhere } dl { display: block } }
-</style></head>
-"""
+HEAD = Path(__file__).with_name("report_head.html").read_text(encoding="utf-8")

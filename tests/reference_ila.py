@@ -203,9 +203,11 @@ def _conv1d_group(block: State, name: str, x: Tensor, group: int) -> Tensor:
 def axis_mask(point: Tensor, length: int) -> Tensor:
     """Step 4 along one axis: coordinates `point [M] -> [M, length]`.
 
-    Cells lie at linspace(-1, 1, length), both ends included (torch puts the cell of a length-1 axis at -1).
+    Cells lie at linspace(-1, 1, length), both ends included; the cell of a length-1 axis lies in the middle.
     """
     cells = torch.linspace(-1, 1, length, dtype=point.dtype, device=point.device)
+    if length == 1:
+        cells = torch.zeros_like(cells)
     distance = (cells[None, :] - point[:, None]).abs()
     outside = torch.relu(1 - MASK_SLOPE * (distance - MASK_RADIUS))
     return torch.where(distance <= MASK_RADIUS, torch.ones_like(outside), outside)

@@ -6,6 +6,7 @@ D the tower's width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -92,16 +93,17 @@ def select_layers(spec: LayerSpec, num_layers: int) -> tuple[int, ...]:
         return tuple(range(num_layers))
     if spec == "upper":
         return tuple(range(num_layers // 2, num_layers))
-    if every.isdigit() and int(every) > 0:
+    if every.isdecimal() and int(every) > 0:
         return tuple(range((num_layers - 1) % int(every), num_layers, int(every)))
-    if isinstance(spec, str):
+    indices: list[Any] = [] if isinstance(spec, str) or not isinstance(spec, Sequence) else list(spec)
+    if not indices or not all(isinstance(index, int) for index in indices):
         raise ValueError(f"layers={spec!r}: expected all, upper, every_<k> or a list of block indices")
-    outside = [index for index in spec if not -num_layers <= index < num_layers]
+    outside = [index for index in indices if not -num_layers <= index < num_layers]
     if outside:
         raise ValueError(
-            f"layers={list(spec)}: {outside} outside of a tower with {num_layers} blocks (0..{num_layers - 1})"
+            f"layers={indices}: {outside} outside of a tower with {num_layers} blocks (0..{num_layers - 1})"
         )
-    return tuple(sorted({index % num_layers for index in spec}))
+    return tuple(sorted({index % num_layers for index in indices}))
 
 
 def zero_init(layer: LayerT) -> LayerT:

@@ -55,6 +55,8 @@ class ILAConfig(AdapterConfig):
     def __post_init__(self) -> None:
         check_option("ila", "variant", self.variant, ("k400", "ssv2"))
         check_option("ila", "norm", self.norm, POLICIES)
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"ila: drop_path={self.drop_path} must lie in [0, 1)")
         if self.hidden <= 0 or self.hidden % 8:
             raise ValueError(f"ila: hidden={self.hidden} must be a positive multiple of 8")
 
@@ -184,11 +186,12 @@ def align(patches: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """
     first, second = masks.to(patches.dtype).unbind(2)
     weights = adjacent_pair_mean(first, second)
+    exact = torch.promote_types(patches.dtype, torch.float32)
     sums = (
-        torch.einsum("bpn,bpnd->bpd", first, patches[:, :-1]),
-        torch.einsum("bpn,bpnd->bpd", second, patches[:, 1:]),
+        torch.einsum("bpn,bpnd->bpd", first, patches[:, :-1]).to(exact),
+        torch.einsum("bpn,bpnd->bpd", second, patches[:, 1:]).to(exact),
     )
-    loss = 1 - F.cosine_similarity(sums[0].float(), sums[1].float(), dim=-1).mean()
+    loss = 1 - F.cosine_similarity(sums[0], sums[1], dim=-1).mean()
     return weights.unsqueeze(-1) * patches, loss
 
 

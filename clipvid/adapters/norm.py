@@ -15,11 +15,15 @@ class PausableBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose running statistics can be held still while batch statistics are used."""
 
     recording = True
+    running_mean: Tensor
+    running_var: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         if self.recording or not self.training:
             return super().forward(input)
-        return nn.functional.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        # Checkpointing wants the same tensors saved as in the first pass, so copies stand in for the statistics.
+        mean, variance = self.running_mean.clone(), self.running_var.clone()
+        return nn.functional.batch_norm(input, mean, variance, self.weight, self.bias, True, 0.0, self.eps)
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 
+from clipvid.builder import create_model
 from clipvid.commands.finetune import write_results
 from clipvid.config import DataConfig, claim_output, eval_loader, load_split, parse_config
 from clipvid.data.loader import FrameOrder
@@ -15,7 +16,7 @@ from clipvid.data.manifest import Manifest
 from clipvid.engine import Predictions
 from clipvid.evaluation import describe, evaluate
 from clipvid.hub import from_pretrained
-from clipvid.model import VideoCLIP, create_model
+from clipvid.model import VideoCLIP
 
 
 @dataclass(frozen=True)

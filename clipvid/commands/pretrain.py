@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from clipvid.builder import build_model
 from clipvid.config import TrainingConfig, build_accelerator, claim_output, config_record, parse_config
 from clipvid.data.loader import TrainBatches, build_loader
 from clipvid.data.stills import StillsDataset
@@ -16,7 +17,7 @@ from clipvid.data.synthetic import WorldConfig
 from clipvid.engine import Trainer
 from clipvid.evaluation import write_json
 from clipvid.metrics import proportion
-from clipvid.model import ModelConfig, VideoCLIP, build_model
+from clipvid.model import ModelConfig, VideoCLIP
 from clipvid.objectives import ImageTextContrast
 from clipvid.optim import OptimConfig, build_optimizer, build_scheduler
 

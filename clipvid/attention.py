@@ -1,0 +1,50 @@
+"""Self-attention with a linear each for q, k, v and out, in place of the fused `nn.MultiheadAttention`.
+
+What is four plain linears can be adapted, compiled and sharded as such. Shapes: M sequences of L tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one linear each for q, k, v and out. [M, L, D] -> [M, L, D]."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    @classmethod
+    def from_fused(cls, fused: nn.MultiheadAttention) -> SelfAttention:
+        """The same map as `fused`, with its weights copied."""
+        attention = cls(fused.embed_dim, fused.num_heads)
+        attention.load_state_dict(split_projection(fused.state_dict()))
+        return attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def split_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """MultiheadAttention's names -> SelfAttention's."""
+    split = {f"out.{kind}": state[f"out_proj.{kind}"] for kind in ("weight", "bias")}
+    for kind in ("weight", "bias"):
+        for part, value in zip("qkv", state[f"in_proj_{kind}"].chunk(3), strict=True):
+            split[f"{part}.{kind}"] = value
+    return split
+
+
+def fuse_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A block's state dict with SelfAttention's names -> MultiheadAttention's, the rest as it is."""
+    if "attn.q.weight" not in state:
+        return state
+    fused = {key: value for key, value in state.items() if not key.startswith("attn.")}
+    for kind in ("weight", "bias"):
+        fused[f"attn.in_proj_{kind}"] = torch.cat([state[f"attn.{part}.{kind}"] for part in "qkv"])
+        fused[f"attn.out_proj.{kind}"] = state[f"attn.out.{kind}"]
+    return fused

@@ -1,0 +1,161 @@
+"""Small random CLIPs, models around them and shared fixture files; nothing here touches the network."""
+
+import copy
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from clipvid import backbone as backbone_module
+from clipvid.adapters import ADAPTERS, Adapter, AdapterOutput, BlockSizes
+from clipvid.backbone import Backbone, load_backbone
+from clipvid.model import ModelConfig, VideoCLIP
+
+torch.set_num_threads(1)  # on tensors this small threads only wait for each other
+
+REPOSITORY = Path(__file__).parent.parent
+
+# Options under which an adapter is quick to run; `steady` ones also make training free of batch statistics.
+SMALL: dict[str, dict[str, Any]] = {"ila": {"hidden": 16}}
+STEADY: dict[str, dict[str, Any]] = {"ila": {"hidden": 64, "norm": "frozen_batch"}}
+
+
+def clip_config(vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **top: Any) -> dict[str, Any]:
+    """open_clip's `model_cfg` of a tiny CLIP: grid 4 x 4, width 64, two heads, two blocks; the whole vocabulary."""
+    vision_cfg = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32}
+    text_cfg = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 1}
+    return {"embed_dim": 32, "vision_cfg": vision_cfg | (vision or {}), "text_cfg": text_cfg | (text or {})} | top
+
+
+def write_clip(folder: Path, config: dict[str, Any], seed: int = 0) -> Path:
+    """A random CLIP of `config` as open_clip's own folder, written without clipvid; every tensor is random."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    torch.manual_seed(seed)
+    kinds = {"custom_text": open_clip.CustomTextCLIP, "multimodal_cfg": open_clip.CoCa}
+    kind = next((cls for key, cls in reversed(kinds.items()) if key in config), open_clip.CLIP)
+    clip = kind(**{key: value for key, value in config.items() if key != "custom_text"})
+    for parameter in clip.parameters():  # some of open_clip's are left unset
+        parameter.data.nan_to_num_(0.0).clamp_(-5, 5)
+    shake(clip)
+    save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@torch.no_grad()
+def shake(module: nn.Module, amount: float = 0.1, seed: int = 1) -> None:
+    """Move every parameter and every BatchNorm statistic of `module` by noise."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.add_(amount * torch.randn(parameter.shape, generator=generator).to(parameter))
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(amount * torch.randn(buffer.shape, generator=generator).to(buffer))
+        if name.endswith("running_var"):
+            buffer.mul_(0.5 + torch.rand(buffer.shape, generator=generator).to(buffer))
+
+
+def random_frames(batch: int = 2, num_frames: int = 3, size: int = 64, seed: int = 2) -> Tensor:
+    """Normalised frames [B, T, 3, S, S]."""
+    return torch.randn(batch, num_frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def random_tokens(frames: int = 3, grid: tuple[int, int] = (3, 5), prefix: int = 1, batch: int = 2) -> Tensor:
+    """Tokens [B, T, P+N, 64] of a stream."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(batch, frames, prefix + grid[0] * grid[1], 64, generator=generator)
+
+
+def make_adapter(name: str, num_frames: int = 3, **options: Any) -> Adapter:
+    """A registered adapter of its `SMALL` size for width 64 with two heads, moved away from its initialisation."""
+    torch.manual_seed(4)
+    adapter = ADAPTERS[name](ADAPTERS[name].Config(**SMALL.get(name, {}) | options), BlockSizes(64, 2, num_frames))
+    shake(adapter)
+    return adapter
+
+
+def total(output: AdapterOutput) -> Tensor:
+    """A scalar that depends on all an adapter returns."""
+    weights = torch.randn(output.update.shape, generator=torch.Generator().manual_seed(5)).to(output.update)
+    return (output.update * weights).sum() + (0.0 if output.loss is None else output.loss)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """Folder of the tiny random CLIP that `make_model` uses."""
+    return write_clip(tmp_path_factory.mktemp("clip") / "tiny", clip_config())
+
+
+@functools.cache
+def _loaded(name: str, image_size: int | None) -> Backbone:
+    return load_backbone(name, image_size=image_size)
+
+
+def fresh_backbone(name: str, image_size: int | None = None) -> Backbone:
+    """What `load_backbone` gives, from a copy in memory."""
+    loaded = _loaded(name, image_size)
+    tokenizer = loaded.text.tokenizer
+    return copy.deepcopy(loaded, {id(tokenizer): tokenizer})
+
+
+@pytest.fixture
+def tiny_folder(clip_folder, tmp_path, monkeypatch) -> Path:
+    """Folder of a CLIP that stands in for the packaged `tiny`, the one backbone here that its name alone brings."""
+    folder = shutil.copytree(clip_folder, tmp_path / "packaged")
+    monkeypatch.setattr(backbone_module, "_TINY_FOLDER", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model(clip_folder) -> Callable[..., VideoCLIP]:
+    """A model around the CLIP in `folder` with fields of `ModelConfig`; adapters given by name get `SMALL` options.
+
+    `fetchable` takes `tiny` instead, which the fixture `tiny_folder` must have put in place.
+    """
+
+    def build(
+        adapter: Any = "none",
+        labels: list[str] | None = None,
+        fetchable: bool = False,
+        folder: Path = clip_folder,
+        **fields: Any,
+    ) -> VideoCLIP:
+        names = adapter if isinstance(adapter, list) else [adapter]
+        chosen = [{"name": name, **SMALL.get(name, {})} if isinstance(name, str) else name for name in names]
+        name = "tiny" if fetchable else f"local-dir:{folder}"
+        load = load_backbone if fetchable else fresh_backbone
+        backbone = load(name, image_size=fields.get("image_size"))
+        torch.manual_seed(6)
+        fields = {"num_frames": 3} | fields
+        model = VideoCLIP(backbone, ModelConfig(backbone=name, adapter=chosen, **fields), labels and len(labels))
+        if labels:
+            model.set_labels(labels)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def shared_fixture() -> Callable[[str], dict[str, Tensor]]:
+    """Tensors of a shared fixture file by its name; skips where the folder is absent."""
+    folder = Path(os.environ.get("CLIPVID_SHARED_FIXTURES", REPOSITORY.parent / "shared" / "fixtures"))
+
+    def read(name: str) -> dict[str, Tensor]:
+        path = folder / f"{name}.safetensors"
+        if not path.is_file():
+            pytest.skip(f"no shared fixture {path}; CLIPVID_SHARED_FIXTURES names their folder")
+        return load_file(path)
+
+    return read

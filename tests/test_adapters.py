@@ -1,0 +1,502 @@
+"""The contract of adapters, over the registry: a new one is tested as soon as it has a name."""
+
+import copy
+
+import pytest
+import torch
+from conftest import SMALL, STEADY, make_adapter, random_frames, random_tokens, shake, total
+from torch import nn
+from torch.nn import functional as F
+
+from clipvid.adapters import ADAPTERS, Adapter, AdapterOutput, resolve_adapters, select_layers
+from clipvid.adapters.base import adjacent_pair_mean, split_prefix, zero_init
+from clipvid.adapters.norm import FrozenBatchNorm2d, PausableBatchNorm2d, build_norm, hold_statistics
+from clipvid.builder import create_model
+from clipvid.encoder import VideoBlock
+from clipvid.hub import from_pretrained
+
+NAMES = [name for name in ADAPTERS if name != "none"]
+IDENTITIES = [name for name in NAMES if ADAPTERS[name].identity_at_init]
+GRIDS = [(4, 4), (3, 5), (1, 5), (5, 1), (1, 1), (2, 7)]
+LABELS = ["walking", "running", "jumping"]
+
+every_adapter = pytest.mark.parametrize("name", NAMES)
+
+
+def variants() -> list[tuple[str, dict]]:
+    """Every adapter in every policy of its normalisation."""
+    found = []
+    for name in NAMES:
+        policies = ["batch", "frozen_batch", "group"] if hasattr(ADAPTERS[name].Config(), "norm") else [None]
+        found += [(name, SMALL.get(name, {}) | ({"norm": policy} if policy else {})) for policy in policies]
+    return found
+
+
+every_variant = pytest.mark.parametrize(("name", "options"), variants(), ids=str)
+
+
+def shake_adapters(model):
+    for seed, adapter in enumerate(model.encoder.adapters()):
+        shake(adapter, 0.05, seed)
+    return model
+
+
+def test_registry_has_adapters_of_its_own_kind():
+    assert ADAPTERS.keys() >= {"none", "ila"}
+    assert IDENTITIES
+    for adapter in ADAPTERS.values():
+        assert issubclass(adapter.Config, ADAPTERS["none"].Config)
+
+
+# Identity, shapes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_frames", [1, 2, 8, 17])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_fresh_adapter_changes_nothing(make_model, name, num_frames, training):
+    frames = random_frames(2, num_frames)
+    plain = make_model(num_frames=num_frames).train(training)(frames, text=torch.ones(2, 16, dtype=torch.long))
+    output = make_model(name, num_frames=num_frames).train(training)(frames, text=torch.ones(2, 16, dtype=torch.long))
+    for field in ("frame_features", "patch_tokens", "video_features", "logits"):
+        assert torch.equal(getattr(output, field), getattr(plain, field)), field
+
+
+@torch.no_grad()
+def test_all_adapters_together_change_nothing(make_model):
+    frames = random_frames()
+    stacked = make_model(IDENTITIES)
+    assert [list(layer.adapters) for layer in stacked.encoder.layers] == [IDENTITIES] * 2
+    assert torch.equal(stacked.encode_video(frames), make_model().encode_video(frames))
+
+
+@every_adapter
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_update_has_the_shape_of_any_grid_and_prefix(name, grid, prefix, training):
+    adapter = make_adapter(name).train(training)
+    tokens = random_tokens(grid=grid, prefix=prefix)
+    before = tokens.clone()
+    output = adapter(tokens, grid)
+    assert output.update.shape == tokens.shape
+    assert output.update.dtype == tokens.dtype
+    assert output.update.isfinite().all()
+    assert output.update.abs().sum() > 0
+    assert output.loss is None or (output.loss.shape == () and output.loss.isfinite())
+    assert torch.equal(tokens, before), "the adapter edits its input"
+
+
+@every_adapter
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("frames", [1, 2, 5, 8])
+def test_any_number_of_frames_and_a_batch_of_one(name, frames, batch):
+    adapter = make_adapter(name, num_frames=4)
+    tokens = random_tokens(frames, batch=batch).requires_grad_()
+    output = adapter(tokens, (3, 5))
+    assert output.update.shape == tokens.shape
+    assert output.update.isfinite().all()
+    if output.update.requires_grad:
+        total(output).backward()
+        assert tokens.grad.isfinite().all()
+
+
+@every_adapter
+@torch.no_grad()
+def test_clips_of_a_batch_do_not_see_each_other(name):
+    adapter = make_adapter(name).eval()
+    tokens = random_tokens(batch=3)
+    alone = torch.cat([adapter(clip[None], (3, 5)).update for clip in tokens])
+    torch.testing.assert_close(adapter(tokens, (3, 5)).update, alone, rtol=1e-4, atol=1e-5)
+
+
+@every_adapter
+@torch.no_grad()
+def test_frames_see_each_other(name):
+    adapter = make_adapter(name).eval()
+    tokens = random_tokens(batch=1)
+    changed = tokens.clone()
+    changed[:, 1] += 1
+    difference = (adapter(changed, (3, 5)).update - adapter(tokens, (3, 5)).update).abs().amax(dim=(0, 2, 3))
+    assert difference[[0, 2]].max() > 1e-4
+
+
+@every_adapter
+def test_tokens_that_do_not_cover_the_grid_are_refused(name):
+    with pytest.raises(ValueError, match="do not cover a grid of 4 x 5"):
+        make_adapter(name)(random_tokens(grid=(3, 5), prefix=0), (4, 5))
+
+
+# Low precision
+
+
+@every_adapter
+@pytest.mark.parametrize("training", [False, True])
+def test_bfloat16_autocast_stays_close_and_trains(make_model, name, training):
+    model = shake_adapters(make_model({"name": name, **STEADY.get(name, {})}, LABELS)).train(training)
+    frames = random_frames()
+    exact = model(frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(frames)
+        loss = output.logits.logsumexp(-1).mean() + sum(output.losses.values())
+    assert F.cosine_similarity(output.video_features.float(), exact.video_features).min() > 0.99
+    assert output.losses.keys() == exact.losses.keys()
+    for key, value in output.losses.items():
+        torch.testing.assert_close(value.float(), exact.losses[key], rtol=0.05, atol=0.02)
+    loss.backward()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.dtype == torch.float32
+            assert parameter.grad.isfinite().all()
+
+
+@every_adapter
+@torch.no_grad()
+@pytest.mark.parametrize("pixels", ["floats", "uint8"])
+def test_bfloat16_weights_run(make_model, name, pixels):
+    model = shake_adapters(make_model(name, LABELS))
+    frames = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
+    if pixels == "floats":
+        frames = (frames / 255 - model.pixel_mean) / model.pixel_std
+    expected = model(frames)
+    model.bfloat16()
+    output = model(frames if pixels == "uint8" else frames.bfloat16())
+    assert output.logits.dtype == output.video_features.dtype == torch.bfloat16
+    assert F.cosine_similarity(output.video_features.float(), expected.video_features).min() > 0.98
+
+
+# Training
+
+
+@every_adapter
+def test_every_trainable_parameter_of_a_fresh_model_has_a_gradient(make_model, name):
+    """What DDP asks for when it is not told to look for unused parameters."""
+    model = make_model(name, LABELS, pooling="mit").train()
+    output = model(random_frames())
+    (output.logits.logsumexp(-1).mean() + sum(output.losses.values())).backward()
+    without = [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert not without
+
+
+@every_adapter
+def test_one_step_moves_every_trainable_parameter_and_nothing_else(make_model, name):
+    adapter = {"name": name, **STEADY.get(name, {})}
+    head = {"name": "text", "prompt_layers": 1}
+    model = shake_adapters(make_model(adapter, LABELS, pooling="mit", head=head)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trainable = {key for key, value in model.named_parameters() if value.requires_grad}
+    own = [*model.encoder.adapters(), model.pooling, model.head]
+    own_tensors = {id(parameter) for module in own for parameter in module.parameters()}
+    assert trainable == {key for key, value in model.named_parameters() if id(value) in own_tensors}
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=1.0)
+    output = model(random_frames())
+    loss = F.cross_entropy(output.logits, torch.tensor([0, 1])) + sum(output.losses.values())
+    loss.backward()
+    for key, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (key not in trainable), key
+        assert parameter.grad is None or parameter.grad.abs().max() > 0, f"{key} has a zero gradient"
+    optimizer.step()
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == trainable
+
+
+@every_variant
+def test_gradient_checkpointing_changes_nothing(make_model, name, options):
+    """Outputs, gradients and BatchNorm's statistics after two steps, with the second pass inside backward."""
+    if hasattr(ADAPTERS[name].Config(), "drop_path"):
+        options = options | {"drop_path": 0.5}
+    stored = shake_adapters(make_model({"name": name, **options}, LABELS)).train()
+    saving = copy.deepcopy(stored)
+    saving.encoder.gradient_checkpointing = True
+    start = {key: value.clone() for key, value in stored.named_buffers()}
+    for model in (stored, saving):
+        torch.manual_seed(9)
+        for seed in range(2):
+            output = model(random_frames(seed=seed))
+            (output.logits.logsumexp(-1).mean() + sum(output.losses.values())).backward()
+            model.last = output
+    assert torch.equal(saving.last.logits, stored.last.logits)
+    assert saving.last.losses.keys() == stored.last.losses.keys()
+    for key, loss in stored.last.losses.items():
+        assert torch.equal(saving.last.losses[key], loss), key
+    gradients = {key: value.grad for key, value in saving.named_parameters()}
+    assert any(gradient is not None for gradient in gradients.values())
+    for key, parameter in stored.named_parameters():
+        torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-5, atol=1e-6, msg=key)
+    buffers = dict(saving.named_buffers())
+    for key, buffer in stored.named_buffers():
+        assert torch.equal(buffers[key], buffer), key
+    if options.get("norm") == "batch":
+        counts = {key: int(value) for key, value in buffers.items() if key.endswith("num_batches_tracked")}
+        assert set(counts.values()) == {2}
+        assert not any(torch.equal(buffers[key], start[key]) for key in start if key.endswith("running_mean"))
+
+
+@every_adapter
+def test_gradient_checkpointing_is_for_training_only(make_model, name, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("checkpointed")
+
+    model = make_model(name, LABELS)
+    model.encoder.gradient_checkpointing = True
+    monkeypatch.setattr("clipvid.encoder.checkpoint", refuse)
+    model.eval()(random_frames())
+    with torch.no_grad():
+        model.train()(random_frames())
+    with pytest.raises(AssertionError, match="checkpointed"):
+        model(random_frames())
+
+
+@every_adapter
+@pytest.mark.parametrize(("backend", "training"), [("eager", False), ("aot_eager", True)])
+def test_block_compiles_without_graph_breaks(make_model, name, backend, training):
+    torch._dynamo.reset()
+    model = shake_adapters(make_model(name)).train(training)
+    layer = model.encoder.layers[0]
+    eager = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    results = []
+    for block in (eager, compiled):
+        tokens = random_tokens(grid=(4, 4)).requires_grad_()
+        with torch.set_grad_enabled(training):
+            output, losses, _ = block(tokens, (4, 4))
+            if training:
+                (output.square().mean() + sum(losses.values())).backward()
+        results.append([output, *losses.values(), *([tokens.grad] if training else [])])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+# Traces
+
+
+@every_adapter
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_trace_is_detached_and_changes_nothing(make_model, name, num_frames):
+    model = shake_adapters(make_model(name, LABELS))
+    frames = random_frames(num_frames=num_frames)
+    plain, traced = model(frames), model(frames, trace=True)
+    assert plain.traces == {}
+    assert torch.equal(plain.logits, traced.logits)
+    assert traced.traces.keys() <= {f"{name}.0", f"{name}.1"}
+    for trace in traced.traces.values():
+        for seen in trace.values():
+            assert seen.grad_fn is None
+            assert not seen.requires_grad
+
+
+# Which blocks
+
+
+@pytest.mark.parametrize(
+    ("spec", "depth", "expected"),
+    [
+        ("all", 3, (0, 1, 2)),
+        ("upper", 4, (2, 3)),
+        ("upper", 5, (2, 3, 4)),
+        ("every_1", 3, (0, 1, 2)),
+        ("every_2", 4, (1, 3)),
+        ("every_3", 12, (2, 5, 8, 11)),
+        ("every_5", 12, (1, 6, 11)),
+        ("every_9", 4, (3,)),
+        ([2, 0], 3, (0, 2)),
+        ((1, -1, 2), 3, (1, 2)),
+        ([-3], 3, (0,)),
+    ],
+)
+def test_layers_are_selected(spec, depth, expected):
+    assert select_layers(spec, depth) == expected
+
+
+@pytest.mark.parametrize("spec", ["lower", "every_0", "every_x", "every_", "every_-1", "", "every_²"])
+def test_unknown_word_for_layers_is_refused(spec):
+    with pytest.raises(ValueError, match=r"expected all, upper, every_<k> or a list of block indices"):
+        select_layers(spec, 4)
+
+
+@pytest.mark.parametrize("spec", [2, None, 1.5])
+def test_layers_of_another_type_are_refused(spec):
+    with pytest.raises((TypeError, ValueError), match=r"layers=.*expected all, upper"):
+        select_layers(spec, 4)
+
+
+@pytest.mark.parametrize("spec", [[4], [0, -5]])
+def test_layer_outside_of_the_tower_is_refused(spec):
+    with pytest.raises(ValueError, match=r"outside of a tower with 4 blocks \(0\.\.3\)"):
+        select_layers(spec, 4)
+
+
+@every_adapter
+def test_adapter_stands_in_the_chosen_blocks_only(make_model, name):
+    model = make_model({"name": name, "layers": [-1], **SMALL.get(name, {})}, LABELS)
+    assert [list(layer.adapters) for layer in model.encoder.layers] == [[], [name]]
+    output = model.train()(random_frames(), trace=True)
+    assert set(output.losses) | set(output.traces) <= {f"{name}.1"}
+
+
+# Choosing
+
+
+@every_adapter
+def test_same_adapter_twice_is_refused(name):
+    with pytest.raises(ValueError, match=r"each may stand once in a list, got \['" + name):
+        resolve_adapters([name, {"name": name, "layers": "upper"}])
+
+
+def test_none_adds_nothing():
+    assert resolve_adapters("none") == {}
+    assert list(resolve_adapters(["none", "ila"])) == ["ila"]
+
+
+@every_adapter
+def test_unknown_option_is_refused_with_the_near_one(name):
+    with pytest.raises(ValueError, match=r"has no option 'layerz' \(did you mean 'layers'\?\)"):
+        resolve_adapters({"name": name, "layerz": "all"})
+
+
+@every_adapter
+def test_unknown_option_of_create_model_is_refused(name):
+    """Before any backbone is looked for."""
+    with pytest.raises(ValueError, match=r"unknown option 'layerz' \(did you mean 'layers'\?\)"):
+        create_model("no such tower", adapter=name, layerz="all")
+
+
+def test_options_beside_a_list_of_adapters_are_refused():
+    with pytest.raises(ValueError, match=r"unknown option 'layerz'"):
+        create_model("no such tower", adapter=["ila"], layerz="all")
+
+
+def test_unknown_adapter_is_refused_with_the_near_one():
+    with pytest.raises(ValueError, match=r"unknown adapter 'ilaa' \(did you mean 'ila'\?\); known: none"):
+        resolve_adapters("ilaa")
+
+
+@pytest.mark.parametrize("spec", [{"layers": "all"}, 3, None, ["ila", None], {"name": 3}])
+def test_adapter_without_a_name_is_a_type_error(spec):
+    with pytest.raises(TypeError, match="adapter: expected a name or a mapping with 'name'"):
+        resolve_adapters(spec)
+
+
+# State
+
+
+@every_variant
+@torch.no_grad()
+def test_state_survives_a_save_to_the_bit(make_model, tmp_path, name, options):
+    model = shake_adapters(make_model({"name": name, **options}, LABELS))
+    for adapter in model.encoder.adapters():
+        adapter.start_epoch(31)
+    model.train()(random_frames())  # statistics move
+    model.eval().save_pretrained(tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert not loaded.training
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    assert torch.equal(loaded(random_frames()).logits, model(random_frames()).logits)
+    assert loaded.adapter_configs == model.adapter_configs
+
+
+# Small pieces
+
+
+def test_prefix_is_what_goes_beyond_the_grid():
+    tokens = torch.arange(2 * 3 * 8).view(2, 3, 8, 1)
+    prefix, patches = split_prefix(tokens, (2, 3))
+    assert torch.equal(torch.cat([prefix, patches], dim=2), tokens)
+    assert prefix.shape == (2, 3, 2, 1)
+    with pytest.raises(ValueError, match="8 tokens per frame do not cover a grid of 3 x 3"):
+        split_prefix(tokens, (3, 3))
+
+
+def test_pair_mean_gives_end_frames_their_only_value():
+    first, second = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[10.0, 20.0, 40.0]])
+    assert adjacent_pair_mean(first, second).tolist() == [[1.0, 6.0, 12.0, 40.0]]
+    assert adjacent_pair_mean(first[:, :1], second[:, :1]).tolist() == [[1.0, 10.0]]
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Linear(3, 2, bias=False), nn.Conv1d(3, 2, 1)])
+def test_zero_init_leaves_nothing(layer):
+    assert all(not parameter.any() for parameter in zero_init(layer).parameters())
+
+
+# Normalisation
+
+
+def test_batch_policy_is_batchnorm():
+    norm, plain = build_norm("batch", 8), nn.BatchNorm2d(8)
+    for training in (True, True, False):
+        maps = 3 * torch.randn(4, 8, 3, 3) + 1
+        assert torch.equal(norm.train(training)(maps), plain.train(training)(maps))
+    assert norm.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in norm.state_dict().items())
+
+
+def test_frozen_batch_policy_never_looks_at_the_batch():
+    norm = build_norm("frozen_batch", 8)
+    shake(norm)
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
+    maps = 3 * torch.randn(4, 8, 3, 3) + 1
+    training = norm.train()(maps)
+    assert torch.equal(training, norm.eval()(maps))
+    torch.testing.assert_close(training[:1], norm.train()(maps[:1]))
+    expected = F.batch_norm(maps, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-5)
+    torch.testing.assert_close(training, expected)
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+    assert isinstance(norm, FrozenBatchNorm2d)
+    assert [name for name, _ in norm.named_parameters()] == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("channels", [8, 12, 64, 96])
+def test_group_policy_knows_no_batch(channels):
+    norm = build_norm("group", channels)
+    maps = torch.randn(4, channels, 3, 3)
+    torch.testing.assert_close(norm(maps)[:1], norm(maps[:1]))
+    assert not dict(norm.named_buffers())
+    assert norm.eps == 1e-5
+
+
+def test_held_statistics_do_not_move_and_come_back_after_an_error():
+    block = nn.Sequential(build_norm("batch", 8))
+    plain = copy.deepcopy(block)
+    maps = 3 * torch.randn(4, 8, 3, 3) + 1
+    before = copy.deepcopy(block.state_dict())
+    with hold_statistics(block):
+        assert torch.equal(block(maps), plain(maps))
+    with pytest.raises(RuntimeError), hold_statistics(block):
+        block(maps[:, :3])
+    assert all(torch.equal(value, before[key]) for key, value in block.state_dict().items())
+    block(maps)
+    assert isinstance(block[0], PausableBatchNorm2d)
+    assert block[0].num_batches_tracked == 1
+
+
+# Places
+
+
+class Probe(Adapter):
+    """Adds a constant and keeps what it saw."""
+
+    def __init__(self, place):
+        nn.Module.__init__(self)
+        self.place = place
+
+    def forward(self, tokens, grid, trace=False):
+        self.seen = tokens
+        return AdapterOutput(torch.full_like(tokens, 0.5))
+
+
+@torch.no_grad()
+def test_adapters_stand_where_they_say(make_model):
+    block = make_model().encoder.layers[0].block
+    before, after = Probe("before_attention"), Probe("after_attention")
+    tokens = random_tokens(grid=(4, 4))
+    output, losses, traces = VideoBlock(block, {"after": after, "before": before})(tokens, (4, 4))
+    assert torch.equal(before.seen, tokens)
+    stream = (tokens + 0.5).flatten(0, 1)
+    stream = stream + block.attention(stream)
+    torch.testing.assert_close(after.seen.flatten(0, 1), stream)
+    stream = stream + 0.5
+    stream = stream + block.feed_forward(stream)
+    torch.testing.assert_close(output.flatten(0, 1), stream)
+    assert (losses, traces) == ({}, {})

@@ -1,0 +1,303 @@
+"""Towers taken apart equal open_clip's own, map back to its weights, and errors say what to do."""
+
+import json
+import re
+import shutil
+
+import open_clip
+import pytest
+import torch
+from conftest import clip_config, random_frames, shake, write_clip
+from open_clip import pretrained as open_clip_pretrained
+from safetensors.torch import load_file
+
+from clipvid.backbone import NO_TEXT, SelfAttention, build_backbone, load_backbone
+from clipvid.model import ModelConfig, VideoCLIP
+
+SMALL_TEXT = {"vocab_size": 50}
+POOLER = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}
+CUSTOM_BLOCK = {"qk_norm": True, "scale_heads": True, "scale_attn_inner": True, "scale_attn": True, "scale_fc": True}
+TOWERS = {
+    "plain": clip_config(text=SMALL_TEXT),
+    "quick_gelu": clip_config(text=SMALL_TEXT, quick_gelu=True),
+    "layer_scale": clip_config({"ls_init_value": 0.5}, SMALL_TEXT),
+    "average_pool": clip_config({"pool_type": "avg"}, SMALL_TEXT),
+    "norm_after_pool": clip_config({"pool_type": "avg", "final_ln_after_pool": True}, SMALL_TEXT),
+    "attentional_pool": clip_config(POOLER, SMALL_TEXT),
+    "no_norm_before": clip_config({"no_ln_pre": True}, SMALL_TEXT),
+    "fixed_positions": clip_config({"pos_embed_type": "sin_cos_2d"}, SMALL_TEXT),
+    "qk_norm": clip_config({"qk_norm": True}, SMALL_TEXT),
+    "custom_block": clip_config(CUSTOM_BLOCK, SMALL_TEXT),
+    "patch_dropout": clip_config({"patch_dropout": 0.5}, SMALL_TEXT),
+    "wide_image": clip_config({"image_size": [48, 64]}, SMALL_TEXT),
+    "custom_text": clip_config(text=SMALL_TEXT, custom_text=True),
+    "logit_bias": clip_config(text=SMALL_TEXT, init_logit_bias=-3.0),
+    "captions": clip_config(
+        POOLER | {"output_tokens": True},
+        {"vocab_size": 50, "context_length": 15, "embed_cls": True, "output_tokens": True},
+        custom_text=True,
+        multimodal_cfg={"width": 32, "context_length": 15, "vocab_size": 50, "heads": 1, "layers": 1},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=TOWERS)
+def folder(request, tmp_path_factory):
+    """Folder of a random CLIP of every shape."""
+    return write_clip(tmp_path_factory.mktemp("towers") / request.param, TOWERS[request.param])
+
+
+@pytest.fixture(scope="module")
+def clip(folder):
+    """The CLIP of `folder` as open_clip makes it."""
+    return open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    """The CLIP of `folder` as a video model without adapter."""
+    return VideoCLIP(load_backbone(f"local-dir:{folder}"), ModelConfig(adapter="none")).eval()
+
+
+def frames_for(visual, num_frames):
+    height, width = visual.image_size
+    return torch.randn(2, num_frames, 3, height, width, generator=torch.Generator().manual_seed(7))
+
+
+def text_tokens(clip):
+    """Random ids of three texts that fill the tower's context."""
+    return torch.randint(1, 50, (3, clip.context_length), generator=torch.Generator().manual_seed(8))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_video_features_are_the_mean_of_open_clips_image_features(clip, model, num_frames):
+    frames = frames_for(clip.visual, num_frames)
+    expected = clip.encode_image(frames.flatten(0, 1), normalize=False)
+    expected = expected.unflatten(0, (2, num_frames)).mean(dim=1)
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(model.encode_video(frames), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_text_features_are_open_clips(clip, model):
+    tokens = text_tokens(clip)
+    expected = clip.encode_text(tokens, normalize=False)
+    torch.testing.assert_close(model.encode_text(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_logits_are_open_clips(clip, model):
+    frames = frames_for(clip.visual, 1)
+    tokens = text_tokens(clip)
+    image, text = clip.encode_image(frames[:, 0], normalize=True), clip.encode_text(tokens, normalize=True)
+    expected = clip.logit_scale.exp() * image @ text.T
+    if getattr(clip, "logit_bias", None) is not None:
+        expected = expected + clip.logit_bias
+    torch.testing.assert_close(model(frames, text=tokens).logits, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_weights_map_back_to_open_clips_to_the_bit(folder, model):
+    original = load_file(folder / "open_clip_model.safetensors")
+    state = model.backbone.open_clip_state_dict()
+    assert state.keys() == original.keys()
+    assert all(torch.equal(state[key], original[key]) for key in original)
+
+
+@torch.no_grad()
+def test_saved_folder_loads_in_open_clip_and_here(model, clip, tmp_path):
+    backbone = model.backbone
+    backbone.save(tmp_path / "saved")
+    name = f"local-dir:{tmp_path / 'saved'}"
+    loaded = open_clip.create_model(name, require_pretrained=True).eval()
+    frames = frames_for(clip.visual, 1)[:, 0]
+    assert torch.equal(loaded.encode_image(frames), clip.encode_image(frames))
+    again = load_backbone(name)
+    assert again.fingerprint() == backbone.fingerprint()
+    assert (again.mean, again.std) == (backbone.mean, backbone.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+
+
+@torch.no_grad()
+def test_named_tower_equals_open_clips():
+    backbone = load_backbone("ViT-B-32", "random")
+    assert (backbone.num_heads, backbone.image_size, backbone.vision.grid) == (12, 224, (7, 7))
+    assert not backbone.fetchable
+    with torch.device("meta"):
+        clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32")).eval()
+    clip.load_state_dict(backbone.open_clip_state_dict(), assign=True)
+    clip.attn_mask = backbone.text.clip.attn_mask
+    model = VideoCLIP(backbone, ModelConfig(adapter="none")).eval()
+    frames = random_frames(1, 2, 224)
+    expected = clip.encode_image(frames[0]).mean(dim=0, keepdim=True)
+    torch.testing.assert_close(model.encode_video(frames), expected, rtol=1e-5, atol=1e-5)
+    tokens = open_clip.get_tokenizer("ViT-B-32")(["a cat", "a dog barking"])
+    features = model.encode_text(["a cat", "a dog barking"])
+    torch.testing.assert_close(features, clip.encode_text(tokens), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_equals_the_fused_one_it_replaces():
+    fused = torch.nn.MultiheadAttention(48, 3, batch_first=True)
+    shake(fused)
+    x = torch.randn(2, 5, 48)
+    expected = fused(x, x, x, need_weights=False)[0]
+    torch.testing.assert_close(SelfAttention.from_fused(fused)(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [32, 96])
+def test_other_image_size_resamples_positions_as_open_clip_does(clip_folder, tmp_path, size):
+    name = f"local-dir:{clip_folder}"
+    backbone = load_backbone(name, image_size=size)
+    assert (backbone.image_size, backbone.vision.grid) == (size, (size // 16, size // 16))
+    clip = open_clip.create_model(name, force_image_size=size).eval()
+    frames = random_frames(2, 2, size)
+    expected = clip.encode_image(frames.flatten(0, 1)).unflatten(0, (2, 2)).mean(dim=1)
+    model = VideoCLIP(backbone, ModelConfig(adapter="none")).eval()
+    torch.testing.assert_close(model.encode_video(frames), expected, rtol=1e-5, atol=1e-5)
+    backbone.save(tmp_path / "resized")
+    again = load_backbone(f"local-dir:{tmp_path / 'resized'}")
+    assert (again.image_size, again.fingerprint()) == (size, backbone.fingerprint())
+    assert load_backbone(name).image_size == 64
+
+
+@torch.no_grad()
+def test_uint8_frames_equal_normalised_floats(make_model):
+    model = make_model()
+    pixels = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.25)))
+    floats = (pixels.float() / 255 - mean) / std
+    torch.testing.assert_close(model.encode_video(pixels), model.encode_video(floats), rtol=1e-5, atol=1e-6)
+
+
+def test_fingerprint_follows_every_weight(clip_folder):
+    backbone = load_backbone(f"local-dir:{clip_folder}")
+    seen = {backbone.fingerprint(), load_backbone(f"local-dir:{clip_folder}").fingerprint()}
+    assert len(seen) == 1
+    for parameter in (backbone.blocks[1].attn.k.bias, backbone.text.clip.logit_scale, backbone.vision.visual.proj):
+        with torch.no_grad():
+            parameter.flatten()[-1] += 1e-3
+        seen.add(backbone.fingerprint())
+    assert len(seen) == 4
+
+
+@torch.no_grad()
+def test_backbone_builds_from_config_and_weights_without_text_tower(clip_folder):
+    original = load_backbone(f"local-dir:{clip_folder}")
+    vision = {key: value for key, value in original.open_clip_state_dict().items() if key.startswith("visual.")}
+    config = original.config | {"text_cfg": NO_TEXT}
+    model = VideoCLIP(build_backbone(config, vision, "no-text"), ModelConfig(adapter="none")).eval()
+    reference = VideoCLIP(original, ModelConfig(adapter="none")).eval()
+    frames = random_frames()
+    assert torch.equal(model.encode_video(frames), reference.encode_video(frames))
+    with pytest.raises(RuntimeError, match="no text tower"):
+        model.encode_text(torch.zeros(1, 1, dtype=torch.long))
+
+
+# What cannot be had
+
+
+@pytest.mark.parametrize("name", ["ViT-B-33", "no such tower"])
+def test_unknown_name_is_refused(name):
+    with pytest.raises(ValueError, match=f"unknown backbone '{name}': expected tiny, a name of"):
+        load_backbone(name)
+
+
+def test_unknown_tag_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"ViT-B-32 has no weights 'laion3b'.*laion2b_s34b_b79k"):
+        load_backbone("ViT-B-32", "laion3b")
+
+
+def test_own_weights_and_a_tag_are_refused(clip_folder):
+    with pytest.raises(ValueError, match="brings its own weights; leave pretrained='openai' out"):
+        load_backbone(f"local-dir:{clip_folder}", "openai")
+
+
+def test_weights_that_cannot_be_fetched_say_from_where_and_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(open_clip_pretrained, "hf_hub_download", _offline)
+    with pytest.raises(RuntimeError, match=r"ViT-B-32, pretrained='laion2b_s34b_b79k'") as error:
+        load_backbone("ViT-B-32", "laion2b_s34b_b79k")
+    for advice in ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "pretrained=/path/to/weights", "local-dir:/path"):
+        assert advice in str(error.value)
+
+
+def _offline(*args, **kwargs):
+    raise OSError("no network")
+
+
+def test_hub_repository_that_cannot_be_reached_says_what_to_do():
+    with pytest.raises(RuntimeError, match=r"hf-hub:nobody/nothing could not be loaded(.|\n)*local-dir:/path"):
+        load_backbone("hf-hub:nobody/nothing")
+
+
+@pytest.mark.parametrize("missing", ["folder", "config", "weights"])
+def test_incomplete_local_folder_is_refused(clip_folder, tmp_path, missing):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    files = {"config": "open_clip_config.json", "weights": "open_clip_model.safetensors"}
+    if missing == "folder":
+        shutil.rmtree(folder)
+    else:
+        (folder / files[missing]).unlink()
+    with pytest.raises(RuntimeError, match=f"local-dir:{re.escape(str(folder))} could not be loaded"):
+        load_backbone(f"local-dir:{folder}")
+
+
+def test_weights_of_another_shape_are_refused(clip_folder, tmp_path):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["width"] = 96
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match=r"could not be loaded(.|\n)*size mismatch"):
+        load_backbone(f"local-dir:{folder}")
+
+
+def test_resnet_tower_is_refused():
+    with pytest.raises(ValueError, match=r"backbone 'RN50' has a ModifiedResNet image tower; supported: .*ViT-B-32"):
+        load_backbone("RN50", "random")
+
+
+@pytest.fixture
+def little_tower(tmp_path):
+    """A small tower registered in open_clip by name, as its built-in ones are."""
+    (tmp_path / "Little.json").write_text(json.dumps(clip_config(text=SMALL_TEXT)))
+    open_clip.add_model_config(tmp_path / "Little.json")
+    yield "Little"
+    open_clip.factory._MODEL_CONFIG_PATHS.remove(tmp_path / "Little.json")
+    open_clip.factory._rescan_model_configs()
+
+
+def test_named_tower_without_weights_warns(little_tower, recwarn):
+    with pytest.warns(UserWarning, match="Little has RANDOM weights"):
+        backbone = load_backbone(little_tower)
+    assert not backbone.fetchable
+    recwarn.clear()
+    load_backbone(little_tower, "random")
+    assert not [warning for warning in recwarn if "RANDOM" in str(warning.message)]
+
+
+def test_named_tower_takes_weights_from_a_file(little_tower, tmp_path):
+    source = write_clip(tmp_path / "source", clip_config(text=SMALL_TEXT))
+    backbone = load_backbone(little_tower, str(source / "open_clip_model.safetensors"))
+    assert backbone.fingerprint() == load_backbone(f"local-dir:{source}").fingerprint()
+    assert not backbone.fetchable
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_tag_brings_the_activation_it_was_trained_with(little_tower, tmp_path, monkeypatch, quick_gelu):
+    """As OpenAI's tags do on towers whose config says plain GELU; a saved copy keeps it."""
+    source = write_clip(tmp_path / "source", clip_config(text=SMALL_TEXT, quick_gelu=quick_gelu))
+    weights = str(source / "open_clip_model.safetensors")
+    tags = {little_tower: {"original": {"url": "https://example.invalid/a.pt", "hf_hub": "", "quick_gelu": quick_gelu}}}
+    monkeypatch.setattr(open_clip_pretrained, "_PRETRAINED", tags)
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *args, **kwargs: weights)
+    backbone = load_backbone(little_tower, "original")
+    assert backbone.fetchable
+    backbone.save(tmp_path / "saved")
+    expected = open_clip.create_model(f"local-dir:{source}").eval()
+    saved = open_clip.create_model(f"local-dir:{tmp_path / 'saved'}").eval()
+    model = VideoCLIP(backbone, ModelConfig(adapter="none")).eval()
+    frames = random_frames(2, 1)
+    features = expected.encode_image(frames[:, 0])
+    torch.testing.assert_close(model.encode_video(frames), features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(saved.encode_image(frames[:, 0]), features, rtol=1e-5, atol=1e-5)
