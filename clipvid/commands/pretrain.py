@@ -56,7 +56,7 @@ def main(args: list[str] | None = None) -> None:
         claim_output(output, config)
     torch.manual_seed(config.seed)
     model = build_model(config.model)
-    world, sizes = config.stills.world, (model.image_size, model.text.tokenize)
+    world, sizes = config.stills.world, (config.seed, model.image_size, model.text.tokenize)
     train = StillsDataset(world, config.stills.train, "stills", *sizes)
     val = StillsDataset(world, config.stills.val, "val_stills", *sizes)
     trainer = build_trainer(config, model, train, accelerator, output)

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
+from clipvid.data.sampling import keyed_generator
 from clipvid.data.synthetic import WorldConfig, render_still
-from clipvid.data.transforms import eval_transform
+from clipvid.data.transforms import apply_keyed, eval_transform
 
 _CHUNK = 256
 
@@ -21,14 +23,15 @@ _CHUNK = 256
 class StillsDataset(Dataset[dict[str, Any]]):
     """Stills with captions, rendered once and held in memory (S x S x 3 bytes each), by key (epoch, index).
 
-    Items: `frames` uint8 [1, 3, S, S], `tokens` int64 [L], `index`; `captions` holds the texts.
+    Items: `frames` uint8 [1, 3, S, S], shifted by up to a twelfth of S as (seed, epoch, index) says; `tokens`
+    int64 [L]; `index`. `frames` and `captions` hold all of them, unshifted.
 
     Args:
-        world: what is drawn. count: how many stills. split: name of the random stream.
+        world: what is drawn. count: how many stills. split: name of the random stream. seed: of the shifts.
         image_size: side S in pixels that stills are resized to. tokenize: texts -> token ids [K, L].
     """
 
-    def __init__(self, world: WorldConfig, count: int, split: str, image_size: int, tokenize: Any):
+    def __init__(self, world: WorldConfig, count: int, split: str, seed: int, image_size: int, tokenize: Any):
         chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             stills = [still for part in pool.map(partial(_render, world, split), chunks) for still in part]
@@ -36,13 +39,16 @@ class StillsDataset(Dataset[dict[str, Any]]):
         self.frames: Tensor = eval_transform(image_size)(images)
         self.captions = [caption for _, caption in stills]
         self.tokens: Tensor = tokenize(self.captions)
+        self.seed = seed
+        self.shift = v2.RandomCrop(image_size, padding=image_size // 12, padding_mode="edge")
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        _, index = key
-        return {"frames": self.frames[index][None], "tokens": self.tokens[index], "index": index}
+        epoch, index = key
+        shifted = apply_keyed(self.shift, self.frames[index], keyed_generator(self.seed, epoch, index))
+        return {"frames": shifted[None], "tokens": self.tokens[index], "index": index}
 
 
 def _render(world: WorldConfig, split: str, indices: range) -> list[tuple[np.ndarray, str]]:

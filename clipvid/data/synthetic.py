@@ -127,10 +127,10 @@ def _place_phrases(x: float, y: float) -> list[str]:
     along = "top" if y < 0.38 else "bottom" if y > 0.62 else ""
     phrases = []
     if across:
-        phrases += [f"on the {across}", f"on the {across} side", f"to the {across}"]
+        phrases += [f"on the {across}", f"on the {across} side", f"to the {across}", f"{across} of centre", across]
     if along:
         high = "up" if along == "top" else "down"
-        phrases += [f"at the {along}", f"{high} at the {along}", f"{high} in the picture"]
+        phrases += [f"at the {along}", f"{high} at the {along}", f"{high} in the picture", f"further {high}", high]
     if across and along:
         phrases += [f"at the {along} {across}", f"in the {along} {across} corner"] * 2
     if abs(x - 0.5) < 0.1 and abs(y - 0.5) < 0.1:
@@ -146,18 +146,18 @@ def _posture_phrases(angle: float) -> list[str]:
     if abs(degrees) > 150:
         return ["upside down"]
     if 22 < degrees < 110:
-        return ["tilted right", "turned clockwise"]
+        return ["tilted right", "turned clockwise", "clockwise"]
     if -110 < degrees < -22:
-        return ["tilted left", "turned anticlockwise"]
+        return ["tilted left", "turned anticlockwise", "anticlockwise"]
     return []
 
 
 def _size_phrases(radius: float) -> tuple[list[str], list[str]]:
     """True adjectives and true phrases for a radius in frame widths; empty between two words."""
     if radius < 0.155:
-        return ["small", "tiny"], ["far away"]
+        return ["small", "tiny"], ["far away", "away from us", "away"]
     if radius > 0.205:
-        return ["large", "big"], ["close up", "closer to us"]
+        return ["large", "big"], ["close up", "closer to us", "closer"]
     return [], []
 
 
