@@ -28,7 +28,8 @@ from clipvid.report import ClipStrip, Curve, Row, markdown_table, save_strips, w
 INTRODUCTION = (
     "A small CLIP that knows objects but has never seen a video is shown clips of moving objects. Every motion has a "
     "partner that plays it backwards, so whoever looks at the frames without their order can only guess. "
-    "Mean pooling, fine-tuned whole, still guesses; ILA adapters between frozen layers learn it."
+    "Mean pooling fine-tunes the whole image tower; ILA trains adapters between its frozen layers. The table says who "
+    "can tell a motion from its reverse."
 )
 
 
@@ -152,7 +153,9 @@ def _write(
         "hardware": device,
         "seconds for this call": f"{seconds:.0f}",
     }
-    write_report(output / "report.html", "CLIP learns motion", INTRODUCTION, rows, curves, confusions, clips, details)
+    write_report(
+        output / "report.html", "Can CLIP learn motion?", INTRODUCTION, rows, curves, confusions, clips, details
+    )
     save_strips(output / "clips.png", clips)
     write_json(output / "metrics.json", {row.name: row.figures for row in rows})
 

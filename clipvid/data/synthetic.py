@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
 import av
@@ -107,11 +107,18 @@ def render_clip(config: WorldConfig, class_id: int, split: str, index: int) -> n
 
 
 def draw_still(config: WorldConfig, index: int, split: str) -> tuple[Scene, int, np.random.Generator]:
-    """The scene behind a still, the frame number to show, and the stream for what remains to be drawn."""
+    """The scene behind a still, the frame number to show, and the stream for what remains to be drawn.
+
+    Clips keep to the middle and mostly upright; stills show the object anywhere, half of them at any angle.
+    """
     rng = np.random.default_rng([config.seed, _key(split), _key("still"), index])
     name, pair = str(rng.choice(config.objects)), str(rng.choice(config.motions))
     frame = int(rng.integers(config.num_frames))
-    return draw_scene(rng, name, pair, config.num_frames, config.image_size), frame, rng
+    scene = draw_scene(rng, name, pair, config.num_frames, config.image_size)
+    margin = scene.radius[frame]
+    x, y = (scene.x * 0 + rng.uniform(margin, 1 - margin) for _ in range(2))
+    angle = scene.angle + rng.uniform(-np.pi, np.pi) * rng.integers(2)
+    return replace(scene, x=x, y=y, angle=angle), frame, rng
 
 
 def render_still(config: WorldConfig, index: int, split: str = "stills") -> tuple[np.ndarray, str]:
@@ -127,7 +134,7 @@ def _place_phrases(x: float, y: float) -> list[str]:
     along = "top" if y < 0.38 else "bottom" if y > 0.62 else ""
     phrases = []
     if across:
-        phrases += [f"on the {across}", f"on the {across} side", f"to the {across}", f"{across} of centre", across]
+        phrases += [f"on the {across}", f"on the {across} side", f"to the {across}", f"over on the {across}", across]
     if along:
         high = "up" if along == "top" else "down"
         phrases += [f"at the {along}", f"{high} at the {along}", f"{high} in the picture", f"further {high}", high]
@@ -167,18 +174,18 @@ def caption(scene: Scene, frame: int, rng: np.random.Generator) -> str:
     The object is always named; colour, texture, size, position and posture are each named at random where a
     word clearly fits, and the sentence takes one of several forms. The words are chosen so that a text tower
     that has read captions has met what class names are made of (left, right, up, down, clockwise,
-    anticlockwise, closer, away, red, blue), but none speaks of motion: "turned clockwise" is a posture. A good
-    third of the captions name nothing but the object.
+    anticlockwise, closer, away, red, blue), but none speaks of motion: "turned clockwise" is a posture. A
+    fifth of the captions name nothing but the object.
     """
-    talkative = rng.random() < 0.65
+    talkative = rng.random() < 0.8
 
     def maybe(phrases: list[str], chance: float) -> str:
         return str(rng.choice(phrases)) if talkative and phrases and rng.random() < chance else ""
 
     sizes, distances = _size_phrases(float(scene.radius[frame]))
-    adjectives = [maybe(sizes, 0.3), maybe([scene.colour_name[frame]], 0.5), maybe([scene.texture], 0.3)]
-    where = maybe(_place_phrases(float(scene.x[frame]), float(scene.y[frame])), 0.6)
-    details = [maybe(distances, 0.25), maybe(_posture_phrases(float(scene.angle[frame])), 0.45)]
+    adjectives = [maybe(sizes, 0.2), maybe([scene.colour_name[frame]], 0.3), maybe([scene.texture], 0.2)]
+    where = maybe(_place_phrases(float(scene.x[frame]), float(scene.y[frame])), 0.8)
+    details = [maybe(distances, 0.2), maybe(_posture_phrases(float(scene.angle[frame])), 0.5)]
     noun = " ".join(filter(None, [*adjectives, scene.shape]))
     noun = f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
     opening = str(rng.choice(["", "a photo of", "a picture of", "an image of", "this is", "there is"]))
@@ -288,12 +295,13 @@ def build_world(config: WorldConfig, root: str | os.PathLike[str], progress: boo
 
     def make(clip: tuple[str, str, int, int]) -> None:
         split, name, class_id, index = clip
-        if not _holds_video(root / name, config):
-            write_video(root / name, render_clip(config, class_id, split, index), config.fps)
+        write_video(root / name, render_clip(config, class_id, split, index), config.fps)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        done = pool.map(make, clips)
-        for _ in track(done, f"synthetic world in {root}", total=len(clips), disable=not progress):
+        whole = pool.map(lambda clip: _holds_video(root / clip[1], config), clips)
+        missing = [clip for clip, there in zip(clips, whole, strict=True) if not there]
+        done = pool.map(make, missing)
+        for _ in track(done, f"synthetic world in {root}", total=len(missing), disable=not (progress and missing)):
             pass
     columns = [field.name for field in fields(WorldClass)]
     _write_table(root / "classes.csv", [columns, *(astuple(label) for label in labels)])
