@@ -10,20 +10,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import QuickGELUActivation
 
 from clipvid.attention import SelfAttention
 
 
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), CLIP's activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
 def feed_forward(width: int) -> nn.Sequential:
     """Two linears, four times as wide between, with QuickGELU."""
-    return nn.Sequential(nn.Linear(width, 4 * width), QuickGELU(), nn.Linear(4 * width, width))
+    return nn.Sequential(nn.Linear(width, 4 * width), QuickGELUActivation(), nn.Linear(4 * width, width))
 
 
 def heads_of(width: int) -> int:
