@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clipvid.adapters import Adapter, AdapterConfig, BlockSizes, build_adapters
+from clipvid.adapters import Adapter, AdapterConfig, BlockInfo, build_adapters
 from clipvid.adapters.norm import hold_statistics
 from clipvid.backbone import Backbone, Block
 
@@ -70,11 +70,13 @@ class VideoEncoder(nn.Module):
 
     def __init__(self, backbone: Backbone, configs: dict[str, AdapterConfig], num_frames: int):
         super().__init__()
-        sizes = BlockSizes(backbone.vision.width, backbone.num_heads, num_frames)
-        depth = len(backbone.blocks)
+        width, heads, depth = backbone.vision.width, backbone.num_heads, len(backbone.blocks)
         self.tower = backbone.vision
         self.layers: Any = nn.ModuleList(
-            VideoBlock(block, build_adapters(configs, index, depth, sizes))
+            VideoBlock(
+                block,
+                build_adapters(configs, index, depth, BlockInfo(width, heads, num_frames, block.attn, block.ln_1)),
+            )
             for index, block in enumerate(backbone.blocks)
         )
         self.gradient_checkpointing = False

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipvid import backbone as backbone_module
-from clipvid.adapters import ADAPTERS, Adapter, AdapterOutput, BlockSizes
+from clipvid.adapters import ADAPTERS, Adapter, AdapterOutput, BlockInfo
+from clipvid.attention import SelfAttention
 from clipvid.backbone import Backbone, load_backbone
 from clipvid.model import ModelConfig, VideoCLIP
 
@@ -81,7 +82,8 @@ def random_tokens(frames: int = 3, grid: tuple[int, int] = (3, 5), prefix: int =
 def make_adapter(name: str, num_frames: int = 3, **options: Any) -> Adapter:
     """A registered adapter of its `SMALL` size for width 64 with two heads, moved away from its initialisation."""
     torch.manual_seed(4)
-    adapter = ADAPTERS[name](ADAPTERS[name].Config(**SMALL.get(name, {}) | options), BlockSizes(64, 2, num_frames))
+    block = BlockInfo(64, 2, num_frames, SelfAttention(64, 2), nn.LayerNorm(64))
+    adapter = ADAPTERS[name](ADAPTERS[name].Config(**SMALL.get(name, {}) | options), block)
     shake(adapter)
     return adapter
 

@@ -117,7 +117,7 @@ def test_frames_see_each_other(name):
     adapter = make_adapter(name).eval()
     tokens = random_tokens(batch=1)
     changed = tokens.clone()
-    changed[:, 1] += 1
+    changed[:, 1] = changed[:, 1].flip(-1)
     difference = (adapter(changed, (3, 5)).update - adapter(tokens, (3, 5)).update).abs().amax(dim=(0, 2, 3))
     assert difference[[0, 2]].max() > 1e-4
 
@@ -134,7 +134,8 @@ def test_tokens_that_do_not_cover_the_grid_are_refused(name):
 @every_adapter
 @pytest.mark.parametrize("training", [False, True])
 def test_bfloat16_autocast_stays_close_and_trains(make_model, name, training):
-    model = shake_adapters(make_model({"name": name, **STEADY.get(name, {})}, LABELS)).train(training)
+    adapter = {"name": name, **STEADY.get(name, {})}
+    model = shake_adapters(make_model(adapter, LABELS, pooling="mit")).train(training)
     frames = random_frames()
     exact = model(frames)
     with torch.autocast("cpu", torch.bfloat16):
@@ -181,6 +182,7 @@ def test_every_trainable_parameter_of_a_fresh_model_has_a_gradient(make_model, n
 
 @every_adapter
 def test_one_step_moves_every_trainable_parameter_and_nothing_else(make_model, name):
+    """A key's bias may stay: softmax cancels it."""
     adapter = {"name": name, **STEADY.get(name, {})}
     head = {"name": "text", "prompt_layers": 1}
     model = shake_adapters(make_model(adapter, LABELS, pooling="mit", head=head)).train()
@@ -195,10 +197,12 @@ def test_one_step_moves_every_trainable_parameter_and_nothing_else(make_model, n
     loss.backward()
     for key, parameter in model.named_parameters():
         assert (parameter.grad is None) == (key not in trainable), key
-        assert parameter.grad is None or parameter.grad.abs().max() > 0, f"{key} has a zero gradient"
+        without = parameter.grad is None or key.endswith(".k.bias")
+        assert without or parameter.grad.abs().max() > 0, f"{key} has a zero gradient"
     optimizer.step()
     moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved == trainable
+    assert moved <= trainable
+    assert all(key.endswith(".k.bias") for key in trainable - moved)
 
 
 @every_variant
@@ -206,7 +210,7 @@ def test_gradient_checkpointing_changes_nothing(make_model, name, options):
     """Outputs, gradients and BatchNorm's statistics after two steps, with the second pass inside backward."""
     if hasattr(ADAPTERS[name].Config(), "drop_path"):
         options = options | {"drop_path": 0.5}
-    stored = shake_adapters(make_model({"name": name, **options}, LABELS)).train()
+    stored = shake_adapters(make_model({"name": name, **options}, LABELS, pooling="mit")).train()
     saving = copy.deepcopy(stored)
     saving.encoder.gradient_checkpointing = True
     start = {key: value.clone() for key, value in stored.named_buffers()}

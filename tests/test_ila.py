@@ -19,7 +19,7 @@ from reference_ila import (
 )
 from torch import nn
 
-from clipvid.adapters.base import BlockSizes
+from clipvid.adapters.base import BlockInfo
 from clipvid.adapters.ila import ILA, ILAConfig, _halve, align, point_mask
 from clipvid.hub import from_pretrained
 
@@ -32,7 +32,7 @@ POINTS = {"conv1": "0", "norm1": "1", "conv2": "4", "norm2": "5", "reduce": "10"
 def make_ila(variant="k400", norm="batch", seed=0, **options):
     """An ILA of width 64 in float64 with every tensor random."""
     torch.manual_seed(seed)
-    adapter = ILA(ILAConfig(variant=variant, hidden=HIDDEN, norm=norm, **options), BlockSizes(64, 1, 4)).double()
+    adapter = ILA(ILAConfig(variant=variant, hidden=HIDDEN, norm=norm, **options), BlockInfo(64, 1, 4)).double()
     shake(adapter, 0.1, seed)
     return adapter
 
@@ -141,7 +141,7 @@ def test_trace_shows_the_points_and_masks_of_the_reference(variant):
 
 
 def test_fresh_points_lie_in_the_middle():
-    adapter = ILA(ILAConfig(hidden=HIDDEN), BlockSizes(64, 1, 4)).double()
+    adapter = ILA(ILAConfig(hidden=HIDDEN), BlockInfo(64, 1, 4)).double()
     assert not adapter(tokens_for(3, (4, 4)), (4, 4), trace=True).trace["points"].any()
 
 

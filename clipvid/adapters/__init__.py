@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockSizes, select_layers
+from clipvid.adapters.ata import ATA
+from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, select_layers
+from clipvid.adapters.gta import GTA
 from clipvid.adapters.ila import ILA
+from clipvid.adapters.shift import Shift
+from clipvid.adapters.sifa import SIFA
+from clipvid.adapters.st_adapter import STAdapter
+from clipvid.adapters.temporal_attention import TemporalAttention
 from clipvid.choices import Choice, resolve_choice
 
-ADAPTERS: dict[str, type[Adapter]] = {"none": Adapter, "ila": ILA}
+ADAPTERS: dict[str, type[Adapter]] = {
+    "none": Adapter,
+    "ila": ILA,
+    "ata": ATA,
+    "attention": TemporalAttention,
+    "gta": GTA,
+    "shift": Shift,
+    "sifa": SIFA,
+    "st_adapter": STAdapter,
+}
 
 AdapterSpec = Choice | list[Choice]
 
@@ -26,11 +41,11 @@ def resolve_adapters(spec: AdapterSpec) -> dict[str, AdapterConfig]:
 
 
 def build_adapters(
-    configs: dict[str, AdapterConfig], layer: int, num_layers: int, sizes: BlockSizes
+    configs: dict[str, AdapterConfig], layer: int, num_layers: int, block: BlockInfo
 ) -> dict[str, Adapter]:
     """Fresh adapters for the block `layer` of `num_layers`."""
     return {
-        name: ADAPTERS[name](config, sizes)
+        name: ADAPTERS[name](config, block)
         for name, config in configs.items()
         if layer in select_layers(config.layers, num_layers)
     }
@@ -42,7 +57,7 @@ __all__ = [
     "AdapterConfig",
     "AdapterOutput",
     "AdapterSpec",
-    "BlockSizes",
+    "BlockInfo",
     "build_adapters",
     "resolve_adapters",
     "select_layers",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-LayerT = TypeVar("LayerT", nn.Linear, nn.Conv1d)
+LayerT = TypeVar("LayerT", nn.Linear, nn.Conv1d, nn.Conv2d)
 LayerSpec = str | list[int] | tuple[int, ...]
 
 
@@ -42,12 +42,18 @@ class AdapterOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BlockSizes:
-    """What an adapter may know of the block that it joins: width D, attention heads, frames T in training."""
+class BlockInfo:
+    """What an adapter may know of the block that it joins.
+
+    width: D. num_heads: of its spatial attention. num_frames: T in training.
+    attn, norm: the block's spatial attention and the norm before it, to copy weights from; not to be called or kept.
+    """
 
     width: int
     num_heads: int
     num_frames: int
+    attn: nn.Module | None = None
+    norm: nn.Module | None = None
 
 
 class Adapter(nn.Module):
@@ -61,7 +67,7 @@ class Adapter(nn.Module):
     place: ClassVar[Literal["before_attention", "after_attention"]]
     identity_at_init: ClassVar[bool] = True
 
-    def __init__(self, config: Any, sizes: BlockSizes):
+    def __init__(self, config: Any, block: BlockInfo):
         super().__init__()
         self.config = config
 

@@ -22,7 +22,7 @@ from clipvid.adapters.base import (
     Adapter,
     AdapterConfig,
     AdapterOutput,
-    BlockSizes,
+    BlockInfo,
     adjacent_pair_mean,
     split_prefix,
     zero_init,
@@ -104,9 +104,9 @@ class ILA(Adapter):
     jitter: Tensor
     shifts: Tensor
 
-    def __init__(self, config: ILAConfig, sizes: BlockSizes):
-        super().__init__(config, sizes)
-        width, half = sizes.width, config.hidden // 2
+    def __init__(self, config: ILAConfig, block: BlockInfo):
+        super().__init__(config, block)
+        width, half = block.width, config.hidden // 2
         self.message_fc = nn.Linear(width, width)
         self.message_ln = nn.LayerNorm(width)
         self.interactive_block: Any = interactive_block(config, width)

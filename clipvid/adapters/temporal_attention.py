@@ -1,0 +1,81 @@
+"""Divided space-time attention (TimeSformer, Bertasius et al., ICML 2021, https://arxiv.org/abs/2102.05095).
+
+Every token attends over time to the tokens at its own place in the other frames, before the block's spatial attention.
+[paper] attention over time, then over space, in one block. [construction] everything else: the baseline is ATA without
+its matching, `update = Linear0(MHA(LN(x) + e))` with the linear at zero, the embedding `e` of time [T, D] learned from
+zero, attention and norm starting from the block's own. `e` is added after the norm, so that it weighs the same in every
+block: the stream grows with depth, and before the norm the growth would drown it.
+
+Shapes: B clips, T frames, P prefix tokens, N patches, L = P + N tokens per frame, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipvid.adapters.base import Adapter, AdapterOutput, BlockInfo, split_prefix, zero_init
+from clipvid.attention import SelfAttention
+
+
+class TemporalAttention(Adapter):
+    """One block's attention over time. Prefix tokens attend as patches do, each to itself in the other frames.
+
+    Weights are copied from the block's attention and norm where these are `SelfAttention` and `nn.LayerNorm`, and
+    fresh otherwise. Other numbers of frames than `BlockInfo.num_frames` resample the embedding linearly, each frame
+    being the middle of an equal part of the clip.
+    """
+
+    place = "before_attention"
+
+    def __init__(self, config: Any, block: BlockInfo):
+        super().__init__(config, block)
+        self.norm = _copied_norm(block)
+        self.attn = _copied_attention(block)
+        self.temporal_embed = nn.Parameter(torch.zeros(block.num_frames, block.width))
+        self.temporal_fc = zero_init(nn.Linear(block.width, block.width))
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
+        """See `Adapter`. trace: `attention` [B, P+N, T, T], the weight of each frame (last axis) for each, mean of
+        the heads."""
+        split_prefix(tokens, grid)  # refuses a grid that does not fit
+        update, seen = self.attend(self.norm(tokens).transpose(1, 2), trace)
+        return AdapterOutput(update.transpose(1, 2), trace=seen)
+
+    def attend(self, tubes: Tensor, trace: bool) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Normed tokens [B, L, T, D], a row per tube -> their updates [B, L, T, D], and the trace if asked for."""
+        x = (tubes + self._embed_of(tubes.shape[2])).flatten(0, 1)
+        update = self.temporal_fc(self.attn(x)).view(tubes.shape)
+        return update, {"attention": self._weights(x).unflatten(0, tubes.shape[:2])} if trace else None
+
+    def _embed_of(self, num_frames: int) -> Tensor:
+        """The embedding of time for any number of frames [T, D]."""
+        if num_frames == len(self.temporal_embed):
+            return self.temporal_embed
+        return F.interpolate(self.temporal_embed.mT.unsqueeze(0), num_frames, mode="linear").squeeze(0).mT
+
+    @torch.no_grad()
+    def _weights(self, x: Tensor) -> Tensor:
+        """Sequences [M, T, D] -> attention weights [M, T, T], mean of the heads."""
+        q, k = (part(x).unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for part in (self.attn.q, self.attn.k))
+        return (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
+
+
+def _copied_attention(block: BlockInfo) -> SelfAttention:
+    attention = SelfAttention(block.width, block.num_heads)
+    if isinstance(block.attn, SelfAttention):
+        attention.load_state_dict(block.attn.state_dict())
+    # Adds the same to all scores of a query: no output depends on it, and its gradient would be rounding noise.
+    attention.k.register_parameter("bias", None)
+    return attention
+
+
+def _copied_norm(block: BlockInfo) -> nn.LayerNorm:
+    if not isinstance(block.norm, nn.LayerNorm):
+        return nn.LayerNorm(block.width)
+    norm = nn.LayerNorm(block.width, eps=block.norm.eps)
+    norm.load_state_dict(norm.state_dict() | block.norm.state_dict())
+    return norm
