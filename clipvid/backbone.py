@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,10 +195,14 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     source = f"local-dir:{_TINY_FOLDER}" if name == TINY else name
     config = _find_config(name, source)
     options = _weight_options(name, config, pretrained)
+    if pretrained == RANDOM:
+        logging.disable(logging.WARNING)  # open_clip warns of the random weights that were asked for
     try:
         clip = open_clip.create_model(source, force_image_size=image_size, force_patch_dropout=0.0, **options)
     except Exception as error:
         raise RuntimeError(_fetch_advice(name, pretrained, error)) from error
+    finally:
+        logging.disable(logging.NOTSET)
     config |= {"quick_gelu": options["force_quick_gelu"]} if options.get("force_quick_gelu") else {}
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size

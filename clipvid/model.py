@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,6 +202,7 @@ class VideoCLIP(nn.Module):
         its name alone does not bring them back."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / "backbone", ignore_errors=True)
         if not self.backbone.fetchable:
             self.backbone.save(folder / "backbone")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.saved_state().items()}
@@ -255,6 +257,8 @@ class VideoCLIP(nn.Module):
         return direction * features.norm(dim=-1).mean(dim=1, keepdim=True)
 
     def _freeze(self, tune: Sequence[str]) -> None:
+        if "text" in tune and not self.head.needs_text:
+            raise ValueError(f"tune={list(tune)}: a linear head does not use the text tower; leave `text` out")
         fixed = [parameter for parameter in self.parameters() if not parameter.requires_grad]
         self.requires_grad_("full" in tune)
         self.text.requires_grad_("text" in tune)

@@ -425,6 +425,12 @@ def test_saving_twice_into_a_folder_replaces_all(make_model, tiny_folder, tmp_pa
     shake(model.encoder.layers[1].adapters)
     model.save_pretrained(tmp_path)
     assert torch.equal(from_pretrained(tmp_path)(random_frames()).logits, model(random_frames()).logits)
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_linear_head_with_a_text_tower_to_tune_is_refused(make_model):
+    with pytest.raises(ValueError, match=r"a linear head does not use the text tower; leave `text` out"):
+        make_model(labels=LABELS, head="linear", tune=["head", "text"])
 
 
 @pytest.mark.parametrize(
