@@ -30,6 +30,7 @@ FLOORS = {
     "engine": 4,
     "checkpoint": 4,
     "hub": 4,
+    "card": 4,
     "convert": 4,
     "report": 4,
     "evaluation": 4,

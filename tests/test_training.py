@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import clipvid
@@ -64,6 +65,11 @@ def test_a_run_gives_a_model_folder(world: Path, tmp_path: Path, capsys) -> None
     assert sorted(json.loads((tmp_path / "predictions.json").read_text())["indices"]) == list(range(12))
     model = clipvid.from_pretrained(tmp_path)
     assert model.labels[0] == "ball moving left"
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "clipvid"
+    assert "ila" in card.data.tags
+    assert f"| top1 | {metrics['top1']['value']:.3f} (" in card.content
+    assert "ball moving left, ball moving right" in card.content
     assert {name.split(".")[0] for name in load_file(tmp_path / "model.safetensors")} == {"encoder"}
     before = (tmp_path / "model.safetensors").read_bytes()
     capsys.readouterr()

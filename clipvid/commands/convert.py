@@ -9,6 +9,7 @@ import torch
 from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
+from clipvid.card import write_card
 from clipvid.convert import from_ila
 
 CONVERTERS = {"ila": from_ila}
@@ -24,6 +25,7 @@ def main(args: list[str] | None = None) -> None:
     options = parser.parse_args(args)
     model = CONVERTERS[options.method](read_checkpoint(options.checkpoint), options.num_frames)
     model.save_pretrained(options.output_dir)
+    write_card(options.output_dir)
     print(f"{options.method} with {model.num_frames} frames of {model.image_size} px -> {options.output_dir}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from clipvid.card import write_card
 from clipvid.config import (
     FinetuneConfig,
     build_accelerator,
@@ -75,6 +76,7 @@ def finetune(
         model.save_pretrained(output)
         write_json(output / "history.json", state.history)
         write_results(output, predictions, figures, config, accelerator)
+        write_card(output)
     accelerator.wait_for_everyone()
     return figures
 
