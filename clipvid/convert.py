@@ -35,14 +35,16 @@ _TEXT_KEYS = (
 )
 
 
-def from_ila(state_dict: Mapping[str, Any], num_frames: int, norm: str = "batch") -> VideoCLIP:
+def from_ila(
+    state_dict: Mapping[str, Any], num_frames: int, norm: str = "batch", eval_batch_stats: bool = False
+) -> VideoCLIP:
     """A `VideoCLIP` equal to the authors' ILA model.
 
     Args:
         state_dict: the released checkpoint's state dict (or the whole checkpoint, with it under `model`): CLIP under
             OpenAI's names, ILA's tensors among them. All sizes are read from the tensors; attention heads are 64 wide.
         num_frames: frames T that it was trained with.
-        norm: policy of the BatchNorms, see `ILAConfig`.
+        norm, eval_batch_stats: whose statistics the BatchNorms use, see `ILAConfig`.
 
     Raises:
         ValueError: not an ILA checkpoint, another frame count, or tensors with no place in the model; names them.
@@ -59,7 +61,8 @@ def from_ila(state_dict: Mapping[str, Any], num_frames: int, norm: str = "batch"
         raise ValueError(f"num_frames={num_frames}, but the checkpoint was trained with {trained_frames}")
     clip_state = {key: value.float() for key, value in state.items() if _is_clip(key)}
     backbone = build_backbone(_clip_config(clip_state), clip_state, "ila-checkpoint")
-    model = VideoCLIP(backbone, _model_config(state, variant, num_frames, norm))
+    options = {"variant": variant, "norm": norm, "eval_batch_stats": eval_batch_stats}
+    model = VideoCLIP(backbone, _model_config(state, num_frames, options))
     own = model.trained_state()
     load_strictly(own, _rename(state, variant, clip_state.keys(), set(own)))
     return model.eval()
@@ -99,7 +102,7 @@ def _clip_config(state: dict[str, Tensor]) -> dict[str, Any]:
     return {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
 
 
-def _model_config(state: Mapping[str, Tensor], variant: str, num_frames: int, norm: str) -> ModelConfig:
+def _model_config(state: Mapping[str, Tensor], num_frames: int, options: dict[str, Any]) -> ModelConfig:
     hidden = state[f"{_BLOCK}0.message_attn.conv.weight"].shape[0] * 2
     head: dict[str, Any] = {
         "name": "text",
@@ -109,7 +112,7 @@ def _model_config(state: Mapping[str, Tensor], variant: str, num_frames: int, no
         head = {"name": "linear", "num_classes": len(state["mit.classify_head.2.weight"])}
     return ModelConfig(
         backbone="ila-checkpoint",
-        adapter={"name": "ila", "variant": variant, "hidden": hidden, "norm": norm},
+        adapter={"name": "ila", "hidden": hidden, **options},
         num_frames=num_frames,
         pooling={"name": "mit", "layers": _count_layers(state, "mit.resblocks.")},
         head=head,

@@ -52,7 +52,7 @@ def test_registry_has_adapters_of_its_own_kind():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("num_frames", [1, 2, 8, 17])
+@pytest.mark.parametrize("num_frames", [1, 2, 8, 32])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", IDENTITIES)
 def test_fresh_adapter_changes_nothing(make_model, name, num_frames, training):
@@ -90,7 +90,7 @@ def test_update_has_the_shape_of_any_grid_and_prefix(name, grid, prefix, trainin
 
 @every_adapter
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("frames", [1, 2, 5, 8])
+@pytest.mark.parametrize("frames", [1, 2, 5, 8, 32])
 def test_any_number_of_frames_and_a_batch_of_one(name, frames, batch):
     adapter = make_adapter(name, num_frames=4)
     tokens = random_tokens(frames, batch=batch).requires_grad_()
@@ -399,6 +399,40 @@ def test_state_survives_a_save_to_the_bit(make_model, tmp_path, name, options):
         assert torch.equal(loaded.state_dict()[key], value), key
     assert torch.equal(loaded(random_frames()).logits, model(random_frames()).logits)
     assert loaded.adapter_configs == model.adapter_configs
+
+
+ILA_ABOVE = {"name": "ila", "layers": "upper", "hidden": 64, "norm": "frozen_batch"}
+
+
+@pytest.mark.parametrize(
+    ("stack", "places"),
+    [
+        (["ata", "gta"], [["ata", "gta"], ["ata", "gta"]]),
+        ([ILA_ABOVE, "sifa"], [["sifa"], ["ila", "sifa"]]),
+        (["sifa", {"name": "none"}, ILA_ABOVE], [["sifa"], ["sifa", "ila"]]),
+    ],
+    ids=str,
+)
+def test_stack_trains_and_survives_a_save_to_the_bit(make_model, tmp_path, stack, places):
+    """In the blocks and in the order asked for. The head looks at the patches too: those of the last block, where
+    SIFA leaves the class token alone, would else move nothing."""
+    model = shake_adapters(make_model(stack, LABELS, head={"name": "text", "prompt_layers": 1})).train()
+    assert [list(layer.adapters) for layer in model.encoder.layers] == places
+    trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    assert {tuple(key.split(".")[2:5:2]) for key in trained if key.startswith("encoder.")} == {
+        (str(layer), name) for layer, names in enumerate(places) for name in names
+    }
+    before = {key: value.detach().clone() for key, value in trained.items()}
+    output = model(random_frames())
+    (F.cross_entropy(output.logits, torch.tensor([0, 1])) + sum(output.losses.values())).backward()
+    torch.optim.SGD(trained.values(), lr=1.0).step()
+    still = [key for key, value in trained.items() if torch.equal(value, before[key])]
+    assert all(key.endswith(".k.bias") for key in still), still
+    model.eval().save_pretrained(tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert [list(layer.adapters) for layer in loaded.encoder.layers] == places
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in model.state_dict().items())
+    assert torch.equal(loaded(random_frames()).logits, model(random_frames()).logits)
 
 
 # Small pieces

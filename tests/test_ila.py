@@ -2,12 +2,14 @@
 
 import re
 
+import open_clip
 import pytest
 import torch
-from conftest import random_frames, shake
+from conftest import REPOSITORY, random_frames, shake
 from reference_ila import (
     aligned_frames,
     axis_mask,
+    ila_forward,
     ila_update,
     interactive_block,
     interactive_points,
@@ -17,11 +19,19 @@ from reference_ila import (
     message_tokens,
     patch_maps,
 )
+from test_convert import small_checkpoint
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from clipvid.adapters.base import BlockInfo
 from clipvid.adapters.ila import ILA, ILAConfig, _halve, align, point_mask
+from clipvid.backbone import NO_TEXT, build_backbone
+from clipvid.checkpoint import load_checkpoint, save_checkpoint
+from clipvid.config import FinetuneConfig, parse_config
+from clipvid.convert import from_ila
 from clipvid.hub import from_pretrained
+from clipvid.model import ModelConfig, VideoCLIP, load_strictly
+from clipvid.optim import build_optimizer
 
 HIDDEN = 64
 K400 = ("0.depthwise_conv.0", "0.depthwise_conv.1", None, "0.pointwise_conv.0", "0.pointwise_conv.1", None, "1", "2")
@@ -41,22 +51,23 @@ def authors_state(adapter):
     """The adapter's tensors under the authors' names; gradients flow back to the adapter's parameters."""
     state = {}
     for name, value in {**dict(adapter.named_parameters()), **dict(adapter.named_buffers())}.items():
-        place, _, rest = name.partition(".")
-        if place in ("jitter", "shifts"):
-            continue
-        if place == "interactive_block":
-            index, kind = rest.split(".")
-            name = f"message_attn.interactive_block.{CONVS[adapter.config.variant][int(index)]}.{kind}"
-        elif place == "point_predictor":
-            layer, kind = rest.split(".")
-            name = f"message_attn.prediction_block.{POINTS[layer]}.{kind}"
-        elif place == "temporal_conv":
-            name = f"message_attn.conv.{rest}"
-            value = value[..., None, None] if rest == "weight" else value
-        elif place == "interactive_fc":
-            name = f"message_attn.fc.{rest}"
-        state[name] = value
+        if name not in ("jitter", "shifts"):
+            value = value[..., None, None] if name == "temporal_conv.weight" else value
+            state[authors_name(name, adapter.config.variant)] = value
     return state
+
+
+def authors_name(name, variant):
+    """Our name of a tensor in a block -> the authors'."""
+    place, _, rest = name.partition(".")
+    if place == "interactive_block":
+        index, kind = rest.split(".")
+        return f"message_attn.interactive_block.{CONVS[variant][int(index)]}.{kind}"
+    if place == "point_predictor":
+        layer, kind = rest.split(".")
+        return f"message_attn.prediction_block.{POINTS[layer]}.{kind}"
+    renamed = {"temporal_conv": "message_attn.conv", "interactive_fc": "message_attn.fc"}
+    return f"{renamed.get(place, place)}.{rest}"
 
 
 def tokens_for(frames, grid, prefix=1, batch=2, seed=1):
@@ -81,10 +92,11 @@ PARITY = [  # frames, grid, prefix
     (3, (2, 3), 1),
     (2, (1, 1), 1),
 ]
-MODES = {  # norm policy, training: jitter and batch statistics come with them
-    "inference": ("batch", False),
-    "training": ("batch", True),
-    "frozen_training": ("frozen_batch", True),
+MODES = {  # options, training (jitter comes with it), batch statistics
+    "inference": ({"norm": "batch"}, False, False),
+    "training": ({"norm": "batch"}, True, True),
+    "frozen_training": ({"norm": "frozen_batch"}, True, False),
+    "authors_validation": ({"norm": "batch", "eval_batch_stats": True}, False, True),
 }
 
 
@@ -92,12 +104,12 @@ MODES = {  # norm policy, training: jitter and batch statistics come with them
 @pytest.mark.parametrize("variant", ["k400", "ssv2"])
 @pytest.mark.parametrize(("frames", "grid", "prefix"), PARITY, ids=str)
 def test_update_loss_and_gradients_meet_the_reference(variant, mode, frames, grid, prefix):
-    norm, training = MODES[mode]
-    adapter = make_ila(variant, norm).train(training)
+    options, training, batch_stats = MODES[mode]
+    adapter = make_ila(variant, **options).train(training)
     adapter.start_epoch(0)
     tokens = tokens_for(frames, grid, prefix).requires_grad_()
     jitter = jitter_at(0) if training else None
-    expected = ila_update(authors_state(adapter), tokens, grid, jitter, batch_stats=mode == "training")
+    expected = ila_update(authors_state(adapter), tokens, grid, jitter, batch_stats=batch_stats)
     output = adapter(tokens, grid)
     close(output.update, expected[0])
     close(output.loss, expected[1])
@@ -109,6 +121,52 @@ def test_update_loss_and_gradients_meet_the_reference(variant, mode, frames, gri
     ]
     for name, ours, reference in zip(["tokens", *dict(adapter.named_parameters())], *gradients, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("frames", "grid", "prefix"), PARITY, ids=str)
+def test_folded_linears_meet_the_reference_and_the_unfolded(frames, grid, prefix):
+    adapter, tokens = make_ila().eval(), tokens_for(frames, grid, prefix)
+    expected, _ = ila_update(authors_state(adapter), tokens, grid)
+    close(adapter(tokens, grid).update, expected)
+    adapter, tokens = adapter.float(), tokens.float()
+    with torch.enable_grad():
+        unfolded = adapter(tokens, grid).update
+    folded = adapter(tokens, grid).update
+    torch.testing.assert_close(folded, unfolded, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(folded, unfolded)
+
+
+@torch.no_grad()
+def test_folded_linears_are_never_stale():
+    adapter, tokens, grid = make_ila().eval(), tokens_for(3, (4, 4)), (4, 4)
+    before = adapter(tokens, grid).update
+    for linear in (adapter.interactive_fc, adapter.temporal_skip_fc):
+        for parameter in linear.parameters():
+            parameter.mul_(1.5)
+            expected, _ = ila_update(authors_state(adapter), tokens, grid)
+            close(adapter(tokens, grid).update, expected)
+            assert not torch.allclose(expected, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["interactive_fc", "temporal_skip_fc"])
+def test_wrapped_linears_are_called_not_folded(name):
+    """What a LoRA layer adds must not be left out."""
+
+    class Wrapped(nn.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    adapter, tokens, grid = make_ila().eval(), tokens_for(3, (4, 4)), (4, 4)
+    wrapped = Wrapped(*reversed(getattr(adapter, name).weight.shape)).double()
+    wrapped.load_state_dict(getattr(adapter, name).state_dict())
+    doubled = {key: 2 * value if f".{name}." in f".{key}" else value for key, value in adapter.state_dict().items()}
+    setattr(adapter, name, wrapped)
+    found = adapter(tokens, grid).update
+    setattr(adapter, name, nn.Linear(*reversed(wrapped.weight.shape)).double())
+    adapter.load_state_dict(doubled)
+    close(found, adapter(tokens, grid).update)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -217,6 +275,49 @@ def test_jitter_matters_in_training_only():
     assert torch.equal(seen[False, 0], seen[False, 30])
 
 
+def test_jitter_in_mid_schedule_survives_a_checkpoint(make_model, tmp_path):
+    model, resumed = make_model("ila"), make_model("ila")
+    for adapter in model.encoder.adapters():
+        adapter.start_epoch(32)
+    path = save_checkpoint(tmp_path, 7, model.trained_state(), {}, {}, keep=1)
+    load_strictly(resumed.trained_state(), load_checkpoint(path)[0])
+    for adapter in resumed.encoder.adapters():
+        assert adapter.jitter.item() == pytest.approx(0.2 / 8)
+        adapter.start_epoch(33)
+        assert adapter.jitter.item() == pytest.approx(0.2 / 16)
+        adapter.start_epoch(3)
+        assert adapter.jitter.item() == pytest.approx(0.2)
+
+
+# Multiply-adds
+
+
+def flops_of(adapter, clips, grad):
+    """Multiply-adds per clip of the image side of B/32 at 8 frames; tensors without data, so nothing is computed."""
+    with torch.device("meta"):
+        config = open_clip.get_model_config("ViT-B-32") | {"text_cfg": NO_TEXT}
+        backbone = build_backbone(config, open_clip.CLIP(**config).state_dict(), "ViT-B-32")
+        model = VideoCLIP(backbone, ModelConfig("ViT-B-32", "random", adapter)).eval()
+        frames = torch.zeros(clips, 8, 3, 224, 224)
+    with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
+        model.encode_video(frames)
+    return counter.get_total_flops() / 2 / clips
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"), [("none", 35.3e9), ("ila", 49.9e9), ({"name": "ila", "variant": "ssv2"}, 62.8e9)], ids=str
+)
+def test_multiply_adds_are_those_of_the_authors_code(adapter, expected):
+    assert flops_of(adapter, 1, grad=True) == pytest.approx(expected, rel=0.002)
+
+
+def test_folding_spares_the_wide_linear_on_patches():
+    clips, patches, width, half = 8, 8 * 49, 768, 128
+    unfolded, folded = flops_of("ila", clips, grad=True), flops_of("ila", clips, grad=False)
+    assert unfolded - folded == 12 * width * width * (patches - (half + 1) / clips)  # the fold maps C/2 rows and a bias
+    assert 1.32 < folded / flops_of("none", clips, grad=False) < 1.345
+
+
 # Statistics, drop path, options
 
 
@@ -231,6 +332,42 @@ def test_training_moves_statistics_only_under_the_batch_policy(norm, moves):
     adapter.train()(tokens, (4, 4))
     for name, value in start.items():
         assert torch.equal(buffers[name], value) != moves, name
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_batch_statistics_in_evaluation_neither_use_nor_move_the_running_ones(grad):
+    adapter, tokens, grid = make_ila(eval_batch_stats=True).eval(), tokens_for(3, (4, 4)), (4, 4)
+    start = {name: value.clone() for name, value in adapter.named_buffers()}
+    with torch.set_grad_enabled(grad):
+        first = adapter(tokens, grid).update
+        assert all(torch.equal(value, start[name]) for name, value in adapter.named_buffers())
+        shake(adapter, 0.0, seed=8)
+        moved = {name for name, value in adapter.named_buffers() if not torch.equal(value, start[name])}
+        assert moved == {name for name in start if name.endswith("running_var")}
+        assert torch.equal(adapter(tokens, grid).update, first)
+        alone = adapter(tokens[:1], grid).update
+    assert not torch.allclose(alone, first[:1]), "a clip must feel its neighbours"
+
+
+def test_batch_statistics_in_evaluation_leave_training_as_it_is():
+    plain, adapter = make_ila().train(), make_ila(eval_batch_stats=True).train()
+    tokens = tokens_for(3, (4, 4))
+    assert torch.equal(adapter(tokens, (4, 4)).update, plain(tokens, (4, 4)).update)
+    for (name, value), other in zip(adapter.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(value, other), name
+
+
+@torch.no_grad()
+def test_converted_model_validates_as_the_authors_did(tmp_path):
+    state = small_checkpoint("k400")
+    exact = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(2, 5, 3, 24, 24, generator=generator, dtype=torch.float64)
+    text = torch.randint(1, 40, (4, 9), generator=generator)
+    expected = ila_forward(exact, frames, text, batch_stats=True)["logits"]
+    from_ila(state, 5, eval_batch_stats=True).save_pretrained(tmp_path)
+    close(from_pretrained(tmp_path).double()(frames, text=text).logits, expected)
+    assert not torch.allclose(from_ila(state, 5).double()(frames, text=text).logits, expected, rtol=1e-3)
 
 
 def test_group_policy_keeps_no_statistics_and_clips_apart():
@@ -263,6 +400,8 @@ def test_drop_path_drops_each_of_two_updates_of_whole_clips_in_training():
     [
         ({"variant": "k600"}, "ila: variant='k600' is not one of k400, ssv2"),
         ({"norm": "layer"}, "ila: norm='layer' is not one of batch, frozen_batch, group"),
+        ({"norm": "group", "eval_batch_stats": True}, "eval_batch_stats=True with norm='group'"),
+        ({"norm": "frozen_batch", "eval_batch_stats": True}, "eval_batch_stats=True with norm='frozen_batch'"),
         ({"hidden": 12}, "ila: hidden=12 must be a positive multiple of 8"),
         ({"hidden": 0}, "ila: hidden=0 must be a positive multiple of 8"),
         ({"drop_path": 1.5}, "drop_path"),
@@ -271,6 +410,42 @@ def test_drop_path_drops_each_of_two_updates_of_whole_clips_in_training():
 def test_wrong_option_is_refused_by_the_config(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         ILAConfig(**options)
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "configs/recipes").glob("ila_*.yaml")), ids=lambda path: path.stem
+)
+def test_recipe_trains_every_parameter_in_the_authors_group(make_model, path):
+    """Names as in the authors' checkpoints; the head, which is MIT's there or in no group, goes with MIT."""
+    config = parse_config(FinetuneConfig, ["--config", str(path)], "test")
+    adapter = config.model.adapter | {"hidden": 16}
+    model = make_model(adapter, ["a", "b"], pooling=config.model.pooling, head=config.model.head)
+    optimizer = build_optimizer(model, config.optim)
+    found = {
+        id(value): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for value in group["params"]
+    }
+    rates = {"message": (5e-4, 1e-2), "temporal": (8e-5, 1e-3), "mit": (4e-4, 3e-3)}
+    seen = set()
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            own = name.partition(".ila.")[2]
+            group = authors_name(own, adapter["variant"]).partition("_")[0] if own else "mit"
+            seen.add(group)
+            lr, decay = rates[group]
+            assert found.pop(id(value)) == (lr, decay if value.ndim > 1 else 0.0), name
+    assert not found
+    assert seen == rates.keys()
+    assert config.optim.warmup_ratio * config.training.epochs == pytest.approx(5)
+    share = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
+    assert 8 * share == 256
+
+
+def test_there_are_recipes():
+    names = {path.stem for path in (REPOSITORY / "configs/recipes").glob("*.yaml")}
+    assert names >= {"ila_k400_b32_8f", "ila_k400_b16_8f", "ila_k400_l14_8f", "ila_ssv2_b16_8f"}
 
 
 def test_model_returns_a_loss_per_block(make_model):

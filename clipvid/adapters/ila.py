@@ -44,21 +44,34 @@ class ILAConfig(AdapterConfig):
     variant: the interactive block, `k400` (depthwise separable) or `ssv2` (plain 3x3 convolutions).
     hidden: channels C of the interactive feature; the authors' 256. A multiple of 8.
     norm: whose statistics BatchNorm uses, `batch` (the authors'), `frozen_batch`, or `group` for GroupNorm.
+    eval_batch_stats: norms of policy `batch` use the batch's statistics in evaluation too, as in the authors' K400
+        validation, whose forward switches to training mode; their K400 figures may carry it. Caveat: a clip's result
+        then depends on the clips beside it in the batch. Only the statistics follow suit, not the masks' jitter.
     drop_path: probability of dropping an update of a clip in training.
     """
 
     variant: Literal["k400", "ssv2"] = "k400"
     hidden: int = 256
     norm: Literal["batch", "frozen_batch", "group"] = "batch"
+    eval_batch_stats: bool = False
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         check_option("ila", "variant", self.variant, ("k400", "ssv2"))
         check_option("ila", "norm", self.norm, POLICIES)
+        if self.eval_batch_stats and self.norm != "batch":
+            raise ValueError(
+                f"ila: eval_batch_stats=True with norm={self.norm!r}, which uses no batch statistics; expected "
+                "norm='batch': set it, or leave eval_batch_stats out"
+            )
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"ila: drop_path={self.drop_path} must lie in [0, 1)")
         if self.hidden <= 0 or self.hidden % 8:
             raise ValueError(f"ila: hidden={self.hidden} must be a positive multiple of 8")
+
+    def build_norm(self, channels: int) -> nn.Module:
+        """A normalisation of the policy asked for."""
+        return build_norm(self.norm, channels, self.eval_batch_stats)
 
 
 def interactive_block(config: ILAConfig, width: int) -> nn.Sequential:
@@ -66,7 +79,7 @@ def interactive_block(config: ILAConfig, width: int) -> nn.Sequential:
 
     def conv(inputs: int, outputs: int, kernel: int, groups: int = 1) -> list[nn.Module]:
         convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups)
-        return [convolution, build_norm(config.norm, outputs), nn.ReLU(inplace=True)]
+        return [convolution, config.build_norm(outputs), nn.ReLU(inplace=True)]
 
     pair, hidden = 2 * width, config.hidden
     if config.variant == "ssv2":
@@ -82,9 +95,9 @@ class PointPredictor(nn.Module):
         super().__init__()
         half = config.hidden // 2
         self.conv1 = nn.Conv2d(config.hidden, half, 3, padding=1)
-        self.norm1 = build_norm(config.norm, half)
+        self.norm1 = config.build_norm(half)
         self.conv2 = nn.Conv2d(half, half, 3, padding=1)
-        self.norm2 = build_norm(config.norm, half)
+        self.norm2 = config.build_norm(half)
         self.reduce = nn.Conv1d(half, half // 2, 1, groups=2)
         self.predict = zero_init(nn.Conv1d(half // 2, 4, 1, groups=2))
 
@@ -131,9 +144,8 @@ class ILA(Adapter):
         points = self._points(features)
         masks = self._masks(points, grid)
         aligned, loss = align(patches, masks)
-        interactive = self._interactive_feature(features)
         update = self.drop_path(self.temporal_skip_align_fc(torch.cat([prefix, aligned], dim=2)))
-        update = update + self.drop_path(self.temporal_skip_fc(torch.cat([prefix, interactive], dim=2)))
+        update = update + self.drop_path(self._interactive_update(prefix, self._interactive_feature(features)))
         seen = {"points": points.detach(), "masks": masks.detach()} if trace else None
         return AdapterOutput(update, loss, seen)
 
@@ -160,11 +172,24 @@ class ILA(Adapter):
         return (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
 
     def _interactive_feature(self, features: Tensor) -> Tensor:
-        """[B, T-1, C, H, W] -> [B, T, N, D]: each frame's half of the channels, mixed over time."""
+        """[B, T-1, C, H, W] -> [B, T, N, C/2]: each frame's half of the channels, mixed over time."""
         frames = adjacent_pair_mean(*features.flatten(-2).chunk(2, dim=2))
         b, t, _, n = frames.shape
         mixed = self.temporal_conv(rearrange(frames, "b t c n -> (b n) c t"))
-        return self.interactive_fc(rearrange(mixed, "(b n) c t -> b t n c", b=b, n=n, t=t))
+        return rearrange(mixed, "(b n) c t -> b t n c", b=b, n=n, t=t)
+
+    def _interactive_update(self, prefix: Tensor, features: Tensor) -> Tensor:
+        """Prefix tokens [B, T, P, D] and interactive features [B, T, N, C/2] -> update [B, T, P+N, D].
+
+        In evaluation without gradient the patches' two linears are one, C/2 -> D, folded anew in every call. Linears
+        that something has wrapped (LoRA, sharding of their own) do more than their weights say and are called.
+        """
+        expand, skip = self.interactive_fc, self.temporal_skip_fc
+        plain = type(expand) is nn.Linear and type(skip) is nn.Linear
+        if self.training or torch.is_grad_enabled() or not plain:
+            return skip(torch.cat([prefix, expand(features)], dim=2))
+        patches = F.linear(features, skip.weight @ expand.weight, skip(expand.bias))
+        return torch.cat([skip(prefix), patches], dim=2)
 
 
 def point_mask(points: Tensor, length: int) -> Tensor:

@@ -12,14 +12,22 @@ POLICIES = ("batch", "frozen_batch", "group")
 
 
 class PausableBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose running statistics can be held still while batch statistics are used."""
+    """BatchNorm2d whose running statistics can be held still while batch statistics are used.
+
+    eval_batch_stats: use batch statistics in evaluation too; the running ones are then neither used nor moved.
+    """
 
     recording = True
     running_mean: Tensor
     running_var: Tensor
 
+    def __init__(self, channels: int, eval_batch_stats: bool = False):
+        super().__init__(channels)
+        self.eval_batch_stats = eval_batch_stats
+
     def forward(self, input: Tensor) -> Tensor:
-        if self.recording or not self.training:
+        ordinary = self.recording if self.training else not self.eval_batch_stats
+        if ordinary:
             return super().forward(input)
         # Checkpointing wants the same tensors saved as in the first pass, so copies stand in for the statistics.
         mean, variance = self.running_mean.clone(), self.running_var.clone()
@@ -35,12 +43,14 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         )
 
 
-def build_norm(policy: str, channels: int) -> nn.Module:
-    """`batch`: batch statistics in training, stored ones in evaluation; `frozen_batch`: stored ones always;
-    `group`: GroupNorm, which knows no batch. All with eps 1e-5."""
+def build_norm(policy: str, channels: int, eval_batch_stats: bool = False) -> nn.Module:
+    """`batch`: batch statistics in training, stored ones in evaluation (batch ones with `eval_batch_stats`);
+    `frozen_batch`: stored ones always; `group`: GroupNorm, which knows no batch. All with eps 1e-5."""
     if policy == "group":
         return nn.GroupNorm(math.gcd(channels, 32), channels)
-    return {"batch": PausableBatchNorm2d, "frozen_batch": FrozenBatchNorm2d}[policy](channels)
+    if policy == "frozen_batch":
+        return FrozenBatchNorm2d(channels)
+    return PausableBatchNorm2d(channels, eval_batch_stats)
 
 
 @contextmanager
