@@ -528,7 +528,15 @@ def test_saved_config_is_complete_and_writes_every_option_out(make_model, tiny_f
     record = json.loads((tmp_path / "config.json").read_text())
     assert (record["model_type"], record["format_version"]) == ("clipvid", FORMAT_VERSION)
     assert record["model"]["adapter"] == [
-        {"name": "ila", "layers": "all", "variant": "k400", "hidden": 16, "norm": "batch", "drop_path": 0.0}
+        {
+            "name": "ila",
+            "layers": "all",
+            "variant": "k400",
+            "hidden": 16,
+            "norm": "batch",
+            "eval_batch_stats": False,
+            "drop_path": 0.0,
+        }
     ]
     assert (record["labels"], record["templates"]) == (LABELS, ["{}"])
     pixels = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
