@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -79,7 +80,8 @@ def _finetune(name: str, path: str) -> Outcome:
     """Fine-tune by the command that a user would type; a finished run answers at once."""
     config = parse_config(FinetuneConfig, ["--config", path], "clipvid demo")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
-    command += ["--mixed_precision=no", "--dynamo_backend=no", "scripts/finetune.py", "--config", path]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", f"--num_cpu_threads_per_process={os.cpu_count()}"]
+    command += ["scripts/finetune.py", "--config", path]
     print(f"\n{name}: accelerate launch scripts/finetune.py --config {path}", flush=True)
     subprocess.run(command, check=True)
     done = finished(Path(config.output_dir))
@@ -114,20 +116,22 @@ def _measure(
 def _clips(
     outcomes: list[Outcome], config: FinetuneConfig, manifest: Manifest, accelerator: Accelerator
 ) -> list[ClipStrip]:
-    """One held-out clip per motion, with what each model said of it."""
+    """One held-out clip per motion, the objects taking turns, with what each model said of it."""
+    objects = list(dict.fromkeys(info.attributes["object"] for info in manifest.classes))
+    motions = list(dict.fromkeys(info.attributes["motion"] for info in manifest.classes))
     chosen: dict[str, int] = {}
     for index, sample in enumerate(manifest.samples):
-        info = manifest.classes[sample.label]
-        free = {manifest.classes[manifest.samples[other].label].attributes["object"] for other in chosen.values()}
-        motion = info.attributes["motion"]
-        if motion not in chosen and (info.attributes["object"] not in free or len(free) == 4):
-            chosen[motion] = index
+        attributes = manifest.classes[sample.label].attributes
+        motion, turn = attributes["motion"], motions.index(attributes["motion"])
+        if attributes["object"] == objects[turn % len(objects)]:
+            chosen.setdefault(motion, index)
+    picks = [chosen[motion] for motion in motions]
     model = load_model("tiny", None, config.model.num_frames, config.templates, manifest)
-    loader = eval_loader(config.data, model, manifest.subset(list(chosen.values())), accelerator, len(chosen))
+    loader = eval_loader(config.data, model, manifest.subset(picks), accelerator, len(picks))
     frames = next(iter(loader))["frames"][:, 0]
     names = manifest.class_names
     strips = []
-    for clip, index in zip(frames, chosen.values(), strict=True):
+    for clip, index in zip(frames, picks, strict=True):
         said = {}
         for outcome in outcomes:
             best = outcome.predictions.scores[index].topk(3)

@@ -25,7 +25,7 @@ MOTIONS: dict[str, tuple[str, str]] = {
     "vertical": ("moving up", "moving down"),
     "rotation": ("turning clockwise", "turning anticlockwise"),
     "depth": ("coming closer", "going away"),
-    "colour": ("flashing red then blue", "flashing blue then red"),
+    "colour": ("turning blue", "turning red"),
 }
 TEXTURES = ("plain", "striped", "checked", "dotted")
 _CLUTTER_SIZES = {  # half lengths in frame widths: least and most (long, short)
