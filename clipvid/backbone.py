@@ -166,6 +166,14 @@ class Backbone:
             digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def open_clip_model(self) -> nn.Module:
+        """open_clip's own model with a copy of the image tower's weights and no text tower, to compare with."""
+        config = {key: self.config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in self.config}
+        clip: Any = open_clip.CLIP(**config, text_cfg=NO_TEXT)
+        state = self.open_clip_state_dict().items()
+        clip.visual.load_state_dict({key[7:]: value for key, value in state if key.startswith("visual.")})
+        return clip.eval()
+
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that `local-dir:` loads, in open_clip or here; weights in `dtype` where one is given."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ FLOORS = {
     "adapters": 0,
     "prompts": 0,
     "metrics": 0,
+    "cost": 0,
     "data.sampling": 0,
     "backbone": 1,
     "data": 1,

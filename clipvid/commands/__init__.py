@@ -10,6 +10,7 @@ VERBS = {
     "pretrain": "train without labels, or a small CLIP from scratch",
     "evaluate": "measure a model, zero-shot or fine-tuned",
     "convert": "bring in a checkpoint of a paper's authors",
+    "benchmark": "what adapters cost in time, multiply-adds and memory",
     "demo": "the whole way on a synthetic world, with a report",
 }
 

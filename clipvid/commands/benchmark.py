@@ -1,0 +1,26 @@
+"""What things cost on this machine: `clipvid benchmark <subject>`, a module `benchmark_<subject>` each."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from clipvid.choices import suggest
+
+SUBJECTS = ("adapters",)
+
+
+def main(args: list[str] | None = None) -> None:
+    """The verb; its first word says what is measured.
+
+    Raises:
+        ValueError: no such subject.
+    """
+    subject, *options = (sys.argv[1:] if args is None else args) or [""]
+    known = ", ".join(SUBJECTS)
+    if subject in ("-h", "--help"):
+        print(f"usage: clipvid benchmark <subject> [options], of the subjects {known}")
+    elif subject in SUBJECTS:
+        importlib.import_module(f"clipvid.commands.benchmark_{subject}").main(options)
+    else:
+        raise ValueError(f"the first word {subject!r} is no subject{suggest(subject, SUBJECTS)}; known: {known}")

@@ -1,0 +1,303 @@
+"""`clipvid benchmark adapters`: what it counts is right by hand, what it reports is all there."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import fresh_backbone, random_frames
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipvid.adapters import ADAPTERS
+from clipvid.commands import VERBS, run
+from clipvid.commands.benchmark import main
+from clipvid.commands.benchmark_adapters import (
+    BARS,
+    NUM_CLASSES,
+    AdapterBenchmark,
+    Bar,
+    Key,
+    Row,
+    compare,
+    markdown_table,
+    measure_adapters,
+)
+from clipvid.config import parse_config
+from clipvid.cost import Pass, count_macs, peak_memory, time_passes
+
+FRAMES, WIDTH, PATCHES, EMBED = 3, 64, 16, 32  # of the tiny CLIP of conftest, on clips of three frames
+TOKENS = PATCHES + 1
+UNTRAINED = ["none", "encode_image", "shift"]
+
+
+@pytest.fixture(scope="module")
+def report(clip_folder, tmp_path_factory) -> tuple[dict[str, Any], str]:
+    """What a run over the whole registry writes: metrics and table."""
+    output = tmp_path_factory.mktemp("benchmark")
+    config = output / "run.in.yaml"
+    config.write_text(f"backbone: local-dir:{clip_folder}\npretrained: null\nnum_frames: {FRAMES}\nrepeats: 3\n")
+    main(["adapters", "--config", str(config), "--repeats=1", "--batch_size=2", f"--output_dir={output / 'run'}"])
+    return json.loads((output / "run" / "metrics.json").read_text()), (output / "run" / "table.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def rows(report) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in report[0]["rows"]}
+
+
+# The report
+
+
+def test_every_adapter_has_a_row_in_metrics_and_table(report, rows):
+    metrics, table = report
+    expected = ["none", "encode_image", *(name for name in ADAPTERS if name != "none")]
+    assert list(rows) == expected
+    lines = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+    assert lines[2:] == expected
+    assert metrics["config"]["repeats"] == 1
+    assert metrics["config"]["num_frames"] == FRAMES
+    assert metrics["config"]["bars"] == BARS
+    assert metrics["machine"]["device"]
+
+
+def test_nothing_to_train_means_no_training_figures(rows):
+    assert [name for name, row in rows.items() if row["training"] is None] == UNTRAINED
+    assert [name for name, row in rows.items() if row["peak_memory"] is None] == UNTRAINED
+    assert [name for name, row in rows.items() if row["trained_parameters"] == 0] == UNTRAINED
+
+
+def test_ratios_are_finite_positive_and_those_of_the_raw_figures(rows):
+    base = rows["none"]["forward"]
+    for row in rows.values():
+        for cost in filter(None, (row["forward"], row["training"])):
+            assert len(cost["seconds"]) == 1
+            for figure in ("time_ratio", "mac_ratio", "time_per_mac"):
+                assert math.isfinite(cost[figure])
+                assert cost[figure] > 0
+            assert cost["time_ratio"] == pytest.approx(cost["seconds"][0] / base["seconds"][0])
+            assert cost["mac_ratio"] == pytest.approx(cost["macs"] / base["macs"])
+            assert cost["time_per_mac"] == pytest.approx(cost["time_ratio"] / cost["mac_ratio"])
+            assert cost["missed"] == (cost["bar"] is not None and cost["time_ratio"] > cost["bar"])
+    assert base["time_ratio"] == base["mac_ratio"] == 1
+
+
+def test_a_training_step_holds_at_least_the_gradients(rows):
+    for row in rows.values():
+        if row["training"]:
+            assert row["peak_memory"] > 4 * row["trained_parameters"]
+
+
+def test_python_gives_the_rows_that_the_command_writes(clip_folder):
+    choices = [{"name": "st_adapter", "channels": 8}, "st_adapter"]
+    config = AdapterBenchmark(
+        backbone=f"local-dir:{clip_folder}", pretrained=None, adapters=choices, num_frames=2, repeats=2, threads=1
+    )
+    found = measure_adapters(config)
+    assert [row.name for row in found] == ["none", "encode_image", "st_adapter channels=8", "st_adapter"]
+    assert found[2].trained_parameters < found[3].trained_parameters
+    assert [len(row.forward.seconds) for row in found] == [2] * 4
+    assert "st_adapter channels=8" in markdown_table(found, config)
+
+
+# Multiply-adds, by hand
+
+
+def tower_macs() -> dict[str, int]:
+    """Per clip: patch embedding; the linears of a block; its attention's two products; the head's projection."""
+    return {
+        "embed": FRAMES * PATCHES * (3 * 16 * 16) * WIDTH,
+        "linears": FRAMES * TOKENS * (4 * WIDTH * WIDTH + 2 * WIDTH * 4 * WIDTH),
+        "attention": FRAMES * 2 * TOKENS * TOKENS * WIDTH,
+        "head": FRAMES * WIDTH * EMBED,
+    }
+
+
+def st_adapter_macs() -> dict[str, int]:
+    channels = WIDTH // 2
+    place = FRAMES * PATCHES
+    return {"down": place * WIDTH * channels, "conv": place * channels * 3, "up": place * channels * WIDTH}
+
+
+def test_forward_macs_are_those_of_the_architecture(rows):
+    tower, adapter = tower_macs(), st_adapter_macs()
+    plain = tower["embed"] + 2 * (tower["linears"] + tower["attention"]) + tower["head"]
+    assert rows["none"]["forward"]["macs"] == plain
+    assert rows["encode_image"]["forward"]["macs"] == plain
+    assert rows["shift"]["forward"]["macs"] == plain
+    assert rows["st_adapter"]["forward"]["macs"] == plain + 2 * sum(adapter.values())
+
+
+def test_training_macs_are_those_of_the_chain_rule(rows):
+    tower, adapter = tower_macs(), st_adapter_macs()
+    classifier = EMBED * NUM_CLASSES
+    forward = rows["st_adapter"]["forward"]["macs"] + classifier
+    frozen = 2 * tower["linears"] + tower["head"] + classifier  # a gradient of the input alone
+    products = 2 * 2 * tower["attention"]  # of both factors
+    trained = 2 * 2 * sum(adapter.values()) - adapter["down"]  # of input and weight; the first block's input has none
+    assert rows["st_adapter"]["training"]["macs"] == forward + frozen + products + trained
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_of_grouped_convolutions_cost_what_their_forward_passes_do(groups, transposed):
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    conv = kind(8, 16, 3, padding=1, stride=2, groups=groups)
+    x = torch.randn(2, 8, 5, 5)
+    places = 25 if transposed else 9
+    forward = 2 * places * 9 * 8 * 16 // groups
+    assert count_macs(Pass(conv, conv), x) == forward
+    assert count_macs(Pass(conv, lambda x: conv(x).sum(), training=True), x) == 2 * forward
+    assert count_macs(Pass(conv, lambda x: conv(x).sum(), training=True), x.requires_grad_()) == 3 * forward
+    if groups == 1 and not transposed:
+        with FlopCounterMode(display=False) as own:
+            conv(x).sum().backward()
+        assert own.get_total_flops() == 2 * 3 * forward
+
+
+def test_attention_is_counted_whatever_kernel_would_run_it():
+    def attend(x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    x = torch.randn(2, 3, 5, 7)
+    assert count_macs(Pass(nn.Identity(), attend), x) == 2 * 2 * 3 * 5 * 5 * 7
+
+
+# Memory, time
+
+
+def test_peak_memory_is_what_lives_at_once():
+    x = torch.randn(1000, 1000)
+    size, module = x.nbytes, nn.Identity()
+    assert peak_memory(Pass(module, lambda x: x), x) == 0
+    assert peak_memory(Pass(module, torch.exp), x) == size
+    assert peak_memory(Pass(module, lambda x: x.exp().exp().exp()), x) == 2 * size
+    assert peak_memory(Pass(module, lambda x: x.exp() + x.exp()), x) == 3 * size
+
+
+def test_peak_memory_of_training_counts_what_the_backward_pass_keeps_and_the_gradients():
+    layer = nn.Linear(500, 500, bias=False)
+    x = torch.randn(500, 500)
+    once = peak_memory(Pass(layer, lambda x: layer(x).exp().sum(), training=True), x)
+    twice = peak_memory(Pass(layer, lambda x: layer(x).exp().exp().sum(), training=True), x)
+    assert once >= 2 * x.nbytes  # what exp keeps, and the weight's gradient
+    assert twice - once == x.nbytes
+    assert layer.weight.grad is None
+
+
+def test_timing_goes_in_rounds_and_sets_the_mode():
+    calls = []
+
+    def make(name: str, training: bool) -> Pass:
+        layer = nn.Linear(2, 1)
+
+        def call(frames: Tensor) -> Tensor:
+            assert layer.training == torch.is_grad_enabled() == training
+            assert layer.weight.grad is None
+            calls.append(name)
+            return layer(frames).sum()
+
+        return Pass(layer, call, training)
+
+    passes = {"a": make("a", False), "b": make("b", True), "c": make("c", False)}
+    seconds = time_passes(passes, torch.ones(3, 2), repeats=2)
+    assert calls == ["a", "b", "c"] * 3
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+    assert all(one.model.weight.grad is None for one in passes.values())
+
+
+def test_the_compared_model_is_open_clips_own_with_the_same_weights(make_model, clip_folder):
+    model, frames = make_model(), random_frames(2, FRAMES)
+    reference = fresh_backbone(f"local-dir:{clip_folder}").open_clip_model()
+    assert any(isinstance(module, nn.MultiheadAttention) for module in reference.modules())
+    with torch.no_grad():
+        features = reference.encode_image(frames.flatten(0, 1)).view(2, FRAMES, EMBED).mean(dim=1)
+        torch.testing.assert_close(features, model.encode_video(frames), rtol=1e-5, atol=1e-5)
+
+
+# Bars
+
+
+def made_up(seconds: dict[Key, float], bars: dict[str, Bar]) -> dict[str, Row]:
+    """Rows of passes whose median is as given and whose mean is not."""
+    repeated = {key: [value, 100.0, 0.0] for key, value in seconds.items()}
+    macs = dict.fromkeys(seconds, 1000)
+    return {row.name: row for row in compare(repeated, macs, {}, {}, bars)}
+
+
+def test_bars_are_absolute_or_above_another_row():
+    seconds = {("none", False): 2.0, ("encode_image", False): 1.9, ("near", False): 2.4, ("near", True): 8.0}
+    seconds |= {("far", False): 2.6, ("far", True): 8.2}
+    bars = {
+        "none": Bar(0.0, above="encode_image"),
+        "near": Bar(1.25, 3.9),
+        "far": Bar(0.2, 0.05, above="near"),
+        "absent": Bar(1.0),
+    }
+    rows = made_up(seconds, bars)
+    assert (rows["none"].forward.bar, rows["none"].forward.missed) == (pytest.approx(0.95), True)
+    assert (rows["near"].forward.bar, rows["near"].forward.missed) == (1.25, False)
+    assert (rows["near"].training.bar, rows["near"].training.missed) == (3.9, True)
+    assert (rows["far"].forward.bar, rows["far"].forward.missed) == (pytest.approx(1.4), False)
+    assert (rows["far"].training.bar, rows["far"].training.missed) == (pytest.approx(4.05), True)
+    assert rows["encode_image"].forward.bar is None
+    table = markdown_table(list(rows.values()), AdapterBenchmark())
+    marks = {line.split("|")[1].strip(): line.count("✗") for line in table.splitlines() if line.startswith("|")}
+    assert {name: count for name, count in marks.items() if count} == {"none": 1, "near": 1, "far": 1}
+    assert "| 4.00 > 3.9 ✗ |" in table
+    assert "| 1.20 ≤ 1.25 |" in table
+
+
+def test_a_bar_above_a_row_that_was_not_measured_is_none():
+    rows = made_up({("none", False): 1.0, ("far", False): 1.1}, {"far": Bar(0.1, above="near")})
+    assert rows["far"].forward.bar is None
+    assert not rows["far"].forward.missed
+
+
+def test_the_bars_given_are_those_of_registered_adapters():
+    assert set(BARS) <= set(ADAPTERS)
+    assert BARS["ila"] == {"forward": 1.5, "training": 3.6}
+
+
+# Errors
+
+
+@pytest.mark.parametrize("args", [["adaptors"], [], ["--config", "x.yaml"]])
+def test_an_unknown_subject_is_refused_with_the_known_ones(args, capsys):
+    with pytest.raises(SystemExit) as end:
+        run("benchmark", args)
+    assert end.value.code == 1
+    assert "known: adapters" in capsys.readouterr().err
+
+
+def test_help_names_the_subjects(capsys):
+    assert "benchmark" in VERBS
+    main(["--help"])
+    assert "adapters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"repeats": 0}, "repeats=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"threads": 0}, "threads=0 must be at least 1"),
+        ({"adapters": ["ilaa"]}, r"unknown adapter 'ilaa' \(did you mean 'ila'\?\); known: none, ila"),
+        ({"adapters": [{"name": "gta", "group": 4}]}, "adapter 'gta' has no option 'group'"),
+        ({"adapters": ["gta", "gta"]}, "each may stand once"),
+        ({"bars": {"ila": {"forwards": 1.5}}}, "the bar of 'ila' has no option 'forwards'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        AdapterBenchmark(**fields)
+
+
+def test_the_whole_config_prints_and_parses_back(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit):
+        main(["adapters", "--print_config"])
+    path = tmp_path / "run.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert parse_config(AdapterBenchmark, ["--config", str(path)], "test") == AdapterBenchmark()
