@@ -15,10 +15,12 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.model import resize_pos_embed
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import save_file
@@ -206,7 +208,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     if pretrained == RANDOM:
         logging.disable(logging.WARNING)  # open_clip warns of the random weights that were asked for
     try:
-        clip = open_clip.create_model(source, force_image_size=image_size, force_patch_dropout=0.0, **options)
+        clip = open_clip.create_model(source, force_patch_dropout=0.0, **options)
     except Exception as error:
         raise RuntimeError(_fetch_advice(name, pretrained, error)) from error
     finally:
@@ -214,8 +216,21 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     config |= {"quick_gelu": options["force_quick_gelu"]} if options.get("force_quick_gelu") else {}
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
+        if isinstance(clip.visual, VisionTransformer):
+            _resize(clip.visual, image_size)
     tokenizer = open_clip.get_tokenizer(source)
     return _take_apart(clip.eval(), tokenizer, name, pretrained, _is_fetchable(name, pretrained), config)
+
+
+def _resize(visual: VisionTransformer, image_size: int) -> None:
+    """As open_clip does while loading, but in float32: on CPU a file in half precision cannot be resampled."""
+    visual.image_size = (image_size, image_size)
+    visual.grid_size = (image_size // visual.patch_size[0], image_size // visual.patch_size[1])
+    state = {"visual.positional_embedding": visual.positional_embedding.detach()}
+    resize_pos_embed(state, SimpleNamespace(visual=visual))
+    visual.positional_embedding = nn.Parameter(
+        state["visual.positional_embedding"], visual.positional_embedding.requires_grad
+    )
 
 
 def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: str) -> Backbone:

@@ -161,6 +161,14 @@ def test_other_image_size_resamples_positions_as_open_clip_does(clip_folder, tmp
     assert load_backbone(name).image_size == 64
 
 
+def test_weights_in_half_precision_take_another_image_size(tmp_path):
+    load_backbone("tiny").save(tmp_path, torch.float16)
+    half = load_backbone(f"local-dir:{tmp_path}", image_size=72).vision.visual.positional_embedding
+    full = load_backbone("tiny", image_size=72).vision.visual.positional_embedding
+    assert half.shape == (1 + 9 * 9, 128)
+    assert torch.equal(half, full)
+
+
 @torch.no_grad()
 def test_uint8_frames_equal_normalised_floats(make_model):
     model = make_model()
