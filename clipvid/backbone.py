@@ -233,6 +233,14 @@ def _resize(visual: VisionTransformer, image_size: int) -> None:
     )
 
 
+def hub_repository(name: str, pretrained: str | None) -> str | None:
+    """The repository on the Hub that a backbone's weights come from, None where there is none."""
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:")
+    tag = get_pretrained_cfg(name, pretrained) if pretrained else None
+    return "/".join(tag["hf_hub"].split("/")[:2]) if tag and tag.get("hf_hub") else None
+
+
 def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: str) -> Backbone:
     """A CLIP model from open_clip's `model_cfg` and weights under open_clip's names, all of them.
 

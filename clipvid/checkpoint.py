@@ -1,65 +1,168 @@
-"""Training state on disk: written aside, flushed, renamed; the newest whole one is where a run goes on."""
+"""Training state on disk: written aside, flushed, renamed, hashed; the newest whole one is where a run goes on.
+
+A checkpoint is a folder `step_<number>`: `<name>.safetensors` for each set of weights (`model`, and `ema` and `best`
+where the run has them), `optimizer.pt`, `progress.json`, and `SHA256SUMS` over all of these (`sha256sum -c` reads it).
+Format 1 had neither `ema`, `best` nor hashes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-FORMAT_VERSION = 1
-_PREFIX = "step_"
+FORMAT_VERSION = 2
+_PREFIX, _DAMAGED, _SUMS = "step_", "damaged_", "SHA256SUMS"
 
 
-def save_checkpoint(
-    folder: Path, step: int, weights: dict[str, Tensor], optimizer: dict[str, Any], progress: dict[str, Any], keep: int
-) -> Path:
-    """Write `folder/step_<step>` whole or not at all, then drop all but the newest `keep`."""
-    target = folder / f"{_PREFIX}{step:08d}"
+class CheckpointError(ValueError):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """weights: tensors by name, under `model` and perhaps `ema` and `best`. optimizer: state of optimiser, scheduler
+    and scaler, all plain types and tensors. progress: JSON types, `step` among them."""
+
+    weights: dict[str, dict[str, Tensor]]
+    optimizer: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `folder/step_<step>` whole or not at all, then drop all but the newest `keep`.
+
+    Raises:
+        OSError: it could not be written (a full disk, say); what lay there before still does.
+    """
+    target = folder / f"{_PREFIX}{checkpoint.progress['step']:08d}"
+    if target.exists():
+        return target
     aside = folder / f".{target.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, aside / "model.safetensors"
-    )
-    torch.save(optimizer, aside / "optimizer.pt")
-    record = {"format_version": FORMAT_VERSION, "step": step, **progress}
-    (aside / "progress.json").write_text(json.dumps(record))
-    for path in (*aside.iterdir(), aside):
-        _flush(path)
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+    try:
+        aside.mkdir(parents=True)
+        sums = [f"{_write(aside / name, content)}  {name}\n" for name, content in _files(checkpoint).items()]
+        _write(aside / _SUMS, "".join(sums).encode())
+        _flush(aside)
+        aside.rename(target)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     _flush(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Weights, optimiser state and progress of a checkpoint.
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of this format or an earlier one.
 
     Raises:
+        CheckpointError: damaged; says which file.
         ValueError: a format from the future.
+        OSError: the disk does not answer.
     """
-    progress = json.loads((path / "progress.json").read_text())
-    if progress["format_version"] > FORMAT_VERSION:
-        raise ValueError(f"{path} has format {progress['format_version']}, this clipvid reads up to {FORMAT_VERSION}")
-    optimizer = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
-    return load_file(path / "model.safetensors"), optimizer, progress
+    try:
+        contents = {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+        progress = json.loads(contents["progress.json"])
+        version = progress["format_version"]
+        if not isinstance(version, int) or not isinstance(progress["step"], int):
+            raise TypeError("progress.json has no whole numbers for format_version and step")
+    except OSError:  # a disk that does not answer is not a damaged file
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged: progress.json cannot be read ({error!r})") from error
+    if version > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid")
+    if version > 1:
+        _verify(path, contents)
+    try:
+        optimizer = torch.load(io.BytesIO(contents["optimizer.pt"]), weights_only=True, map_location="cpu")
+        suffix = ".safetensors"
+        names = [name for name in contents if name.endswith(suffix)]
+        weights = {name.removesuffix(suffix): load_tensors(contents[name]) for name in names}
+        if "model" not in weights or not isinstance(optimizer, dict):
+            raise KeyError("model.safetensors")
+    except Exception as error:  # torch, pickle, zip and safetensors each have their own
+        raise CheckpointError(f"{path} is damaged: its tensors cannot be read ({error!r})") from error
+    return Checkpoint(weights, optimizer, progress)
+
+
+def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
+    """The newest whole checkpoint of `folder`; None where there is none. Damaged ones are reported and renamed.
+
+    Raises:
+        CheckpointError: every checkpoint is damaged.
+    """
+    found = list_checkpoints(folder)
+    for path in reversed(found):
+        try:
+            return path, load_checkpoint(path)
+        except CheckpointError as error:
+            aside = folder / f"{_DAMAGED}{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            warnings.warn(f"{error}; it is now {aside.name}, and the checkpoint before it is used", stacklevel=2)
+    if found:
+        raise CheckpointError(
+            f"all {len(found)} checkpoints of {folder} are damaged: start the same command again to train from the "
+            "beginning, or bring back a copy of one"
+        )
+    return None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Finished checkpoints, oldest first."""
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Every file of a checkpoint, in memory: what is hashed is what was meant, whatever the disk makes of it."""
+    files = {f"{name}.safetensors": save_tensors(tensors) for name, tensors in checkpoint.weights.items()}
+    buffer = io.BytesIO()
+    torch.save(checkpoint.optimizer, buffer)
+    record = {"format_version": FORMAT_VERSION, **checkpoint.progress}
+    return files | {"optimizer.pt": buffer.getvalue(), "progress.json": json.dumps(record).encode()}
+
+
+def _verify(path: Path, contents: dict[str, bytes]) -> None:
+    if _SUMS not in contents:
+        raise CheckpointError(f"{path} is damaged: it has no {_SUMS}")
+    lines = contents[_SUMS].decode(errors="replace").splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    wrong = [name for name, content in contents.items() if name != _SUMS and sums.get(name) != _sha256(content)]
+    wrong += [name for name in sums if name not in contents]
+    if wrong:
+        raise CheckpointError(f"{path} is damaged: {', '.join(wrong)} is not what was written")
+
+
+def _write(path: Path, content: bytes) -> str:
+    """Write and flush to the disk; the content's hash."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return _sha256(content)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

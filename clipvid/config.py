@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
-from jsonargparse import auto_cli
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch.utils.data import DataLoader
 
+from clipvid.batch_size import largest_batch_size
 from clipvid.builder import build_model
+from clipvid.choices import Choice
+from clipvid.data.broken import BadVideos
+from clipvid.data.classes import mirror_map
 from clipvid.data.loader import EvalBatches, FrameOrder, TrainBatches, VideoDataset, build_loader
-from clipvid.data.manifest import Manifest, load_manifest
+from clipvid.data.manifest import ClassInfo, Manifest, load_manifest
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic import WorldConfig, build_world
 from clipvid.data.transforms import eval_transforms, train_transform
-from clipvid.engine import LoopSettings, Trainer
+from clipvid.engine import Trainer
+from clipvid.loop import LoopSettings
 from clipvid.model import ModelConfig, VideoCLIP
 from clipvid.objectives import Classification, Objective
 from clipvid.optim import OptimConfig, build_optimizer, build_scheduler
+from clipvid.options import claim_output as claim_output
+from clipvid.options import config_record as config_record
+from clipvid.options import parse_config as parse_config
+from clipvid.sharding import follow_launch_file
 
-ConfigT = TypeVar("ConfigT")
+BAD_VIDEOS = "bad_videos.jsonl"
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training clips are varied, the same way for all frames of a clip; see `clipvid.data.transforms`."""
+    """How training clips are varied, the same way for all frames of a clip; see `clipvid.data.transforms`.
+
+    flip: mirror half of the clips. A class whose name tells left from right, or clockwise from anticlockwise, takes the
+        label of its opposite, and is never mirrored where there is none. label_map_flip: class names that a mirror
+        exchanges, in place of what the names say.
+    """
 
     scale: tuple[float, float] = (0.8, 1.0)
     flip: bool = False
+    label_map_flip: dict[str, str] | None = None
+    rand_augment: int = 0
     color_jitter: float = 0.0
     grayscale: float = 0.0
     random_erasing: float = 0.0
@@ -43,30 +58,41 @@ class AugmentConfig:
 class DataConfig:
     """Where videos are and how clips are taken from them.
 
-    root: folder that paths are relative to. train, val: lists (`path label`) or CSV manifests in it.
-    classes: names of the classes in it: one per line (.txt), or CSV with `id,name`.
+    root: folder that paths are relative to.
+    train, val: lists `path label`; manifests in CSV, JSON, JSON lines or Parquet; folders with a folder per class;
+        `shards-{000..009}.tar`; or `{name: datasets, path: ...}`. See `clipvid.data.manifest.load_manifest`.
+    classes: names of the classes: one per line (.txt), CSV with `id,name`, or as data sets publish them; null for the
+        names that `train` gives.
+    allow_outside_root: let lists name files outside of `root`. check_files: look that every file exists.
     world: a synthetic world to build in `root` first.
     group_pattern: regular expression whose first group, matched on a path, names the video's group (a person, ...).
     protocol: `holdout` trains on train and evaluates on val; `leave_one_group_out` pools both and holds out each
         group in turn.
     sampling, stride: `uniform` segments over the video, or a `dense` window with `stride` frames between.
+    repeats: clips of each video in an epoch of training, side by side (repeated sampling).
     resize: `shortest_center` or `squash`, for evaluation. test_clips, test_crops: views per video in evaluation.
+    max_bad_fraction: share of the training videos that may be unreadable before the run stops; up to it, others are
+        shown in their place. In evaluation an unreadable video counts as wrong.
     """
 
     root: str = "data"
-    train: str = "train.csv"
-    val: str = "val.csv"
-    classes: str = "classes.csv"
+    train: Choice = "train.csv"
+    val: Choice = "val.csv"
+    classes: str | None = "classes.csv"
+    allow_outside_root: bool = False
+    check_files: bool = True
     world: WorldConfig | None = None
     group_pattern: str | None = None
     protocol: Literal["holdout", "leave_one_group_out"] = "holdout"
     sampling: Literal["uniform", "dense"] = "uniform"
     stride: int = 1
+    repeats: int = 1
     resize: Literal["shortest_center", "squash"] = "shortest_center"
     test_clips: int = 1
     test_crops: int = 1
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = 2
+    max_bad_fraction: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -75,7 +101,10 @@ class TrainingConfig(LoopSettings):
 
     per_device_train_batch_size x processes x gradient_accumulation_steps clips make one optimiser step.
     mixed_precision: `no`, `bf16` or `fp16`. eval_epochs: epochs between evaluations (the last is always evaluated).
+    auto_find_batch_size: take fewer clips at once where the memory does not suffice, and as many more accumulation
+        steps: the clips of an optimiser step stay the same (MixUp and BatchNorm see the smaller batches).
     mixup, cutmix: alphas, 0 for off. report_to: a tracker of Accelerate (`tensorboard`, `wandb`, ...) or `none`.
+    ddp_timeout: seconds after which a process that waits for a dead or hanging one ends with an error.
     """
 
     per_device_train_batch_size: int = 16
@@ -88,6 +117,18 @@ class TrainingConfig(LoopSettings):
     mixup: float = 0.0
     cutmix: float = 0.0
     report_to: str = "tensorboard"
+    auto_find_batch_size: bool = False
+    ddp_timeout: int = 1800
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Where a finished run is pushed to; see `clipvid.push`. The token is that of `hf auth login`, or HF_TOKEN."""
+
+    push_to_hub: bool = False
+    repo_id: str | None = None
+    private: bool = False
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,67 +145,72 @@ class FinetuneConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-
-
-def parse_config(config_class: type[ConfigT], args: list[str] | None, prog: str) -> ConfigT:
-    """A config from `--config file.yaml` and the command line, later ones winning; unknown keys end the program."""
-    config: ConfigT = auto_cli(config_class, args=args, prog=prog, as_positional=False)
-    return config
-
-
-def config_record(config: Any) -> dict[str, Any]:
-    """The config as plain JSON types."""
-    record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return record
-
-
-def claim_output(folder: Path, config: Any) -> None:
-    """Make `folder` the place of the run `config`, or of its continuation.
-
-    Raises:
-        FileExistsError: it holds a run with another config; says what differs.
-    """
-    path, wanted = folder / "run.yaml", config_record(config)
-    if path.is_file():
-        found = yaml.safe_load(path.read_text())
-        differing = sorted(_differences(found, wanted))
-        if differing:
-            raise FileExistsError(
-                f"{folder} holds a run with another config ({', '.join(differing[:6])} differ). "
-                "Choose another output_dir, or delete this one to start over."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(wanted, sort_keys=False))
-
-
-def _differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = found.keys() | wanted.keys()
-        return [name for key in keys for name in _differences(found.get(key), wanted.get(key), f"{prefix}.{key}")]
-    return [] if found == wanted else [prefix.lstrip(".")]
+    hub: HubConfig = field(default_factory=HubConfig)
 
 
 def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
     """The manifest of one split; builds the synthetic world first where the config asks for one."""
     if config.world is not None:
         build_world(config.world, config.root)
-    file: str = getattr(config, split)
-    return load_manifest(config.root, file, config.classes, config.group_pattern)
+    source: Choice = getattr(config, split)
+    classes: str | tuple[ClassInfo, ...] | None = config.classes
+    if classes is None and split != "train":
+        with contextlib.suppress(FileNotFoundError):  # evaluation alone needs no training set
+            classes = load_manifest(config.root, config.train, None, check_files=False).classes
+    return load_manifest(
+        config.root,
+        source,
+        classes,
+        config.group_pattern,
+        allow_outside_root=config.allow_outside_root,
+        check_files=config.check_files,
+    )
 
 
-def train_loader(config: FinetuneConfig, manifest: Manifest, image_size: int, accelerator: Accelerator) -> DataLoader:
-    """Keyed batches of training clips for this process."""
-    transform = train_transform(image_size, **dataclasses.asdict(config.data.augment))
-    dataset = VideoDataset(manifest, _sampling(config.data, config.model), transform, seed=config.seed, training=True)
+def train_dataset(config: FinetuneConfig, manifest: Manifest, image_size: int) -> VideoDataset:
+    """Training clips, varied as the config says."""
+    options = dataclasses.asdict(config.data.augment)
+    flip, exchanged = options.pop("flip"), options.pop("label_map_flip")
+    return VideoDataset(
+        manifest,
+        _sampling(config.data, config.model),
+        train_transform(image_size, **options),
+        seed=config.seed,
+        training=True,
+        mirror=mirror_map(manifest.class_names, exchanged) if flip else None,
+    )
+
+
+def train_loader(
+    config: FinetuneConfig,
+    dataset: VideoDataset,
+    training: TrainingConfig,
+    accelerator: Accelerator,
+    output_dir: Path,
+) -> DataLoader:
+    """Keyed batches of training clips for this process; unreadable videos go to `output_dir`/bad_videos.jsonl."""
     batches = TrainBatches(
-        len(manifest),
-        config.training.per_device_train_batch_size,
+        len(dataset),
+        training.per_device_train_batch_size,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        accumulation=config.training.gradient_accumulation_steps,
+        accumulation=training.gradient_accumulation_steps,
+        repeats=config.data.repeats,
         seed=config.seed,
     )
-    return build_loader(dataset, batches, config.data.num_workers)
+    bad = BadVideos("train", len(dataset), config.data.max_bad_fraction, output_dir / BAD_VIDEOS)
+    return build_loader(dataset, batches, config.data.num_workers, bad)
+
+
+def fit_memory(
+    training: TrainingConfig, model: VideoCLIP, objective: Objective, dataset: VideoDataset, accelerator: Accelerator
+) -> TrainingConfig:
+    """`training` with as many clips at once as fit, and the accumulation that makes up for it."""
+    wanted = training.per_device_train_batch_size
+    found = largest_batch_size(accelerator, model, objective, dict(dataset[0, 0]), wanted)
+    steps = training.gradient_accumulation_steps * (wanted // found)
+    accelerator.print(f"{found} clips at once on each process, {steps} times per step")
+    return dataclasses.replace(training, per_device_train_batch_size=found, gradient_accumulation_steps=steps)
 
 
 def eval_loader(
@@ -174,8 +220,12 @@ def eval_loader(
     accelerator: Accelerator,
     batch_size: int,
     frame_order: FrameOrder = "forward",
+    output_dir: Path | None = None,
 ) -> DataLoader:
-    """Every video of the manifest once over all processes, `test_clips x test_crops` views each."""
+    """Every video of the manifest once over all processes, `test_clips x test_crops` views each.
+
+    Unreadable ones are said, and written to `output_dir`/bad_videos.jsonl where there is one.
+    """
     dataset = VideoDataset(
         manifest,
         _sampling(data, model.config),
@@ -189,7 +239,8 @@ def eval_loader(
     batches = EvalBatches(
         len(manifest), batch_size, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
-    return build_loader(dataset, batches, data.num_workers)
+    bad = BadVideos("val", len(manifest), file=None if output_dir is None else output_dir / BAD_VIDEOS)
+    return build_loader(dataset, batches, data.num_workers, bad)
 
 
 def _sampling(data: DataConfig, model: ModelConfig) -> FrameSampling:
@@ -198,12 +249,15 @@ def _sampling(data: DataConfig, model: ModelConfig) -> FrameSampling:
 
 def build_accelerator(training: TrainingConfig, output_dir: str) -> Accelerator:
     """Accelerate's door to devices, processes, precision and trackers."""
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         log_with=None if training.report_to == "none" else training.report_to,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=f"{output_dir}/logs"),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=training.ddp_timeout))],
     )
+    follow_launch_file(accelerator)
+    return accelerator
 
 
 def build_finetune_model(config: FinetuneConfig, labels: list[str]) -> VideoCLIP:
@@ -226,18 +280,22 @@ def build_finetune_model(config: FinetuneConfig, labels: list[str]) -> VideoCLIP
 def build_trainer(
     config: FinetuneConfig, model: VideoCLIP, manifest: Manifest, accelerator: Accelerator, output_dir: Path
 ) -> Trainer:
-    """The trainer of a fine-tuning run; its `on_epoch_end` is left to the caller."""
+    """The trainer of a fine-tuning run of a model on its device; its `on_epoch_end` is left to the caller."""
     training = config.training
-    loader = train_loader(config, manifest, model.image_size, accelerator)
-    optimizer = build_optimizer(model, config.optim)
-    batches: TrainBatches = loader.batch_sampler  # type: ignore[assignment]
-    scheduler = build_scheduler(optimizer, config.optim, training.epochs * batches.steps_per_epoch)
     objective: Objective = Classification(
         len(manifest.classes), config.seed, training.label_smoothing, training.mixup, training.cutmix
     )
+    dataset = train_dataset(config, manifest, model.image_size)
+    if training.auto_find_batch_size:
+        training = fit_memory(training, model, objective, dataset, accelerator)
+    accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
+    loader = train_loader(config, dataset, training, accelerator, output_dir)
+    optimizer = build_optimizer(model, config.optim)
+    batches: TrainBatches = loader.batch_sampler  # type: ignore[assignment]
+    scheduler = build_scheduler(optimizer, config.optim, training.epochs * batches.steps_per_epoch)
     return Trainer(
         accelerator,
-        model.to(accelerator.device),
+        model,
         objective,
         loader,
         optimizer,
@@ -245,4 +303,5 @@ def build_trainer(
         training,
         config.seed,
         output_dir,
+        name_of=lambda index: manifest.samples[index].path,
     )

@@ -7,55 +7,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object, send_to_device
-from torch import Tensor, nn
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipvid.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from clipvid.checkpoint import Checkpoint, load_checkpoint, load_newest, save_checkpoint
 from clipvid.data.loader import TrainBatches
 from clipvid.data.sampling import keyed_generator
+from clipvid.divergence import StepGuard, diverged
+from clipvid.loop import LoopSettings, TrainState
 from clipvid.model import VideoCLIP, load_strictly
 from clipvid.objectives import Objective
-from clipvid.progress import Progress
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How long to train and what to write down on the way.
-
-    epochs: passes over the data. max_grad_norm: gradients are clipped to this norm.
-    save_steps: optimiser steps between checkpoints; 0 for one per epoch. save_total_limit: how many are kept.
-    logging_steps: optimiser steps between entries of the log.
-    """
-
-    epochs: int = 10
-    max_grad_norm: float = 1.0
-    save_steps: int = 0
-    save_total_limit: int = 2
-    logging_steps: int = 10
-
-
-@dataclass
-class TrainState:
-    """Where a run stands: whole epochs done, optimiser steps done in this one and in all, and what was logged."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
+from clipvid.preemption import Preempted, Preemption
+from clipvid.progress import Progress, Window
+from clipvid.sharding import full, is_sharded, load_optimizer_state, prepare, share_buffers, whole
+from clipvid.trained import TrainedWeights
 
 
 @dataclass
 class Trainer:
-    """A run over `loader`, whose batch sampler decides what each step sees.
+    """A run over `loader`, whose batch sampler decides what each step sees. The optimiser has a fused step.
 
     on_epoch_end: called with the number of the finished epoch (from 0); its figures join the history.
+    name_of: what a sample is called in messages, by its index.
+    stop: signals that it listens to.
     """
 
     accelerator: Accelerator
@@ -68,126 +49,216 @@ class Trainer:
     seed: int
     output_dir: Path
     on_epoch_end: Callable[[int], dict[str, Any]] | None = None
+    name_of: Callable[[int], str] = str
+    stop: Preemption = field(default_factory=Preemption)
     state: TrainState = field(default_factory=TrainState)
+    _steps: int = field(default=0, init=False)
+    _seconds: float = field(default=0.0, init=False)
 
     def run(self) -> TrainState:
-        """Train to the end, from the newest checkpoint in `output_dir` where there is one."""
-        self._resume()
-        wrapped, optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        batches: TrainBatches = self.loader.batch_sampler  # type: ignore[assignment]
-        total = self.settings.epochs * batches.steps_per_epoch
-        with Progress(total, self.state.step, self.accelerator.is_main_process) as progress:
+        """Train to the end, from the newest whole checkpoint in `output_dir` where there is one.
+
+        Raises:
+            Preempted: a signal asked for it; the state was saved.
+            RuntimeError: the run diverged; says in which samples.
+        """
+        found = self._find_checkpoint()
+        if found is not None:
+            load_strictly(self.model.trained_state(), found.weights["model"])
+        names = list(self.model.trained_state())
+        self.wrapped, self._stepper = prepare(self.accelerator, self.model, self.optimizer)
+        self._weights = TrainedWeights(self.model, names, self.settings.ema_decay)
+        self._saved_step = -1
+        if found is not None:
+            self._restore(found)
+        self._window = Window(self.accelerator, self.state.windows)
+        self._guard = StepGuard(self.accelerator, self.model, self.optimizer)
+        self._tracking = True
+        total = self.settings.epochs * self.batches.steps_per_epoch
+        with Progress(total, self.state.step, self.accelerator.is_main_process) as self._progress:
             for epoch in range(self.state.epoch, self.settings.epochs):
-                self._run_epoch(wrapped, optimizer, batches, epoch, progress)
+                with self.stop.deferred():
+                    self._run_epoch(epoch)
+                self._finish_epoch(epoch)
         return self.state
 
-    def _run_epoch(
-        self, wrapped: nn.Module, optimizer: Any, batches: TrainBatches, epoch: int, progress: Progress
-    ) -> None:
-        for adapter in self.model.encoder.adapters():
-            adapter.start_epoch(epoch)
-        wrapped.train()
-        batches.set_position(epoch, self.state.step_in_epoch)
-        window = _Window()
-        for number, batch in enumerate(self.loader):
-            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
-            batch["frames"] = self.model.normalise(batch["frames"])
-            _seed_everything(self.seed, self.state.step, number, self.accelerator.process_index)
-            with self.accelerator.accumulate(wrapped):
-                loss, parts = self.objective(wrapped, batch, epoch)
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
-                    parts["grad_norm"] = norm
-                optimizer.step()
-                optimizer.zero_grad()
-            window.add(parts, len(batch["frames"]) * self.accelerator.num_processes)
-            if self.accelerator.sync_gradients:
-                self._finish_step(epoch, batches.steps_per_epoch, window, progress)
-        self._finish_epoch(epoch)
+    def result(self) -> dict[str, Tensor]:
+        """The weights that the run was for, whole, on the CPU: the best, the averaged or the last ones. All processes
+        call it together."""
+        return self._weights.result(best=self.settings.load_best_model_at_end)
 
-    def _finish_step(self, epoch: int, steps_per_epoch: int, window: _Window, progress: Progress) -> None:
-        self.scheduler.step()
-        self.state.step += 1
-        self.state.step_in_epoch += 1
-        last = self.state.step_in_epoch == steps_per_epoch
-        if self.state.step % self.settings.logging_steps == 0 or last:
-            entry = {"step": self.state.step, "epoch": epoch, "lr": self.scheduler.get_last_lr()[0], **window.take()}
-            self.state.history.append(entry)
-            self.accelerator.log(entry, step=self.state.step)
-            progress.show(entry)
-        progress.advance(self.state.step)
-        if self.settings.save_steps and self.state.step % self.settings.save_steps == 0 and not last:
-            self._save()
+    def throughput(self) -> dict[str, float]:
+        """Steps and clips of this session, seconds spent on them, evaluation and saving left out, and clips per
+        second."""
+        clips = self._steps * self.batches.global_batch
+        rate = {"clips_per_second": clips / self._seconds} if self._seconds else {}
+        return {"steps": self._steps, "clips": clips, "training_seconds": self._seconds} | rate
 
-    def _finish_epoch(self, epoch: int) -> None:
-        figures = self.on_epoch_end(epoch) if self.on_epoch_end else {}
-        if figures:
-            self.state.history.append({"step": self.state.step, "epoch": epoch, **figures})
-            self.accelerator.log(figures, step=self.state.step)
-        self.state.epoch, self.state.step_in_epoch = epoch + 1, 0
-        self._save()
-
-    def _save(self) -> None:
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            optimizer = {
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else None,
-            }
-            keep = self.settings.save_total_limit
-            weights = self.model.trained_state()
-            save_checkpoint(self.checkpoints, self.state.step, weights, optimizer, asdict(self.state), keep)
-        self.accelerator.wait_for_everyone()
+    @property
+    def batches(self) -> TrainBatches:
+        """What each step sees."""
+        return self.loader.batch_sampler  # type: ignore[return-value]
 
     @property
     def checkpoints(self) -> Path:
         """Folder of this run's checkpoints."""
         return self.output_dir / "checkpoints"
 
-    def _resume(self) -> None:
-        found = list_checkpoints(self.checkpoints)
-        if not found:
+    def _run_epoch(self, epoch: int) -> None:
+        """From where the run stands in the epoch to its last step, and a checkpoint of it."""
+        if self.state.step_in_epoch < self.batches.steps_per_epoch:
+            for adapter in self.model.encoder.adapters():
+                adapter.start_epoch(epoch)
+            self.wrapped.train()
+            self.batches.set_position(epoch, self.state.step_in_epoch)
+            started = time.perf_counter()
+            for number, batch in enumerate(self.loader):
+                self._micro_step(epoch, number % self.batches.accumulation, batch)
+                if self.accelerator.sync_gradients:
+                    self._steps, self._seconds = self._steps + 1, self._seconds + time.perf_counter() - started
+                    self._finish_step(epoch)
+                    started = time.perf_counter()
+        if self._saved_step != self.state.step:
+            self._save()
+        if self.stop.agreed(now=True):
+            raise Preempted
+
+    def _micro_step(self, epoch: int, micro: int, batch: dict[str, Tensor]) -> None:
+        samples = batch.get("index")
+        batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+        batch["frames"] = self.model.normalise(batch["frames"])
+        _seed_everything(self.seed, self.state.step, micro, self.accelerator.process_index)
+        with self.accelerator.accumulate(self.wrapped):
+            loss, parts = self.objective(self.wrapped, batch, epoch)
+            self.accelerator.backward(loss)
+            self._guard.watch(loss, samples)
+            if self.accelerator.sync_gradients:
+                norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.max_grad_norm)
+                parts["grad_norm"] = full(norm)
+                self._guard.close(parts["grad_norm"])
+            self._stepper.step()
+            self._stepper.zero_grad()
+        self._window.add(parts, len(batch["frames"]) * self.accelerator.num_processes)
+
+    def _finish_step(self, epoch: int) -> None:
+        self._weights.follow()
+        self.scheduler.step()
+        self.state.step += 1
+        self.state.step_in_epoch += 1
+        last = self.state.step_in_epoch == self.batches.steps_per_epoch
+        if self.state.step % self.settings.logging_steps == 0 or last:
+            self._judge()
+            entry = {"step": self.state.step, "epoch": epoch, "lr": self.scheduler.get_last_lr()[0]}
+            entry |= self._window.take()
+            self.state.history.append(entry)
+            self._track(entry)
+            self._progress.show(entry)
+        self._progress.advance(self.state.step)
+        due = self.settings.save_steps and self.state.step % self.settings.save_steps == 0
+        stop = self.stop.agreed()
+        if stop or (due and not last):
+            saved = self._save()
+            if stop and not saved:
+                raise RuntimeError(f"asked to end at step {self.state.step}, and it could not be saved: see above")
+        if stop:
+            raise Preempted
+
+    def _finish_epoch(self, epoch: int) -> None:
+        """Evaluate; the checkpoint before it stands, so that an interrupted evaluation is begun again."""
+        with self._weights.evaluated():
+            figures = self.on_epoch_end(epoch) if self.on_epoch_end else {}
+            self._compare(epoch, figures)
+        if figures:
+            self.state.history.append({"step": self.state.step, "epoch": epoch, **figures})
+            self._track(figures)
+        self.state.epoch, self.state.step_in_epoch = epoch + 1, 0
+
+    def _compare(self, epoch: int, figures: dict[str, Any]) -> None:
+        if not self.settings.load_best_model_at_end or not figures:
             return
-        weights, optimizer, progress = load_checkpoint(found[-1])
-        load_strictly(self.model.trained_state(), weights)
-        self.optimizer.load_state_dict(optimizer["optimizer"])
-        self.scheduler.load_state_dict(optimizer["scheduler"])
-        if optimizer["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(optimizer["scaler"])
-        self.state = TrainState(**{key: progress[key] for key in asdict(self.state)})
-        self.accelerator.print(f"going on from {found[-1]} (epoch {self.state.epoch}, step {self.state.step})")
+        name = self.settings.metric_for_best_model
+        if name not in figures:
+            raise ValueError(f"metric_for_best_model={name!r}: the evaluation gives {', '.join(figures)}")
+        if self.state.best is None or figures[name] > self.state.best["value"]:
+            self.state.best = {"value": figures[name], "epoch": epoch}
+            self._weights.keep_best()
 
+    def _judge(self) -> None:
+        """Count the skipped steps since the last call, say which samples were in them, give up past the limit."""
+        for step in self._guard.take():
+            self.state.count(step.skipped)
+            if step.skipped:
+                names = [self.name_of(number) for number in step.samples]
+                self.state.history.append({"before_step": self.state.step, "skipped_samples": names})
+                self.accelerator.print(f"step skipped, loss or gradients are not finite; samples: {', '.join(names)}")
+                if self.state.skipped_in_row >= self.settings.max_skipped_steps:
+                    raise RuntimeError(diverged(self.state.skipped_in_row, self.state.step, names))
 
-class _Window:
-    """Means over the steps since the last log entry; nothing leaves the device before `take`."""
+    def _track(self, figures: dict[str, Any]) -> None:
+        """Tell the trackers; one that fails is given up, not the run."""
+        if not self._tracking:
+            return
+        try:
+            self.accelerator.log(figures, step=self.state.step)
+        except Exception as error:
+            self._tracking = False
+            self.accelerator.print(f"the tracker is lost ({error!r}); the run goes on, history.json has its figures")
 
-    def __init__(self) -> None:
-        self._reset()
+    def _save(self) -> bool:
+        """Whether the state of the run is on the disk; what was there before is, in any case."""
+        self._judge()
+        weights, scaler = self._weights.state(), self.accelerator.scaler
+        optimizer = {
+            "optimizer": whole(self.optimizer.state_dict()),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        self.state.windows = gather_object([self._window.held()])
+        progress = asdict(self.state) | {"global_batch": self.batches.global_batch}
+        saved = True
+        if self.accelerator.is_main_process:
+            try:
+                save_checkpoint(
+                    self.checkpoints, Checkpoint(weights, optimizer, progress), self.settings.save_total_limit
+                )
+            except OSError as error:
+                saved = False
+                self.accelerator.print(f"step {self.state.step} could not be saved: {error}")
+        self._saved_step = self.state.step
+        self.accelerator.wait_for_everyone()
+        return saved
 
-    def _reset(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.clips = 0
-        self.start = time.perf_counter()
+    def _find_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint, as the first process sees it."""
+        found = load_newest(self.checkpoints) if self.accelerator.is_main_process else None
+        path = broadcast_object_list([found[0] if found else None])[0]
+        if path is None:
+            return None
+        checkpoint = found[1] if found else load_checkpoint(path)
+        before = checkpoint.progress.get("global_batch", self.batches.global_batch)
+        if before != self.batches.global_batch:
+            raise ValueError(
+                f"{path} was trained with {before} clips per step, this run has {self.batches.global_batch} "
+                "(per_device_train_batch_size x processes x gradient_accumulation_steps): choose them so that it is "
+                f"{before} again, or another output_dir"
+            )
+        return checkpoint
 
-    def add(self, parts: dict[str, Tensor], clips: int) -> None:
-        for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-        self.clips += clips
-
-    def take(self) -> dict[str, float]:
-        means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
-        means["clips_per_second"] = self.clips / (time.perf_counter() - self.start)
-        self._reset()
-        return means
+    def _restore(self, found: Checkpoint) -> None:
+        load_optimizer_state(self.optimizer, found.optimizer["optimizer"])
+        self.scheduler.load_state_dict(found.optimizer["scheduler"])
+        if found.optimizer["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(found.optimizer["scaler"])
+        self._weights.load(found.weights)
+        known = {item.name for item in fields(TrainState)} & found.progress.keys()
+        self.state = TrainState(**{name: found.progress[name] for name in known})
+        self._saved_step = self.state.step
+        self.accelerator.print(f"going on from epoch {self.state.epoch}, step {self.state.step}")
 
 
 class Predictions(NamedTuple):
-    """indices [V] into the manifest, ascending; labels [V]; scores [V, K], probabilities averaged over views."""
+    """indices [V] into the manifest, ascending; labels [V]; scores [V, K], probabilities averaged over views, all
+    zero for a video that could not be read."""
 
     indices: Tensor
     labels: Tensor
@@ -198,9 +269,9 @@ class Predictions(NamedTuple):
 def predict(accelerator: Accelerator, model: VideoCLIP, loader: DataLoader) -> Predictions:
     """Every video of the loader once, whatever the number of processes; the same on all of them.
 
-    The loader's batches hold `frames [B, C, T, 3, S, S]`, `label [B]` and `index [B]`.
+    The loader's batches hold `frames [B, C, T, 3, S, S]`, `label [B]`, `index [B]` and `readable [B]`.
     """
-    _share_buffers(accelerator, model)
+    share_buffers(accelerator, model)
     training = model.training
     model.eval()
     rows: list[tuple[int, int, Tensor]] = []
@@ -209,21 +280,20 @@ def predict(accelerator: Accelerator, model: VideoCLIP, loader: DataLoader) -> P
         views = batch["frames"].shape[1]
         with accelerator.autocast():
             logits = model(batch["frames"].flatten(0, 1)).logits
-        scores = logits.float().softmax(dim=-1).unflatten(0, (-1, views)).mean(dim=1).cpu()
+        scores = logits.float().softmax(dim=-1).unflatten(0, (-1, views)).mean(dim=1)
+        scores = (scores * batch["readable"][:, None]).cpu()
         rows += zip(batch["index"].tolist(), batch["label"].tolist(), scores, strict=True)
+    if is_sharded(model):
+        height, width = model.backbone.vision.image_shape
+        clip = torch.zeros(1, model.num_frames, 3, height, width, dtype=torch.uint8, device=accelerator.device)
+        for _ in range(max(gather_object([len(loader)])) - len(loader)):  # sharded forwards are made by all together
+            model(clip)
     model.train(training)
     gathered = sorted(gather_object(rows), key=lambda row: row[0])
     if not gathered:
         raise ValueError("nothing to evaluate: the evaluation set is empty")
     indices, labels, scores_list = zip(*gathered, strict=True)
     return Predictions(torch.tensor(indices), torch.tensor(labels), torch.stack(scores_list))
-
-
-def _share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
-    """BatchNorm statistics differ between processes; everyone evaluates with those of the first."""
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            buffer.copy_(broadcast(buffer))
 
 
 def _seed_everything(*key: int) -> None:

@@ -6,6 +6,7 @@ Shapes: B clips, T frames, N patches, D tower width, E embedding, K classes, L t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -206,9 +207,10 @@ class VideoCLIP(nn.Module):
         if not self.backbone.fetchable:
             self.backbone.save(folder / "backbone")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.saved_state().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        weights = folder / "model.safetensors"
+        save_file(state, weights, metadata={"format": "pt"})
         for name, content in (
-            ("config", self._config_record()),
+            ("config", self._config_record() | {"files": {weights.name: hash_file(weights)}}),
             ("video_preprocessor_config", self._pixel_record()),
         ):
             (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -279,6 +281,12 @@ class VideoCLIP(nn.Module):
 
     def _tunes_backbone(self) -> bool:
         return any(parameter.requires_grad for parameter in self._backbone_parameters())
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_strictly(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

@@ -46,7 +46,8 @@ class Classification:
             generator = keyed_generator(self.seed, epoch, *batch["index"].tolist())
             frames, targets = mix(frames, targets, self.mixup, self.cutmix, generator)
         output = model(frames)
-        error = F.cross_entropy(output.logits.float(), targets, label_smoothing=self.label_smoothing)
+        logits = _at_least_float32(output.logits)
+        error = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
         return _with_auxiliary(error, "cross_entropy", output.losses)
 
 
@@ -61,9 +62,14 @@ class ImageTextContrast:
         output = model(batch["frames"], text=batch["tokens"])
         same = (batch["tokens"][:, None] == batch["tokens"][None]).all(dim=-1).float()
         targets = same / same.sum(dim=1, keepdim=True)
-        logits = output.logits.float()
+        logits = _at_least_float32(output.logits)
+        targets = targets.to(logits.dtype)
         error = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
         return _with_auxiliary(error, "contrast", output.losses)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _with_auxiliary(error: Tensor, name: str, auxiliary: Losses) -> tuple[Tensor, Losses]:

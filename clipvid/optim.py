@@ -38,12 +38,12 @@ class OptimConfig:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over exactly the parameters that require gradients.
+    """AdamW over exactly the parameters that require gradients; its fused step obeys `found_inf` on the device.
 
     Raises:
         ValueError: nothing to train, or a group that matches nothing.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     unmatched = {group.match for group in config.groups}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -52,7 +52,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         if group is not None:
             unmatched.discard(group.match)
         lr, decay = (group.lr, group.weight_decay) if group else (config.lr, config.weight_decay)
-        groups.setdefault((lr, decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+        # Scalars stay whole where all else is sharded, and a fused step takes one kind at a time.
+        key = (lr, decay if parameter.ndim > 1 else 0.0, parameter.ndim == 0)
+        groups.setdefault(key, []).append(parameter)
     if unmatched:
         raise ValueError(
             f"optim.groups: no trained parameter matches {sorted(unmatched)}; see model.named_parameters()"
@@ -63,9 +65,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
             "head (model.head=linear) or more of the tower (model.tune=[full])"
         )
     return torch.optim.AdamW(
-        [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()],
+        [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay, _), params in groups.items()],
         betas=config.betas,
         eps=config.eps,
+        fused=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then elsewhere."""
+"""How far a run is: the figures of its last steps; a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import sys
 import time
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from rich import progress as bars
+from torch import Tensor
 
 SECONDS_BETWEEN_LINES = 20.0
 
@@ -55,3 +58,41 @@ class Progress:
         self.last_line = time.monotonic()
         left = (self.last_line - self.start) / (self.done - self.first) * (self.total - self.done)
         print(f"step {self.done}/{self.total}: {self.figures}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+class Window:
+    """Means over the steps since the last log entry, of what was finite; nothing leaves the device before `take`."""
+
+    def __init__(self, accelerator: Accelerator, held: list[dict[str, list[float]]]):
+        """held: what each process had `held` when it was interrupted; of no use to another number of processes."""
+        self.accelerator = accelerator
+        self._reset()
+        if len(held) == accelerator.num_processes:
+            own = held[accelerator.process_index]
+            self.sums |= {name: torch.tensor(pair, device=accelerator.device) for name, pair in own.items()}
+
+    def _reset(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.clips = 0
+        self.start = time.perf_counter()
+
+    def add(self, parts: dict[str, Tensor], clips: int) -> None:
+        """The figures of a micro-batch of `clips` clips, scalars by name."""
+        for name, value in parts.items():
+            pair = torch.stack([value.float().nan_to_num(0.0, 0.0, 0.0), value.isfinite().float()])
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+        self.clips += clips
+
+    def held(self) -> dict[str, list[float]]:
+        """What this process has summed up and counted so far, for a checkpoint."""
+        return {name: pair.tolist() for name, pair in self.sums.items()}
+
+    def take(self) -> dict[str, float]:
+        """Means over the steps and all processes, and clips per second; starts anew."""
+        pairs = torch.stack(list(self.sums.values()))
+        if self.accelerator.num_processes > 1:
+            pairs = self.accelerator.reduce(pairs, "sum")
+        means = dict(zip(self.sums, (pairs[:, 0] / pairs[:, 1]).tolist(), strict=True))
+        means["clips_per_second"] = self.clips / (time.perf_counter() - self.start)
+        self._reset()
+        return means

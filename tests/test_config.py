@@ -54,6 +54,13 @@ def test_choices_from_the_command_line() -> None:
     assert stack.model.adapter == ["ila", {"name": "none"}]
 
 
+def test_sources_of_videos_are_paths_or_mappings(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {train: {name: datasets, path: user/videos, streaming: true}, val: val/, classes: null}\n")
+    data = parse_config(FinetuneConfig, ["--config", str(path)], "test").data
+    assert (data.train["name"], data.train["streaming"], data.val, data.classes) == ("datasets", True, "val/", None)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipvid.adapters.base import BlockInfo
 from clipvid.adapters.ila import ILA, ILAConfig, _halve, align, point_mask
 from clipvid.backbone import NO_TEXT, build_backbone
-from clipvid.checkpoint import load_checkpoint, save_checkpoint
+from clipvid.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from clipvid.config import FinetuneConfig, parse_config
 from clipvid.convert import from_ila
 from clipvid.hub import from_pretrained
@@ -279,8 +279,8 @@ def test_jitter_in_mid_schedule_survives_a_checkpoint(make_model, tmp_path):
     model, resumed = make_model("ila"), make_model("ila")
     for adapter in model.encoder.adapters():
         adapter.start_epoch(32)
-    path = save_checkpoint(tmp_path, 7, model.trained_state(), {}, {}, keep=1)
-    load_strictly(resumed.trained_state(), load_checkpoint(path)[0])
+    path = save_checkpoint(tmp_path, Checkpoint({"model": model.trained_state()}, {}, {"step": 7}), keep=1)
+    load_strictly(resumed.trained_state(), load_checkpoint(path).weights["model"])
     for adapter in resumed.encoder.adapters():
         assert adapter.jitter.item() == pytest.approx(0.2 / 8)
         adapter.start_epoch(33)

@@ -56,10 +56,10 @@ def test_all_spellings_of_a_list_mean_the_same(content: str, classes: str, root:
     (root / "list").write_bytes(content.encode())
     (root / "plain").write_text(listed(LABELS))
     manifest = load_manifest(root, "list", classes)
-    assert manifest.samples == tuple(Sample(video, label) for video, label in zip(VIDEOS, LABELS, strict=True))
+    assert tuple(manifest.samples) == tuple(Sample(video, label) for video, label in zip(VIDEOS, LABELS, strict=True))
     assert manifest.class_names == NAMES
     assert manifest.hash == load_manifest(root, "plain", classes).hash
-    assert manifest.video_path(2) == root / VIDEOS[2]
+    assert manifest.video(2) == root / VIDEOS[2]
 
 
 def test_class_attributes_are_kept(root: Path):
@@ -125,12 +125,12 @@ def test_hash_sees_every_change(root: Path):
     ("content", "message"),
     [
         ("", "no video is listed"),
-        ("run/ann_run.mp4\n", r"list:1: 'run/ann_run\.mp4' has no label"),
+        ("jog/ann_run.mp4\n", r"list:1: 'jog/ann_run\.mp4' has no label"),
         (listed([0, 0, 1, 2]), r"list:4: label 2 is outside of the 2 classes"),
         (listed([0, -1, 1, 1]), r"list:2: label -1 is outside"),
         (listed([0, 0, "jump", 1]), r"list:3: label 'jump' is neither"),
         (listed([0, 0, 1.5, 1]), r"list:3: label '1\.5' is neither"),
-        (listed(LABELS) + "\n./run/ann_run.mp4 1\n", r"list:6: .* already listed at .*list:1"),
+        (listed(LABELS) + "\n./run/ann_run.mp4 1\n", r"list:6: already listed at list:1"),
         ("run/none.mp4 0\nrun/nil.mp4 0\n", r"list:1: no video at .*none\.mp4\n.*list:2: no video"),
         ("".join(f"{i}.mp4 0\n" for i in range(9)), "and 4 more"),
         ("run/ann_run.mp4 0\n../secret.mp4 0\n", r"list:2: '\.\./secret\.mp4' lies outside of the root"),
@@ -194,7 +194,7 @@ def test_outside_videos_and_unchecked_files_on_request(root: Path):
     outside.write_bytes(b"video")
     (root / "list").write_text(f"../other.mp4 0\n{VIDEOS[0]} 0\n")
     manifest = load_manifest(root, "list", allow_outside_root=True)
-    assert os.path.samefile(manifest.video_path(0), outside)
+    assert os.path.samefile(manifest.video(0), outside)
     (root / "list").write_text("run/none.mp4 0\n")
     assert len(load_manifest(root, "list", check_files=False)) == 1
 

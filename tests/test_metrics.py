@@ -74,3 +74,20 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
     scores = torch.tensor([[0.5, 0.5], [float("nan"), 0.5]])
     with pytest.raises(ValueError, match=r"\[1\]"):
         classification_metrics(scores, torch.tensor([0, 1]))
+
+
+def test_an_unreadable_video_counts_as_wrong_in_every_share() -> None:
+    labels = torch.tensor([0, 1, 0])
+    scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.0, 0.0]])
+    figures = classification_metrics(scores, labels)
+    read = classification_metrics(scores[:2], labels[:2])
+    assert (figures["unreadable"], read["unreadable"]) == (1, 0)
+    assert figures["top1"]["value"] == figures["top5"]["value"] == pytest.approx(2 / 3)
+    assert figures["mean_class"] == 0.75
+    assert pair_accuracy(scores, labels, [1, 0])["value"] == pytest.approx(2 / 3)
+    assert attribute_accuracy(scores, labels, ["ball", "box"])["value"] == pytest.approx(2 / 3)
+    assert {key: figures[key] for key in ("nll", "ece", "confusion")} == {
+        key: read[key] for key in ("nll", "ece", "confusion")
+    }
+    nothing = classification_metrics(torch.zeros(3, 2), labels)
+    assert (nothing["top1"]["value"], nothing["nll"], nothing["mean_class"]) == (0.0, None, 0.0)

@@ -14,7 +14,7 @@ from clipvid.backbone import load_backbone
 from clipvid.builder import create_model
 from clipvid.heads import MIT, MITConfig
 from clipvid.hub import from_pretrained
-from clipvid.model import FORMAT_VERSION, ModelConfig, VideoCLIP, load_strictly
+from clipvid.model import FORMAT_VERSION, ModelConfig, VideoCLIP, hash_file, load_strictly
 from clipvid.prompts import TEMPLATES, class_prompts, resolve_templates
 
 LABELS = ["ride_bike", "swim", "play the guitar"]
@@ -28,9 +28,11 @@ def edit_json(path, change):
 
 
 def edit_tensors(path, change):
+    """Edit weights as one who means it: the hash in the config follows."""
     state = load_file(path)
     change(state)
     save_file(state, path)
+    edit_json(path.parent / "config.json", lambda record: record["files"].update({path.name: hash_file(path)}))
 
 
 # Labels and templates
@@ -494,13 +496,70 @@ def test_fingerprint_is_of_the_backbone_before_training(make_model, tiny_folder,
         (lambda record: record["model"].update(adapter="ilb"), "unknown adapter 'ilb'"),
         (lambda record: record.pop("format_version"), "format_version"),
         (lambda record: record.pop("backbone"), "backbone"),
+        (lambda record: record["backbone"].pop("sha256"), r"is incomplete: it lacks backbone\.sha256"),
     ],
-    ids=["foreign", "no type", "future", "unknown field", "unknown adapter", "no version", "no backbone"],
+    ids=["foreign", "no type", "future", "unknown field", "unknown adapter", "no version", "no backbone", "no hash"],
 )
 def test_config_that_is_not_ours_is_refused(make_model, tmp_path, change, message):
     make_model(ILA).save_pretrained(tmp_path)
     edit_json(tmp_path / "config.json", change)
     with pytest.raises(ValueError, match=message):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is damaged or was changed"),
+        ("model.safetensors", lambda content: content[:-5], "is damaged or was changed"),
+        ("config.json", lambda content: content[:-20], "is damaged: it is no JSON"),
+        ("config.json", lambda content: b"[]", "holds a list, expected a JSON object"),
+        ("video_preprocessor_config.json", lambda content: b"", "is damaged: it is no JSON"),
+        ("backbone/open_clip_model.safetensors", lambda content: content[:-5], "could not be loaded"),
+        (
+            "backbone/open_clip_model.safetensors",
+            lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+            "was trained on another backbone",
+        ),
+    ],
+    ids=[
+        "bit of weights",
+        "truncated weights",
+        "truncated config",
+        "list",
+        "empty",
+        "truncated backbone",
+        "bit of backbone",
+    ],
+)
+def test_damaged_file_is_told_by_name(make_model, tmp_path, name, damage, message):
+    make_model(ILA, LABELS).save_pretrained(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises((ValueError, RuntimeError), match=message) as error:
+        from_pretrained(tmp_path)
+    assert path.name in str(error.value) or name.startswith("backbone")
+
+
+def test_weights_without_a_hash_are_told_when_damaged(make_model, tmp_path):
+    make_model(ILA).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", lambda record: record.pop("files"))
+    assert from_pretrained(tmp_path).adapter_configs
+    (tmp_path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: it is no safetensors file"):
+        from_pretrained(tmp_path)
+
+
+def test_revision_of_a_folder_is_refused(make_model, tmp_path):
+    make_model(ILA).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a folder here, which has no revisions"):
+        from_pretrained(tmp_path, revision="main")
+
+
+def test_backbone_of_another_machine_is_refused(make_model, tmp_path):
+    make_model(ILA).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", lambda record: record["backbone"].update(embedded=False))
+    with pytest.raises(ValueError, match=r"names a backbone of another machine: local-dir:"):
         from_pretrained(tmp_path)
 
 
@@ -518,7 +577,7 @@ def test_folder_without_weights_is_refused(make_model, tmp_path):
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "./no/such/folder"])
 def test_neither_folder_nor_repository_is_refused(source):
-    with pytest.raises(FileNotFoundError, match="is no folder here, and the Hub gave no such repository"):
+    with pytest.raises(FileNotFoundError, match="is no folder here, and no"):
         from_pretrained(source)
 
 

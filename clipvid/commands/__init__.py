@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from clipvid.preemption import EXIT_CODE, Preempted
+
 VERBS = {
     "finetune": "train a model on labelled video",
     "pretrain": "train without labels, or a small CLIP from scratch",
     "evaluate": "measure a model, zero-shot or fine-tuned",
+    "predict": "say what videos show",
+    "push": "upload a model folder to the Hugging Face Hub",
     "convert": "bring in a checkpoint of a paper's authors",
-    "benchmark": "what adapters cost in time, multiply-adds and memory",
+    "prepare": "turn a download of a public data set into manifests",
+    "check-videos": "read every video of a list or folder, and say which cannot be",
+    "benchmark": "what adapters and reading videos cost",
     "demo": "the whole way on a synthetic world, with a report",
 }
 
@@ -20,16 +26,19 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     if not args or args[0] not in VERBS:
         wanted = f"unknown verb {args[0]!r}\n" if args and not args[0].startswith("-") else ""
-        lines = "\n".join(f"  {verb:10} {purpose}" for verb, purpose in VERBS.items())
+        lines = "\n".join(f"  {verb:12} {purpose}" for verb, purpose in VERBS.items())
         print(f"{wanted}usage: clipvid <verb> [options]\n\n{lines}\n\nclipvid <verb> --help shows the options")
         sys.exit(0 if args and args[0] in ("-h", "--help") else 2)
     run(args[0], args[1:])
 
 
 def run(verb: str, args: list[str] | None = None) -> None:
-    """Run one verb; expected failures end in one line and exit code 1, not in a traceback."""
+    """Run one verb; expected failures end in one line and exit code 1, not in a traceback, a signal in exit code 75."""
     try:
-        import_module(f"clipvid.commands.{verb}").main(args)
+        import_module(f"clipvid.commands.{verb.replace('-', '_')}").main(args)
+    except Preempted:
+        print(f"clipvid {verb}: asked to end; the same command goes on from here", file=sys.stderr)
+        sys.exit(EXIT_CODE)
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise

@@ -7,7 +7,7 @@ import sys
 
 from clipvid.choices import suggest
 
-SUBJECTS = ("adapters",)
+SUBJECTS = ("adapters", "data")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -17,13 +17,14 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.markdown import Markdown
 
-from clipvid.commands.evaluate import load_model, run_evaluation
+from clipvid.commands.evaluate import run_evaluation
 from clipvid.commands.finetune import finished, write_results
 from clipvid.config import FinetuneConfig, eval_loader, load_split, parse_config
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import Manifest
 from clipvid.engine import Predictions
 from clipvid.evaluation import write_json
+from clipvid.hub import load_model
 from clipvid.report import ClipStrip, Curve, Row, markdown_table, save_strips, write_report
 
 INTRODUCTION = (
@@ -107,7 +108,7 @@ def _measure(
     ):
         return Outcome(name, *done)
     print(f"\n{name}: {len(manifest)} held-out clips", flush=True)
-    model = load_model(model_name, None, config.model.num_frames, config.templates, manifest)
+    model = load_model(model_name, None, config.model.num_frames, manifest.class_names, config.templates)
     predictions, figures = run_evaluation(accelerator, model, config.data, manifest, 16, order)
     write_results(folder, predictions, figures, config, accelerator)
     return Outcome(name, predictions, figures)
@@ -126,7 +127,7 @@ def _clips(
         if attributes["object"] == objects[turn % len(objects)]:
             chosen.setdefault(motion, index)
     picks = [chosen[motion] for motion in motions]
-    model = load_model("tiny", None, config.model.num_frames, config.templates, manifest)
+    model = load_model("tiny", None, config.model.num_frames, manifest.class_names, config.templates)
     loader = eval_loader(config.data, model, manifest.subset(picks), accelerator, len(picks))
     frames = next(iter(loader))["frames"][:, 0]
     names = manifest.class_names

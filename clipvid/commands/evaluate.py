@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 
-from clipvid.builder import create_model
 from clipvid.commands.finetune import write_results
 from clipvid.config import DataConfig, claim_output, eval_loader, load_split, parse_config
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import Manifest
 from clipvid.engine import Predictions
 from clipvid.evaluation import describe, evaluate
-from clipvid.hub import from_pretrained
+from clipvid.hub import load_model
 from clipvid.model import VideoCLIP
 
 
@@ -47,37 +46,13 @@ def main(args: list[str] | None = None) -> None:
         manifest = load_split(config.data, "val")
     if accelerator.is_main_process:
         claim_output(Path(config.output_dir), config)
-    model = load_model(config.model, config.pretrained, config.num_frames, config.templates, manifest)
+    model = load_model(config.model, config.pretrained, config.num_frames, manifest.class_names, config.templates)
     predictions, figures = run_evaluation(
-        accelerator, model, config.data, manifest, config.batch_size, config.frame_order
+        accelerator, model, config.data, manifest, config.batch_size, config.frame_order, Path(config.output_dir)
     )
     if accelerator.is_main_process:
         write_results(Path(config.output_dir), predictions, figures, config, accelerator)
     accelerator.print(f"{describe(figures)} -> {config.output_dir}/metrics.json")
-
-
-def load_model(
-    name: str, pretrained: str | None, num_frames: int, templates: str | list[str] | None, manifest: Manifest
-) -> VideoCLIP:
-    """A saved model, or a plain CLIP, with the labels of the manifest.
-
-    Raises:
-        ValueError: a linear head that was trained on other classes.
-    """
-    if Path(name).is_dir() or ("/" in name and ":" not in name):
-        model = from_pretrained(name)
-    else:
-        model = create_model(name, pretrained, adapter="none", num_frames=num_frames).eval()
-        templates = templates or "single"
-    same_classes = model.labels == manifest.class_names
-    if not model.head.needs_text and not same_classes:
-        raise ValueError(
-            f"{name} has a linear head for {len(model.labels)} classes that are not the {len(manifest.classes)} of "
-            "this data set; only a text head can name new classes"
-        )
-    if not same_classes or templates is not None:
-        model.set_labels(manifest.class_names, templates if templates is not None else model.templates)
-    return model
 
 
 def run_evaluation(
@@ -87,8 +62,12 @@ def run_evaluation(
     manifest: Manifest,
     batch_size: int,
     frame_order: FrameOrder = "forward",
+    output_dir: Path | None = None,
 ) -> tuple[Predictions, dict[str, Any]]:
-    """Predictions and figures of a model on a manifest, with the frames of each clip in the given order."""
+    """Predictions and figures of a model on a manifest, with the frames of each clip in the given order.
+
+    Unreadable videos are written to `output_dir`/bad_videos.jsonl where there is one.
+    """
     model.to(accelerator.device)
-    loader = eval_loader(data, model, manifest, accelerator, batch_size, frame_order)
+    loader = eval_loader(data, model, manifest, accelerator, batch_size, frame_order, output_dir)
     return evaluate(accelerator, model, loader, manifest.classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,14 @@ from clipvid.config import (
     load_split,
     parse_config,
 )
-from clipvid.data.manifest import Manifest, leave_one_group_out
+from clipvid.data.manifest import Manifest, check_splits, leave_one_group_out
 from clipvid.engine import Predictions
 from clipvid.evaluation import describe, evaluate, summarise, write_json
+from clipvid.model import VideoCLIP, load_strictly
+from clipvid.preemption import Preemption
+from clipvid.push import check_login, check_repo_id, push_to_hub
+from clipvid.record import recorded
+from clipvid.sharding import is_sharded
 
 
 def main(args: list[str] | None = None) -> None:
@@ -31,8 +37,11 @@ def main(args: list[str] | None = None) -> None:
     config = parse_config(FinetuneConfig, args, "clipvid finetune")
     accelerator = build_accelerator(config.training, config.output_dir)
     output = Path(config.output_dir)
+    if config.hub.push_to_hub:
+        check_hub(config)
     with accelerator.main_process_first():
         train, val = load_split(config.data, "train"), load_split(config.data, "val")
+    check_splits(train, val)
     if accelerator.is_main_process:
         claim_output(output, config)
     accelerator.wait_for_everyone()
@@ -41,7 +50,35 @@ def main(args: list[str] | None = None) -> None:
     else:
         figures = cross_validate(config, train.joined(val), accelerator, output)
     accelerator.print(f"{describe(figures)} -> {output}/metrics.json")
-    accelerator.end_training()
+    end_trackers(accelerator)
+    if config.hub.push_to_hub and accelerator.is_main_process:
+        print(push_run(config, output))
+
+
+def check_hub(config: FinetuneConfig) -> None:
+    """Find out before the training whether the push after it can work."""
+    if config.data.protocol != "holdout":
+        raise ValueError(
+            f"hub.push_to_hub: {config.data.protocol} makes a model for each group; leave it off, and push the one "
+            "that you want with `clipvid push`"
+        )
+    if config.hub.repo_id is None:
+        raise ValueError("hub.push_to_hub needs hub.repo_id: user/name")
+    check_repo_id(config.hub.repo_id)
+    check_login()
+
+
+def push_run(config: FinetuneConfig, output: Path) -> str:
+    """Push the model folder of a finished run; the URL of the commit."""
+    hub = config.hub
+    assert hub.repo_id is not None
+    try:
+        return push_to_hub(output, hub.repo_id, hub.private, hub.revision).url
+    except (OSError, ValueError) as error:
+        raise type(error)(
+            f"{error}\nThe run is finished and whole; push it later: "
+            f"clipvid push --model {output} --repo_id {hub.repo_id}"
+        ) from error
 
 
 def finetune(
@@ -55,23 +92,49 @@ def finetune(
     if done is not None:
         accelerator.print(f"{output} is finished already")
         return done[1]
-    torch.manual_seed(config.seed)
-    model = build_finetune_model(config, train.class_names)
+    hashes = {"train": train.hash, "val": val.hash}
+    patience = timedelta(seconds=config.training.ddp_timeout)
+    with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), hashes) as session:
+        return _finetune(config, train, val, accelerator, output, stop, session)
+
+
+def _finetune(
+    config: FinetuneConfig,
+    train: Manifest,
+    val: Manifest,
+    accelerator: Accelerator,
+    output: Path,
+    stop: Preemption,
+    session: dict[str, Any],
+) -> dict[str, Any]:
+    model = fresh_model(config, train, accelerator)
     trainer = build_trainer(config, model, train, accelerator, output)
-    loader = eval_loader(config.data, model, val, accelerator, config.training.per_device_eval_batch_size)
+    batch_size = config.training.per_device_eval_batch_size
+    loader = eval_loader(config.data, model, val, accelerator, batch_size, output_dir=output)
     if accelerator.log_with:
         accelerator.init_trackers("logs")
+    best_wanted = config.training.load_best_model_at_end
 
     def on_epoch_end(epoch: int) -> dict[str, Any]:
-        if (epoch + 1) % config.training.eval_epochs or epoch + 1 == config.training.epochs:
+        last = epoch + 1 == config.training.epochs
+        if not (best_wanted if last else (epoch + 1) % config.training.eval_epochs == 0):
             return {}
         _, figures = evaluate(accelerator, model, loader, val.classes)
         accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}: {describe(figures)}")
         return {"val_top1": figures["top1"]["value"]}
 
-    trainer.on_epoch_end = on_epoch_end
-    state = trainer.run()
+    trainer.on_epoch_end, trainer.stop = on_epoch_end, stop
+    try:
+        state = trainer.run()
+    finally:
+        session |= trainer.throughput()
+    weights = trainer.result()
+    if is_sharded(model):
+        model = fresh_model(config, train, accelerator)
+    load_strictly(model.trained_state(), weights)
     predictions, figures = evaluate(accelerator, model, loader, val.classes)
+    if state.best is not None:
+        figures["selected"] = state.best | {"by": config.training.metric_for_best_model}
     if accelerator.is_main_process:
         model.save_pretrained(output)
         write_json(output / "history.json", state.history)
@@ -79,6 +142,20 @@ def finetune(
         write_card(output)
     accelerator.wait_for_everyone()
     return figures
+
+
+def fresh_model(config: FinetuneConfig, train: Manifest, accelerator: Accelerator) -> VideoCLIP:
+    """The model before training, the same every time."""
+    torch.manual_seed(config.seed)
+    return build_finetune_model(config, train.class_names).to(accelerator.device)
+
+
+def end_trackers(accelerator: Accelerator) -> None:
+    """Close the trackers, whose troubles take nothing from a finished run."""
+    try:
+        accelerator.end_training()
+    except Exception as error:
+        accelerator.print(f"the tracker could not be closed ({error!r})")
 
 
 def cross_validate(

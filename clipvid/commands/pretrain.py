@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from clipvid.data.synthetic import WorldConfig
 from clipvid.engine import Trainer
 from clipvid.evaluation import write_json
 from clipvid.metrics import proportion
-from clipvid.model import ModelConfig, VideoCLIP
+from clipvid.model import ModelConfig, VideoCLIP, load_strictly
 from clipvid.objectives import ImageTextContrast
 from clipvid.optim import OptimConfig, build_optimizer, build_scheduler
+from clipvid.preemption import Preemption
+from clipvid.record import recorded
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def main(args: list[str] | None = None) -> None:
     """The verb."""
     config = parse_config(PretrainConfig, args, "clipvid pretrain")
     accelerator = build_accelerator(config.training, config.output_dir)
+    if accelerator.is_fsdp2:
+        raise ValueError("pretraining knows no FSDP: the small CLIP fits on any device; use DDP")
     output = Path(config.output_dir)
     if accelerator.is_main_process:
         claim_output(output, config)
@@ -61,8 +66,15 @@ def main(args: list[str] | None = None) -> None:
     val = StillsDataset(world, config.stills.val, "val_stills", *sizes)
     trainer = build_trainer(config, model, train, accelerator, output)
     trainer.on_epoch_end = lambda epoch: _report(model, val, world, accelerator, epoch)
-    accelerator.init_trackers("logs")
-    state = trainer.run()
+    if accelerator.log_with:
+        accelerator.init_trackers("logs")
+    patience = timedelta(seconds=config.training.ddp_timeout)
+    with Preemption(patience) as trainer.stop, recorded(output, accelerator, config_record(config), {}) as session:
+        try:
+            state = trainer.run()
+        finally:
+            session |= trainer.throughput()
+    load_strictly(model.trained_state(), trainer.result())
     if accelerator.is_main_process:
         if config.export_dir is not None:
             model.backbone.save(Path(config.export_dir), torch.float16)

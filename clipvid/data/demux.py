@@ -5,8 +5,11 @@ frames have to be counted by decoding. `opened`, `packets` and `decoded` are the
 """
 
 import contextlib
+import functools
 import io
-from collections.abc import Iterable, Iterator
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -53,12 +56,16 @@ class Keyframe(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    """Frames in presentation order: their times, and for each the position in `keyframes` to decode it from."""
+    """Frames in presentation order: their times in ticks, and for each the position in `keyframes` to decode it from.
 
-    times: list[int]
-    entries: list[int]
+    A tick is `time_base` seconds.
+    """
+
+    times: Sequence[int]
+    entries: Sequence[int]
     keyframes: list[Keyframe]
     closed_gops: bool
+    time_base: float
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class Scan:
     """
 
     format: str
+    stream_index: int
     num_streams: int
     bits: int
     width: int
@@ -134,6 +142,20 @@ def decoded(stream: VideoStream, stream_packets: Iterable[av.Packet | None]) -> 
 
 
 def scan(source: str | bytes) -> Scan:
+    """What the packets of a file tell; of the last 8,192 files (a few KiB each) it is known. Errors as `opened`."""
+    if isinstance(source, bytes):
+        return walk(source)
+    stat = os.stat(source)
+    return known_scan(source, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(8192)
+def known_scan(path: str, size: int, changed: int) -> Scan:
+    """What `walk` finds in a file, until the file changes."""
+    return walk(path)
+
+
+def walk(source: str | bytes) -> Scan:
     """Walk the packets of a file. Errors as `opened`."""
     with opened(source) as (container, stream):
         context = stream.codec_context
@@ -147,13 +169,14 @@ def scan(source: str | bytes) -> Scan:
         rate = stream.average_rate or stream.guessed_rate
         return Scan(
             format=container.format.name,
+            stream_index=stream.index,
             num_streams=len(container.streams.video),
             bits=max((part.bits for part in context.format.components), default=8) if context.format else 8,
             width=context.width,
             height=context.height,
             fps=float(rate) if rate else None,
             checked=parser is not None,
-            timeline=_timeline(found) if trusted and context.format else None,
+            timeline=_timeline(found, float(stream.time_base or 0)) if trusted and context.format else None,
         )
 
 
@@ -210,7 +233,7 @@ def _has_idr_slice(packet: av.Packet, extradata: bytes | None) -> bool:
     return False
 
 
-def _timeline(found: list[Packet]) -> Timeline | None:
+def _timeline(found: list[Packet], time_base: float) -> Timeline | None:
     """Frames of the packets in presentation order; None where time stamps do not tell them apart."""
     if len({packet.pts for packet in found}) < len(found) or not found[0].resets:
         return None
@@ -231,4 +254,5 @@ def _timeline(found: list[Packet]) -> Timeline | None:
         if not packet.is_discard:
             frames.append((packet.pts, entry))
     frames.sort()
-    return Timeline([time for time, _ in frames], [entry for _, entry in frames], keyframes, closed_gops)
+    times, entries = (array("q", (frame[part] for frame in frames)) for part in (0, 1))
+    return Timeline(times, entries, keyframes, closed_gops, time_base)

@@ -1,4 +1,4 @@
-"""From a manifest to batches: the dataset, the order of its samples over processes, and the loader.
+"""From a manifest to batches: the dataset, and the loader.
 
 Letters: B clips in a batch, V views of a video (clips x crops), T frames, S pixels. Samples are asked for by
 (epoch, index), so workers keep no state and any of them gives the same sample.
@@ -9,32 +9,39 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from clipvid.data.batches import EvalBatches, Key, TrainBatches
+from clipvid.data.broken import BadVideos, Failure
 from clipvid.data.manifest import Manifest
-from clipvid.data.reader import Backend, open_video
+from clipvid.data.reader import Backend, VideoError, open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
 from clipvid.data.transforms import Transform, apply_keyed
 
-Key: TypeAlias = tuple[int, int]
 FrameOrder: TypeAlias = Literal["forward", "reversed", "shuffled", "single"]
 FRAME_ORDERS = ("forward", "reversed", "shuffled", "single")
+MAX_DRAWS = 100
 
 
 class VideoItem(TypedDict):
-    """One sample: frames uint8 [T, 3, S, S] in training, [V, T, 3, S, S] in evaluation; label; index."""
+    """One sample: frames uint8 [T, 3, S, S] in training, [V, T, 3, S, S] in evaluation; label and index of the video
+    shown; whether it is one that could be read; what was tried and could not."""
 
     frames: Tensor
     label: int
     index: int
+    readable: bool
+    failures: list[Failure]
 
 
 class VideoDataset(Dataset[VideoItem]):
     """Clips of the videos of a manifest, by key (epoch, index).
 
-    In training, one random clip: frames and augmentation are drawn from (seed, epoch, index). In evaluation,
-    `clips` x `crops` fixed views, clip by clip, of which every frame needed is read once per video; the epoch
-    plays no part.
+    In training, one random clip: frames and augmentation are drawn from (seed, epoch, index). In place of a video
+    that cannot be read another is shown, drawn from (seed, epoch, index, number of the draw).
+
+    In evaluation, `clips` x `crops` fixed views, clip by clip, of which every frame needed is read once per video;
+    the epoch plays no part. A video that cannot be read is black, and marked as not `readable`.
 
     Args:
         manifest: the videos.
@@ -46,9 +53,9 @@ class VideoDataset(Dataset[VideoItem]):
         crops: evaluation crops per clip.
         frame_order: evaluation on clips with time destroyed: `reversed`, `shuffled` (keyed by seed, index and
             clip), or `single` (the first frame repeated).
+        mirror: for training, the class that a mirrored clip of each class shows, None where it is not to be mirrored
+            (`clipvid.data.classes.mirror_map`); half of the others are. Without it no clip is.
         backend: video reader, see `open_video`.
-
-    Raises `VideoError` where a video cannot be read.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class VideoDataset(Dataset[VideoItem]):
         clips: int = 1,
         crops: int = 1,
         frame_order: FrameOrder = "forward",
+        mirror: Sequence[int | None] | None = None,
         backend: Backend = "auto",
     ) -> None:
         self.transforms = list(transform) if isinstance(transform, Sequence) else [transform]
@@ -73,37 +81,69 @@ class VideoDataset(Dataset[VideoItem]):
             raise ValueError(f"frame_order is {frame_order!r}; expected one of {FRAME_ORDERS}, forward in training")
         self.manifest, self.sampling, self.seed, self.training = manifest, sampling, seed, training
         self.clips, self.crops, self.frame_order, self.backend = clips, crops, frame_order, backend
+        self.mirror = mirror
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, key: Key) -> VideoItem:
         epoch, index = key
-        if self.training:
-            generator = keyed_generator(self.seed, epoch, index)
-            clip = self._read_clips(index, generator)[0]
+        return self._training_item(epoch, index) if self.training else self._evaluation_item(index)
+
+    def _training_item(self, epoch: int, index: int) -> VideoItem:
+        failures: list[Failure] = []
+        for draw in range(MAX_DRAWS):
+            generator = keyed_generator(self.seed, epoch, index, *([draw] if draw else []))
+            shown = int(torch.randint(len(self), (), generator=generator)) if draw else index
+            try:
+                clip = self._read_clips(shown, generator)[0]
+            except VideoError as error:
+                failures.append(self._failure(shown, error))
+                continue
             frames = apply_keyed(self.transforms[0], clip, generator)
-        else:
-            views = [transform(clip) for clip in self._read_clips(index, None) for transform in self.transforms]
-            frames = torch.stack(views)
-        return {"frames": frames, "label": self.manifest.samples[index].label, "index": index}
+            label = self.manifest.samples[shown].label
+            mirrored = self.mirror[label] if self.mirror is not None else None
+            if mirrored is not None and torch.rand((), generator=generator) < 0.5:
+                frames, label = frames.flip(-1), mirrored
+            return {"frames": frames, "label": label, "index": shown, "readable": True, "failures": failures}
+        raise ValueError(
+            f"{MAX_DRAWS} videos drawn in place of each other cannot be read, the last being {failures[-1].path} "
+            f"({failures[-1].reason}); run clipvid check-videos on the list"
+        )
+
+    def _evaluation_item(self, index: int) -> VideoItem:
+        failures: list[Failure] = []
+        try:
+            clips = self._read_clips(index, None)
+        except VideoError as error:
+            failures.append(self._failure(index, error))
+            clips = [torch.zeros(self.sampling.num_frames, 3, 32, 32, dtype=torch.uint8)] * self.clips
+        views = [transform(clip) for clip in clips for transform in self.transforms]
+        return {
+            "frames": torch.stack(views),
+            "label": self.manifest.samples[index].label,
+            "index": index,
+            "readable": not failures,
+            "failures": failures,
+        }
+
+    def _failure(self, index: int, error: VideoError) -> Failure:
+        return Failure(self.manifest.samples[index].path, error.reason or str(error))
 
     def _read_clips(self, index: int, generator: torch.Generator | None) -> list[Tensor]:
-        """Clips of video `index`, each uint8 [T, 3, H, W].
-
-        The only place that touches a video: what is to happen with one that cannot be read belongs here.
-        """
-        with open_video(self.manifest.video_path(index), self.backend) as video:
-            wanted = torch.stack(
-                [
-                    self._ordered(
-                        self.sampling.indices(len(video), generator=generator, clip=clip, num_clips=self.clips),
-                        index,
-                        clip,
-                    )
-                    for clip in range(self.clips)
-                ]
-            )
+        """Clips of video `index`, each uint8 [T, 3, H, W]."""
+        sample = self.manifest.samples[index]
+        try:
+            source = self.manifest.video(index)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise VideoError(sample.path, f"it cannot be fetched ({error})") from None
+        with open_video(source, self.backend) as video:
+            part = video.frames_between(sample.start, sample.end)
+            drawn = [
+                self.sampling.indices(len(part), generator=generator, clip=clip, num_clips=self.clips)
+                for clip in range(self.clips)
+            ]
+            wanted = part.start + torch.stack([self._ordered(frames, index, i) for i, frames in enumerate(drawn)])
             needed, row = wanted.unique(return_inverse=True)
             frames = video.read(needed).permute(0, 3, 1, 2)
         return [frames[rows] for rows in row]
@@ -118,109 +158,35 @@ class VideoDataset(Dataset[VideoItem]):
         return indices
 
 
-class TrainBatches(Sampler[list[Key]]):
-    """Micro-batches of one rank, an epoch per iteration, each epoch in an order keyed by (seed, epoch).
+class ReportingLoader(DataLoader[Any]):
+    """A loader that hands the `failures` of each batch to `bad_videos` when the batch is taken."""
 
-    A step takes G = per_device_batch x world_size x accumulation clips, perm[step * G : (step + 1) * G], and
-    micro-batch j of rank r is its slice of per_device_batch clips at (j * world_size + r) * per_device_batch: the
-    clips of an optimiser step depend on G alone. The last, partial global batch of an epoch is dropped.
+    bad_videos: BadVideos
 
-    Iterating to the end of an epoch moves on to the next. `set_position` goes to any (epoch, step), where a
-    checkpoint was taken; the loader draws batches ahead, so the trainer counts its steps itself.
-
-    Args:
-        num_samples: videos in the data set.
-        per_device_batch: clips per micro-batch.
-        seed: the run's seed.
-        world_size: processes.
-        rank: this one.
-        accumulation: micro-batches per optimiser step.
-        epoch: epoch to begin with.
-        step: optimiser step of that epoch to begin with.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        per_device_batch: int,
-        *,
-        seed: int,
-        world_size: int = 1,
-        rank: int = 0,
-        accumulation: int = 1,
-        epoch: int = 0,
-        step: int = 0,
-    ) -> None:
-        _check_rank(rank, world_size)
-        if per_device_batch < 1 or accumulation < 1:
-            raise ValueError(f"per_device_batch {per_device_batch} and accumulation {accumulation} must be at least 1")
-        self.global_batch = per_device_batch * world_size * accumulation
-        if num_samples < self.global_batch:
-            raise ValueError(
-                f"{num_samples} training videos do not fill one global batch of {self.global_batch} "
-                f"(per_device_batch {per_device_batch} x world_size {world_size} x accumulation {accumulation}); "
-                "lower per_device_batch or accumulation, or use fewer processes"
-            )
-        self.num_samples, self.per_device_batch, self.seed = num_samples, per_device_batch, seed
-        self.world_size, self.rank, self.accumulation = world_size, rank, accumulation
-        self.set_position(epoch, step)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps in an epoch."""
-        return self.num_samples // self.global_batch
-
-    def set_position(self, epoch: int, step: int = 0) -> None:
-        """Begin the next iteration at optimiser step `step` of `epoch`; its end is the start of the next epoch."""
-        if epoch < 0 or not 0 <= step <= self.steps_per_epoch:
-            raise ValueError(f"epoch {epoch}, step {step}: expected epoch >= 0, step in 0..{self.steps_per_epoch}")
-        self.epoch, self.step = (epoch, step) if step < self.steps_per_epoch else (epoch + 1, 0)
-
-    def __len__(self) -> int:
-        """Micro-batches that the next iteration gives."""
-        return (self.steps_per_epoch - self.step) * self.accumulation
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch, first = self.epoch, self.step
-        order = torch.randperm(self.num_samples, generator=keyed_generator(self.seed, epoch)).tolist()
-        for step in range(first, self.steps_per_epoch):
-            for micro in range(self.accumulation):
-                place = (micro * self.world_size + self.rank) * self.per_device_batch
-                start = step * self.global_batch + place
-                yield [(epoch, index) for index in order[start : start + self.per_device_batch]]
-        self.set_position(epoch + 1)
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            self.bad_videos.add(batch.pop("failures", []))
+            yield batch
 
 
-class EvalBatches(Sampler[list[Key]]):
-    """Batches of rank r of w over samples r, r + w, r + 2w, ...: each sample once over all ranks, none repeated.
-
-    A rank may have fewer batches than another, or none.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, *, world_size: int = 1, rank: int = 0) -> None:
-        _check_rank(rank, world_size)
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-        self.indices, self.batch_size = range(rank, num_samples, world_size), batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
-
-
-def build_loader(dataset: Dataset[Any], batch_sampler: TrainBatches | EvalBatches, num_workers: int) -> DataLoader[Any]:
-    """Loader of batches {frames: uint8 [B, T, 3, S, S] or [B, V, T, 3, S, S], label: int64 [B], index: int64 [B]}.
+def build_loader(
+    dataset: Dataset[Any],
+    batch_sampler: TrainBatches | EvalBatches,
+    num_workers: int,
+    bad_videos: BadVideos | None = None,
+) -> DataLoader[Any]:
+    """Loader of batches {frames: uint8 [B, T, 3, S, S] or [B, V, T, 3, S, S], label: int64 [B], index: int64 [B],
+    readable: bool [B]}.
 
     Workers stay alive from epoch to epoch and compute in one thread each; the samples do not depend on their
     number. Ranks are already split by the batch sampler: the loader is not for `accelerator.prepare`.
+    Videos that cannot be read are told to `bad_videos`, by default on standard error alone.
     """
-    return DataLoader(
+    loader = ReportingLoader(
         dataset,
         batch_sampler=batch_sampler,
         num_workers=num_workers,
+        collate_fn=_collate,
         persistent_workers=num_workers > 0,
         prefetch_factor=2 if num_workers > 0 else None,
         worker_init_fn=_single_thread,
@@ -228,12 +194,15 @@ def build_loader(dataset: Dataset[Any], batch_sampler: TrainBatches | EvalBatche
         # The seeds that a loader draws for its workers would otherwise move torch's global state.
         generator=keyed_generator(0),
     )
+    loader.bad_videos = bad_videos or BadVideos()
+    return loader
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    failures = [failure for item in items for failure in item.get("failures", [])]
+    batch = default_collate([{key: value for key, value in item.items() if key != "failures"} for item in items])
+    return {**batch, "failures": failures}
 
 
 def _single_thread(worker: int) -> None:
     torch.set_num_threads(1)
-
-
-def _check_rank(rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank} of world_size {world_size}; expected 0 <= rank < world_size")

@@ -1,46 +1,46 @@
-"""Lists of labelled videos: read, checked at load time, hashed, and split by group."""
+"""Labelled videos of one split: read from any source, checked, hashed, and split by group."""
 
-import csv
+from __future__ import annotations
+
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-_SHOWN_PROBLEMS = 5
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from clipvid.choices import Choice
+from clipvid.data.checks import Checks, check_files_exist, checked, compile_pattern
+from clipvid.data.classes import ClassList, read_classes
+from clipvid.data.samples import ClassInfo, ManifestError, Rows, Sample
+from clipvid.data.sources import DatasetsSource, ListSource, Source, resolve_source
+from clipvid.data.tables import LARGE_BYTES, Batches
 
-class ManifestError(ValueError):
-    """A list that cannot be used as it is; the message says where and what to do."""
+__all__ = [
+    "ClassInfo",
+    "Manifest",
+    "ManifestError",
+    "Sample",
+    "check_splits",
+    "checked_rows",
+    "leave_one_group_out",
+    "load_manifest",
+]
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One labelled video: path relative to the root, with forward slashes; class id; group (person, source)."""
-
-    path: str
-    label: int
-    group: str | None = None
-
-
-@dataclass(frozen=True)
-class ClassInfo:
-    """One class: its id (0..K-1), its name, and the further columns of the class list."""
-
-    id: int
-    name: str
-    attributes: dict[str, str] = field(default_factory=dict)
+_CACHE_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Samples in file order, classes in id order, and the folder that the paths start from."""
+    """Samples in the order of their source, classes in id order, and the folder that the paths start from."""
 
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     classes: tuple[ClassInfo, ...]
     root: Path
 
@@ -54,48 +54,61 @@ class Manifest:
     @cached_property
     def hash(self) -> str:
         """sha256 of samples and classes. Root, file format, line ends and spelling of labels do not enter."""
-        samples = [[sample.path, sample.label, sample.group] for sample in self.samples]
-        classes = [[info.id, info.name, sorted(info.attributes.items())] for info in self.classes]
-        return hashlib.sha256(json.dumps([samples, classes]).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for info in self.classes:
+            digest.update(json.dumps([info.id, info.name, sorted(info.attributes.items())]).encode())
+        for s in self.samples:
+            digest.update(json.dumps([s.path, s.label, s.group, s.start, s.end, s.caption]).encode())
+        return digest.hexdigest()
 
-    def video_path(self, index: int) -> Path:
-        """Where the video of sample `index` lies."""
-        return self.root / self.samples[index].path
+    def video(self, index: int) -> str | bytes | Path:
+        """The path or the bytes of the video of sample `index`. Raises OSError where they cannot be had."""
+        sample = self.samples[index]
+        return self.root / sample.path if sample.media is None else sample.media()
 
-    def joined(self, other: "Manifest") -> "Manifest":
+    def joined(self, other: Manifest) -> Manifest:
         """The samples of both, which must share classes and root.
 
         Raises ManifestError where they do not, or where a video is in both.
         """
         if (self.classes, self.root) != (other.classes, other.root):
             raise ManifestError("two lists with different classes or roots cannot be joined")
-        both = {sample.path for sample in self.samples} & {sample.path for sample in other.samples}
-        if both:
-            raise ManifestError(f"{len(both)} videos are in both lists, such as {sorted(both)[:3]}; drop them from one")
-        return replace(self, samples=self.samples + other.samples)
+        check_splits(self, other)
+        return replace(self, samples=(*self.samples, *other.samples))
 
-    def subset(self, indices: Sequence[int]) -> "Manifest":
+    def subset(self, indices: Sequence[int]) -> Manifest:
         """The samples at `indices`, in that order, with all classes."""
         return replace(self, samples=tuple(self.samples[index] for index in indices))
+
+    def paths(self) -> Iterator[str]:
+        """Paths of the samples, in order."""
+        if isinstance(self.samples, Rows):
+            return (path for chunk in self.samples.table["path"].chunks for path in chunk.to_pylist())
+        return (sample.path for sample in self.samples)
 
 
 def load_manifest(
     root: str | os.PathLike[str],
-    file: str | os.PathLike[str],
-    classes: str | os.PathLike[str] | None = "classes.csv",
+    source: Choice,
+    classes: str | os.PathLike[str] | Sequence[ClassInfo] | None = "classes.csv",
     group_pattern: str | None = None,
     *,
     allow_outside_root: bool = False,
     check_files: bool = True,
 ) -> Manifest:
-    r"""Read a list of labelled videos and check every line of it.
+    r"""Read labelled videos from a source and check every one of its lines.
+
+    Lists of 16 MB and more are kept, checked, as an Arrow file in `$CLIPVID_CACHE` (`~/.cache/clipvid`), which is
+    mapped into memory, and taken up again while neither they nor the arguments change.
 
     Args:
-        root: folder that the paths in the list start from, and `file` and `classes` unless absolute.
-        file: lines `path label`, or CSV whose header has `path`, `label` and perhaps `group`. A label is a class
-            id or a class name.
-        classes: names, one per line, in id order; or CSV with `id`, `name` and further columns, kept as
-            attributes. None: the labels are names, and the classes are those of the list, in sorted order.
+        root: folder that the paths in the list start from, and `source` and `classes` unless absolute.
+        source: a file with lines `path label`, or with columns `path`, `label` and perhaps `start`, `end` (seconds),
+            `caption`, `group` in CSV, JSON, JSON lines or Parquet; a folder of folders named as the classes;
+            `name-{000..009}.tar` of WebDataset; or `{name: datasets, ...}`. See `clipvid.data.sources`.
+            A label is a class id or a class name.
+        classes: a class list, see `clipvid.data.classes.read_classes`, or the classes themselves. None: the labels
+            are names, and the classes are those of the source, in sorted order.
         group_pattern: regular expression, searched in each path; its first group is the sample's group, in place
             of the column. Weizmann by person: `[^/]+/([a-z]+)_`.
         allow_outside_root: accept absolute paths and `..` that lead out of `root`.
@@ -104,18 +117,71 @@ def load_manifest(
     Raises ManifestError, with file and line, for lines, labels, groups or classes that make no sense, videos that
     are missing or listed twice, and paths outside of the root; FileNotFoundError where a list itself is missing.
     """
-    root, file = Path(root), Path(root, file)
-    pattern = _compiled(group_pattern)
-    rows = _read_rows(file)
-    infos = _classes_in(rows) if classes is None else _read_classes(Path(root, classes))
-    resolver = _Labels(infos)
-    samples = []
-    for row in rows:
-        path, label = resolver.split(row)
-        path = _inside(path, root, row, allow_outside_root)
-        samples.append(Sample(path, label, _group(path, row, pattern)))
-    _check_samples(samples, rows, root, check_files)
-    return Manifest(tuple(samples), infos, root)
+    root = Path(root)
+    found = resolve_source(source, root)
+    pattern = compile_pattern(group_pattern)
+    if classes is None:
+        known = ClassList(_classes_in(found, root))
+    elif isinstance(classes, str | os.PathLike):
+        known = read_classes(root / classes)
+    else:
+        known = ClassList(classes)
+    rows = checked_rows(found, root, known, pattern, allow_outside_root=allow_outside_root)
+    if check_files:
+        check_files_exist(rows, found.title, root)
+    return Manifest(rows, known.classes, root)
+
+
+def checked_rows(
+    source: Source,
+    root: Path,
+    classes: ClassList,
+    pattern: re.Pattern[str] | None = None,
+    *,
+    allow_outside_root: bool = False,
+) -> Rows:
+    """The rows of a source, checked as `load_manifest` says, but for the files; large lists come from the cache."""
+    checks = Checks(root, source.title, classes, pattern, allow_outside_root)
+    batches = checked(source.batches(root, classes.ids), checks)
+    file = root / source.file if isinstance(source, ListSource) else None
+    if file is None or not file.is_file() or file.stat().st_size < LARGE_BYTES:
+        media = source.media(root) if isinstance(source, DatasetsSource) else None
+        return Rows(pa.Table.from_batches(list(batches)), media=media)
+    cached = _cache_file(file, checks)
+    if not cached.is_file():
+        _write_whole(cached, batches)
+    return Rows.mapped(cached)
+
+
+def _cache_file(file: Path, checks: Checks) -> Path:
+    """Where the rows of a list lie once they are checked; another place for everything that they depend on."""
+    stat, classes = file.stat(), checks.classes
+    key = [
+        *(_CACHE_FORMAT, str(file.absolute()), stat.st_size, stat.st_mtime_ns),
+        *(str(checks.root.absolute()), checks.allow_outside_root, checks.pattern and checks.pattern.pattern),
+        *(classes.first, [info.name for info in classes.classes]),
+    ]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    cache = Path(os.environ.get("CLIPVID_CACHE", Path.home() / ".cache" / "clipvid"))
+    return cache / "manifests" / f"{digest}.arrow"
+
+
+def _write_whole(file: Path, batches: Batches) -> None:
+    """An Arrow file, or an error and none."""
+    aside = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sink = pa.OSFile(str(aside), "wb")
+    except OSError as error:
+        raise ManifestError(f"cannot keep the list as it was read ({error}); CLIPVID_CACHE says where to") from None
+    try:
+        first = next(batches)
+        with sink, pa.ipc.new_file(sink, first.schema) as writer:
+            for batch in itertools.chain([first], batches):
+                writer.write_batch(batch)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def leave_one_group_out(manifest: Manifest) -> Iterator[tuple[str, Manifest, Manifest]]:
@@ -136,165 +202,26 @@ def leave_one_group_out(manifest: Manifest) -> Iterator[tuple[str, Manifest, Man
         yield name, manifest.subset(train), manifest.subset(test)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One entry of a list. `label` is None where `text` still holds both path and label."""
-
-    where: str
-    text: str
-    label: str | None
-    group: str | None
-
-
-class _Labels:
-    """Turns the label of a row, an id or a name, into an id."""
-
-    def __init__(self, classes: tuple[ClassInfo, ...]) -> None:
-        self._count = len(classes)
-        self._ids = {info.name: info.id for info in classes}
-
-    def split(self, row: _Row) -> tuple[str, int]:
-        if row.label is not None:
-            return row.text, self._id(row.label, row)
-        words = [match.start() for match in re.finditer(r"\s+\S", row.text)]
-        if not words:
-            raise ManifestError(f"{row.where}: {row.text!r} has no label; expected `path label`, or CSV with a header")
-        for start in words[:-1]:
-            name = row.text[start:].strip()
-            if name in self._ids:
-                return row.text[:start], self._ids[name]
-        return row.text[: words[-1]].rstrip(), self._id(row.text[words[-1] :].strip(), row)
-
-    def _id(self, label: str, row: _Row) -> int:
-        if re.fullmatch(r"[+-]?\d+", label):
-            if 0 <= int(label) < self._count:
-                return int(label)
-            problem = f"{label} is outside of the {self._count} classes (0..{self._count - 1})"
-        elif label in self._ids:
-            return self._ids[label]
-        else:
-            problem = f"{label!r} is neither a class id nor one of the {self._count} class names"
-        raise ManifestError(f"{row.where}: label {problem}; correct it, or give the class list that belongs to it")
+def check_splits(first: Manifest, second: Manifest) -> None:
+    """Raise ManifestError where a video is in both manifests, whichever part of it."""
+    if first.root.absolute() != second.root.absolute():
+        return
+    smaller, larger = sorted((first, second), key=len)
+    seen = set(smaller.paths())
+    both = sorted({path for path in larger.paths() if path in seen})
+    if both:
+        raise ManifestError(f"{len(both)} videos are in both lists, such as {both[:3]}; drop them from one")
 
 
-def _lines(file: Path, what: str) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no {what} at {file}; its path is taken from the root unless absolute") from None
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{file}: {what} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-
-
-def _read_table(file: Path, lines: list[str], needed: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
-    """Rows of a CSV file as (file:line, column -> value)."""
-    reader = csv.reader(lines, skipinitialspace=True)
-    header = [name.strip() for name in next(reader)]
-    if len(set(header)) < len(header):
-        raise ManifestError(f"{file}:1: the header {header} names a column twice; rename one")
-    table = []
-    for values in reader:
-        where = f"{file}:{reader.line_num}"
-        if not any(value.strip() for value in values):
-            continue
-        if len(values) != len(header):
-            raise ManifestError(f"{where}: {len(values)} values for the {len(header)} columns {header}; quote commas")
-        row = {name: value.strip() for name, value in zip(header, values, strict=True)}
-        for name in needed:
-            if not row[name]:
-                raise ManifestError(f"{where}: no {name} given; every row needs {', '.join(needed)}")
-        table.append((where, row))
-    return table
-
-
-def _has_columns(line: str, needed: tuple[str, ...]) -> bool:
-    return set(needed) <= {name.strip() for name in line.split(",")}
-
-
-def _read_rows(file: Path) -> list[_Row]:
-    lines = _lines(file, "list of videos")
-    if lines and _has_columns(lines[0], ("path", "label")):
-        table = _read_table(file, lines, ("path", "label"))
-        rows = [_Row(where, row["path"], row["label"], row.get("group") or None) for where, row in table]
-    else:
-        rows = [_Row(f"{file}:{n}", line.strip(), None, None) for n, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise ManifestError(f"{file}: no video is listed; expected lines `path label`, or CSV with path,label")
-    return rows
-
-
-def _classes_in(rows: list[_Row]) -> tuple[ClassInfo, ...]:
-    """The classes that the labels name. In lines `path label` a name is the last word."""
-    names = set()
-    for row in rows:
-        name = row.label if row.label is not None else row.text.split()[-1]
-        if re.fullmatch(r"[+-]?\d+", name):
-            raise ManifestError(f"{row.where}: label {name} is a number and has no name; give a class list (classes=)")
-        names.add(name)
+def _classes_in(source: Source, root: Path) -> tuple[ClassInfo, ...]:
+    """The classes that the labels name."""
+    names: set[str] = set()
+    for rows in source.batches(root, ()):
+        for name in pc.unique(rows["label"]).to_pylist():
+            if re.fullmatch(r"[+-]?\d+", name):
+                line = rows["line"][pc.index(rows["label"], name).as_py()]
+                raise ManifestError(
+                    f"{source.title}:{line}: label {name} is a number and has no name; give a class list (classes=)"
+                )
+            names.add(name)
     return tuple(ClassInfo(i, name) for i, name in enumerate(sorted(names)))
-
-
-def _read_classes(file: Path) -> tuple[ClassInfo, ...]:
-    lines = _lines(file, "list of classes")
-    if lines and _has_columns(lines[0], ("id", "name")):
-        infos = []
-        for where, row in _read_table(file, lines, ("id", "name")):
-            number, name = row.pop("id"), row.pop("name")
-            if not number.isdecimal():
-                raise ManifestError(f"{where}: class id {number!r} is not a number; ids count from 0")
-            infos.append(ClassInfo(int(number), name, row))
-    else:
-        infos = [ClassInfo(i, name) for i, name in enumerate(line.strip() for line in lines if line.strip())]
-    infos.sort(key=lambda info: info.id)
-    if not infos or [info.id for info in infos] != list(range(len(infos))):
-        raise ManifestError(f"{file}: {len(infos)} class ids {[i.id for i in infos][:20]}; expected 0, 1, 2, ... once")
-    twice = sorted(name for name, count in Counter(info.name for info in infos).items() if count > 1)
-    if twice:
-        raise ManifestError(f"{file}: class names given twice: {twice}; names are prompts, and must differ")
-    return tuple(infos)
-
-
-def _compiled(group_pattern: str | None) -> re.Pattern[str] | None:
-    if group_pattern is None:
-        return None
-    try:
-        pattern = re.compile(group_pattern)
-    except re.error as error:
-        raise ManifestError(f"group_pattern {group_pattern!r} is not a regular expression: {error}") from None
-    if pattern.groups < 1:
-        raise ManifestError(f"group_pattern {group_pattern!r} has no group; put the part to take in parentheses")
-    return pattern
-
-
-def _group(path: str, row: _Row, pattern: re.Pattern[str] | None) -> str | None:
-    if pattern is None:
-        return row.group
-    match = pattern.search(path)
-    if match is None or match.group(1) is None:
-        raise ManifestError(f"{row.where}: group_pattern {pattern.pattern!r} finds no group in {path!r}; correct it")
-    return match.group(1)
-
-
-def _inside(path: str, root: Path, row: _Row, allow_outside_root: bool) -> str:
-    """The path from the root, normalised. Links are not followed: who makes a link means it."""
-    base = os.path.abspath(root)
-    relative = os.path.relpath(os.path.join(base, path), base).replace(os.sep, "/")
-    if (relative == ".." or relative.startswith("../")) and not allow_outside_root:
-        raise ManifestError(
-            f"{row.where}: {path!r} lies outside of the root {base}; move it, or set allow_outside_root"
-        )
-    return relative
-
-
-def _check_samples(samples: list[Sample], rows: list[_Row], root: Path, check_files: bool) -> None:
-    first: dict[str, _Row] = {}
-    problems = []
-    for sample, row in zip(samples, rows, strict=True):
-        if sample.path in first:
-            problems.append(f"{row.where}: {sample.path!r} is already listed at {first[sample.path].where}")
-        elif check_files and not Path(root, sample.path).is_file():
-            problems.append(f"{row.where}: no video at {Path(root, sample.path)}")
-        first.setdefault(sample.path, row)
-    if problems:
-        more = [f"... and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
-        raise ManifestError("\n".join([*problems[:_SHOWN_PROBLEMS], *more, "Correct the list, or its root."]))

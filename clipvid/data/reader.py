@@ -1,21 +1,21 @@
-"""The one door to video files: `open_video` and `read_frames`, over decord and PyAV.
+"""The one door to video files: `open_video` and `read_frames`, over decord, torchcodec and PyAV.
 
-An index is a position in the presentation order of the frames that decode, the same in both backends; frames
+An index is a position in the presentation order of the frames that decode, the same in all backends; frames
 come upright (the container's rotation applied) as RGB. The packets are walked first (`demux.scan`):
 - where time stamps tell frames apart, a frame is found by its own, decoding from the keyframe before it;
 - where they do not (damage, B-frames in AVI, raw streams), frames are counted as the decoder gives them, from
   the start, once when opening and once per read. Slow and right.
-decord is used for the files where it was seen to return the frame that was asked for; see `_decord_refusal`.
+The others are used for the files where they were seen to return the frame that was asked for; see
+`clipvid.data.fast_readers`.
 """
 
 import contextlib
-import functools
 import itertools
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 import av
 import numpy as np
@@ -24,23 +24,13 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from clipvid.data.demux import INDEXED_FORMATS, Keyframe, Opened, Scan, decoded, opened, packets, scan, skipped_to
+from clipvid.data.errors import VideoError, checked_indices
+from clipvid.data.fast_readers import FastReader, Refused, open_fast
+from clipvid.data.frames import FrameFolder
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
-Backend: TypeAlias = Literal["auto", "decord", "pyav"]
-
-
-class VideoError(RuntimeError):
-    """A video that cannot be read: `path` (a description for bytes and file objects) and a one-line `reason`.
-
-    A DataLoader raises it again in the parent process from one formatted message, hence the optional reason.
-    """
-
-    def __init__(self, path: str, reason: str | None = None) -> None:
-        super().__init__(path if reason is None else f"{path}: {reason}")
-        self.path, self.reason = path, reason
-
-    def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
-        return type(self), (self.path, self.reason)
+Backend: TypeAlias = Literal["auto", "decord", "torchcodec", "pyav"]
+BACKENDS = ("auto", "decord", "torchcodec", "pyav")
 
 
 def read_frames(source: Source, indices: Sequence[int] | Tensor, *, backend: Backend = "auto") -> Tensor:
@@ -52,12 +42,16 @@ def read_frames(source: Source, indices: Sequence[int] | Tensor, *, backend: Bac
         return video.read(indices)
 
 
-def open_video(source: Source, backend: Backend = "auto") -> "Video":
-    """Open a path, the bytes of a file, or a binary file object (which is read whole, from its start).
+def open_video(source: Source, backend: Backend = "auto") -> "Video | FrameFolder":
+    """Open a path, the bytes of a file, a binary file object (which is read whole, from its start), or a folder of
+    images.
 
-    `auto` takes decord where it is installed and exact for this file, else PyAV; `decord` insists on decord.
+    `auto` takes decord, or where that is not installed torchcodec, if it is exact for this file, else PyAV; the others
+    insist.
     Raises `VideoError` where the video cannot be read (by that backend).
     """
+    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+        return FrameFolder(source)
     return Video(source, backend)
 
 
@@ -70,8 +64,8 @@ class Video:
     """
 
     def __init__(self, source: Source, backend: Backend = "auto") -> None:
-        if backend not in ("auto", "decord", "pyav"):
-            raise ValueError(f"backend is {backend!r}; expected 'auto', 'decord' or 'pyav'")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend is {backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
         self.name, self._source = _resolve(source)
         with _reported(self.name):
             self._scan = scan(self._source)
@@ -79,7 +73,7 @@ class Video:
             self._length = len(timeline.times) if timeline is not None else sum(1 for _ in self._decode())
         if self._length == 0:
             raise VideoError(self.name, "no frame can be decoded (encrypted, damaged or empty video stream)")
-        self._decord = None if backend == "pyav" else self._open_decord(required=backend == "decord")
+        self._fast = self._open_fast(backend)
 
     @property
     def fps(self) -> float | None:
@@ -87,7 +81,7 @@ class Video:
 
     @property
     def backend(self) -> str:
-        return "pyav" if self._decord is None else "decord"
+        return "pyav" if self._fast is None else self._fast.name
 
     def __len__(self) -> int:
         return self._length
@@ -100,7 +94,7 @@ class Video:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._decord = None
+        self._fast = None
 
     def read(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Frames at `indices` (any order, repeats allowed): uint8 [T, H, W, 3] RGB.
@@ -108,14 +102,9 @@ class Video:
         Raises IndexError for an index outside of [0, len), ValueError for no index, `VideoError` where nothing
         can be decoded.
         """
-        wanted = [int(index) for index in indices]
-        if not wanted:
-            raise ValueError(f"{self.name}: no frame indices given; expected at least one")
-        for index in (min(wanted), max(wanted)):
-            if not 0 <= index < self._length:
-                raise IndexError(f"{self.name}: frame {index} asked of a video of {self._length} frames")
+        wanted = checked_indices(self.name, indices, self._length)
         unique = sorted(set(wanted))
-        frames = self._read_decord(unique)
+        frames = self._read_fast(unique)
         if frames is None:
             with _reported(self.name):
                 images = self._read_counted(unique) if self._scan.timeline is None else self._read_timed(unique)
@@ -123,31 +112,52 @@ class Video:
         row = {index: i for i, index in enumerate(unique)}
         return torch.from_numpy(frames[[row[index] for index in wanted]])
 
-    def _open_decord(self, *, required: bool) -> Any | None:
-        decord, reader = _import_decord(), None
-        refusal = "decord is not installed" if decord is None else _decord_refusal(self._scan, self._source)
-        if decord is not None and refusal is None:
-            try:
-                reader = decord.VideoReader(self._source, num_threads=1)
-            except _decord_errors():
-                refusal = "decord cannot open it"
-            else:
-                if len(reader) != self._length:
-                    refusal, reader = f"decord counts {len(reader)} frames, not {self._length}", None
-        if reader is None and required:
-            raise VideoError(self.name, f"{refusal}; use backend 'auto' or 'pyav'")
-        return reader
+    def frames_between(self, start: float | None, end: float | None) -> range:
+        """Frames shown from `start` to before `end`, in seconds from the first frame; None for the video's own ends.
 
-    def _read_decord(self, indices: list[int]) -> np.ndarray | None:
-        """Frames [T, H, W, 3], or None, for this read and all later ones, where decord fails on them."""
-        if self._decord is None:
+        At least one: the frame that is on screen at `start`. Raises `VideoError` where the video is over by then, or
+        does not tell its times.
+        """
+        if start is None and end is None:
+            return range(self._length)
+        timeline, begin = self._scan.timeline, start or 0.0
+        if timeline is not None:
+            times = [(time - timeline.times[0]) * timeline.time_base for time in timeline.times]
+        elif self.fps:
+            times = [index / self.fps for index in range(self._length)]
+        else:
+            raise VideoError(self.name, f"it has no times to take {start} to {end} seconds by")
+        interval = times[-1] / (len(times) - 1) if len(times) > 1 else 1 / (self.fps or 1.0)
+        if begin >= times[-1] + interval:
+            raise VideoError(
+                self.name, f"it ends after {times[-1] + interval:.2f} s, before its part from {begin:.2f} s"
+            )
+        # Times in files are rounded: what begins within a tenth of a frame counts as begun.
+        first = bisect_left(times, begin - interval / 10)
+        last = len(times) if end is None else bisect_left(times, end - interval / 10)
+        shown = max(bisect_right(times, begin) - 1, 0)
+        return range(first, last) if first < last else range(shown, shown + 1)
+
+    def _open_fast(self, backend: Backend) -> FastReader | None:
+        """The reader that `backend` names or prefers, where it is exact for this file."""
+        if backend == "pyav":
             return None
         try:
-            batch = self._decord.get_batch(indices)
-        except _decord_errors():
-            self._decord = None
+            return open_fast(self._scan, self._source, self._length, None if backend == "auto" else backend)
+        except Refused as refusal:
+            if backend == "auto":
+                return None
+            raise VideoError(self.name, f"{refusal}; use backend 'auto' or 'pyav'") from None
+
+    def _read_fast(self, indices: list[int]) -> np.ndarray | None:
+        """Frames [T, H, W, 3], or None, for this read and all later ones, where the fast reader fails on them."""
+        if self._fast is None:
             return None
-        return np.asarray(batch.asnumpy() if hasattr(batch, "asnumpy") else batch)
+        try:
+            return self._fast.read(indices)
+        except Refused:
+            self._fast = None
+            return None
 
     def _read_counted(self, indices: list[int]) -> dict[int, np.ndarray]:
         image, wanted = _ImageOf(self._scan), set(indices)
@@ -220,48 +230,6 @@ class _ImageOf:
             self._size = (frame.width, frame.height)
         rgb = self._reformatter.reformat(frame, *self._size, format="rgb24")
         return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
-
-
-def _decord_refusal(scanned: Scan, source: str | bytes) -> str | None:
-    """Why decord is not to be trusted with a file, None where it is.
-
-    Each reason was seen with decord 0.6: a crash of the process on a damaged file in memory; wrong frames,
-    silently, after seeks in MPEG-TS, MPEG-PS, AVI and ASF, around keyframes with leading pictures, and near the
-    end of H.264 whose keyframes do not reset the decoder; counts that include what does not decode, with the
-    last frame repeated to make up for it; colours of more than 8 bits far from those of current FFmpeg.
-    """
-    if not isinstance(source, str):
-        return "decord can crash on videos in memory"
-    if scanned.timeline is None:
-        return "its time stamps do not tell its frames apart, which decord relies on"
-    if scanned.format not in INDEXED_FORMATS:
-        return f"decord does not seek exactly in {scanned.format} files"
-    if not scanned.timeline.closed_gops:
-        return "decord does not seek exactly where groups of pictures are open"
-    if not scanned.checked:
-        return "damage in its codec shows in decoding only, and decord does not tell"
-    if scanned.num_streams > 1:
-        return "it has several video streams, of which decord may choose another"
-    if scanned.bits != 8:
-        return f"decord converts its {scanned.bits}-bit colours differently"
-    return None
-
-
-@functools.cache
-def _import_decord() -> Any | None:
-    """The decord module, quiet; None where it is not installed or its libraries do not load."""
-    try:
-        import decord
-    except (ImportError, OSError):
-        return None
-    decord.logging.set_level(decord.logging.QUIET)
-    return decord
-
-
-def _decord_errors() -> tuple[type[Exception], ...]:
-    from decord._ffi.base import DECORDError
-
-    return (DECORDError, RuntimeError)
 
 
 def _resolve(source: Source) -> tuple[str, str | bytes]:

@@ -19,7 +19,7 @@ def train_transform(
     image_size: int,
     *,
     scale: tuple[float, float] = (0.5, 1.0),
-    flip: bool = False,
+    rand_augment: int = 0,
     color_jitter: float = 0.0,
     grayscale: float = 0.0,
     random_erasing: float = 0.0,
@@ -29,7 +29,7 @@ def train_transform(
     Args:
         image_size: S, pixels.
         scale: least and greatest share of the area that the random crop takes.
-        flip: mirror left and right with probability 0.5; off for classes that tell left from right.
+        rand_augment: magnitude, 1 to 30, of two random operations (https://arxiv.org/abs/1909.13719); 0 for none.
         color_jitter: strength of brightness, contrast and saturation changes, and of hue by a quarter of it.
         grayscale: probability of losing all colour.
         random_erasing: probability of one black rectangle, in the same place in all frames.
@@ -37,8 +37,8 @@ def train_transform(
     steps: list[nn.Module] = [
         v2.RandomResizedCrop(image_size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     ]
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
+    if rand_augment > 0:
+        steps.append(v2.RandAugment(2, rand_augment, interpolation=v2.InterpolationMode.BILINEAR))
     if color_jitter > 0:
         strength = min(color_jitter / 4, 0.5)
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter, strength))

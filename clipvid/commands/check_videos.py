@@ -1,0 +1,192 @@
+"""Read every video of a list or folder, and say which cannot be: `clipvid check-videos train.csv --root videos`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from clipvid.config import parse_config
+from clipvid.data.broken import BadVideos, Failure
+from clipvid.data.classes import ClassList, read_classes
+from clipvid.data.errors import VideoError
+from clipvid.data.manifest import Manifest, ManifestError, checked_rows
+from clipvid.data.reader import open_video
+from clipvid.data.sampling import uniform_indices
+from clipvid.data.sources import ListSource, Source, find_videos, resolve_source, text_batch
+from clipvid.data.tables import Batches, write_without
+from clipvid.progress import Progress
+
+
+@dataclass(frozen=True)
+class CheckVideosConfig:
+    """A scan of videos, several at a time.
+
+    path: a list or manifest, a folder (of all videos below it), or another source of videos.
+    root: folder that the paths start from; unset, the folder of the list.
+    classes: class list, against which labels are checked; unset, labels may be anything.
+    frames: frames to decode of each video, spread over it; 0 for every frame.
+    report: JSON lines `{"path", "reason"}` of what cannot be read.
+    fix: write the list without them, as `<name>.fixed.<suffix>` beside it (of a folder: `manifest.fixed.csv` in it).
+    num_workers: processes; unset, one per core.
+    """
+
+    path: str
+    root: str | None = None
+    classes: str | None = None
+    frames: int = 8
+    report: str = "bad_videos.jsonl"
+    fix: bool = False
+    allow_outside_root: bool = False
+    num_workers: int | None = None
+
+
+def main(args: list[str] | None = None) -> None:
+    """The verb. Ends the program with exit code 1 where a video cannot be read."""
+    config = parse_config(CheckVideosConfig, args, "clipvid check-videos", as_positional=True)
+    root, source = _source(config)
+    if config.fix and not isinstance(source, ListSource | EveryVideo):
+        raise ValueError(f"--fix writes lists and folders anew, but not {source.title}")
+    known = AnyClass() if config.classes is None else read_classes(root / config.classes)
+    rows = checked_rows(source, root, known, allow_outside_root=config.allow_outside_root)
+    manifest = Manifest(rows, known.classes, root)
+    bad = BadVideos("check", len(manifest))
+    failed: list[int] = []
+    with Progress(len(manifest), 0, enabled=True) as progress:
+        for done, (index, reason) in enumerate(check_all(manifest, config.frames, config.num_workers), 1):
+            if reason is not None:
+                failed.append(index)
+                bad.add([Failure(manifest.samples[index].path, reason)])
+            progress.figures = f"{len(failed)} bad"
+            progress.advance(done)
+    report = Path(config.report)
+    report.parent.mkdir(parents=True, exist_ok=True)
+    entries = [{"path": path, "reason": reason} for path, reason in sorted(bad.found.items())]
+    report.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    print(f"{len(manifest)} checked, {len(failed)} cannot be read -> {report}")
+    if config.fix and isinstance(source, ListSource | EveryVideo):
+        lines = rows.table["line"]
+        print(f"list without them -> {_write_fixed(source, root, {lines[i].as_py() for i in failed})}")
+    sys.exit(1 if failed else 0)
+
+
+def check_all(manifest: Manifest, num_frames: int, num_workers: int | None = None) -> Iterator[tuple[int, str | None]]:
+    """(index, None or why it cannot be read) of every video, in any order.
+
+    A video whose decoder takes its process down is found by itself, and the rest goes on.
+    """
+    workers = num_workers or os.cpu_count() or 1
+    waiting = iter(range(len(manifest)))
+    suspects: list[int] = []
+    while True:
+        flying: dict[Future[str | None], int] = {}
+        try:
+            with ProcessPoolExecutor(workers, initializer=_start, initargs=(manifest, num_frames)) as pool:
+                for index in waiting:
+                    flying[pool.submit(_check, index)] = index
+                    while len(flying) >= 4 * workers:
+                        yield from _landed(flying)
+                while flying:
+                    yield from _landed(flying)
+            break
+        except BrokenProcessPool:
+            suspects += flying.values()
+    for index in suspects:
+        with ProcessPoolExecutor(1, initializer=_start, initargs=(manifest, num_frames)) as pool:
+            try:
+                yield index, pool.submit(_check, index).result()
+            except BrokenProcessPool:
+                yield index, "its decoder crashes the process"
+
+
+def _landed(flying: dict[Future[str | None], int]) -> Iterator[tuple[int, str | None]]:
+    for future in wait(flying, return_when=FIRST_COMPLETED).done:
+        reason = future.result()
+        yield flying.pop(future), reason
+
+
+_checked: tuple[Manifest, int]
+
+
+def _start(manifest: Manifest, num_frames: int) -> None:
+    global _checked
+    torch.set_num_threads(1)
+    _checked = manifest, num_frames
+
+
+def _check(index: int) -> str | None:
+    manifest, num_frames = _checked
+    sample = manifest.samples[index]
+    try:
+        source = manifest.video(index)
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"it cannot be fetched ({error})"
+    try:
+        with open_video(source) as video:
+            part = video.frames_between(sample.start, sample.end)
+            if num_frames:
+                video.read(part.start + uniform_indices(len(part), min(num_frames, len(part))))
+            else:
+                for start in range(part.start, part.stop, 64):
+                    video.read(range(start, min(start + 64, part.stop)))
+    except VideoError as error:
+        return error.reason or str(error)
+    return None
+
+
+class AnyClass(ClassList):
+    """Stands in where there is no class list: every label will do."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def id_of(self, label: str) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class EveryVideo:
+    """All videos below a folder; the label is the first folder on the way."""
+
+    title: str
+
+    def batches(self, root: Path, names: Collection[str]) -> Batches:
+        paths = [video.relative_to(root) for video in find_videos(root)]
+        if not paths:
+            raise ManifestError(f"no video in or below {root}")
+        yield text_batch([(path.as_posix(), path.parts[0] if len(path.parts) > 1 else "none") for path in paths])
+
+
+def _source(config: CheckVideosConfig) -> tuple[Path, Source]:
+    """The root of the videos, and what lists them."""
+    path = Path(config.path)
+    if config.root is None and path.is_dir():
+        return path, EveryVideo(config.path)
+    root = path.parent if config.root is None else Path(config.root)
+    spec = str(path.absolute()) if path.exists() else config.path
+    return root, resolve_source(spec, root)
+
+
+def _write_fixed(source: ListSource | EveryVideo, root: Path, dropped: Collection[int]) -> Path:
+    """A list without the entries at the lines `dropped`."""
+    if isinstance(source, ListSource):
+        file = root / source.file
+        target = file.with_name(f"{file.stem}.fixed{file.suffix}")
+        write_without(file, dropped, target)
+        return target
+    target = root / "manifest.fixed.csv"
+    with target.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(("path", "label"))
+        for batch in source.batches(root, ()):
+            rows = zip(*(batch[name].to_pylist() for name in ("path", "label", "line")), strict=True)
+            writer.writerows((path, label) for path, label, line in rows if line not in dropped)
+    return target

@@ -1,0 +1,73 @@
+"""Turn a download of a public data set into checked manifests: `clipvid prepare ucf101 --root /data/ucf101`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipvid.choices import check_option
+from clipvid.config import parse_config
+from clipvid.data.manifest import ManifestError, check_splits, load_manifest
+from clipvid.data.official import READERS, located, read_official
+from clipvid.data.sources import find_videos
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Manifests of a public data set.
+
+    dataset: k400, k600, k700, ssv2, ucf101, hmdb51, diving48 or jester.
+    root: folder with the videos, or folders of frames, in any arrangement: they are found by name.
+    annotations: folder of the authors' annotation files; unset, they are looked for in `root`.
+    split: which of the three splits of ucf101 and hmdb51.
+    output_dir: where train.csv, val.csv and classes.csv go; unset, `root`/clipvid. What is missing goes to missing.txt.
+    """
+
+    dataset: str
+    root: str = "."
+    annotations: str | None = None
+    split: int = 1
+    output_dir: str | None = None
+
+
+def main(args: list[str] | None = None) -> None:
+    """The verb."""
+    config = parse_config(PrepareConfig, args, "clipvid prepare", as_positional=True)
+    check_option("prepare", "dataset", config.dataset, tuple(READERS))
+    root = Path(config.root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; --root is where the videos are")
+    output = root / "clipvid" if config.output_dir is None else Path(config.output_dir)
+    found = read_official(config.dataset, Path(config.annotations or root), config.split)
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / "classes.csv", ("id", "name"), enumerate(found.classes))
+    videos, missing = list(find_videos(root)), []
+    written = {}
+    for split, rows in found.splits.items():
+        there, absent = located(root, iter(videos), rows)
+        print(f"{split}: {len(there)} of {len(rows)} videos", flush=True)
+        missing += absent
+        if there:
+            _write(output / f"{split}.csv", ("path", "label"), there)
+            absolute = output.absolute()
+            written[split] = load_manifest(root, str(absolute / f"{split}.csv"), absolute / "classes.csv")
+    (output / "missing.txt").write_text("".join(f"{name}\n" for name in missing))
+    if not written:
+        raise ManifestError(f"none of the videos of {config.dataset} lies below {root}; one is named {missing[0]}")
+    if {"train", "val"} <= written.keys():
+        check_splits(written["train"], written["val"])
+    print(f"{len(found.classes)} classes -> {output}/classes.csv, {', '.join(f'{split}.csv' for split in written)}")
+    if missing:
+        print(f"{len(missing)} videos are missing -> {output}/missing.txt")
+    print(f"that every video can be read, says: clipvid check-videos {output}/train.csv --root {root}")
+
+
+def _write(path: Path, header: tuple[str, ...], rows: Iterable[Iterable[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    path.write_text(text.getvalue(), encoding="utf-8")

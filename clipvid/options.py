@@ -1,0 +1,99 @@
+"""A run's config as people write it: parsed strictly, and kept in the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import Namespace, auto_cli, capture_parser
+
+ConfigT = TypeVar("ConfigT")
+
+# A run may be continued with other values of these: no result depends on them.
+FREE = {
+    "data.num_workers",
+    "training.ddp_timeout",
+    "training.max_skipped_steps",
+    "training.report_to",
+    "training.save_steps",
+    "training.save_total_limit",
+}
+
+
+def parse_config(
+    config_class: type[ConfigT], args: list[str] | None, prog: str, as_positional: bool = False
+) -> ConfigT:
+    """A config from `--config file.yaml` and the command line, later ones winning; unknown keys, values of the wrong
+    type and `null` where a value is needed end the program with exit code 2.
+
+    as_positional: fields without a default are given by place, not by name.
+    """
+    parser = capture_parser(lambda: auto_cli(config_class, args=[], prog=prog, as_positional=as_positional))
+    try:
+        found = parser.parse_args(args)
+    except RecursionError:
+        parser.error("the config is nested too deeply, or in itself")
+    unfit = _unfit(config_class, found)
+    if unfit:
+        parser.error(f"no value that the option can have: {', '.join(unfit)}; leave an option out for its default")
+    values = parser.instantiate(found)
+    return config_class(**{item.name: values[item.name] for item in dataclasses.fields(config_class)})  # type: ignore
+
+
+def _unfit(config_class: Any, values: Any, prefix: str = "") -> list[str]:
+    """Options that are null though their type has no None, or no mapping where there are options below them: the two
+    that jsonargparse lets through."""
+    found = []
+    for name, hint in get_type_hints(config_class).items():
+        value, kinds = values[name], get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        nested = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+        missing = value is None and type(None) not in kinds
+        if missing or (nested is not None and not isinstance(value, Namespace | dict | None)):
+            found.append(f"{prefix}{name}: {json.dumps(value, default=str)}")
+        elif nested is not None and value is not None:
+            found += _unfit(nested, value, f"{prefix}{name}.")
+    return found
+
+
+def config_record(config: Any) -> dict[str, Any]:
+    """The config as plain JSON types."""
+    record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return record
+
+
+def claim_output(folder: Path, config: Any) -> None:
+    """Make `folder` the place of the run `config`, or of its continuation.
+
+    Raises:
+        FileExistsError: it holds a run with another config; says what differs.
+    """
+    path, wanted = folder / "run.yaml", config_record(config)
+    if path.is_file():
+        try:
+            found = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, the config of the run in {folder}, cannot be read: {error}") from error
+        differing = sorted(set(_differences(found, wanted, config_record(type(config)()))) - FREE)
+        if differing:
+            raise FileExistsError(
+                f"{folder} holds a run with another config ({', '.join(differing[:6])} differ). "
+                "Choose another output_dir, or delete this one to start over."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(wanted, sort_keys=False))
+
+
+def _differences(found: Any, wanted: Any, defaults: Any, prefix: str = "") -> list[str]:
+    """Where two configs differ; options that `found` is too old to know had their defaults."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        known = defaults if isinstance(defaults, dict) else {}
+        differing = []
+        for key in found.keys() | wanted.keys():
+            default = known.get(key)
+            differing += _differences(found.get(key, default), wanted.get(key), default, f"{prefix}.{key}")
+        return differing
+    return [] if found == wanted else [prefix.lstrip(".")]

@@ -1,0 +1,6 @@
+"""python scripts/predict.py --model outputs/demo/ila clip.mp4"""
+
+from clipvid.commands import run
+
+if __name__ == "__main__":
+    run("predict")

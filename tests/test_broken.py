@@ -1,0 +1,144 @@
+"""Videos that cannot be read: replaced in training by a keyed rule, wrong in evaluation, and never silent."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from test_loader import grey_video
+
+from clipvid.commands import finetune
+from clipvid.data.broken import BadVideos, Failure, TooManyBadVideos
+from clipvid.data.loader import EvalBatches, TrainBatches, VideoDataset, build_loader
+from clipvid.data.manifest import ClassInfo, Manifest, Sample
+from clipvid.data.sampling import FrameSampling
+from clipvid.data.synthetic import WorldConfig, build_world
+from clipvid.data.transforms import eval_transforms, train_transform
+
+NUM_VIDEOS, BROKEN = 12, {2: b"not a video", 7: b"", 9: None}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    root = tmp_path_factory.mktemp("broken")
+    for video in range(NUM_VIDEOS):
+        if video not in BROKEN:
+            grey_video(root / f"{video}.mp4", frames=6)
+        elif BROKEN[video] is not None:
+            (root / f"{video}.mp4").write_bytes(BROKEN[video])
+    samples = tuple(Sample(f"{video}.mp4", video % 2) for video in range(NUM_VIDEOS))
+    return Manifest(samples, (ClassInfo(0, "even"), ClassInfo(1, "odd")), root)
+
+
+def training_batches(manifest: Manifest, num_workers: int, bad: BadVideos | None = None, epochs: int = 2) -> list[dict]:
+    dataset = VideoDataset(manifest, FrameSampling("uniform", 3), train_transform(16), seed=5, training=True)
+    loader = build_loader(dataset, TrainBatches(NUM_VIDEOS, 4, seed=5), num_workers, bad)
+    return [batch for _ in range(epochs) for batch in loader]
+
+
+def test_training_shows_other_videos_by_a_rule(manifest: Manifest):
+    asked = [index for _ in range(2) for batch in [*TrainBatches(NUM_VIDEOS, 4, seed=5)] for _, index in batch]
+    runs = [training_batches(manifest, num_workers) for num_workers in (0, 2)]
+    for first, second in zip(*runs, strict=True):
+        assert first.keys() == second.keys() == {"frames", "label", "index", "readable"}
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert first["readable"].all()
+        assert torch.equal(first["label"], first["index"] % 2)
+        assert not set(first["index"].tolist()) & BROKEN.keys()
+    shown = [index for batch in runs[0][:3] for index in batch["index"].tolist()]
+    kept = [(a, b) for a, b in zip(asked[:NUM_VIDEOS], shown, strict=True) if a not in BROKEN]
+    assert len(kept) == NUM_VIDEOS - len(BROKEN)
+    assert all(a == b for a, b in kept)
+
+
+def test_each_bad_video_is_said_and_written_once(manifest: Manifest, tmp_path: Path, capsys):
+    file = tmp_path / "run" / "bad_videos.jsonl"
+    for _ in range(2):
+        bad = BadVideos("train", NUM_VIDEOS, 0.5, file)
+        training_batches(manifest, 1, bad)
+        assert set(bad.found) == {"2.mp4", "7.mp4", "9.mp4"}
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 3
+        assert any(line.startswith("bad video in train: 9.mp4: no such file") for line in lines)
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted(entry["path"] for entry in entries) == ["2.mp4", "7.mp4", "9.mp4"]
+    assert all(entry["split"] == "train" and entry["reason"] for entry in entries)
+
+
+def test_past_the_limit_the_run_stops_with_the_list(manifest: Manifest, tmp_path: Path):
+    limited = BadVideos("train", NUM_VIDEOS, 2 / NUM_VIDEOS, tmp_path / "bad.jsonl")
+    with pytest.raises(TooManyBadVideos, match=r"(?s)3 of 12 videos in train.*check-videos") as caught:
+        training_batches(manifest, 0, limited)
+    assert all(name in str(caught.value) for name in ("2.mp4", "7.mp4", "9.mp4"))
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 3
+    training_batches(manifest, 0, BadVideos("train", NUM_VIDEOS, 3 / NUM_VIDEOS))
+
+
+def test_a_limit_of_nothing_and_long_lists():
+    bad = BadVideos("train", 1000, 0.0)
+    with pytest.raises(TooManyBadVideos, match=r"and 10 more"):
+        bad.add(Failure(f"{i}.mp4", "cut off") for i in range(30))
+    bad.add([Failure("3.mp4", "cut off")])
+
+
+def test_nothing_but_broken_videos_ends_in_an_error(manifest: Manifest):
+    with pytest.raises(ValueError, match=r"100 videos drawn .*check-videos"):
+        training_batches(manifest.subset([2] * 4), 0)
+
+
+def test_evaluation_replaces_nothing(manifest: Manifest):
+    dataset = VideoDataset(manifest, FrameSampling("uniform", 3), eval_transforms(16), seed=0, training=False, clips=2)
+    bad = BadVideos("val", NUM_VIDEOS)
+    batches = list(build_loader(dataset, EvalBatches(NUM_VIDEOS, 5), 1, bad))
+    index, readable = (torch.cat([batch[key] for batch in batches]) for key in ("index", "readable"))
+    assert index.tolist() == list(range(NUM_VIDEOS))
+    assert {i for i, good in enumerate(readable.tolist()) if not good} == BROKEN.keys()
+    frames = torch.cat([batch["frames"] for batch in batches])
+    assert frames.shape == (NUM_VIDEOS, 2, 3, 3, 16, 16)
+    assert frames.flatten(1).any(dim=1).tolist() == readable.tolist()
+    assert set(bad.found) == {"2.mp4", "7.mp4", "9.mp4"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world with one damaged video in training and one in evaluation."""
+    config = WorldConfig(
+        objects=("ball", "star"), motions=("horizontal",), num_frames=4, image_size=32,
+        train_per_class=4, val_per_class=2, test_per_class=0,
+    )  # fmt: skip
+    root = build_world(config, tmp_path_factory.mktemp("world"), progress=False)
+    for split in ("train", "val"):
+        first = (root / f"{split}.csv").read_text().splitlines()[1].split(",")[0]
+        (root / first).write_bytes(b"damaged")
+    return root
+
+
+def arguments(world: Path, output: Path, *more: str) -> list[str]:
+    options = {
+        "data.root": world, "output_dir": output, "model.backbone": "tiny", "model.adapter": "none",
+        "model.num_frames": 2, "model.tune": "[head]", "model.head": "linear", "training.epochs": 1,
+        "training.per_device_train_batch_size": 8, "training.report_to": "none", "data.num_workers": 1,
+    }  # fmt: skip
+    return [f"--{key}={value}" for key, value in options.items()] + list(more)
+
+
+def test_a_run_with_bad_videos_ends_with_honest_figures(world: Path, tmp_path: Path, capsys):
+    finetune.main(arguments(world, tmp_path, "--data.max_bad_fraction=0.1"))
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    assert (figures["unreadable"], figures["top1"]["count"]) == (1, 8)
+    assert "1 unreadable, counted as wrong" in capsys.readouterr().out
+    scores = torch.tensor(json.loads((tmp_path / "predictions.json").read_text())["scores"])
+    assert [int(row.sum().round()) for row in scores] == [0] + [1] * 7
+    entries = [json.loads(line) for line in (tmp_path / "bad_videos.jsonl").read_text().splitlines()]
+    assert sorted(entry["split"] for entry in entries) == ["train", "val"]
+
+
+def test_a_run_with_too_many_bad_videos_ends_in_the_list(world: Path, tmp_path: Path):
+    command = [sys.executable, "scripts/finetune.py", *arguments(world, tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "1 of 16 videos in train cannot be read, more than data.max_bad_fraction allows (0.01)" in done.stderr

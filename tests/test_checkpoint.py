@@ -1,0 +1,171 @@
+"""Checkpoints on disk: whole or not there, told from damaged ones, of this format and of the first."""
+
+import json
+import random
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from clipvid.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+)
+
+
+def make(step: int) -> Checkpoint:
+    tensors = {"a": torch.full((3, 4), float(step)), "b": torch.tensor(step)}
+    optimizer = {
+        "optimizer": {"state": {0: {"exp_avg": torch.randn(3, 4)}}},
+        "scheduler": {"lr": [0.1]},
+        "scaler": None,
+    }
+    return Checkpoint({"model": tensors, "ema": tensors}, optimizer, {"step": step, "epoch": 1, "history": []})
+
+
+def write_format_1(folder: Path, step: int, optimizer: dict, progress: dict, tensors: dict) -> Path:
+    """A checkpoint as the first format wrote it."""
+    path = folder / f"step_{step:08d}"
+    path.mkdir(parents=True)
+    save_file(tensors, path / "model.safetensors")
+    torch.save(optimizer, path / "optimizer.pt")
+    (path / "progress.json").write_text(json.dumps({"format_version": 1, "step": step, **progress}))
+    return path
+
+
+def test_what_is_saved_is_loaded_and_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        path = save_checkpoint(tmp_path, make(step), keep=2)
+    assert [found.name for found in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000010"]
+    loaded, made = load_checkpoint(path), make(10)
+    assert loaded.progress == made.progress | {"format_version": 2}
+    assert loaded.weights.keys() == {"model", "ema"}
+    assert all(torch.equal(loaded.weights["ema"][name], tensor) for name, tensor in made.weights["ema"].items())
+    assert loaded.optimizer["optimizer"]["state"][0]["exp_avg"].shape == (3, 4)
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=path, check=True)
+    assert load_newest(tmp_path / "nowhere") is None
+
+
+def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        path = save_checkpoint(tmp_path, make(step), keep=3)
+    content = bytearray((path / "ema.safetensors").read_bytes())
+    content[-1] ^= 1
+    (path / "ema.safetensors").write_bytes(content)
+    (tmp_path / "step_00000002" / "optimizer.pt").unlink()
+    with pytest.warns(UserWarning, match="is damaged") as said:
+        found = load_newest(tmp_path)
+    assert found is not None
+    assert found[1].progress["step"] == 1
+    texts = [str(warning.message) for warning in said]
+    assert "step_00000003 is damaged: ema.safetensors is not what was written" in texts[0]
+    assert "step_00000002 is damaged: optimizer.pt" in texts[1]
+    assert sorted(path.name for path in tmp_path.glob("damaged_*")) == [f"damaged_step_0000000{n}" for n in (2, 3)]
+    save_checkpoint(tmp_path, make(3), keep=2)
+    assert load_checkpoint(tmp_path / "step_00000003").progress["step"] == 3
+
+
+def test_where_all_are_damaged_the_run_does_not_quietly_begin_anew(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, make(1), keep=2)
+    (path / "model.safetensors").write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(CheckpointError, match=r"all 1 checkpoints of .* are damaged"),
+    ):
+        load_newest(tmp_path)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    """The system's limit on the size of a file stands for a full disk: writing fails in the middle."""
+    save_checkpoint(tmp_path, make(1), keep=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(tmp_path, make(2), keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    assert load_newest(tmp_path)[1].progress["step"] == 1
+    save_checkpoint(tmp_path, make(2), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
+
+
+def test_the_first_format_is_read_and_the_future_is_refused(tmp_path: Path) -> None:
+    made = make(4)
+    old = write_format_1(tmp_path, 4, made.optimizer, {"epoch": 2}, made.weights["model"])
+    loaded = load_checkpoint(old)
+    assert (loaded.progress["epoch"], loaded.weights.keys()) == (2, {"model"})
+    record = json.loads((old / "progress.json").read_text())
+    (old / "progress.json").write_text(json.dumps(record | {"format_version": 2}))
+    with pytest.raises(CheckpointError, match="SHA256SUMS"):
+        load_checkpoint(old)
+    (old / "progress.json").write_text(json.dumps(record | {"format_version": 99}))
+    with pytest.raises(ValueError, match="has format 99, this clipvid reads up to 2: upgrade") as refused:
+        load_newest(tmp_path)
+    assert not isinstance(refused.value, CheckpointError)
+
+
+class Evil:
+    """What a pickle could do."""
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("owned"),)
+
+
+def test_a_checkpoint_is_data_and_never_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_format_1(tmp_path, 1, {"optimizer": Evil()}, {"epoch": 0}, {"a": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="tensors cannot be read"):
+        load_checkpoint(path)
+    assert not Path("owned").exists()
+
+
+def mutate(content: bytes, chance: random.Random) -> bytes:
+    """Cut, flip, repeat, fill or replace a part."""
+    start = chance.randrange(len(content) + 1)
+    end = min(len(content), start + chance.choice([1, 1, 8, 64, len(content)]))
+    part = content[start:end]
+    flipped = bytes(byte ^ (1 << chance.randrange(8)) for byte in part)
+    filled = [b"\0" * len(part), b"\xff" * len(part), chance.randbytes(len(part))]
+    foreign = [b"{}", b"null", b"1e999", b"[" * 2000]
+    replacement = chance.choice([b"", flipped, part * 2, *filled, *foreign])
+    return content[:start] + replacement + content[end:]
+
+
+@pytest.mark.parametrize(
+    ("version", "count"),
+    [(1, 300), (2, 300), pytest.param(1, 2000, marks=pytest.mark.slow), pytest.param(2, 2000, marks=pytest.mark.slow)],
+)
+def test_a_mutated_checkpoint_ends_in_a_clear_error_or_is_whole(tmp_path: Path, version: int, count: int) -> None:
+    made = make(1)
+    if version == 1:
+        path = write_format_1(tmp_path, 1, made.optimizer, {"epoch": 0}, made.weights["model"])
+    else:
+        path = save_checkpoint(tmp_path, made, keep=1)
+    chance, refused = random.Random(version), 0
+    whole = {file.name: file.read_bytes() for file in path.iterdir()}
+    for _ in range(count):
+        name = chance.choice(sorted(whole))
+        content = mutate(whole[name], chance)
+        (path / name).write_bytes(content)
+        try:
+            load_checkpoint(path)
+        except ValueError as error:
+            refused += 1
+            told = str(error)
+        else:
+            told = str(path)
+            assert version == 1 or name == "SHA256SUMS" or content == whole[name]
+        assert str(path) in told
+        (path / name).write_bytes(whole[name])
+    assert refused > count / 4
+    shutil.rmtree(path)

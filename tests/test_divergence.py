@@ -1,0 +1,136 @@
+"""Steps with a non-finite loss or gradients, and batches that do not fit into memory."""
+
+import json
+import resource
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_survival import arguments, here, world  # noqa: F401
+from torch import Tensor, nn
+
+import clipvid
+from clipvid.batch_size import largest_batch_size
+from clipvid.checkpoint import load_checkpoint
+from clipvid.config import TrainingConfig, build_accelerator
+from clipvid.objectives import Classification
+from clipvid.optim import OptimConfig, build_optimizer
+
+BATCH_NORM = "{name: ila, hidden: 16, norm: batch}"
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch):
+    """Makes the loss of every batch with one of the samples what is asked for."""
+    original = Classification.__call__
+
+    def spoil(samples: set[int], how) -> list[list[int]]:
+        met: list[list[int]] = []
+
+        def spoilt(self, model, batch, epoch):
+            if samples & set(batch["index"].tolist()):
+                met.append(batch["index"].tolist())
+                if how == "frames":
+                    batch = batch | {"frames": batch["frames"] * float("nan")}
+            loss, parts = original(self, model, batch, epoch)
+            if how == "loss" and samples & set(batch["index"].tolist()):
+                loss = loss + (loss.detach() * float("inf"))
+            return loss, parts
+
+        monkeypatch.setattr(Classification, "__call__", spoilt)
+        return met
+
+    return spoil
+
+
+@pytest.mark.parametrize("how", ["frames", "loss"])
+def test_a_step_that_is_not_finite_is_skipped_counted_and_named(
+    arguments,  # noqa: F811
+    poison,
+    tmp_path: Path,
+    capsys,
+    how: str,
+) -> None:
+    met = poison({3}, how)
+    options = {"model__adapter": BATCH_NORM, "training__save_total_limit": 99, "training__logging_steps": 4}
+    here(arguments(tmp_path, **options), tmp_path)
+    assert len(met) == 3
+    assert capsys.readouterr().out.count("step skipped, loss or gradients are not finite; samples: train/") == 3
+    found = [load_checkpoint(path) for path in sorted((tmp_path / "checkpoints").glob("step_*"))]
+    same = [
+        all(torch.equal(old.weights["model"][name], new.weights["model"][name]) for name in old.weights["model"])
+        for old, new in pairwise(found)
+    ]
+    first_skipped = found[0].progress["skipped"]
+    assert sum(same) + first_skipped == 3
+    assert (found[-1].progress["skipped"], found[-1].progress["skipped_in_row"]) in ((3, 0), (3, 1))
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert sum("skipped_samples" in entry for entry in history) == 3
+    assert all(len(entry["skipped_samples"]) == 4 for entry in history if "skipped_samples" in entry)
+
+
+def test_a_run_that_has_diverged_ends_and_says_where(arguments, poison, tmp_path: Path) -> None:  # noqa: F811
+    poison(set(range(20)), "frames")
+    with pytest.raises(RuntimeError, match=r"4 steps in a row, .* samples of the last: train/.*lower optim.lr"):
+        here(arguments(tmp_path, training__max_skipped_steps=4, training__save_steps=0), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["sessions"][0]["outcome"].startswith("RuntimeError: 4 steps in a row")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_optimiser_obeys_found_inf(dtype: torch.dtype) -> None:
+    """What the guard relies on: torch's fused step leaves weights and moments alone, to the bit."""
+    layer = nn.Linear(3, 2).to(dtype)
+    optimizer = build_optimizer(layer, OptimConfig(lr=0.1, weight_decay=0.1))
+
+    def step(scale: float, skip: float) -> list[Tensor]:
+        optimizer.zero_grad()
+        (layer(torch.ones(1, 3, dtype=dtype)).sum() * scale).backward()
+        optimizer.found_inf = torch.tensor(skip)
+        optimizer.step()
+        moments = [value for state in optimizer.state.values() for value in state.values()]
+        return [tensor.detach().clone() for tensor in (*layer.parameters(), *moments)]
+
+    first = step(1.0, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(first, step(float("nan"), 1.0), strict=True))
+    assert not torch.equal(first[0], step(1.0, 0.0)[0])
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(arguments, tmp_path: Path) -> None:  # noqa: F811
+    here(arguments(tmp_path / "none", training__epochs=1, training__max_grad_norm=1e-30), tmp_path / "none")
+    here(arguments(tmp_path / "some", training__epochs=1), tmp_path / "some")
+    for name, small in (("none", True), ("some", False)):
+        found = load_checkpoint(tmp_path / name / "checkpoints/step_00000005").optimizer["optimizer"]["state"]
+        assert all((state["exp_avg"].abs().max() < 1e-29) == small for state in found.values())
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_fit_is_split_and_the_step_stays_the_same(clip_folder: Path, tmp_path: Path) -> None:
+    """The system's limit on memory stands for a small device."""
+    accelerator = build_accelerator(TrainingConfig(report_to="none"), str(tmp_path))
+    model = clipvid.create_model(f"local-dir:{clip_folder}", adapter="ila", hidden=16, num_frames=3)
+    model.set_labels(["walking", "running"])
+    item = {"frames": torch.zeros(3, 3, 64, 64, dtype=torch.uint8), "label": 1, "index": 0}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), limits[1]))
+    try:
+        found = largest_batch_size(accelerator, model, Classification(2, 0), item, 3 * 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert 1 <= found < 3 * 4096
+    assert 3 * 4096 % found == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_search_leaves_a_run_that_fits_as_it_is(arguments, tmp_path: Path, capsys) -> None:  # noqa: F811
+    here(arguments(tmp_path / "given"), tmp_path / "given")
+    here(arguments(tmp_path / "found", training__auto_find_batch_size=True), tmp_path / "found")
+    assert "4 clips at once on each process, 1 times per step" in capsys.readouterr().out
+    given, found = (load_file(tmp_path / name / "model.safetensors") for name in ("given", "found"))
+    assert all(torch.equal(given[name], found[name]) for name in given)

@@ -1,0 +1,139 @@
+"""Files and configs from anywhere: they are read, or refused with an error for people; nothing in them is run."""
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_checkpoint import mutate
+
+from clipvid.config import FinetuneConfig, claim_output, config_record, parse_config
+from clipvid.data.manifest import ManifestError, load_manifest
+
+RECORD = config_record(FinetuneConfig())
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["ila", "!!python/none x"]),
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+)
+relaxed = settings(
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def names(record: dict[str, Any], prefix: str = "") -> list[str]:
+    nested = {key: value for key, value in record.items() if isinstance(value, dict)}
+    below = [name for key, value in nested.items() for name in names(value, f"{prefix}{key}.")]
+    return [f"{prefix}{key}" for key in record] + below
+
+
+def put(record: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    *path, last = name.split(".")
+    place = record
+    for key in path:
+        place = place.setdefault(key, {})
+    place[last] = value
+    return record
+
+
+def parsed(path: Path) -> FinetuneConfig | None:
+    """The config, or None where it is refused as a command line is, with a message and exit code 2."""
+    try:
+        return parse_config(FinetuneConfig, ["--config", str(path)], "test")
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        return None
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return None
+
+
+@relaxed
+@given(name=st.sampled_from(names(RECORD)), value=VALUES)
+def test_any_value_in_a_config_is_taken_or_refused_by_name(name: str, value: Any, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(put({}, name, value)))
+    if parsed(path) is None:
+        assert name.split(".")[0] in capsys.readouterr().err
+
+
+@relaxed
+@given(content=st.text(max_size=60) | st.sampled_from(["[" * 3000, "a: &a [*a]", "? {a: b} : c", "\x00", "- 1"]))
+def test_any_text_is_a_config_or_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    assert isinstance(parsed(path), FinetuneConfig | None)
+
+
+@pytest.mark.parametrize("name", ["seed", "training", "training.epochs", "model.adapter"])
+def test_null_is_no_value_but_where_it_means_none(name: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(put({"model": {"pretrained": None}}, name, None)))
+    assert parsed(path) is None
+    assert f"no value that the option can have: {name}: null;" in capsys.readouterr().err
+
+
+def test_yaml_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    evil = "output_dir: !!python/object/apply:os.system ['touch owned']\n"
+    Path("config.yaml").write_text(evil)
+    with pytest.raises(SystemExit):
+        parse_config(FinetuneConfig, ["--config", "config.yaml"], "test")
+    Path("run").mkdir()
+    Path("run/run.yaml").write_text(evil)
+    with pytest.raises(ValueError, match=r"run\.yaml, the config of the run in run, cannot be read"):
+        claim_output(Path("run"), FinetuneConfig())
+    assert not Path("owned").exists()
+
+
+def test_a_mutated_run_file_is_refused(tmp_path: Path) -> None:
+    chance, config = random.Random(0), FinetuneConfig()
+    claim_output(tmp_path, config)
+    whole = (tmp_path / "run.yaml").read_bytes()
+    for _ in range(100):
+        (tmp_path / "run.yaml").write_bytes(mutate(whole, chance))
+        try:
+            claim_output(tmp_path, config)
+        except (ValueError, FileExistsError) as error:
+            assert str(tmp_path) in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["list.txt", "list.csv", "classes.txt", "classes.csv"])
+def test_a_mutated_list_is_read_or_refused(tmp_path: Path, kind: str, count: int) -> None:
+    videos = ["run/ann_run.mp4", "run/bob_run.mp4", "side walk/cid.mp4"]
+    for video in videos:
+        (tmp_path / video).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / video).touch()
+    files = {
+        "list.txt": "".join(f"{video} {label}\n" for video, label in zip(videos, (0, 0, 1), strict=True)),
+        "list.csv": "path,label,group\n" + "".join(f"{video},run,ann\n" for video in videos),
+        "classes.txt": "run\nside walk\n",
+        "classes.csv": "id,name,motion\n1,side walk,slow\n0,run,fast\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    used = [kind if kind.startswith("list") else "list.csv", kind if kind.startswith("classes") else "classes.txt"]
+    chance, whole, refused = random.Random(kind), files[kind].encode(), 0
+    for _ in range(count // 4):
+        (tmp_path / kind).write_bytes(mutate(whole, chance))
+        try:
+            found = load_manifest(tmp_path, *used)
+        except (ManifestError, OSError) as error:
+            refused += 1
+            assert any(name in str(error) for name in (*used, *videos))  # noqa: PT017
+        else:
+            paths = [Path(found.video(index)).resolve() for index in range(len(found))]
+            assert all(path.is_relative_to(tmp_path.resolve()) for path in paths)
+    assert refused > 0

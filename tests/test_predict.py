@@ -1,0 +1,359 @@
+"""What videos show: the predictor, `clipvid predict`, transformers' pipeline, and several adapters by name."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import REPOSITORY, clip_config, random_frames, shake, write_clip
+from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor, pipeline
+
+import clipvid
+from clipvid import commands
+from clipvid.bank import AdapterBank
+from clipvid.commands.predict import find_videos, separate
+from clipvid.config import DataConfig, eval_loader
+from clipvid.data.manifest import load_manifest
+from clipvid.data.reader import VideoError, open_video
+from clipvid.data.synthetic import WorldConfig, build_world
+from clipvid.engine import predict
+from clipvid.hub import from_pretrained
+from clipvid.predictor import Predictor
+
+LABELS = ["walking", "running", "jumping"]
+WORLD = WorldConfig(
+    objects=("ball", "star"), motions=("horizontal",), num_frames=20, image_size=48,
+    train_per_class=1, val_per_class=1, test_per_class=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return build_world(WORLD, tmp_path_factory.mktemp("world"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def videos(world: Path) -> list[str]:
+    return sorted(map(str, world.rglob("*.mp4"))) or sorted(
+        str(path) for path in world.rglob("*") if path.suffix == ".avi"
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(make_model, tmp_path_factory) -> Path:
+    """A model folder whose preparation of frames is not the default one."""
+    model = make_model("ila", LABELS)
+    for adapter in model.encoder.adapters():
+        shake(adapter)
+    model.preprocessing = {"sampling": {"name": "dense", "stride": 2}, "resize": "squash"}
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model.save_pretrained(folder)
+    return folder
+
+
+def run(*args: str, stdin: bytes = b"") -> tuple[int, list[dict], str]:
+    """Exit code, JSON lines and stderr of `clipvid predict`."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    usual, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            commands.run("predict", list(args))
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.stdin = usual
+    return code, [json.loads(line) for line in out.getvalue().splitlines()], err.getvalue()
+
+
+def as_dict(predictions: list[dict]) -> dict[str, float]:
+    return {item["label"]: item["score"] for item in predictions}
+
+
+# The predictor
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_scores_are_those_of_the_evaluation(saved, world, views):
+    model = from_pretrained(saved)
+    manifest = load_manifest(world, "val.csv")
+    data = DataConfig(root=str(world), sampling="dense", stride=2, resize="squash", test_clips=views, num_workers=0)
+    expected = predict(Accelerator(), model, eval_loader(data, model, manifest, Accelerator(), 4)).scores
+    predictor = Predictor(model, views)
+    found = torch.stack([predictor.scores(manifest.video(index)) for index in range(len(manifest))])
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert (found[0] - found[1]).abs().max() > 1e-4
+
+
+def test_predictions_are_sorted_and_as_many_as_asked_for(saved, videos):
+    predictor = Predictor(from_pretrained(saved))
+    found = predictor(videos[0], top_k=2)
+    scores = dict(zip(LABELS, predictor.scores(videos[0]).tolist(), strict=True))
+    assert [item["label"] for item in found] == sorted(scores, key=scores.get, reverse=True)[:2]
+    assert len(predictor(videos[0], top_k=9)) == 3
+
+
+def test_model_without_labels_and_no_view_are_refused(make_model):
+    with pytest.raises(ValueError, match="the model has no labels"):
+        Predictor(make_model())
+    with pytest.raises(ValueError, match="views=0"):
+        Predictor(make_model(labels=LABELS), views=0)
+
+
+def test_timeline_sees_the_windows_that_it_names(saved, videos):
+    predictor = Predictor(from_pretrained(saved))
+    with open_video(videos[0]) as video:
+        frames, fps = len(video), video.fps
+        size, hop = 6, 5
+        starts = [0, 5, 10, frames - size]
+        clips = [predictor.reader.read(video, start=start, stop=start + size) for start in starts]
+    timeline = predictor.timeline(videos[0], size / fps, hop / fps)
+    assert timeline.times == pytest.approx([(start + size / 2) / fps for start in starts])
+    with torch.no_grad():
+        expected = torch.cat([predictor.model(clip).logits.softmax(-1) for clip in clips])
+    assert torch.allclose(timeline.scores, expected, atol=1e-6)
+    whole = predictor.timeline(videos[0], 1000, 1)
+    assert len(whole.times) == 1
+    assert torch.allclose(whole.scores[0], predictor.scores(videos[0]), atol=1e-6)
+
+
+# The command
+
+
+def test_json_lines_for_files_folders_patterns_and_standard_input(saved, world, videos):
+    predictor = Predictor(from_pretrained(saved))
+    code, lines, err = run("--model", str(saved), *videos)
+    assert (code, err) == (0, "")
+    assert [line["video"] for line in lines] == videos
+    for line in lines:
+        assert as_dict(line["predictions"]) == as_dict(predictor(line["video"]))
+    assert run("--model", str(saved), str(world))[1] == lines
+    assert run("--model", str(saved), f"{world}/**/*{Path(videos[0]).suffix}")[1] == lines
+    code, piped, _ = run("--model", str(saved), "-", stdin=Path(videos[0]).read_bytes())
+    assert (code, piped[0]["video"]) == (0, "-")
+    assert as_dict(piped[0]["predictions"]) == pytest.approx(as_dict(lines[0]["predictions"]), abs=1e-6)
+
+
+def test_unreadable_videos_are_reported_and_do_not_stop_the_others(saved, videos, tmp_path):
+    broken, empty = tmp_path / "broken.mp4", tmp_path / "empty"
+    broken.write_bytes(b"no video")
+    empty.mkdir()
+    code, lines, err = run("--model", str(saved), str(broken), videos[0], str(empty), "no*.mp4", videos[1])
+    assert code == 1
+    assert [line["video"] for line in lines] == videos[:2]
+    assert len(err.splitlines()) == 3
+    for name in (str(broken), f"{empty}: there is no video in this folder", "no*.mp4: no such file"):
+        assert name in err
+
+
+def test_nasty_files_are_all_told_apart(saved):
+    folder = Path(os.environ.get("CLIPVID_SHARED_DATA", REPOSITORY.parent / "shared" / "data")) / "nasty"
+    if not folder.is_dir():
+        pytest.skip("no shared folder of broken videos; CLIPVID_SHARED_DATA names its parent")
+    files = sorted(map(str, find_videos([str(folder)])))
+    code, lines, err = run("--model", str(saved), str(folder))
+    assert code == 1
+    assert lines
+    assert len(lines) + len(err.splitlines()) == len(files)
+
+
+def test_labels_by_name_and_by_file(tiny_folder, videos, tmp_path):
+    names = ["a ball", "a star", "a cat"]
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    (tmp_path / "labels.csv").write_text("id,name\n" + "\n".join(f"{i},{name}" for i, name in enumerate(names)))
+    model = clipvid.create_model("tiny", adapter="none", labels=names, templates="single").eval()
+    expected = as_dict(Predictor(model)(videos[0]))
+    for given in (
+        ["--labels", *names],
+        ["--labels_file", f"{tmp_path}/labels.txt"],
+        ["--labels_file", f"{tmp_path}/labels.csv"],
+    ):
+        code, lines, err = run("--model", "tiny", videos[0], *given)
+        assert code == 0, err
+        assert as_dict(lines[0]["predictions"]) == expected
+    assert run("--model", "tiny", "--labels", *names, videos[0])[1] == lines
+    assert run("--model", "tiny", videos[0], "--labels", *names, "--templates", "single")[1] == lines
+    model.set_labels(names, ["{} moves", "{}!"])
+    _, lines, _ = run("--model", "tiny", videos[0], "--labels", *names, "--templates", '["{} moves", "{}!"]')
+    assert as_dict(lines[0]["predictions"]) == as_dict(Predictor(model)(videos[0]))
+    assert separate(["a", "b", *videos[:2]], []) == (["a", "b"], videos[:2])
+    assert separate(["a", "b"], videos) == (["a", "b"], videos)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no video was named"),
+        (["x.mp4"], "the model has no labels: name the classes"),
+        (["x.mp4", "--labels", "a", "--labels_file", "b"], "exclude each other"),
+        (["x.mp4", "--labels_file", "nowhere.txt"], "no list of classes at nowhere.txt"),
+        (["x.mp4", "--labels", "a", "b", "--top_k", "0"], "--top_k 0"),
+        (
+            ["x.mp4", "--labels", "a", "b", "--revision", "main"],
+            "revision='main' has no meaning for tiny, a plain CLIP",
+        ),
+    ],
+    ids=["no video", "no labels", "both", "no file", "top_k", "revision"],
+)
+def test_what_makes_no_sense_is_told_in_one_line(tiny_folder, arguments, message):
+    code, lines, err = run("--model", "tiny", *arguments)
+    assert (code, lines) == (1, [])
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_table_on_a_terminal(saved, videos, tmp_path, monkeypatch):
+    video = shutil.copy(videos[0], tmp_path / "a[bold]b.mp4")
+    leader, follower = pytest.importorskip("pty").openpty()
+    with os.fdopen(follower, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        commands.run("predict", ["--model", str(saved), "--top_k", "1", str(video)])
+    shown = os.read(leader, 65536).decode()
+    os.close(leader)
+    assert str(video) in shown
+    best = Predictor(from_pretrained(saved))(videos[0])[0]
+    assert best["label"] in shown
+    assert f"{best['score']:.3f}" in shown
+    assert "{" not in shown
+
+
+def test_timeline_is_written_as_numbers_and_as_a_picture(saved, videos, tmp_path):
+    code, lines, _ = run(
+        "--model",
+        str(saved),
+        videos[0],
+        "--timeline",
+        "--window",
+        "0.5",
+        "--hop",
+        "0.25",
+        "--output_dir",
+        str(tmp_path),
+    )
+    assert (code, len(lines)) == (0, 1)
+    record = json.loads(next(tmp_path.glob("*.json")).read_text())
+    expected = Predictor(from_pretrained(saved)).timeline(videos[0], 0.5, 0.25)
+    assert (record["labels"], record["times"]) == (LABELS, expected.times)
+    assert torch.allclose(torch.tensor(record["scores"]), expected.scores, atol=1e-6)
+    picture = matplotlib.image.imread(next(tmp_path.glob("*.png")))
+    assert picture.shape[:2] == (400, 1000)
+    assert picture[..., :3].std() > 0.01
+
+
+# transformers
+
+
+def test_auto_classes_know_the_folder(saved):
+    config = AutoConfig.from_pretrained(saved)
+    assert isinstance(config, clipvid.ClipVidConfig)
+    assert (config.num_frames, config.num_labels, config.id2label) == (3, 3, dict(enumerate(LABELS)))
+    assert isinstance(AutoVideoProcessor.from_pretrained(saved), clipvid.ClipVidVideoProcessor)
+    model = AutoModelForVideoClassification.from_pretrained(saved)
+    assert isinstance(model, clipvid.ClipVidForVideoClassification)
+    frames = random_frames()
+    with torch.no_grad():
+        assert torch.equal(model(frames).logits, from_pretrained(saved)(frames).logits)
+        output = model(frames, labels=torch.tensor([0, 1]))
+    assert output.loss > torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1]))  # ILA's losses too
+
+
+def test_pipeline_and_predict_agree_to_the_bit(saved, videos, caplog):
+    classify = pipeline("video-classification", model=str(saved), device="cpu")
+    assert "not supported" not in caplog.text
+    _, lines, _ = run("--model", str(saved), *videos)
+    for line in lines:
+        assert as_dict(classify(line["video"])) == as_dict(line["predictions"])
+    content = Path(videos[0]).read_bytes()
+    assert as_dict(classify(content)) == as_dict(Predictor(from_pretrained(saved))(content))
+    assert [as_dict(found) for found in classify(videos[:2], top_k=1)] == [
+        as_dict(line["predictions"][:1]) for line in lines[:2]
+    ]
+
+
+def test_transformers_classes_save_what_they_load(saved, tmp_path):
+    AutoModelForVideoClassification.from_pretrained(saved).save_pretrained(tmp_path)
+    for name in ("model.safetensors", "config.json", "video_preprocessor_config.json"):
+        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+    processor = AutoVideoProcessor.from_pretrained(saved)
+    processor.save_pretrained(tmp_path)
+    again = AutoVideoProcessor.from_pretrained(tmp_path)
+    frames = torch.randint(256, (9, 50, 60, 3), dtype=torch.uint8)
+    assert torch.equal(processor(frames)["pixel_values_videos"], again(frames)["pixel_values_videos"])
+    assert processor([frames, frames])["pixel_values_videos"].shape == (2, 3, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"expected uint8 \[N, H, W, 3\]"):
+        processor(frames.float())
+
+
+def test_options_without_effect_are_refused(saved):
+    with pytest.raises(ValueError, match=r"device_map: not an option of clipvid's models"):
+        AutoModelForVideoClassification.from_pretrained(saved, device_map="cpu")
+    half = AutoModelForVideoClassification.from_pretrained(saved, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+
+
+def test_pipeline_tells_of_an_unreadable_video(saved, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(VideoError, match=r"broken\.mp4: not a readable video"):
+        pipeline("video-classification", model=str(saved), device="cpu")(str(tmp_path / "broken.mp4"))
+
+
+# Several adapters by name
+
+
+@pytest.fixture(scope="module")
+def folders(make_model, tmp_path_factory) -> dict[str, Path]:
+    """Folders of models of one backbone with other adapters, heads and labels."""
+    specs = {
+        "ila": {"adapter": "ila", "labels": LABELS, "pooling": "mit"},
+        "sifa": {"adapter": "sifa", "labels": ["one", "two"], "num_frames": 4},
+        "linear": {"adapter": "none", "labels": LABELS, "head": "linear"},
+    }
+    root, found = tmp_path_factory.mktemp("bank"), {}
+    for name, spec in specs.items():
+        model = make_model(**spec)
+        for part in (*model.encoder.adapters(), model.pooling, model.head):
+            shake(part)
+        model.save_pretrained(root / name)
+        found[name] = root / name
+    return found
+
+
+@torch.no_grad()
+def test_bank_shares_the_frozen_weights_and_equals_each_alone(folders):
+    frames, (first, *others) = random_frames(), folders
+    bank = AdapterBank(from_pretrained(folders[first]), first)
+    before = {parameter.data_ptr() for parameter in bank.model._backbone_parameters()}
+    for name in others:
+        bank.load_adapter(folders[name], name)
+    assert bank.adapter_names == list(folders)
+    for name in [*folders, first]:
+        bank.set_adapter(name)
+        alone = from_pretrained(folders[name])
+        assert torch.equal(bank(frames).logits, alone(frames).logits)
+        assert (bank.model.labels, bank.model.num_frames) == (alone.labels, alone.num_frames)
+        assert {parameter.data_ptr() for parameter in bank.model._backbone_parameters()} == before
+    own = sum(value.numel() for name in folders for value in from_pretrained(folders[name]).saved_state().values())
+    whole = sum(parameter.numel() for parameter in bank.parameters())
+    assert whole <= sum(parameter.numel() for parameter in bank.model._backbone_parameters()) + own
+
+
+def test_bank_refuses_what_cannot_share(folders, make_model, tmp_path):
+    bank = AdapterBank(from_pretrained(folders["ila"]), "ila")
+    with pytest.raises(ValueError, match="'ila' is there already"):
+        bank.load_adapter(folders["sifa"], "ila")
+    with pytest.raises(ValueError, match="no adapter 'other'; adapters: ila"):
+        bank.set_adapter("other")
+    make_model(labels=LABELS, tune=["adapters", "layernorm"]).save_pretrained(tmp_path / "tuned")
+    with pytest.raises(ValueError, match="has a backbone of its own"):
+        bank.load_adapter(tmp_path / "tuned", "tuned")
+    other = write_clip(tmp_path / "clip", clip_config(), seed=9)
+    make_model("sifa", LABELS, folder=other).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="was trained on another backbone"):
+        bank.load_adapter(tmp_path / "other", "other")
+    assert bank.adapter_names == ["ila"]

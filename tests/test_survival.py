@@ -1,0 +1,323 @@
+"""Runs that are killed, asked to end, starved of disk or of their tracker, and go on to the same end."""
+
+import json
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import all_end_well, finetune, finetune_together
+from safetensors.torch import load_file
+from test_checkpoint import write_format_1
+
+from clipvid.checkpoint import list_checkpoints, load_checkpoint
+from clipvid.commands.finetune import finetune as finetune_here
+from clipvid.config import FinetuneConfig, build_accelerator, load_split, parse_config
+from clipvid.data.synthetic import WorldConfig, build_world
+from clipvid.preemption import EXIT_CODE
+
+WORLD = WorldConfig(
+    objects=("ball", "star"), motions=("horizontal",), num_frames=4, image_size=32,
+    train_per_class=5, val_per_class=3, test_per_class=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_world(WORLD, tmp_path_factory.mktemp("small_world"), progress=False)
+
+
+@pytest.fixture
+def arguments(world: Path, clip_folder: Path):
+    """A run of 3 epochs of 5 steps of 4 clips with all that a resume has to bring back."""
+
+    def build(output: Path, **changed: object) -> list[str]:
+        fixed = {
+            "data.root": world,
+            "output_dir": output,
+            "model.backbone": f"local-dir:{clip_folder}",
+            "model.adapter": "{name: ila, hidden: 16, drop_path: 0.3}",
+            "model.num_frames": 3,
+            "model.pooling": "mit",
+            "data.augment.color_jitter": 0.3,
+            "data.num_workers": 0,
+            "training.epochs": 3,
+            "training.per_device_train_batch_size": 4,
+            "training.save_steps": 1,
+            "training.save_total_limit": 3,
+            "training.logging_steps": 2,
+            "training.mixup": 0.8,
+            "training.ema_decay": 0.8,
+            "training.load_best_model_at_end": True,
+            "training.report_to": "none",
+            "optim.lr": 0.003,
+        }
+        named = {key.replace("__", "."): value for key, value in changed.items()}
+        return [f"--{key}={value}" for key, value in (fixed | named).items()]
+
+    return build
+
+
+def result(output: Path) -> dict:
+    """All that a run ends with, but for what tells the time and its own place."""
+    tensors = {name: tensor.numpy().tobytes() for name, tensor in load_file(output / "model.safetensors").items()}
+    metrics = json.loads((output / "metrics.json").read_text())
+    metrics["config"].pop("output_dir")
+    history = json.loads((output / "history.json").read_text())
+    for entry in history:
+        entry.pop("clips_per_second", None)
+    return {"tensors": tensors, "predictions": (output / "predictions.json").read_text(), "history": history} | {
+        "metrics": metrics
+    }
+
+
+def steps(output: Path) -> list[int]:
+    return [int(path.name[5:]) for path in list_checkpoints(output / "checkpoints")]
+
+
+def check_disk(output: Path, before: int) -> int:
+    """Every finished checkpoint is whole, and none was lost since the newest was `before`; the newest step."""
+    found = list_checkpoints(output / "checkpoints")
+    for path in found:
+        load_checkpoint(path)
+    newest = steps(output)[-1] if found else 0
+    assert newest >= before
+    return newest
+
+
+def wait_for(worker, condition) -> bool:
+    """Until the condition holds; False where the process ends first."""
+    while worker.process.is_alive():
+        if condition():
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def die(worker, output: Path, moment: str, chance: random.Random, seconds: float) -> bool:
+    """Kill a process at a random moment of the kind; whether it was still alive."""
+    folder, begun = output / "checkpoints", steps(output)
+    if moment == "anywhere":
+        worker.process.join(chance.uniform(0, seconds))
+    elif moment == "first epoch":
+        if not begun and chance.random() < 0.5:
+            worker.process.join(chance.uniform(0, 1))
+        else:
+            wait_for(worker, lambda: bool(steps(output)))
+    elif moment == "writing":
+        for _ in range(chance.randint(1, 3)):
+            wait_for(worker, lambda: not any(folder.glob(".*.partial")))
+            wait_for(worker, lambda: any(folder.glob(".*.partial")))
+        time.sleep(chance.uniform(0, 0.004))
+    else:
+        target = 5 * (max(begun, default=0) // 5 + 1)
+        wait_for(worker, lambda: target in steps(output))
+        time.sleep(chance.uniform(0, 0.2))
+    alive = worker.process.is_alive()
+    worker.process.kill()
+    worker.process.join()
+    return alive
+
+
+def kill_and_compare(arguments, tmp_path: Path, moments: list[str], seed: int) -> dict[str, int]:
+    """Runs that are killed at the moments, up to four times each, and then end; how many kills of each kind."""
+    chance = random.Random(seed)
+    began = time.monotonic()
+    all_end_well([finetune(arguments(tmp_path / "whole"), tmp_path / "whole.log")])
+    seconds = time.monotonic() - began
+    expected, moments, number, done = result(tmp_path / "whole"), list(moments), 0, dict.fromkeys(moments, 0)
+    while moments:
+        output, newest = tmp_path / f"run_{number}", 0
+        for _ in range(chance.randint(1, 4)):
+            if not moments:
+                break
+            worker = finetune(arguments(output), tmp_path / f"run_{number}.log")
+            if not die(worker, output, moments[0], chance, seconds):
+                break
+            newest = check_disk(output, newest)
+            done[moments.pop(0)] += 1
+        all_end_well([finetune(arguments(output), tmp_path / f"run_{number}.log")])
+        check_disk(output, newest)
+        assert result(output) == expected, f"run {number}"
+        number += 1
+    return done
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(arguments, tmp_path: Path) -> None:
+    done = kill_and_compare(arguments, tmp_path, ["writing", "anywhere"], 0)
+    assert sum(done.values()) == 2
+
+
+@pytest.mark.slow
+def test_thirty_kills(arguments, tmp_path: Path) -> None:
+    moments = ["first epoch", "writing", "evaluation", "anywhere", "writing", "anywhere"] * 5
+    done = kill_and_compare(arguments, tmp_path, moments, int(os.environ.get("CLIPVID_FAULT_SEED", "1")))
+    print(f"30 kills: {done}")
+    assert sum(done.values()) == 30
+
+
+@pytest.mark.slow
+def test_two_processes_killed_end_as_if_they_had_not_been(arguments, tmp_path: Path) -> None:
+    half = {"training__per_device_train_batch_size": 2, "data__num_workers": 1}
+    all_end_well(finetune_together(2, arguments(tmp_path / "whole", **half), tmp_path / "whole_logs"))
+    broken = arguments(tmp_path / "broken", **half)
+    workers = finetune_together(2, broken, tmp_path / "logs")
+    assert wait_for(workers[0], lambda: 7 in steps(tmp_path / "broken"))
+    for worker in workers:
+        worker.process.kill()
+        worker.process.join()
+    all_end_well(finetune_together(2, broken, tmp_path / "logs"))
+    assert "going on from epoch 1, step" in (tmp_path / "logs/rank_0.log").read_text()
+    metrics = json.loads((tmp_path / "broken/metrics.json").read_text())
+    assert metrics["processes"] == 2
+    assert result(tmp_path / "broken") == result(tmp_path / "whole")
+
+
+def test_the_number_of_workers_changes_nothing(arguments, tmp_path: Path) -> None:
+    options = {n: arguments(tmp_path / f"{n}", data__num_workers=n, training__epochs=1) for n in (0, 2)}
+    all_end_well([finetune(args, tmp_path / f"{n}.log") for n, args in options.items()])
+    none, two = result(tmp_path / "0"), result(tmp_path / "2")
+    assert two["metrics"]["config"]["data"].pop("num_workers") == 2
+    assert none["metrics"]["config"]["data"].pop("num_workers") == 0
+    assert none == two
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_is_asked_to_end_saves_and_says_so(arguments, tmp_path: Path, number: int) -> None:
+    args = arguments(tmp_path / "asked", training__save_steps=0)
+    worker = finetune(args, tmp_path / "asked.log")
+    assert wait_for(worker, lambda: 5 in steps(tmp_path / "asked"))
+    worker.signal(number)
+    assert worker.ended() == EXIT_CODE == 75
+    assert "asked to end; the same command goes on from here" in worker.said
+    sessions = json.loads((tmp_path / "asked/run.json").read_text())["sessions"]
+    assert [session["outcome"] for session in sessions] == ["preempted"]
+    all_end_well([finetune(args, tmp_path / "asked.log")])
+    all_end_well([finetune(arguments(tmp_path / "whole", training__save_steps=0), tmp_path / "whole.log")])
+    assert result(tmp_path / "asked") == result(tmp_path / "whole")
+
+
+def test_one_process_that_is_asked_ends_all_at_the_same_step(arguments, tmp_path: Path) -> None:
+    args = arguments(tmp_path / "run", training__per_device_train_batch_size=2, training__epochs=200)
+    workers = finetune_together(2, args, tmp_path)
+    assert wait_for(workers[0], lambda: 2 in steps(tmp_path / "run"))
+    workers[1].signal(signal.SIGUSR1)
+    assert [worker.ended() for worker in workers] == [EXIT_CODE, EXIT_CODE], workers[0].said
+
+
+def here(args: list[str], output: Path) -> dict:
+    """A run in this process."""
+    config = parse_config(FinetuneConfig, args, "test")
+    accelerator = build_accelerator(config.training, config.output_dir)
+    train, val = load_split(config.data, "train"), load_split(config.data, "val")
+    return finetune_here(config, train, val, accelerator, output)
+
+
+def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
+    """From the second epoch's end on no file can be written whole, until the last epoch begins."""
+    from clipvid import engine
+
+    before, seen = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    evaluate = engine.predict
+
+    def fill(accelerator, model, loader):
+        found = evaluate(accelerator, model, loader)
+        seen.append(steps(tmp_path / "full"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if len(seen) == 1 else before[0], before[1]))
+        return found
+
+    monkeypatch.setattr("clipvid.evaluation.predict", fill)
+    try:
+        here(arguments(tmp_path / "full"), tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert seen[0] == seen[1] == [3, 4, 5]
+    assert seen[2] == [13, 14, 15]
+    said = capsys.readouterr().out
+    assert "step 6 could not be saved: [Errno 27] File too large" in said
+    monkeypatch.undo()
+    here(arguments(tmp_path / "whole"), tmp_path / "whole")
+    assert result(tmp_path / "full") == result(tmp_path / "whole")
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(arguments, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    worker = finetune(arguments(tmp_path / "file" / "run"), tmp_path / "log")
+    assert worker.ended() == 1
+    assert "Not a directory" in worker.said
+    assert "Traceback" not in worker.said
+
+
+def test_a_lost_tracker_takes_nothing_with_it(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
+    from accelerate.tracking import TensorBoardTracker
+
+    def lose(self, values, step=None, **options):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", lose)
+    here(arguments(tmp_path / "lost", training__report_to="tensorboard"), tmp_path / "lost")
+    assert capsys.readouterr().out.count("the tracker is lost (ConnectionError('no route to host'))") == 1
+    assert len(json.loads((tmp_path / "lost/history.json").read_text())) > 8
+
+
+def test_a_run_of_the_first_format_goes_on(arguments, tmp_path: Path) -> None:
+    """What format 1 knew is enough for a run without its later options; its optimiser was not fused."""
+    plain = {"training__ema_decay": 0, "training__load_best_model_at_end": False, "training__save_total_limit": 99}
+    here(arguments(tmp_path / "whole", **plain), tmp_path / "whole")
+    found = load_checkpoint(tmp_path / "whole/checkpoints/step_00000007")
+    optimizer = found.optimizer
+    optimizer["optimizer"]["param_groups"] = [g | {"fused": None} for g in optimizer["optimizer"]["param_groups"]]
+    progress = {key: found.progress[key] for key in ("epoch", "step_in_epoch", "history")}
+    write_format_1(tmp_path / "old/checkpoints", 7, optimizer, progress, found.weights["model"])
+    here(arguments(tmp_path / "old", **plain), tmp_path / "old")
+    whole, old = result(tmp_path / "whole"), result(tmp_path / "old")
+    assert old["tensors"] == whole["tensors"]
+    assert old["predictions"] == whole["predictions"]
+
+
+def test_another_number_of_clips_per_step_is_refused(arguments, tmp_path: Path) -> None:
+    here(arguments(tmp_path, training__epochs=1), tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    with pytest.raises(ValueError, match="trained with 4 clips per step, this run has 2"):
+        here(arguments(tmp_path, training__epochs=1, training__per_device_train_batch_size=2), tmp_path)
+
+
+def test_the_run_is_on_record(arguments, tmp_path: Path) -> None:
+    here(arguments(tmp_path), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["config"]["optim"]["lr"] == 0.003
+    assert record["config"]["seed"] == 0
+    assert {len(digest) for digest in record["manifests"].values()} == {64}
+    (session,) = record["sessions"]
+    assert (session["outcome"], session["steps"], session["clips"]) == ("finished", 15, 60)
+    assert session["packages"]["torch"] == torch.__version__.split("+")[0] or session["packages"]["torch"]
+    assert session["hardware"]["distributed_type"] == "NO"
+    assert session["wall_seconds"] > session["training_seconds"] > 0
+    assert session["clips_per_second"] == pytest.approx(60 / session["training_seconds"])
+    assert session["peak_memory_bytes"] > 1 << 24
+
+
+def test_the_average_and_the_best_are_what_is_handed_over(arguments, tmp_path: Path) -> None:
+    here(arguments(tmp_path), tmp_path)
+    last = load_checkpoint(tmp_path / "checkpoints/step_00000015")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    curve = [entry for entry in json.loads((tmp_path / "history.json").read_text()) if "val_top1" in entry]
+    best = max(curve, key=lambda entry: entry["val_top1"])
+    assert len(curve) == 3
+    assert metrics["selected"] == {"value": best["val_top1"], "epoch": best["epoch"], "by": "val_top1"}
+    assert metrics["top1"]["value"] == best["val_top1"]
+    name = "pooling.position"
+    assert not torch.equal(last.weights["ema"][name], last.weights["model"][name])
+
+
+def test_the_average_is_the_one_of_the_textbook(arguments, tmp_path: Path) -> None:
+    here(arguments(tmp_path, training__save_total_limit=99), tmp_path)
+    found = [load_checkpoint(path) for path in list_checkpoints(tmp_path / "checkpoints")]
+    average = found[0].weights["ema"]["pooling.position"].double()
+    for checkpoint in found[1:]:
+        average = 0.8 * average + 0.2 * checkpoint.weights["model"]["pooling.position"].double()
+        torch.testing.assert_close(checkpoint.weights["ema"]["pooling.position"].double(), average, rtol=0, atol=1e-6)
