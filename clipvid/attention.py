@@ -5,6 +5,8 @@ What is four plain linears can be adapted, compiled and sharded as such. Shapes:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,9 +27,29 @@ class SelfAttention(nn.Module):
         attention.load_state_dict(split_projection(fused.state_dict()))
         return attention
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fused(self) -> nn.MultiheadAttention:
+        """The inverse of `from_fused`."""
+        weight: Tensor = self.q.weight
+        made_as: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        fused = nn.MultiheadAttention(self.q.in_features, self.num_heads, batch_first=True, **made_as)
+        state = fuse_projection({f"attn.{name}": value for name, value in self.state_dict().items()})
+        fused.load_state_dict({name.removeprefix("attn."): value for name, value in state.items()})
+        return fused
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+
+
+class MaskedAttention(SelfAttention):
+    """`SelfAttention` that open_clip's text blocks call as they call `nn.MultiheadAttention`."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        if attn_mask is not None and attn_mask.ndim == 3:  # CoCa has one for every sequence and head
+            attn_mask = attn_mask.unflatten(0, (len(x), self.num_heads))
+        return super().forward(x, attn_mask), None
 
 
 def split_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -150,7 +150,7 @@ def _sections(name: str, record: dict[str, Any], metrics: dict[str, Any] | None)
         "adapter": _named(model["adapter"]),
         "pooling": _named(model["pooling"]),
         "head": _named(model["head"]),
-        "tune": ", ".join(model["tune"]),
+        "tune": _named(model["tune"]),
         "measured": "Nothing was measured yet." if metrics is None else _measured(metrics),
         "classes": ", ".join(record["labels"]) or "Any that are named: `model.set_labels([...])`.",
         "training": "Not recorded." if metrics is None else _training(metrics["config"]),

@@ -27,7 +27,7 @@ from clipvid.engine import Trainer
 from clipvid.loop import LoopSettings
 from clipvid.model import ModelConfig, VideoCLIP
 from clipvid.objectives import Classification, Objective
-from clipvid.optim import OptimConfig, build_optimizer, build_scheduler
+from clipvid.optim import OptimConfig, build_optimizer, build_scheduler, describe_groups
 from clipvid.options import claim_output as claim_output
 from clipvid.options import config_record as config_record
 from clipvid.options import parse_config as parse_config
@@ -105,6 +105,9 @@ class TrainingConfig(LoopSettings):
         steps: the clips of an optimiser step stay the same (MixUp and BatchNorm see the smaller batches).
     mixup, cutmix: alphas, 0 for off. report_to: a tracker of Accelerate (`tensorboard`, `wandb`, ...) or `none`.
     ddp_timeout: seconds after which a process that waits for a dead or hanging one ends with an error.
+    torch_compile: compile the blocks of the image tower with their adapters, for training and its evaluations.
+    frozen_bf16: keep frozen linears of the image tower in bfloat16 during training; needs `mixed_precision: bf16`,
+        under which the results are the same to the bit.
     """
 
     per_device_train_batch_size: int = 16
@@ -119,6 +122,13 @@ class TrainingConfig(LoopSettings):
     report_to: str = "tensorboard"
     auto_find_batch_size: bool = False
     ddp_timeout: int = 1800
+    torch_compile: bool = False
+    frozen_bf16: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.frozen_bf16 and self.mixed_precision != "bf16":
+            raise ValueError(f"frozen_bf16 needs mixed_precision: bf16; it is {self.mixed_precision}")
 
 
 @dataclass(frozen=True)
@@ -270,6 +280,8 @@ def build_finetune_model(config: FinetuneConfig, labels: list[str]) -> VideoCLIP
         )
     model = build_model(config.model, labels, config.templates)
     model.encoder.gradient_checkpointing = config.training.gradient_checkpointing
+    if config.training.torch_compile:
+        model.encoder.compile_blocks()
     model.preprocessing = {
         "sampling": {"name": config.data.sampling, "stride": config.data.stride},
         "resize": config.data.resize,
@@ -282,6 +294,10 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of a fine-tuning run of a model on its device; its `on_epoch_end` is left to the caller."""
     training = config.training
+    if accelerator.is_fsdp2 and (training.torch_compile or training.frozen_bf16):
+        raise ValueError("training.torch_compile and training.frozen_bf16 do not go with FSDP2: leave them out")
+    if training.frozen_bf16:
+        model.encoder.lower_frozen_precision()
     objective: Objective = Classification(
         len(manifest.classes), config.seed, training.label_smoothing, training.mixup, training.cutmix
     )
@@ -292,6 +308,7 @@ def build_trainer(
     loader = train_loader(config, dataset, training, accelerator, output_dir)
     optimizer = build_optimizer(model, config.optim)
     batches: TrainBatches = loader.batch_sampler  # type: ignore[assignment]
+    accelerator.print(describe_groups(model, optimizer))
     scheduler = build_scheduler(optimizer, config.optim, training.epochs * batches.steps_per_epoch)
     return Trainer(
         accelerator,

@@ -24,7 +24,8 @@ from torch import Tensor
 from clipvid.backbone import Backbone, load_backbone
 from clipvid.builder import create_model
 from clipvid.choices import build_config
-from clipvid.model import FORMAT_VERSION, ModelConfig, VideoCLIP, hash_file, load_strictly
+from clipvid.model import FORMAT_VERSION, LORA_WEIGHTS, ModelConfig, VideoCLIP, hash_file, load_strictly
+from clipvid.tuning import SHARES_BACKBONE, resolve_tuning
 
 MODEL_FILES = (
     "config.json",
@@ -70,13 +71,15 @@ def _build(
     config = build_config(ModelConfig, record["model"], f"{folder}/config.json")
     if backbone is None:
         backbone = _load_backbone(folder, record, config)
-    elif not set(config.tune) <= {"adapters", "head"}:
+    elif not resolve_tuning(config.tune).keys() <= SHARES_BACKBONE:
         raise ValueError(
             f"{source} has a backbone of its own (tune={config.tune}): it cannot share that of another model"
         )
     _check_fingerprint(source, record, backbone)
     model = VideoCLIP(backbone, config, record["num_classes"])
     load_strictly(model.saved_state(), state)
+    if hasattr(model, "peft_config"):
+        load_strictly(model.lora_state(), read_tensors(folder / LORA_WEIGHTS))
     if record["labels"]:
         model.set_labels(record["labels"], record["templates"])
     pixels = read_json(folder / "video_preprocessor_config.json")
@@ -180,10 +183,19 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
                 f"{folder / name} is damaged or was changed: its SHA-256 is not the one in config.json. Bring a whole "
                 "copy of it; where the change is meant, take its entry out of `files` in config.json"
             )
+    return read_tensors(folder / "model.safetensors")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or another kind of file.
+    """
     try:
-        return load_file(folder / "model.safetensors")
+        return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{folder / 'model.safetensors'} is damaged: it is no safetensors file ({error})") from error
+        raise ValueError(f"{path} is damaged: it is no safetensors file ({error})") from error
 
 
 def hub_error(error: Exception, repo_id: str, revision: str | None = None) -> OSError:

@@ -5,6 +5,7 @@ Shapes: B clips, T frames, N patches, D tower width, E embedding, K classes, L t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,10 +26,20 @@ from clipvid.backbone import Backbone
 from clipvid.choices import Choice, config_to_choice, resolve_choice
 from clipvid.encoder import EncoderOutput, Traces, VideoEncoder
 from clipvid.heads import HEADS, POOLING
-from clipvid.prompts import class_prompts, resolve_templates
+from clipvid.prompts import TEMPLATES, class_prompts, resolve_templates
+from clipvid.tuning import (
+    ContextTokens,
+    add_lora,
+    choose_trained,
+    lora_parameters,
+    merge_lora,
+    resolve_tuning,
+    tuning_record,
+)
 
 FORMAT_VERSION = 1
-TUNE = ("adapters", "head", "layernorm", "full", "text")
+LORA_FOLDER = "lora"
+LORA_WEIGHTS = f"{LORA_FOLDER}/adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,9 @@ class ModelConfig:
     num_frames: frames T per clip that the model is made for.
     pooling: `mean` or `mit` (`{"name": "mit", "layers": 1}`) over frames.
     head: `text` (`{"name": "text", "prompt_layers": 2}` for video-specific prompts) or `linear`.
-    tune: what is trained: `adapters`, `head` (with pooling), `layernorm` and `full` (image tower), `text` (text tower
-        and logit scale).
+    tune: what is trained, any of `adapters`, `head` (with pooling), `lora`, `layernorm`, `partial`, `full` (image
+        tower), `coop`, `text` (text tower), by name or with options (`{"name": "lora", "rank": 16}`); see
+        `clipvid.tuning`.
     """
 
     backbone: str = "tiny"
@@ -50,12 +63,10 @@ class ModelConfig:
     image_size: int | None = None
     pooling: Choice = "mean"
     head: Choice = "text"
-    tune: list[str] = field(default_factory=lambda: ["adapters", "head"])
+    tune: list[Choice] = field(default_factory=lambda: ["adapters", "head"])
 
     def __post_init__(self) -> None:
-        unknown = [part for part in self.tune if part not in TUNE]
-        if unknown:
-            raise ValueError(f"tune: {unknown} unknown; choose from {', '.join(TUNE)}")
+        resolve_tuning(self.tune)
         if self.num_frames < 1:
             raise ValueError(f"num_frames={self.num_frames}: a clip has at least one frame")
 
@@ -83,6 +94,7 @@ class VideoCLIP(nn.Module):
     pixel_std: Tensor
     label_tokens: Tensor | None
     label_features: Tensor | None
+    peft_config: dict[str, Any]  # set by peft where there is LoRA
 
     def __init__(self, backbone: Backbone, config: ModelConfig, num_classes: int | None = None):
         super().__init__()
@@ -94,10 +106,13 @@ class VideoCLIP(nn.Module):
         _, head_config = resolve_choice(config.head, {name: entry[1] for name, entry in HEADS.items()}, "head")
         pool_class = next(cls for cls, config_class in POOLING.values() if isinstance(pool_config, config_class))
         head_class = next(cls for cls, config_class in HEADS.values() if isinstance(head_config, config_class))
-        self.encoder = VideoEncoder(backbone, self.adapter_configs, config.num_frames)
-        self.text = backbone.text
+        tuning = resolve_tuning(config.tune)
+        own = backbone.shared() if "lora" in tuning else backbone
+        self.encoder = VideoEncoder(own, self.adapter_configs, config.num_frames)
+        self.text = own.text
         self.pooling = pool_class(pool_config, embed_dim, config.num_frames)
         self.head = head_class(head_config, width, embed_dim, num_classes)
+        self.context = ContextTokens(tuning["coop"], self.text) if "coop" in tuning else None
         self.register_buffer("pixel_mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
         self.register_buffer("label_tokens", None, persistent=False)
@@ -105,7 +120,12 @@ class VideoCLIP(nn.Module):
         self.labels: list[str] = []
         self.templates: tuple[str, ...] = resolve_templates(None)
         self.preprocessing: dict[str, Any] = {}
-        self._freeze(config.tune)
+        fixed = {id(parameter) for parameter in self.parameters() if not parameter.requires_grad}
+        if "lora" in tuning:
+            add_lora(self, self.text, tuning["lora"])
+        choose_trained(self, backbone, tuning, fixed)
+        if self._trains_text() and not self.head.needs_text:
+            raise ValueError(f"tune={config.tune}: a linear head does not use the text tower; leave it frozen")
         self._tuned_parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self._base_fingerprint = backbone.fingerprint() if self._tunes_backbone() and backbone.fetchable else None
 
@@ -178,39 +198,79 @@ class VideoCLIP(nn.Module):
             raise ValueError(f"{len(names)} labels for a linear head with {self.head.linear.out_features} classes")
         self.labels, self.templates = list(names), resolve_templates(templates)
         if self.head.needs_text:
-            prompts = class_prompts(self.labels, self.templates)
-            tokens = torch.stack([self.text.tokenize(texts) for texts in prompts])
-            self.label_tokens = tokens.to(self.pixel_mean.device)
+            self.label_tokens = self._label_prompts().to(self.pixel_mean.device)
             self.label_features = self._ensemble(self.label_tokens)
+
+    def _label_prompts(self) -> Tensor:
+        """Token ids [K, templates, L]."""
+        if self.context is None:
+            prompts = class_prompts(self.labels, self.templates)
+            return torch.stack([self.text.tokenize(texts) for texts in prompts])
+        if self.templates not in (TEMPLATES["none"], TEMPLATES["single"]):
+            raise ValueError(
+                f"templates={list(self.templates)}: `coop` learns the context of a class name; leave them out"
+            )
+        return self.context.tokenize(self.text, self.labels)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Adapters, pooling and head with their buffers, and all else that `tune` trains, by name in `state_dict`."""
-        own = [*self.encoder.adapters(), self.pooling, self.head]
+        own: list[nn.Module] = [*self.encoder.adapters(), self.pooling, self.head]
         wanted = {id(tensor) for module in own for tensor in (*module.parameters(), *module.buffers())}
         wanted |= {id(parameter) for parameter in self._tuned_parameters}
         return {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in wanted}
 
     def saved_state(self) -> dict[str, Tensor]:
-        """What `model.safetensors` holds: `trained_state` without what lies in the folder's `backbone/` already."""
-        state = self.trained_state()
-        if self.backbone.fetchable:
-            return state
-        embedded = {id(parameter) for parameter in self._backbone_parameters()}
-        return {name: tensor for name, tensor in state.items() if id(tensor) not in embedded}
+        """What `model.safetensors` holds: `trained_state` without what the folder's `lora/` and `backbone/` hold."""
+        elsewhere = {id(parameter) for parameter in lora_parameters(self)}
+        if not self.backbone.fetchable:
+            elsewhere |= {id(parameter) for parameter in self._backbone_parameters()}
+        return {name: tensor for name, tensor in self.trained_state().items() if id(tensor) not in elsewhere}
+
+    def lora_state(self) -> dict[str, Tensor]:
+        """What `lora/adapter_model.safetensors` holds, under peft's names; empty without LoRA."""
+        if not hasattr(self, "peft_config"):
+            return {}
+        return {f"base_model.model.{name}": value for name, value in get_peft_model_state_dict(self).items()}
+
+    def merge_lora(self) -> None:
+        """Add the low-rank updates to the weights beside which they stand: the same logits, no cost of their own, and
+        a backbone that is saved with the model.
+
+        Raises:
+            ValueError: the model has no LoRA.
+        """
+        if not hasattr(self, "peft_config"):
+            raise ValueError(f"tune={self.config.tune}: there is no LoRA to merge")
+        merge_lora(self, self.text)
+        tuning = {name: part for name, part in resolve_tuning(self.config.tune).items() if name != "lora"}
+        self.config = dataclasses.replace(self.config, tune=tuning_record(tuning))
+        vision, *blocks = self.encoder.image_tower()
+        parts: Any = {"vision": vision, "blocks": blocks, "text": self.text}
+        self.backbone = dataclasses.replace(self.backbone, fetchable=False, **parts)
+        self._base_fingerprint = None
+        self._tuned_parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder: config, what was trained, how frames are prepared, and the backbone's weights where
         its name alone does not bring them back."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / "backbone", ignore_errors=True)
+        for part in ("backbone", LORA_FOLDER):
+            shutil.rmtree(folder / part, ignore_errors=True)
         if not self.backbone.fetchable:
             self.backbone.save(folder / "backbone")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.saved_state().items()}
-        weights = folder / "model.safetensors"
-        save_file(state, weights, metadata={"format": "pt"})
+        states = {"model.safetensors": self.saved_state(), LORA_WEIGHTS: self.lora_state()}
+        if not states[LORA_WEIGHTS]:
+            del states[LORA_WEIGHTS]
+        else:
+            lora = copy.copy(self.peft_config["default"])
+            lora.inference_mode = True
+            lora.save_pretrained(folder / LORA_FOLDER)
+        for name, state in states.items():
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+            save_file(tensors, folder / name, metadata={"format": "pt"})
         for name, content in (
-            ("config", self._config_record() | {"files": {weights.name: hash_file(weights)}}),
+            ("config", self._config_record() | {"files": {name: hash_file(folder / name) for name in states}}),
             ("video_preprocessor_config", self._pixel_record()),
         ):
             (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -227,7 +287,8 @@ class VideoCLIP(nn.Module):
                 "embedded": not backbone.fetchable,
             },
             "model": dataclasses.asdict(self.config)
-            | {"adapter": [config_to_choice(*item) for item in self.adapter_configs.items()] or "none"},
+            | {"adapter": [config_to_choice(*item) for item in self.adapter_configs.items()] or "none"}
+            | {"tune": tuning_record(resolve_tuning(self.config.tune))},
             "num_classes": None if self.head.needs_text else self.head.linear.out_features,
             "labels": self.labels,
             "templates": list(self.templates),
@@ -246,38 +307,24 @@ class VideoCLIP(nn.Module):
     def _label_features(self) -> Tensor:
         if self.label_features is None or self.label_tokens is None:
             raise RuntimeError("the model has no labels: call set_labels([...]) or pass text=token ids")
-        if self.text.clip.logit_scale.requires_grad:
-            return self._ensemble(self.label_tokens)
-        return self.label_features
+        return self._ensemble(self.label_tokens) if self._trains_text() else self.label_features
 
     def _ensemble(self, tokens: Tensor) -> Tensor:
         """Token ids [K, templates, L] -> [K, E]: the mean direction of each class's prompts, at their mean length."""
-        features = self.text(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        context = None if self.context is None else self.context.vectors
+        features = self.text(tokens.flatten(0, 1), context).unflatten(0, tokens.shape[:2])
         if tokens.shape[1] == 1:
             return features[:, 0]
         direction = F.normalize(F.normalize(features, dim=-1).mean(dim=1), dim=-1)
         return direction * features.norm(dim=-1).mean(dim=1, keepdim=True)
 
-    def _freeze(self, tune: Sequence[str]) -> None:
-        if "text" in tune and not self.head.needs_text:
-            raise ValueError(f"tune={list(tune)}: a linear head does not use the text tower; leave `text` out")
-        fixed = [parameter for parameter in self.parameters() if not parameter.requires_grad]
-        self.requires_grad_("full" in tune)
-        self.text.requires_grad_("text" in tune)
-        for module in (self.pooling, self.head):
-            module.requires_grad_("head" in tune)
-        for adapter in self.encoder.adapters():
-            adapter.requires_grad_("adapters" in tune)
-        if "layernorm" in tune:
-            for norm in (child for part in self.encoder.image_tower() for child in part.modules()):
-                if isinstance(norm, nn.LayerNorm):
-                    norm.requires_grad_(True)
-        for parameter in fixed:
-            parameter.requires_grad_(False)
-
     def _backbone_parameters(self) -> Iterator[nn.Parameter]:
-        for module in (self.text, *self.encoder.image_tower()):
+        for module in (self.backbone.vision, *self.backbone.blocks, self.backbone.text):
             yield from module.parameters()
+
+    def _trains_text(self) -> bool:
+        parts = (self.text,) if self.context is None else (self.text, self.context)
+        return any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
     def _tunes_backbone(self) -> bool:
         return any(parameter.requires_grad for parameter in self._backbone_parameters())

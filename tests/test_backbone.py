@@ -11,7 +11,8 @@ from conftest import clip_config, random_frames, shake, write_clip
 from open_clip import pretrained as open_clip_pretrained
 from safetensors.torch import load_file
 
-from clipvid.backbone import NO_TEXT, SelfAttention, build_backbone, load_backbone
+from clipvid.attention import SelfAttention
+from clipvid.backbone import NO_TEXT, build_backbone, load_backbone
 from clipvid.model import ModelConfig, VideoCLIP
 
 SMALL_TEXT = {"vocab_size": 50}
@@ -260,7 +261,9 @@ def test_weights_of_another_shape_are_refused(clip_folder, tmp_path):
 
 
 def test_resnet_tower_is_refused():
-    with pytest.raises(ValueError, match=r"backbone 'RN50' has a ModifiedResNet image tower; supported: .*ViT-B-32"):
+    with pytest.raises(
+        ValueError, match=r"backbone 'RN50' has a ModifiedResNet image tower without ViT blocks; supported: .*ViT-B-32"
+    ):
         load_backbone("RN50", "random")
 
 

@@ -248,7 +248,7 @@ def test_other_frame_counts_run_through_the_whole_model(make_model):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tune": ["adapters", "everything"]}, r"tune: \['everything'\] unknown; choose from adapters, head"),
+        ({"tune": ["adapters", "everything"]}, r"unknown tune 'everything'; known: adapters, head"),
         ({"num_frames": 0}, "num_frames=0: a clip has at least one frame"),
     ],
 )
@@ -309,11 +309,18 @@ EXPECTED_TUNED = {
     ),
     "full": lambda name: name.startswith("encoder.") and ".adapters." not in name,
     "text": lambda name: name.startswith("text."),
+    "partial": lambda name: name.startswith(
+        ("encoder.layers.1.block.", "encoder.tower.visual.ln_post.", "encoder.tower.visual.proj")
+    ),
+    "lora": lambda name: ".lora_" in name,
+    "coop": lambda name: name.startswith("context."),
 }
 
 
 @pytest.mark.parametrize(
-    "tune", [[], ["adapters"], ["head"], ["layernorm"], ["full"], ["text"], ["adapters", "layernorm", "text"]], ids=str
+    "tune",
+    [[], *([part] for part in EXPECTED_TUNED), ["adapters", "layernorm", "text"], ["lora", "partial", "coop", "head"]],
+    ids=str,
 )
 def test_tune_chooses_what_is_trained(make_model, tune):
     model = make_model(ILA, pooling="mit", tune=tune)
@@ -340,7 +347,7 @@ def test_saved_weights_hold_what_was_trained_only(make_model, tiny_folder, tmp_p
 
 @torch.no_grad()
 @pytest.mark.parametrize("fetchable", [True, False])
-@pytest.mark.parametrize("tune", [["adapters", "head"], ["layernorm"], ["full"], ["text"]], ids=str)
+@pytest.mark.parametrize("tune", [["adapters", "head"], *([part] for part in EXPECTED_TUNED)], ids=str)
 def test_trained_state_carries_all_that_training_moves(make_model, tiny_folder, tune, fetchable):
     """What a run is resumed from, on any backbone."""
     trained, fresh = (make_model(ILA, pooling="mit", tune=tune, fetchable=fetchable) for _ in range(2))
@@ -431,7 +438,7 @@ def test_saving_twice_into_a_folder_replaces_all(make_model, tiny_folder, tmp_pa
 
 
 def test_linear_head_with_a_text_tower_to_tune_is_refused(make_model):
-    with pytest.raises(ValueError, match=r"a linear head does not use the text tower; leave `text` out"):
+    with pytest.raises(ValueError, match=r"a linear head does not use the text tower; leave it frozen"):
         make_model(labels=LABELS, head="linear", tune=["head", "text"])
 
 

@@ -129,7 +129,8 @@ def test_pushed_model_comes_back_to_the_bit_in_one_commit(call, hub, make_model,
     "spec",
     [*({"adapter": name} for name in ADAPTERS), {"adapter": {"name": "ila", "hidden": 16, "variant": "ssv2"}},
      {"adapter": "ila", "pooling": "mit", "head": {"name": "text", "prompt_layers": 2}},
-     {"adapter": "ila", "head": "linear", "pooling": "mit"}, {"adapter": ["sifa", "ata"], "tune": ["full"]}],
+     {"adapter": "ila", "head": "linear", "pooling": "mit"}, {"adapter": ["sifa", "ata"], "tune": ["full"]},
+     {"adapter": "ila", "tune": ["adapters", "lora"]}, {"adapter": "none", "tune": ["coop"]}],
     ids=lambda spec: "-".join(str(value) for value in spec.values()),
 )  # fmt: skip
 def test_every_kind_of_model_survives_the_trip_to_the_bit(call, make_model, tmp_path, spec):

@@ -80,8 +80,9 @@ def test_a_run_gives_a_model_folder(world: Path, tmp_path: Path, capsys) -> None
         command.main(arguments(world, tmp_path, "--seed=1"))
 
 
-def test_only_what_is_tuned_moves(world: Path, tmp_path: Path) -> None:
-    config = parse(world, tmp_path)
+@pytest.mark.parametrize("tune", ["[adapters, head]", "[{name: lora, rank: 2}, {name: partial, blocks: 1}, coop]"])
+def test_only_what_is_tuned_moves(world: Path, tmp_path: Path, tune: str) -> None:
+    config = parse(world, tmp_path, f"--model.tune={tune}")
     run(config, tmp_path)
     torch.manual_seed(config.seed)
     fresh = build_finetune_model(
@@ -96,15 +97,49 @@ def test_only_what_is_tuned_moves(world: Path, tmp_path: Path) -> None:
     assert moved == {name for name, parameter in fresh.named_parameters() if parameter.requires_grad}
 
 
+def test_frozen_weights_in_bfloat16_give_the_same_run(world: Path, tmp_path: Path) -> None:
+    """In processes of their own: Accelerate takes one precision for each."""
+    plain, lowered = tmp_path / "plain", tmp_path / "lowered"
+    more = ["--training.mixed_precision=bf16", "--model.tune=[adapters, lora]", "--training.epochs=1"]
+    for output, option in ((plain, "false"), (lowered, "true")):
+        words = arguments(world, output, *more, f"--training.frozen_bf16={option}")
+        ended = subprocess.run(
+            [sys.executable, "-m", "clipvid", "finetune", *words], capture_output=True, text=True, timeout=300
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert "encoder.layers.0-3.block.attn (lora)" in ended.stdout
+    for name in ("model.safetensors", "lora/adapter_model.safetensors", "predictions.json"):
+        assert (plain / name).read_bytes() == (lowered / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_compiled_run_is_the_same_but_for_rounding(world: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "plain", tmp_path / "compiled"
+    for output, more in zip(outputs, ([], ["--training.torch_compile=true"]), strict=True):
+        command.main(arguments(world, output, "--model.tune=[adapters, lora]", "--optim.lr=0.001", *more))
+    plain, compiled = (torch.tensor(json.loads((path / "predictions.json").read_text())["scores"]) for path in outputs)
+    torch.testing.assert_close(compiled, plain, atol=1e-3, rtol=0)
+
+
+def test_frozen_weights_in_bfloat16_need_its_autocast(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frozen_bf16 needs mixed_precision: bf16; it is no"):
+        parse(world, tmp_path, "--training.frozen_bf16=true")
+
+
 class Killed(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("fatal_call", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("fatal_call", "tune"),
+    [*((call, "[adapters, head]") for call in (1, 2, 3)), (3, "[{name: lora, towers: [image, text]}, layernorm]")],
+)
 def test_a_killed_run_ends_equal_to_one_that_was_never_stopped(
-    world: Path, tmp_path: Path, monkeypatch, fatal_call: int
+    world: Path, tmp_path: Path, monkeypatch, fatal_call: int, tune: str
 ) -> None:
     extra = (
+        f"--model.tune={tune}",
+        "--training.ema_decay=0.9",
         "--training.save_steps=1",
         "--training.mixup=0.8",
         "--data.augment.color_jitter=0.3",
@@ -131,9 +166,13 @@ def test_a_killed_run_ends_equal_to_one_that_was_never_stopped(
             run(config, broken)
     assert not (broken / "metrics.json").exists()
     run(config, broken)
-    expected, resumed = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
-    assert expected.keys() == resumed.keys()
-    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    names = sorted(
+        path.relative_to(whole) for pattern in ("*", "lora/*") for path in whole.glob(f"{pattern}.safetensors")
+    )
+    assert len(names) == 1 + ("lora" in tune)
+    for expected, resumed in ((load_file(whole / name), load_file(broken / name)) for name in names):
+        assert expected.keys() == resumed.keys()
+        assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     assert (whole / "predictions.json").read_text() == (broken / "predictions.json").read_text()
 
 

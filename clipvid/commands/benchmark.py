@@ -7,7 +7,7 @@ import sys
 
 from clipvid.choices import suggest
 
-SUBJECTS = ("adapters", "data")
+SUBJECTS = ("adapters", "data", "tuning")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -160,7 +160,7 @@ def measure_adapters(config: AdapterBenchmark) -> list[Row]:
     macs = {key: count_macs(one, frames[:1]) for key, one in passes.items()}
     memory = {name: peak_memory(one, frames) for (name, training), one in passes.items() if training}
     seconds = time_passes(passes, frames, config.repeats)
-    sizes = {name: _trained_parameters(one.model) for (name, training), one in passes.items() if training}
+    sizes = {name: trained_parameters(one.model) for (name, training), one in passes.items() if training}
     bars = {name: Bar(**options) for name, options in config.bars.items()}
     return compare(seconds, macs, memory, sizes, bars)
 
@@ -185,16 +185,18 @@ def _passes(models: dict[str, VideoCLIP], open_clip_model: Any) -> dict[Key, Pas
     passes[ENCODE_IMAGE, False] = Pass(open_clip_model, encode_image)
     for name, model in models.items():
         passes[name, False] = Pass(model, model.encode_video)
-        if _trained_parameters(model):
-            passes[name, True] = Pass(model, partial(_training_loss, model), training=True)
+        if trained_parameters(model):
+            passes[name, True] = Pass(model, partial(training_loss, model), training=True)
     return passes
 
 
-def _trained_parameters(model: nn.Module) -> int:
+def trained_parameters(model: nn.Module) -> int:
+    """How many numbers a training step changes."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _training_loss(model: VideoCLIP, frames: Tensor) -> Tensor:
+def training_loss(model: VideoCLIP, frames: Tensor) -> Tensor:
+    """Cross-entropy of a model of `NUM_CLASSES` on frames [B, T, 3, S, S]."""
     batch = {"frames": frames, "label": torch.zeros(len(frames), dtype=torch.long, device=frames.device)}
     loss, _ = Classification(NUM_CLASSES, seed=0)(model, batch, epoch=0)
     return loss

@@ -129,7 +129,7 @@ def _finetune(
     finally:
         session |= trainer.throughput()
     weights = trainer.result()
-    if is_sharded(model):
+    if is_sharded(model) or config.training.frozen_bf16:
         model = fresh_model(config, train, accelerator)
     load_strictly(model.trained_state(), weights)
     predictions, figures = evaluate(accelerator, model, loader, val.classes)

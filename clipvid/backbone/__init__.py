@@ -1,4 +1,4 @@
-"""CLIP towers through open_clip: the only file that imports it.
+"""CLIP towers through open_clip; nothing outside of this folder imports it.
 
 A tower is taken apart into what a video encoder needs: patch embedding, blocks in two halves (attention, MLP) with
 the residual stream between them, and the tower's own pooling head. Fused attention is replaced once by q, k, v and
@@ -9,6 +9,8 @@ Shapes: M images, P prefix tokens, N = H x W patches, D width, E embedding, K te
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import json
 import logging
@@ -22,102 +24,20 @@ import open_clip
 import torch
 from open_clip.model import resize_pos_embed
 from open_clip.pretrained import get_pretrained_cfg
-from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clipvid.attention import SelfAttention, fuse_projection
+from clipvid.backbone.hugging_face import read_hugging_face
+from clipvid.backbone.timm_towers import TimmBlock, TimmTower, take_timm_apart
+from clipvid.backbone.towers import NO_TEXT, Block, TextTower, VisionTower
 
 TINY = "tiny"
 RANDOM = "random"
-NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
-_TINY_FOLDER = Path(__file__).parent / "weights" / TINY
+_TINY_FOLDER = Path(__file__).parent.parent / "weights" / TINY
 _CONFIG_FILE = "open_clip_config.json"
 _WEIGHTS_FILE = "open_clip_model.safetensors"
-
-
-class Block(nn.Module):
-    """A transformer block of a native open_clip tower, in halves. Both return what is added to the stream."""
-
-    def __init__(self, source: ResidualAttentionBlock | CustomResidualAttentionBlock):
-        super().__init__()
-        self.ln_1, self.ls_1 = source.ln_1, source.ls_1
-        fused = isinstance(source.attn, nn.MultiheadAttention)
-        self.attn: Any = SelfAttention.from_fused(source.attn) if fused else source.attn
-        self.ln_attn = getattr(source, "ln_attn", nn.Identity())
-        self.ln_2, self.mlp, self.ls_2 = source.ln_2, source.mlp, source.ls_2
-
-    def attention(self, x: Tensor) -> Tensor:
-        """[M, P+N, D] -> update [M, P+N, D]."""
-        return self.ls_1(self.ln_attn(self.attn(self.ln_1(x))))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """[M, P+N, D] -> update [M, P+N, D]."""
-        return self.ls_2(self.mlp(self.ln_2(x)))
-
-
-class VisionTower(nn.Module):
-    """What stands before and after the blocks of a native open_clip ViT: embedding and pooling head."""
-
-    num_prefix = 1
-
-    visual: Any
-
-    def __init__(self, visual: VisionTransformer):
-        super().__init__()
-        self.visual = visual
-        self.width: int = visual.transformer.width
-        self.embed_dim: int = visual.output_dim
-        self.grid: tuple[int, int] = visual.grid_size
-        size = visual.image_size
-        self.image_shape: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Normalised images [M, 3, S, S] -> tokens [M, P+N, D]."""
-        return self.visual._embeds(images)
-
-    def head(self, tokens: Tensor) -> Tensor:
-        """Tokens of the last block [M, P+N, D] -> image features [M, E], not normalised."""
-        pooled, _ = self.visual._pool(tokens)
-        return pooled if self.visual.proj is None else pooled @ self.visual.proj
-
-
-class TextTower(nn.Module):
-    """The CLIP text tower with its tokenizer and the learned scale (and bias) of the logits."""
-
-    clip: Any
-    tokenizer: Any
-
-    def __init__(self, clip: nn.Module, tokenizer: Any):
-        super().__init__()
-        self.clip = clip
-        self.tokenizer = tokenizer
-
-    @property
-    def present(self) -> bool:
-        """False for a checkpoint that came without text tower, see `NO_TEXT`."""
-        return getattr(self.clip, "vocab_size", None) != NO_TEXT["vocab_size"]
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """Scalar that multiplies cosines."""
-        return self.clip.logit_scale.exp()
-
-    @property
-    def logit_bias(self) -> Tensor | float:
-        """Scalar added to the logits (SigLIP); 0 elsewhere."""
-        bias = getattr(self.clip, "logit_bias", None)
-        return 0.0 if bias is None else bias
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """K texts -> token ids int64 [K, L]."""
-        return self.tokenizer(texts)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids [K, L] -> text features [K, E], not normalised."""
-        if not self.present:
-            raise RuntimeError("this model has no text tower (it was converted from a checkpoint without one)")
-        return self.clip.encode_text(tokens, normalize=False)
 
 
 @dataclass
@@ -136,8 +56,8 @@ class Backbone:
     config: dict[str, Any]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    vision: VisionTower
-    blocks: list[Block]
+    vision: VisionTower | TimmTower
+    blocks: list[Block | TimmBlock]
     text: TextTower
 
     @property
@@ -151,13 +71,33 @@ class Backbone:
         heads: int = self.blocks[0].attn.num_heads
         return heads
 
+    def shared(self) -> Backbone:
+        """The same weights in modules of its own: what is put into these is not in the others."""
+        parts: Any = nn.ModuleList([self.vision, *self.blocks, self.text])
+        kept: list[Any] = [*parts.parameters(), *parts.buffers(), self.text.tokenizer]
+        vision, *blocks, text = copy.deepcopy(list(parts), {id(item): item for item in kept})
+        return dataclasses.replace(self, vision=vision, blocks=blocks, text=text)
+
+    def stages(self) -> list[list[list[nn.Parameter]]]:
+        """Image tower and text tower, each as its stages from input to output: embedding, every block, the rest.
+
+        A text tower that is not open_clip's own is one stage.
+        """
+        text_blocks = getattr(getattr(self.text.clip, "text", self.text.clip), "transformer", None)
+        towers = (self.vision, self.blocks), (self.text, getattr(text_blocks, "resblocks", []))
+        found = []
+        for tower, blocks in towers:
+            before, after = tower.ends()
+            found.append([before, *([*block.parameters()] for block in blocks), after])
+        return found
+
     def open_clip_state_dict(self) -> dict[str, Tensor]:
         """All weights under open_clip's names, attention fused again."""
         state = {key: value for key, value in self.text.clip.state_dict().items() if not key.startswith("visual.")}
         state |= {f"visual.{key}": value for key, value in self.vision.visual.state_dict().items()}
         for index, block in enumerate(self.blocks):
-            prefix = f"visual.transformer.resblocks.{index}."
-            state |= {prefix + key: value for key, value in fuse_projection(block.state_dict()).items()}
+            prefix = f"visual.{self.vision.blocks_prefix}.{index}."
+            state |= {prefix + key: value for key, value in block.open_clip_state().items()}
         return state
 
     def fingerprint(self) -> str:
@@ -194,21 +134,29 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     Args:
         name: `tiny` (the small CLIP inside this package), a name of `open_clip.list_models()`, `hf-hub:org/repo` or
             `local-dir:/path` with open_clip's config and weights.
-        pretrained: tag of `open_clip.list_pretrained()`, a file, or `random`; None leaves a named tower random, with
-            a warning.
+        pretrained: tag of `open_clip.list_pretrained()`, a file, a folder of transformers' `CLIPModel` or
+            `SiglipModel`, or `random`; None leaves a named tower random, with a warning.
         image_size: side in pixels, when it is not the pretrained one; position embeddings are resampled.
 
     Raises:
-        ValueError: unknown name or tag, or a tower that is no native ViT.
+        ValueError: unknown name or tag, a tower that is no ViT, or an image size that it cannot have.
         RuntimeError: weights that cannot be fetched or do not fit; says where they were looked for.
     """
     source = f"local-dir:{_TINY_FOLDER}" if name == TINY else name
     config = _find_config(name, source)
     options = _weight_options(name, config, pretrained)
-    if pretrained == RANDOM:
-        logging.disable(logging.WARNING)  # open_clip warns of the random weights that were asked for
+    given = None
+    if pretrained is not None and _is_folder(name, pretrained):
+        given, quick_gelu = read_hugging_face(Path(pretrained))
+        if config.get("quick_gelu") and not quick_gelu:
+            raise ValueError(f"{pretrained} was trained with GELU, {name} has QuickGELU: take the name without it")
+        options["force_quick_gelu"] = quick_gelu
+    if not options.get("load_weights", True):
+        logging.disable(logging.WARNING)  # open_clip warns of random weights
     try:
         clip = open_clip.create_model(source, force_patch_dropout=0.0, **options)
+        if given is not None:
+            clip.load_state_dict(given)
     except Exception as error:
         raise RuntimeError(_fetch_advice(name, pretrained, error)) from error
     finally:
@@ -218,7 +166,15 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
         config["vision_cfg"]["image_size"] = image_size
         if isinstance(clip.visual, VisionTransformer):
             _resize(clip.visual, image_size)
-    tokenizer = open_clip.get_tokenizer(source)
+        elif isinstance(clip.visual, TimmModel) and clip.visual.image_size != (image_size, image_size):
+            raise ValueError(
+                f"image_size={image_size}: the image tower of {name} is of timm and made for "
+                f"{clip.visual.image_size[0]}; leave it out, or take a tower of that size by name"
+            )
+    try:
+        tokenizer = open_clip.get_tokenizer(source)
+    except Exception as error:
+        raise RuntimeError(_fetch_advice(name, pretrained, error)) from error
     return _take_apart(clip.eval(), tokenizer, name, pretrained, _is_fetchable(name, pretrained), config)
 
 
@@ -261,7 +217,12 @@ def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: 
 def _is_fetchable(name: str, pretrained: str | None) -> bool:
     if pretrained is None:
         return name == TINY or name.startswith("hf-hub:")
-    return pretrained != RANDOM and not Path(pretrained).is_file()
+    return pretrained != RANDOM and not Path(pretrained).is_file() and not _is_folder(name, pretrained)
+
+
+def _is_folder(name: str, pretrained: str) -> bool:
+    """Whether the weights lie in a folder; a tag of that name goes first."""
+    return not get_pretrained_cfg(name, pretrained) and Path(pretrained).is_dir()
 
 
 def _find_config(name: str, source: str) -> dict[str, Any]:
@@ -284,6 +245,8 @@ def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -
         return {"load_weights": False, "pretrained_text": False}
     if own_weights and pretrained:
         raise ValueError(f"backbone {name!r} brings its own weights; leave pretrained={pretrained!r} out")
+    if pretrained is not None and _is_folder(name, pretrained):
+        return _weight_options(name, config, RANDOM)
     if own_weights:
         return {"require_pretrained": True}
     if pretrained is None:
@@ -296,7 +259,7 @@ def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -
     tag = get_pretrained_cfg(name, pretrained)
     if not tag and not Path(pretrained).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ValueError(f"{name} has no weights {pretrained!r}: neither a file nor one of its tags ({tags})")
+        raise ValueError(f"{name} has no weights {pretrained!r}: neither a file, a folder nor one of its tags ({tags})")
     options: dict[str, Any] = {"pretrained": pretrained, "require_pretrained": True}
     if tag and tag.get("quick_gelu") and not config.get("quick_gelu"):
         options["force_quick_gelu"] = True
@@ -309,7 +272,8 @@ def _fetch_advice(name: str, pretrained: str | None, error: Exception) -> str:
     places = [tag[key] for key in ("hf_hub", "url") if tag and tag.get(key)] if tag else [name]
     return (
         f"the weights of {wanted} could not be loaded from {' or '.join(places)}: {error}\n"
-        "With a copy on this machine: pretrained=/path/to/weights (.safetensors or .pt of that model), or "
+        "With a copy on this machine: pretrained=/path/to/weights (.safetensors or .pt of that model, or a folder of "
+        "transformers' CLIPModel or SiglipModel), or "
         f"backbone=local-dir:/path (a folder with {_CONFIG_FILE} and {_WEIGHTS_FILE}), "
         "or a filled cache and HF_HUB_OFFLINE=1."
     )
@@ -324,15 +288,20 @@ def _take_apart(
     config: dict[str, Any],
 ) -> Backbone:
     visual = clip.visual
-    if not isinstance(visual, VisionTransformer):
+    vision: VisionTower | TimmTower
+    blocks: list[Block | TimmBlock]
+    if isinstance(visual, VisionTransformer):
+        visual.output_tokens = False
+        vision, blocks = VisionTower(visual), [Block(source) for source in visual.transformer.resblocks]
+        visual.transformer = nn.Identity()
+    elif isinstance(visual, TimmModel):
+        vision, blocks = take_timm_apart(visual, name)
+    else:
         raise ValueError(
-            f"backbone {name!r} has a {type(visual).__name__} image tower; supported: open_clip's native "
-            "VisionTransformer (ViT-B-32, ViT-B-16, ViT-L-14, ... of OpenAI, LAION, DataComp, MetaCLIP)"
+            f"backbone {name!r} has a {type(visual).__name__} image tower without ViT blocks; supported: open_clip's "
+            "native ViTs (ViT-B-32, ViT-L-14, ... of OpenAI, LAION, DataComp, MetaCLIP) and timm's (SigLIP, PE-Core, "
+            "EVA)"
         )
-    visual.output_tokens = False
-    vision = VisionTower(visual)
-    blocks = [Block(source) for source in visual.transformer.resblocks]
-    visual.transformer = nn.Identity()
     clip.visual = nn.Identity()
     pixels = getattr(visual, "preprocess_cfg", {})
     mean = tuple(pixels.get("mean", open_clip.OPENAI_DATASET_MEAN))

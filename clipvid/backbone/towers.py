@@ -1,0 +1,162 @@
+"""open_clip's own towers taken apart: the image tower before, in and after its blocks, and the text tower.
+
+Shapes: M images, P prefix tokens, N = H x W patches, D width, E embedding, K texts, L text length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from clipvid.attention import SelfAttention, fuse_projection
+
+NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
+
+
+class Block(nn.Module):
+    """A transformer block of a native open_clip tower, in halves. Both return what is added to the stream."""
+
+    def __init__(self, source: ResidualAttentionBlock | CustomResidualAttentionBlock):
+        super().__init__()
+        self.ln_1, self.ls_1 = source.ln_1, source.ls_1
+        fused = isinstance(source.attn, nn.MultiheadAttention)
+        self.attn: Any = SelfAttention.from_fused(source.attn) if fused else source.attn
+        self.ln_attn = getattr(source, "ln_attn", nn.Identity())
+        self.ln_2, self.mlp, self.ls_2 = source.ln_2, source.mlp, source.ls_2
+
+    def attention(self, x: Tensor) -> Tensor:
+        """[M, P+N, D] -> update [M, P+N, D]."""
+        return self.ls_1(self.ln_attn(self.attn(self.ln_1(x))))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[M, P+N, D] -> update [M, P+N, D]."""
+        return self.ls_2(self.mlp(self.ln_2(x)))
+
+    def open_clip_state(self) -> dict[str, Tensor]:
+        """Weights under open_clip's names, attention fused again."""
+        return fuse_projection(self.state_dict())
+
+
+class VisionTower(nn.Module):
+    """What stands before and after the blocks of a native open_clip ViT: embedding and pooling head."""
+
+    num_prefix = 1
+    blocks_prefix = "transformer.resblocks"
+
+    visual: Any
+
+    def __init__(self, visual: VisionTransformer):
+        super().__init__()
+        self.visual = visual
+        self.width: int = visual.transformer.width
+        self.embed_dim: int = visual.output_dim
+        self.grid: tuple[int, int] = visual.grid_size
+        size = visual.image_size
+        self.image_shape: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images [M, 3, S, S] -> tokens [M, P+N, D]."""
+        return self.visual._embeds(images)
+
+    def head(self, tokens: Tensor) -> Tensor:
+        """Tokens of the last block [M, P+N, D] -> image features [M, E], not normalised."""
+        pooled, _ = self.visual._pool(tokens)
+        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+
+    def ends(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters before the blocks, and after them."""
+        return split_parameters(self.visual, ("ln_post", "proj", "attn_pool"))
+
+
+class TextTower(nn.Module):
+    """The CLIP text tower with its tokenizer and the learned scale (and bias) of the logits."""
+
+    clip: Any
+    tokenizer: Any
+
+    def __init__(self, clip: nn.Module, tokenizer: Any):
+        super().__init__()
+        self.clip = clip
+        self.tokenizer = tokenizer
+
+    @property
+    def present(self) -> bool:
+        """False for a checkpoint that came without text tower, see `NO_TEXT`."""
+        return getattr(self.clip, "vocab_size", None) != NO_TEXT["vocab_size"]
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Scalar that multiplies cosines."""
+        return self.clip.logit_scale.exp()
+
+    @property
+    def logit_bias(self) -> Tensor | float:
+        """Scalar added to the logits (SigLIP); 0 elsewhere."""
+        bias = getattr(self.clip, "logit_bias", None)
+        return 0.0 if bias is None else bias
+
+    @property
+    def transformer(self) -> Any:
+        """What holds open_clip's own text blocks and token embedding.
+
+        Raises:
+            ValueError: the tower is of another library (`hf_model_name` in its config).
+        """
+        tower = getattr(self.clip, "text", self.clip)
+        if not hasattr(tower, "token_embedding") or not hasattr(tower.transformer, "resblocks"):
+            raise ValueError(
+                f"the text tower is a {type(tower).__name__}, which can only be frozen or trained whole; LoRA and "
+                "context tokens need one of open_clip's own"
+            )
+        return tower
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """K texts -> token ids int64 [K, L]."""
+        return self.tokenizer(texts)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, without those that mark its start and end.
+
+        Raises:
+            ValueError: a tokenizer that marks no start.
+        """
+        if not isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            raise ValueError(
+                f"context tokens follow the token that starts a text; a {type(self.tokenizer).__name__} gives none"
+            )
+        return len(self.tokenizer.encode(text))
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        """Token ids [K, L] -> text features [K, E], not normalised.
+
+        context: [C, width] in place of the embeddings of the C tokens after the first.
+        """
+        if not self.present:
+            raise RuntimeError("this model has no text tower (it was converted from a checkpoint without one)")
+        if context is None:
+            return self.clip.encode_text(tokens, normalize=False)
+
+        def put(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+            vectors = context.to(embedded.dtype).expand(len(embedded), -1, -1)
+            return torch.cat([embedded[:, :1], vectors, embedded[:, 1 + len(context) :]], dim=1)
+
+        with self.transformer.token_embedding.register_forward_hook(put):
+            return self.clip.encode_text(tokens, normalize=False)
+
+    def ends(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters before the blocks, and after them."""
+        after = ("ln_final", "text_projection", "logit_scale", "logit_bias")
+        return split_parameters(self.clip, (*after, *(f"text.{name}" for name in after)), skip=".resblocks.")
+
+
+def split_parameters(
+    module: nn.Module, last: tuple[str, ...], skip: str | None = None
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters by whether their names begin with one of `last`; those with `skip` in their names in neither."""
+    named = [(name, value) for name, value in module.named_parameters() if skip is None or skip not in name]
+    before = [value for name, value in named if not name.startswith(last)]
+    return before, [value for name, value in named if name.startswith(last)]

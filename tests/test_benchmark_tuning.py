@@ -1,0 +1,50 @@
+"""`clipvid benchmark tuning`: its figures are those of the steps, its bars say what is missed."""
+
+import json
+import statistics
+
+import pytest
+
+from clipvid.commands.benchmark import main
+from clipvid.commands.benchmark_tuning import ROWS, TuningBenchmark
+
+
+@pytest.fixture(scope="module")
+def report(clip_folder, tmp_path_factory) -> tuple[dict, str]:
+    output = tmp_path_factory.mktemp("tuning")
+    rows = ROWS | {
+        "head": {"tune": ["head"], "time": 0.0},
+        "partial, 4 blocks": {"tune": [{"name": "partial"}, "head"]},
+    }
+    given = {"backbone": f"local-dir:{clip_folder}", "pretrained": None, "num_frames": 3, "repeats": 1, "rows": rows}
+    (output / "in.yaml").write_text(json.dumps(given))
+    main(["tuning", "--config", str(output / "in.yaml"), f"--output_dir={output / 'run'}"])
+    return json.loads((output / "run" / "metrics.json").read_text()), (output / "run" / "table.md").read_text()
+
+
+def test_every_row_is_measured_against_full_tuning(report):
+    metrics, table = report
+    rows = {row["name"]: row for row in metrics["rows"]}
+    assert list(rows) == list(ROWS)
+    assert [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")][1:] == list(ROWS)
+    full = rows["full"]
+    assert full["time_ratio"] == full["memory_ratio"] == 1
+    for row in rows.values():
+        assert row["time_ratio"] == statistics.median(row["seconds"]) / statistics.median(full["seconds"])
+        assert row["memory_ratio"] == row["peak_memory"] / full["peak_memory"]
+    assert rows["full"]["trained_parameters"] > rows["lora"]["trained_parameters"] > rows["head"]["trained_parameters"]
+
+
+def test_what_backward_does_not_need_is_not_kept(report):
+    peak = {row["name"]: row["peak_memory"] for row in report[0]["rows"]}
+    assert peak["head"] < peak["adapters in the upper half"] < peak["adapters in all blocks"] < peak["full"]
+
+
+def test_missed_bars_are_marked(report):
+    line = next(line for line in report[1].splitlines() if line.startswith("| head"))
+    assert "> 0 ✗" in line
+
+
+def test_there_is_nothing_to_compare_with_without_full_tuning():
+    with pytest.raises(ValueError, match="rows: 'full', which the others are measured by, is missing"):
+        TuningBenchmark(rows={"head": {"tune": ["head"]}})
