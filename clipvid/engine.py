@@ -1,6 +1,5 @@
-"""One training loop and one evaluation loop, for any objective, on one process or many.
-
-They take finished objects: the model, the loader, the optimiser. Shapes: V videos, K classes, C views per video.
+"""One training loop, for any objective, on one process or many. It takes finished objects: the model, the loader, the
+optimiser. `clipvid.prediction` has the evaluation loop.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +25,7 @@ from clipvid.model import VideoCLIP, load_strictly
 from clipvid.objectives import Objective
 from clipvid.preemption import Preempted, Preemption
 from clipvid.progress import Progress, Window
-from clipvid.sharding import full, is_sharded, load_optimizer_state, prepare, share_buffers, whole
+from clipvid.sharding import full, load_optimizer_state, prepare, whole
 from clipvid.trained import TrainedWeights
 
 
@@ -254,46 +253,6 @@ class Trainer:
         self.state = TrainState(**{name: found.progress[name] for name in known})
         self._saved_step = self.state.step
         self.accelerator.print(f"going on from epoch {self.state.epoch}, step {self.state.step}")
-
-
-class Predictions(NamedTuple):
-    """indices [V] into the manifest, ascending; labels [V]; scores [V, K], probabilities averaged over views, all
-    zero for a video that could not be read."""
-
-    indices: Tensor
-    labels: Tensor
-    scores: Tensor
-
-
-@torch.no_grad()
-def predict(accelerator: Accelerator, model: VideoCLIP, loader: DataLoader) -> Predictions:
-    """Every video of the loader once, whatever the number of processes; the same on all of them.
-
-    The loader's batches hold `frames [B, C, T, 3, S, S]`, `label [B]`, `index [B]` and `readable [B]`.
-    """
-    share_buffers(accelerator, model)
-    training = model.training
-    model.eval()
-    rows: list[tuple[int, int, Tensor]] = []
-    for batch in loader:
-        batch = send_to_device(batch, accelerator.device, non_blocking=True)
-        views = batch["frames"].shape[1]
-        with accelerator.autocast():
-            logits = model(batch["frames"].flatten(0, 1)).logits
-        scores = logits.float().softmax(dim=-1).unflatten(0, (-1, views)).mean(dim=1)
-        scores = (scores * batch["readable"][:, None]).cpu()
-        rows += zip(batch["index"].tolist(), batch["label"].tolist(), scores, strict=True)
-    if is_sharded(model):
-        height, width = model.backbone.vision.image_shape
-        clip = torch.zeros(1, model.num_frames, 3, height, width, dtype=torch.uint8, device=accelerator.device)
-        for _ in range(max(gather_object([len(loader)])) - len(loader)):  # sharded forwards are made by all together
-            model(clip)
-    model.train(training)
-    gathered = sorted(gather_object(rows), key=lambda row: row[0])
-    if not gathered:
-        raise ValueError("nothing to evaluate: the evaluation set is empty")
-    indices, labels, scores_list = zip(*gathered, strict=True)
-    return Predictions(torch.tensor(indices), torch.tensor(labels), torch.stack(scores_list))
 
 
 def _seed_everything(*key: int) -> None:

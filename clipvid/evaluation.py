@@ -11,9 +11,16 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from clipvid.data.manifest import ClassInfo
-from clipvid.engine import Predictions, predict
-from clipvid.metrics import attribute_accuracy, classification_metrics, pair_accuracy
+from clipvid.metrics import (
+    attribute_accuracy,
+    bootstrap_intervals,
+    calibration_curve,
+    class_accuracy,
+    classification_metrics,
+    pair_accuracy,
+)
 from clipvid.model import VideoCLIP
+from clipvid.prediction import Predictions, predict
 
 
 def summarise(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
@@ -26,13 +33,31 @@ def summarise(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[st
     attributes = [info.attributes for info in classes]
     if all("partner" in values for values in attributes):
         partners = [int(values["partner"]) for values in attributes]
-        figures["pairs"] = pair_accuracy(scores, labels, partners)
-        for pair in sorted({values["pair"] for values in attributes}):
+        shown = {attributes[label]["pair"] for label in labels.tolist() if partners[label] >= 0}
+        if shown:
+            figures["pairs"] = pair_accuracy(scores, labels, partners)
+            figures["by_pair"] = {}
+        for pair in sorted(shown):
             chosen = [values["partner"] if values["pair"] == pair else -1 for values in attributes]
-            figures.setdefault("by_pair", {})[pair] = pair_accuracy(scores, labels, list(map(int, chosen)))
+            figures["by_pair"][pair] = pair_accuracy(scores, labels, list(map(int, chosen)))
     if all("object" in values for values in attributes):
         figures["object"] = attribute_accuracy(scores, labels, [values["object"] for values in attributes])
     return figures
+
+
+def summarise_thoroughly(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    """`summarise`, and what one wants of a finished evaluation.
+
+    `intervals`: 95% bootstrap intervals of mean_class, nll and ece; `calibration`: `clipvid.metrics.calibration_curve`;
+    `by_class`: accuracy by class name, None for a class without videos.
+    """
+    labels, scores = predictions.labels, predictions.scores
+    names = [info.name for info in classes]
+    return summarise(predictions, classes) | {
+        "intervals": bootstrap_intervals(scores, labels),
+        "calibration": calibration_curve(scores, labels),
+        "by_class": dict(zip(names, class_accuracy(scores, labels), strict=True)),
+    }
 
 
 def evaluate(
@@ -54,7 +79,12 @@ def describe(figures: dict[str, Any]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write aside and rename: the file is whole or absent."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write aside and rename: the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.write_text(content)
     aside.replace(path)

@@ -1,10 +1,19 @@
-"""Class names and prompt templates: what text a class is known by."""
+"""Class names, prompt templates and class descriptions: what text a class is known by."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
 from string import Formatter
 
+_MEDIA = ("a photo of", "a video of", "a example of", "a demonstration of")  # "a example" is CLIP's own spelling
+_DOING = ("", "using ", "doing ", "during ", "performing ", "practicing ")
+
+# `kinetics` and `ucf101` are the sets that CLIP was measured with on these data sets, see
+# https://github.com/openai/CLIP/blob/main/data/prompts.md
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
     "single": ("a video of {}.",),
@@ -16,27 +25,70 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "an example of {}.",
         "a clip of someone doing {}.",
     ),
+    "kinetics": tuple(
+        f"{medium} {subject}{{}}."
+        for medium, subject in product(_MEDIA, ("", *(f"a person {doing}" for doing in _DOING)))
+    ),
+    "ucf101": tuple(
+        f"{medium} {article} person {doing}{{}}." for medium, article, doing in product(_MEDIA, ("a", "the"), _DOING)
+    ),
 }
 
 
 def resolve_templates(templates: str | Sequence[str] | None) -> tuple[str, ...]:
-    """A set of `TEMPLATES` by name, or templates of one's own with one `{}` each; None is `none`.
+    """Templates with one `{}` each: a set of `TEMPLATES` by name, the lines of a text file, or a list; None is `none`.
 
     Raises:
-        ValueError: an unknown set, an empty list, or a template without its one `{}`.
+        ValueError: an unknown set, no templates, or a template without its one `{}`.
     """
     if templates is None:
         return TEMPLATES["none"]
     if isinstance(templates, str):
-        if templates not in TEMPLATES:
-            raise ValueError(f"templates={templates!r}: expected one of {', '.join(TEMPLATES)} or a list of templates")
-        return TEMPLATES[templates]
-    wrong = [t for t in templates if [f for _, f, _, _ in Formatter().parse(t) if f is not None] != [""]]
+        if templates in TEMPLATES:
+            return TEMPLATES[templates]
+        if not Path(templates).is_file():
+            known = ", ".join(TEMPLATES)
+            raise ValueError(f"templates={templates!r}: expected one of {known}, a text file, or a list of templates")
+        templates = [line.strip() for line in Path(templates).read_text(encoding="utf-8").splitlines() if line.strip()]
+    wrong = [t for t in templates if _places(t) != [""]]
     if wrong or not templates:
         raise ValueError(f"each template holds the class name's place {{}} once; given {wrong or 'no template'}")
     return tuple(templates)
 
 
+def _places(template: str) -> list[str]:
+    return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+
+
 def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
-    """Prompts [K][number of templates]; underscores in names become spaces."""
-    return [[template.format(name.replace("_", " ").strip()) for template in templates] for name in names]
+    """Prompts [K][number of templates]; underscores in names become spaces, and CamelCase (UCF101's) becomes words."""
+    return [[template.format(_in_words(name)) for template in templates] for name in names]
+
+
+def _in_words(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.replace("_", " ")).strip()
+
+
+def read_descriptions(file: str | Path, names: Sequence[str]) -> list[list[str]]:
+    """Texts of each of the K classes from a JSON object: name -> description, or name -> list of descriptions.
+
+    Raises:
+        ValueError: no such JSON, or a class without a description; says which. Other names in it are no error.
+    """
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a JSON object, class name -> description or list of descriptions")
+    texts = {name: [given] if isinstance(given, str) else given for name, given in content.items()}
+    lacking = [name for name in names if not _is_texts(texts.get(name))]
+    if lacking:
+        raise ValueError(
+            f"{file}: no description (a text, or a list of texts) for {len(lacking)} classes: {lacking[:5]}"
+        )
+    return [texts[name] for name in names]
+
+
+def _is_texts(given: object) -> bool:
+    return isinstance(given, list) and bool(given) and all(isinstance(text, str) and text.strip() for text in given)

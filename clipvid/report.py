@@ -8,10 +8,11 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 COLUMNS = {"object": "object top-1", "pairs": "motion pairs", "top1": "top-1"}
 QUESTIONS = {"object": "what is it?", "pairs": "or its reverse?", "top1": "the whole label"}
 PALETTE = ("#76839b", "#d97706", "#2456d6", "#0f9488", "#9d3fae", "#be3a4a", "#5f7a1c", "#7a5230")
+MOST_NAMED_CLASSES = 110  # in a confusion matrix; UCF101 is the largest that can be read
 DASHES = ("dashed", "solid", "dotted")
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f6f8fd", "#a9c0f5", "#2456d6", "#0b1f5c"])
 INK, RIGHT, WRONG = "#1b2333", ("right", "✓", "#16794a"), ("wrong", "✗", "#c2293d")  # a word, a symbol, a colour
@@ -40,11 +42,13 @@ class Row:
 
 @dataclass(frozen=True)
 class ClipStrip:
-    """A clip to look at: frames uint8 [T, 3, H, W], its class, and per model labels with probabilities, best first."""
+    """A clip to look at: frames uint8 [T, 3, H, W], its class, per model labels with probabilities, best first, and
+    what the clip goes by."""
 
     frames: Tensor
     truth: str
     predictions: dict[str, list[tuple[str, float]]]
+    name: str = ""
 
     def __post_init__(self) -> None:
         shape = list(self.frames.shape)
@@ -62,12 +66,18 @@ class Curve:
 
 def markdown_table(rows: list[Row]) -> str:
     """The table with 95% intervals, `0.93 (0.90-0.95)`, for a terminal or a README."""
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" + "|---:" * 3 + "|"]
+    columns = _columns(rows)
+    lines = ["| | " + " | ".join(columns.values()) + " |", "|---" + "|---:" * len(columns) + "|"]
     for row in rows:
-        found = [row.figures.get(key) for key in COLUMNS]
+        found = [row.figures.get(key) for key in columns]
         cells = [f"{f['value']:.2f} ({f['low']:.2f}-{f['high']:.2f})" if f else "-" for f in found]
         lines.append(" | ".join(["| " + " ".join(row.name.split()).replace("|", "\\|"), *cells]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _columns(rows: list[Row]) -> dict[str, str]:
+    """Those of `COLUMNS` that any row has."""
+    return {key: name for key, name in COLUMNS.items() if any(row.figures.get(key) for row in rows)}
 
 
 def strip_image(strip: ClipStrip, scale: int = 1) -> bytes:
@@ -114,17 +124,19 @@ def write_report(
     confusions: dict[str, tuple[list[list[int]], list[str]]],
     clips: list[ClipStrip],
     details: dict[str, str],
+    more: Sequence[str] = (),
 ) -> None:
     """One HTML page that needs nothing else; sections with nothing to show are left out.
 
     introduction: plain text, an empty line between paragraphs.
     confusions: by model, counts [K][K] (true class, predicted class) and the K class names.
+    more: further sections, as `section` makes them.
     """
     names = dict.fromkeys([row.name for row in rows] + [curve.name for curve in curves])
     colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(names)}
-    sections = [_table(rows, colours), _by_pair(rows, colours), _clips(clips), _curves(curves, colours)]
+    sections = [_table(rows, colours), _by_pair(rows, colours), *more, _clips(clips), _curves(curves, colours)]
     lines = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in details.items())
-    how = _section("Details", "What it takes to get these numbers again.", f"<dl>{lines}</dl>" if lines else "")
+    how = section("Details", "What it takes to get these numbers again.", f"<dl>{lines}</dl>" if lines else "")
     sections += [_confusions(confusions), how]
     opening = "".join(f"<p>{escape(text)}</p>" for text in introduction.split("\n\n") if text.strip())
     header = f"<header><h1>{escape(title)}</h1>{opening}</header>"
@@ -133,10 +145,10 @@ def write_report(
 
 
 def _table(rows: list[Row], colours: dict[str, str]) -> str:
-    lines, counts = [], []
+    lines, counts, columns = [], [], _columns(rows)
     for row in rows:
         cells = ""
-        for key in COLUMNS:
+        for key in columns:
             figure = row.figures.get(key)
             if figure:
                 counts.append(figure["count"])
@@ -146,10 +158,10 @@ def _table(rows: list[Row], colours: dict[str, str]) -> str:
         lines.append(f'<tr><th scope="row">{escape(row.name)}</th>{cells}</tr>')
     over = f" of {' to '.join(map(str, sorted({min(counts), max(counts)})))} clips" if counts else ""
     read = f"Each number is the share{over} answered right, from 0 to 1; the range is its 95% Wilson interval. "
-    read += "The dotted line in motion pairs is chance, 0.50."
-    heads = "".join(f'<th scope="col">{name} <small>{QUESTIONS[key]}</small></th>' for key, name in COLUMNS.items())
+    read += "The dotted line in motion pairs is chance, 0.50." if "pairs" in columns else ""
+    heads = "".join(f'<th scope="col">{name} <small>{QUESTIONS[key]}</small></th>' for key, name in columns.items())
     table = f"<table><thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return _section("Results", read, table if rows else "")
+    return section("Results", read, table if rows else "")
 
 
 def _bar(figure: dict[str, Any], colour: str, chance: float | None) -> str:
@@ -170,13 +182,13 @@ def _by_pair(rows: list[Row], colours: dict[str, str]) -> str:
     cards = (f'<div class="card"><h3>{escape(pair)}</h3><ul>{bars}</ul></div>' for pair, bars in lines.items())
     read = "Is a motion told from its reverse? The dotted line is chance, 0.50; a bar that ends left of it says that "
     read += "the reverse is named more often. Dark strokes are 95% intervals."
-    return _section("Accuracy by motion pair", read, f'<div class="cards">{"".join(cards)}</div>' if lines else "")
+    return section("Accuracy by motion pair", read, f'<div class="cards">{"".join(cards)}</div>' if lines else "")
 
 
 def _clips(clips: list[ClipStrip]) -> str:
     read = "Each clip plays at the left and lies frame by frame beside it; below, what each model takes it for, with "
     read += f"probabilities: {RIGHT[1]} right, {WRONG[1]} wrong."
-    return _section("Clips", read, "".join(map(_clip, clips)))
+    return section("Clips", read, "".join(map(_clip, clips)))
 
 
 def _clip(clip: ClipStrip) -> str:
@@ -195,13 +207,14 @@ def _clip(clip: ClipStrip) -> str:
     style = f"--strip:url({uri});--count:{count};--columns:{columns};--shape:{width}/{height}"
     alt = f'role="img" aria-label="{count} frames of a clip: {truth}"'
     strip = f'<div class="strip" {alt}>{player}<div class="frames">{frames}</div></div>'
-    return f'<article class="card" style="{style}"><h3>{truth}</h3>{strip}<div class="said">{said}</div></article>'
+    heading = f"{truth} <small>{escape(clip.name)}</small>" if clip.name else truth
+    return f'<article class="card" style="{style}"><h3>{heading}</h3>{strip}<div class="said">{said}</div></article>'
 
 
 def _curves(curves: list[Curve], colours: dict[str, str]) -> str:
     pictures, keys = "", {}
     for key, heading in (("loss", "training loss"), ("val_top1", "validation top-1")):
-        axes, ends = _axes(5.4, 3.3), []
+        axes, ends = blank_axes(5.4, 3.3), []
         for index, curve in enumerate(curves):
             points = [(at["step"], at[key]) for at in curve.history if key in at and math.isfinite(at[key])]
             if points:
@@ -211,11 +224,11 @@ def _curves(curves: list[Curve], colours: dict[str, str]) -> str:
                 keys[curve.name] = f'<i style="border-color:{colour};border-style:{dash}"></i>{escape(curve.name)}'
         axes.set_ylim(0, 1.02 if key == "val_top1" else None)
         axes.grid(axis="y", color="#e2e6ee")
-        pictures += _picture(axes, f"{heading} over steps", f"{heading}: {'; '.join(ends)}") if ends else ""
+        pictures += picture(axes, f"{heading} over steps", f"{heading}: {'; '.join(ends)}") if ends else ""
     read = "A falling loss: the model fits its training clips. A rising top-1: it is right on clips it never saw."
     legend = "".join(f"<li>{key}</li>" for key in keys.values())
     body = f'<ul class="legend">{legend}</ul><div class="pictures">{pictures}</div>'
-    return _section("Learning curves", read, body if pictures else "")
+    return section("Learning curves", read, body if pictures else "")
 
 
 def _confusions(confusions: dict[str, tuple[list[list[int]], list[str]]]) -> str:
@@ -226,25 +239,28 @@ def _confusions(confusions: dict[str, tuple[list[list[int]], list[str]]]) -> str
             raise ValueError(f"confusion of {name!r}: expected [K, K] for K={len(classes)} names, got {table.shape}")
         shares = table / table.sum(axis=1, keepdims=True).clip(min=1)
         recall = shares.diagonal().sum() / max((table.sum(axis=1) > 0).sum(), 1)
-        axes = _axes(*[2.2 + 0.17 * len(classes)] * 2)
+        named = len(classes) <= MOST_NAMED_CLASSES
+        axes = blank_axes(*[2.2 + 0.17 * len(classes) if named else 9] * 2)
         axes.set(aspect="equal", xlabel="what the model said", ylabel="what was shown")
-        axes.pcolormesh(shares, cmap=SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
+        edges = "white" if named else "none"
+        axes.pcolormesh(shares, cmap=SHADES, vmin=0, vmax=1, edgecolors=edges, linewidth=0.6)
         axes.invert_yaxis()
-        middles = np.arange(len(classes)) + 0.5
-        axes.set_xticks(middles, classes, rotation=90, fontsize=8, parse_math=False)
-        axes.set_yticks(middles, classes, fontsize=8, parse_math=False)
+        if named:
+            middles = np.arange(len(classes)) + 0.5
+            axes.set_xticks(middles, classes, rotation=90, fontsize=8, parse_math=False)
+            axes.set_yticks(middles, classes, fontsize=8, parse_math=False)
         alt = f"Confusion matrix of {name}: {recall:.0%} on the diagonal, on average over classes"
-        pictures += _picture(axes, name, alt)
+        pictures += picture(axes, name, alt, "svg" if named else "png")
     read = "Each row says how the clips of one class were answered, from pale (none) to dark (all): a dark diagonal is "
     read += "perfect, and two equally dark neighbours are two classes that the model cannot tell apart."
-    return _section("Confusion matrices", read, f'<div class="pictures">{pictures}</div>' if pictures else "")
+    return section("Confusion matrices", read, f'<div class="pictures">{pictures}</div>' if pictures else "")
 
 
-def _section(heading: str, read: str, body: str) -> str:
+def section(heading: str, read: str, body: str) -> str:
     return f'<section><h2>{heading}</h2><p class="read">{read}</p>{body}</section>\n' if body else ""
 
 
-def _axes(width: float, height: float) -> Axes:
+def blank_axes(width: float, height: float) -> Axes:
     """Axes without a frame, alone on a figure of that many inches."""
     axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
     axes.spines[:].set_visible(False)
@@ -252,14 +268,15 @@ def _axes(width: float, height: float) -> Axes:
     return axes
 
 
-def _picture(axes: Axes, caption: str, alt: str) -> str:
+def picture(axes: Axes, caption: str, alt: str, kind: Literal["svg", "png"] = "svg") -> str:
     """The figure at its natural size, on a narrow page down to 0.68 of it and then scrolled."""
     figure, target = axes.get_figure(root=True), io.BytesIO()
     assert figure is not None
-    figure.savefig(target, format="svg", metadata={"Date": None})
+    figure.savefig(target, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)
     size = 96 * figure.get_figwidth()  # CSS pixels
     style = f"max-width:{size:.0f}px;min-width:{0.68 * size:.0f}px"
-    image = f'<img src="{_uri(target.getvalue(), "svg+xml")}" alt="{escape(alt)}" style="{style}">'
+    uri = _uri(target.getvalue(), "svg+xml" if kind == "svg" else kind)
+    image = f'<img src="{uri}" alt="{escape(alt)}" style="{style}">'
     heading, scroll = f"<figcaption>{escape(caption)}</figcaption>", f'<div class="scroll" tabindex="0">{image}</div>'
     return f'<figure style="flex-basis:{0.9 * size:.0f}px">{heading}{scroll}</figure>'
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipvid.commands.evaluate import EvaluateConfig
+from clipvid.commands.measuring import EvaluateConfig
 from clipvid.commands.pretrain import PretrainConfig
+from clipvid.commands.suite import SuiteConfig
 from clipvid.config import FinetuneConfig, claim_output, config_record, parse_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -14,6 +15,10 @@ RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "accelerate" not in pa
 
 
 def config_class(path: Path) -> type:
+    if path.name == "suite.yaml":
+        return SuiteConfig
+    if "eval" in path.parts:
+        return EvaluateConfig
     return PretrainConfig if path.parent.name == "pretrain" else FinetuneConfig
 
 
@@ -88,7 +93,7 @@ def test_print_config_shows_every_option(capsys) -> None:
     with pytest.raises(SystemExit) as end:
         parse_config(EvaluateConfig, ["--print_config"], "test")
     assert end.value.code == 0
-    assert {"model", "data", "frame_order"} <= yaml.safe_load(capsys.readouterr().out).keys()
+    assert {"model", "data", "controls"} <= yaml.safe_load(capsys.readouterr().out).keys()
 
 
 def test_a_folder_belongs_to_one_config(tmp_path: Path) -> None:

@@ -212,12 +212,20 @@ def test_epochs_differ_and_follow_each_other():
 @pytest.mark.parametrize(("total", "world_size", "batch_size"), [(10, 1, 4), (10, 3, 2), (2, 4, 3), (0, 2, 1)])
 def test_evaluation_ranks_share_out_every_sample_once(total: int, world_size: int, batch_size: int):
     samplers = [EvalBatches(total, batch_size, world_size=world_size, rank=rank) for rank in range(world_size)]
-    ranks = [list(sampler) for sampler in samplers]
+    ranks = [[[index for _, index in batch] for batch in sampler] for sampler in samplers]
     assert [len(sampler) for sampler in samplers] == [len(batches) for batches in ranks]
-    for rank, batches in enumerate(ranks):
-        assert [index for batch in batches for _, index in batch] == list(range(rank, total, world_size))
-        assert all(0 < len(batch) <= batch_size for batch in batches)
-    assert sorted(index for batches in ranks for batch in batches for _, index in batch) == list(range(total))
+    alone = [[index for _, index in batch] for batch in EvalBatches(total, batch_size)]
+    assert sorted(batch for batches in ranks for batch in batches) == alone
+    assert [index for batch in alone for index in batch] == list(range(total))
+
+
+def test_batches_that_were_done_are_skipped_and_the_others_stay_what_they_are():
+    samplers = [EvalBatches(11, 2, world_size=2, rank=rank) for rank in range(2)]
+    for sampler in samplers:
+        sampler.skip([2, 8])
+    ranks = [[[index for _, index in batch] for batch in sampler] for sampler in samplers]
+    assert ranks == [[[0, 1], [6, 7]], [[4, 5], [10]]]
+    assert [len(sampler) for sampler in samplers] == [2, 2]
 
 
 def test_impossible_batches_are_refused():

@@ -1,12 +1,27 @@
 """Figures of merit against scikit-learn and formulas written out."""
 
 import math
+import statistics
 
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
+from scipy.stats import norm
+from sklearn.calibration import calibration_curve as reference_curve
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from clipvid.metrics import attribute_accuracy, classification_metrics, pair_accuracy, proportion, top_k
+from clipvid.metrics import (
+    attribute_accuracy,
+    bootstrap_intervals,
+    calibration_curve,
+    class_accuracy,
+    classification_metrics,
+    harmonic_mean,
+    mean_and_spread,
+    pair_accuracy,
+    proportion,
+    top_k,
+)
 
 
 @pytest.fixture
@@ -91,3 +106,60 @@ def test_an_unreadable_video_counts_as_wrong_in_every_share() -> None:
     }
     nothing = classification_metrics(torch.zeros(3, 2), labels)
     assert (nothing["top1"]["value"], nothing["nll"], nothing["mean_class"]) == (0.0, None, 0.0)
+
+
+def test_calibration_curve_is_scikit_learn_s_and_its_weighted_gap_torchmetrics_error(scored) -> None:
+    scores, labels = scored
+    curve = calibration_curve(scores, labels)
+    confidence, guess = scores.max(dim=1)
+    accuracy, mean_confidence = reference_curve(guess == labels, confidence, n_bins=15)
+    assert curve["accuracy"] == pytest.approx(accuracy.tolist())
+    assert curve["confidence"] == pytest.approx(mean_confidence.tolist())
+    assert sum(curve["count"]) == len(labels)
+    gaps = [c * abs(a - b) for c, a, b in zip(curve["count"], curve["accuracy"], curve["confidence"], strict=True)]
+    expected = multiclass_calibration_error(scores, labels, 7, n_bins=15)
+    assert sum(gaps) / len(labels) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_accuracy_by_class_is_scikit_learn_s_recall(scored) -> None:
+    scores, labels = scored
+    assert class_accuracy(scores, labels) == pytest.approx(recall_score(labels, scores.argmax(1), average=None))
+    few = labels < 6
+    assert class_accuracy(scores[few], labels[few])[6] is None
+
+
+def test_bootstrap_intervals_are_those_of_the_normal_limit_and_the_same_every_time(scored) -> None:
+    scores, labels = scored
+    found = bootstrap_intervals(scores, labels)
+    losses = -scores.gather(1, labels[:, None]).log()[:, 0]
+    half = norm.ppf(0.975) * float(losses.std()) / math.sqrt(len(losses))
+    low, high = found["nll"]
+    assert low == pytest.approx(float(losses.mean()) - half, abs=0.15 * half)
+    assert high == pytest.approx(float(losses.mean()) + half, abs=0.15 * half)
+    figures = classification_metrics(scores, labels)
+    assert found["mean_class"][0] < figures["mean_class"] < found["mean_class"][1]
+    assert found == bootstrap_intervals(scores, labels)
+    assert bootstrap_intervals(scores[:1], labels[:1]) == {}
+
+
+def test_a_thousand_classes() -> None:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(1000, (300,), generator=generator)
+    logits = torch.randn(300, 1000, generator=generator) + 4 * torch.nn.functional.one_hot(labels, 1000)
+    scores = logits.softmax(dim=1)
+    figures = classification_metrics(scores, labels)
+    assert figures["top1"]["value"] == pytest.approx(float(multiclass_accuracy(scores, labels, 1000, "micro")))
+    top5 = multiclass_accuracy(scores, labels, 1000, "micro", top_k=5)
+    assert figures["top5"]["value"] == pytest.approx(float(top5))
+    assert figures["mean_class"] == pytest.approx(balanced_accuracy_score(labels, scores.argmax(1)))
+    assert figures["nll"] == pytest.approx(log_loss(labels, scores.double(), labels=range(1000)), rel=1e-4)
+
+
+def test_means_over_seeds_and_of_base_and_novel() -> None:
+    values = [0.25, 0.5, 0.75]
+    found = mean_and_spread(values)
+    assert found["mean"] == pytest.approx(statistics.mean(values))
+    assert found["std"] == pytest.approx(statistics.stdev(values))
+    assert mean_and_spread([0.5])["std"] is None
+    assert harmonic_mean(0.8, 0.4) == pytest.approx(statistics.harmonic_mean([0.8, 0.4]))
+    assert harmonic_mean(0.0, 0.4) == 0.0

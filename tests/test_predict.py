@@ -23,8 +23,8 @@ from clipvid.config import DataConfig, eval_loader
 from clipvid.data.manifest import load_manifest
 from clipvid.data.reader import VideoError, open_video
 from clipvid.data.synthetic import WorldConfig, build_world
-from clipvid.engine import predict
 from clipvid.hub import from_pretrained
+from clipvid.prediction import predict
 from clipvid.predictor import Predictor
 
 LABELS = ["walking", "running", "jumping"]

@@ -135,7 +135,7 @@ def test_table_shows_values_intervals_and_chance(render):
 
 def test_figures_that_a_row_lacks_are_dashes(render):
     page, _ = render(rows=[Row("plain", {"top1": proportion(1, 4)}), Row("none", {})])
-    assert "plain – – 0.25 0.05–0.70 none – – –" in page.text
+    assert "plain 0.25 0.05–0.70 none – Clips" in page.text
     assert "Accuracy by motion pair" not in page.text
 
 

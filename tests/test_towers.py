@@ -196,8 +196,27 @@ def test_timm_model_comes_back_from_its_folder(name, tmp_path, monkeypatch):
     assert loaded.backbone.fingerprint() == backbone.fingerprint()
     again = fresh_backbone(f"local-dir:{tmp_path / 'backbone'}")
     assert again.vision.num_prefix == backbone.vision.num_prefix
-    with pytest.raises(ValueError, match="is of timm and made for 224; leave it out"):
-        load_backbone(f"local-dir:{tmp_path / 'backbone'}", image_size=96)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CLASSES)
+def test_timm_tower_of_another_image_size(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(timm, "create_model", create_little)
+    clip, backbone = both(name)
+    backbone.save(tmp_path / "native")
+    patch = backbone.image_size // backbone.vision.grid[0]
+    size = patch * (backbone.vision.grid[0] - 3)
+    resized = load_backbone(f"local-dir:{tmp_path / 'native'}", image_size=size)
+    assert resized.vision.image_shape == (size, size)
+    clip.visual.set_input_size((size, size))
+    check_equal(clip, resized)
+
+    resized.save(tmp_path / "resized")
+    again = load_backbone(f"local-dir:{tmp_path / 'resized'}")
+    assert again.fingerprint() == resized.fingerprint()
+    check_equal(clip, again)
+    with pytest.raises(ValueError, match=f"image_size={size - 1} is no multiple of the tower's patches of {patch}"):
+        load_backbone(f"local-dir:{tmp_path / 'native'}", image_size=size - 1)
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,13 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.markdown import Markdown
 
-from clipvid.commands.evaluate import run_evaluation
 from clipvid.commands.finetune import finished, write_results
 from clipvid.config import FinetuneConfig, eval_loader, load_split, parse_config
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import Manifest
-from clipvid.engine import Predictions
-from clipvid.evaluation import write_json
+from clipvid.evaluation import evaluate, write_json
 from clipvid.hub import load_model
+from clipvid.prediction import Predictions
 from clipvid.report import ClipStrip, Curve, Row, markdown_table, save_strips, write_report
 
 INTRODUCTION = (
@@ -109,7 +108,8 @@ def _measure(
         return Outcome(name, *done)
     print(f"\n{name}: {len(manifest)} held-out clips", flush=True)
     model = load_model(model_name, None, config.model.num_frames, manifest.class_names, config.templates)
-    predictions, figures = run_evaluation(accelerator, model, config.data, manifest, 16, order)
+    loader = eval_loader(config.data, model.to(accelerator.device), manifest, accelerator, 16, order)
+    predictions, figures = evaluate(accelerator, model, loader, manifest.classes)
     write_results(folder, predictions, figures, config, accelerator)
     return Outcome(name, predictions, figures)
 

@@ -23,9 +23,9 @@ from clipvid.config import (
     parse_config,
 )
 from clipvid.data.manifest import Manifest, check_splits, leave_one_group_out
-from clipvid.engine import Predictions
 from clipvid.evaluation import describe, evaluate, summarise, write_json
 from clipvid.model import VideoCLIP, load_strictly
+from clipvid.prediction import Predictions
 from clipvid.preemption import Preemption
 from clipvid.push import check_login, check_repo_id, push_to_hub
 from clipvid.record import recorded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import torch
@@ -102,23 +102,33 @@ class TrainBatches(Sampler[list[Key]]):
 
 
 class EvalBatches(Sampler[list[Key]]):
-    """Batches of rank r of w over samples r, r + w, r + 2w, ...: each sample once over all ranks, none repeated.
+    """Batches of rank r of w: the samples in order are cut into batches, which the ranks take in turn.
 
-    A rank may have fewer batches than another, or none.
+    Each sample comes once over all ranks, and its batch is the same whatever their number and whatever was skipped:
+    so are the digits that a model gives it. A rank may have a batch less than another, or none.
     """
 
     def __init__(self, num_samples: int, batch_size: int, *, world_size: int = 1, rank: int = 0) -> None:
         _check_rank(rank, world_size)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-        self.indices, self.batch_size = range(rank, num_samples, world_size), batch_size
+        self.num_samples, self.batch_size, self.world_size, self.rank = num_samples, batch_size, world_size, rank
+        self.skipped: frozenset[int] = frozenset()
+
+    def skip(self, starts: Iterable[int]) -> None:
+        """Leave out the batches whose first samples are `starts`; all ranks must be told the same."""
+        self.skipped = frozenset(starts)
+
+    def _starts(self) -> list[int]:
+        left = [start for start in range(0, self.num_samples, self.batch_size) if start not in self.skipped]
+        return left[self.rank :: self.world_size]
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return len(self._starts())
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+        for start in self._starts():
+            yield [(0, index) for index in range(start, min(start + self.batch_size, self.num_samples))]
 
 
 def _check_rank(rank: int, world_size: int) -> None:

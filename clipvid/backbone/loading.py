@@ -1,0 +1,197 @@
+"""CLIP models by name, from open_clip's tags, files, folders and the Hub."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import resize_pos_embed
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from clipvid.backbone.hugging_face import read_hugging_face
+from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, take_apart
+from clipvid.backbone.towers import NO_TEXT
+
+TINY = "tiny"
+RANDOM = "random"
+_TINY_FOLDER = Path(__file__).parent.parent / "weights" / TINY
+
+
+def load_backbone(name: str, pretrained: str | None = None, image_size: int | None = None) -> Backbone:
+    """A CLIP model by open_clip's name.
+
+    Args:
+        name: `tiny` (the small CLIP inside this package), a name of `open_clip.list_models()`, `hf-hub:org/repo` or
+            `local-dir:/path` with open_clip's config and weights.
+        pretrained: tag of `open_clip.list_pretrained()`, a file, a folder of transformers' `CLIPModel` or
+            `SiglipModel`, or `random`; None leaves a named tower random, with a warning.
+        image_size: side in pixels, when it is not the pretrained one; position embeddings are resampled.
+
+    Raises:
+        ValueError: unknown name or tag, a tower that is no ViT, or an image size that it cannot have.
+        RuntimeError: weights that cannot be fetched or do not fit; says where they were looked for.
+    """
+    source = f"local-dir:{_TINY_FOLDER}" if name == TINY else name
+    config = _find_config(name, source)
+    options = _weight_options(name, config, pretrained)
+    given = _own_weights(source, config, options)
+    if pretrained is not None and _is_folder(name, pretrained):
+        given, quick_gelu = read_hugging_face(Path(pretrained))
+        if config.get("quick_gelu") and not quick_gelu:
+            raise ValueError(f"{pretrained} was trained with GELU, {name} has QuickGELU: take the name without it")
+        options["force_quick_gelu"] = quick_gelu
+    if not options.get("load_weights", True):
+        logging.disable(logging.WARNING)  # open_clip warns of random weights
+    try:
+        clip = open_clip.create_model(source, force_patch_dropout=0.0, **options)
+        if given is not None:
+            _resize(clip.visual, config["vision_cfg"]["image_size"])
+            clip.load_state_dict(given)
+    except Exception as error:
+        raise RuntimeError(_fetch_advice(name, pretrained, error)) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    config |= {"quick_gelu": options["force_quick_gelu"]} if options.get("force_quick_gelu") else {}
+    if image_size is not None:
+        config["vision_cfg"]["image_size"] = image_size
+        _resize(clip.visual, image_size)
+    try:
+        tokenizer = open_clip.get_tokenizer(source)
+    except Exception as error:
+        raise RuntimeError(_fetch_advice(name, pretrained, error)) from error
+    return take_apart(clip.eval(), tokenizer, name, pretrained, _is_fetchable(name, pretrained), config)
+
+
+def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: str) -> Backbone:
+    """A CLIP model from open_clip's `model_cfg` and weights under open_clip's names, all of them.
+
+    Without text tower: `config["text_cfg"]` is `NO_TEXT`, and the weights of the image tower suffice.
+    """
+    clip = open_clip.CLIP(**config)
+    if config["text_cfg"] == NO_TEXT:
+        placeholders = {key: torch.zeros_like(value) for key, value in clip.state_dict().items()}
+        state_dict = {key: value for key, value in placeholders.items() if not key.startswith("visual.")} | state_dict
+    try:
+        clip.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {name} do not fit its config: {error}") from error
+    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    return take_apart(clip.eval(), tokenizer, name, None, False, config)
+
+
+def hub_repository(name: str, pretrained: str | None) -> str | None:
+    """The repository on the Hub that a backbone's weights come from, None where there is none."""
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:")
+    tag = get_pretrained_cfg(name, pretrained) if pretrained else None
+    return "/".join(tag["hf_hub"].split("/")[:2]) if tag and tag.get("hf_hub") else None
+
+
+def _own_weights(source: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Tensor] | None:
+    """Weights of a folder with a tower of timm, whose image size may be another than timm's: open_clip fits none."""
+    if not source.startswith("local-dir:") or "timm_model_name" not in config["vision_cfg"]:
+        return None
+    options |= {"load_weights": False, "require_pretrained": False}
+    return load_file(Path(source.removeprefix("local-dir:")) / WEIGHTS_FILE)
+
+
+def _resize(visual: nn.Module, image_size: int | tuple[int, int]) -> None:
+    """Resample position embeddings; in float32, since on CPU half precision cannot be.
+
+    Raises:
+        ValueError: a size that is no multiple of the patches'.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if isinstance(visual, TimmModel):
+        trunk: Any = visual.trunk
+        if hasattr(trunk, "set_input_size") and tuple(trunk.patch_embed.img_size) != size:
+            _check_patches(size, trunk.patch_embed.patch_size)
+            visual.set_input_size(size)
+    elif isinstance(visual, VisionTransformer) and tuple(visual.image_size) != size:
+        _check_patches(size, visual.patch_size)
+        visual.image_size = size
+        visual.grid_size = (size[0] // visual.patch_size[0], size[1] // visual.patch_size[1])
+        state = {"visual.positional_embedding": visual.positional_embedding.detach()}
+        resize_pos_embed(state, SimpleNamespace(visual=visual))
+        visual.positional_embedding = nn.Parameter(
+            state["visual.positional_embedding"], visual.positional_embedding.requires_grad
+        )
+
+
+def _check_patches(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
+    if any(side % step for side, step in zip(size, patch, strict=True)):
+        raise ValueError(f"image_size={size[0]} is no multiple of the tower's patches of {patch[0]} pixels")
+
+
+def _is_fetchable(name: str, pretrained: str | None) -> bool:
+    if pretrained is None:
+        return name == TINY or name.startswith("hf-hub:")
+    return pretrained != RANDOM and not Path(pretrained).is_file() and not _is_folder(name, pretrained)
+
+
+def _is_folder(name: str, pretrained: str) -> bool:
+    """Whether the weights lie in a folder; a tag of that name goes first."""
+    return not get_pretrained_cfg(name, pretrained) and Path(pretrained).is_dir()
+
+
+def _find_config(name: str, source: str) -> dict[str, Any]:
+    try:
+        config = open_clip.get_model_config(source)
+    except Exception as error:
+        raise RuntimeError(_fetch_advice(name, None, error)) from error
+    if config is None:
+        raise ValueError(
+            f"unknown backbone {name!r}: expected tiny, a name of open_clip.list_models() such as ViT-B-16, "
+            "hf-hub:org/repo or local-dir:/path"
+        )
+    return config
+
+
+def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -> dict[str, Any]:
+    """open_clip's arguments that make sure of the weights asked for, with the activation they were trained with."""
+    own_weights = ":" in name or name == TINY
+    if pretrained == RANDOM:
+        return {"load_weights": False, "pretrained_text": False}
+    if own_weights and pretrained:
+        raise ValueError(f"backbone {name!r} brings its own weights; leave pretrained={pretrained!r} out")
+    if pretrained is not None and _is_folder(name, pretrained):
+        return _weight_options(name, config, RANDOM)
+    if own_weights:
+        return {"require_pretrained": True}
+    if pretrained is None:
+        warnings.warn(
+            f"{name} has RANDOM weights: no `pretrained` was given (for example pretrained='openai'); "
+            f"pretrained='{RANDOM}' says that it is meant",
+            stacklevel=4,
+        )
+        return _weight_options(name, config, RANDOM)
+    tag = get_pretrained_cfg(name, pretrained)
+    if not tag and not Path(pretrained).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ValueError(f"{name} has no weights {pretrained!r}: neither a file, a folder nor one of its tags ({tags})")
+    options: dict[str, Any] = {"pretrained": pretrained, "require_pretrained": True}
+    if tag and tag.get("quick_gelu") and not config.get("quick_gelu"):
+        options["force_quick_gelu"] = True
+    return options
+
+
+def _fetch_advice(name: str, pretrained: str | None, error: Exception) -> str:
+    wanted = f"{name}, pretrained={pretrained!r}" if pretrained else name
+    tag = get_pretrained_cfg(name, pretrained) if pretrained and ":" not in name else None
+    places = [tag[key] for key in ("hf_hub", "url") if tag and tag.get(key)] if tag else [name]
+    return (
+        f"the weights of {wanted} could not be loaded from {' or '.join(places)}: {error}\n"
+        "With a copy on this machine: pretrained=/path/to/weights (.safetensors or .pt of that model, or a folder of "
+        "transformers' CLIPModel or SiglipModel), or "
+        f"backbone=local-dir:/path (a folder with {CONFIG_FILE} and {WEIGHTS_FILE}), "
+        "or a filled cache and HF_HUB_OFFLINE=1."
+    )

@@ -1,0 +1,150 @@
+"""A CLIP model in parts.
+
+Shapes: see `clipvid.backbone`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from clipvid.backbone.timm_towers import TimmBlock, TimmTower, take_timm_apart
+from clipvid.backbone.towers import NO_TEXT, Block, TextTower, VisionTower
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+@dataclass
+class Backbone:
+    """A CLIP model in parts. The parts are registered by the model that uses them, not here.
+
+    name, pretrained: how open_clip finds it.
+    fetchable: name and pretrained bring the same weights again, anywhere; if not, only a copy of them does.
+    mean, std: normalisation constants of the pixels, on the scale 0..1.
+    config: open_clip's `model_cfg`.
+    """
+
+    name: str
+    pretrained: str | None
+    fetchable: bool
+    config: dict[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    vision: VisionTower | TimmTower
+    blocks: list[Block | TimmBlock]
+    text: TextTower
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images, in pixels; the height where a tower's images are not square."""
+        return self.vision.image_shape[0]
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of a block."""
+        heads: int = self.blocks[0].attn.num_heads
+        return heads
+
+    def shared(self) -> Backbone:
+        """The same weights in modules of its own: what is put into these is not in the others."""
+        parts: Any = nn.ModuleList([self.vision, *self.blocks, self.text])
+        kept: list[Any] = [*parts.parameters(), *parts.buffers(), self.text.tokenizer]
+        vision, *blocks, text = copy.deepcopy(list(parts), {id(item): item for item in kept})
+        return dataclasses.replace(self, vision=vision, blocks=blocks, text=text)
+
+    def stages(self) -> list[list[list[nn.Parameter]]]:
+        """Image tower and text tower, each as its stages from input to output: embedding, every block, the rest.
+
+        A text tower that is not open_clip's own is one stage.
+        """
+        text_blocks = getattr(getattr(self.text.clip, "text", self.text.clip), "transformer", None)
+        towers = (self.vision, self.blocks), (self.text, getattr(text_blocks, "resblocks", []))
+        found = []
+        for tower, blocks in towers:
+            before, after = tower.ends()
+            found.append([before, *([*block.parameters()] for block in blocks), after])
+        return found
+
+    def open_clip_state_dict(self) -> dict[str, Tensor]:
+        """All weights under open_clip's names, attention fused again."""
+        state = {key: value for key, value in self.text.clip.state_dict().items() if not key.startswith("visual.")}
+        state |= {f"visual.{key}": value for key, value in self.vision.visual.state_dict().items()}
+        for index, block in enumerate(self.blocks):
+            prefix = f"visual.{self.vision.blocks_prefix}.{index}."
+            state |= {prefix + key: value for key, value in block.open_clip_state().items()}
+        return state
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and float32 values of all weights."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.open_clip_state_dict().items()):
+            digest.update(f"{key}{tuple(value.shape)}".encode())
+            digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def open_clip_model(self) -> nn.Module:
+        """open_clip's own model with a copy of the image tower's weights and no text tower, to compare with."""
+        config = {key: self.config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in self.config}
+        clip: Any = open_clip.CLIP(**config, text_cfg=NO_TEXT)
+        state = self.open_clip_state_dict().items()
+        clip.visual.load_state_dict({key[7:]: value for key, value in state if key.startswith("visual.")})
+        return clip.eval()
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write a folder that `local-dir:` loads, in open_clip or here; weights in `dtype` where one is given."""
+        folder.mkdir(parents=True, exist_ok=True)
+        preprocess = {"mean": self.mean, "std": self.std, "size": self.image_size}
+        config = {"model_cfg": self.config, "preprocess_cfg": preprocess}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        state = {
+            key: value.detach().to("cpu", dtype).contiguous() for key, value in self.open_clip_state_dict().items()
+        }
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def take_apart(
+    clip: nn.Module,
+    tokenizer: Any,
+    name: str,
+    pretrained: str | None,
+    fetchable: bool,
+    config: dict[str, Any],
+) -> Backbone:
+    """The parts of an open_clip model, which is left empty.
+
+    Raises:
+        ValueError: an image tower without ViT blocks.
+    """
+    visual = clip.visual
+    vision: VisionTower | TimmTower
+    blocks: list[Block | TimmBlock]
+    if isinstance(visual, VisionTransformer):
+        visual.output_tokens = False
+        vision, blocks = VisionTower(visual), [Block(source) for source in visual.transformer.resblocks]
+        visual.transformer = nn.Identity()
+    elif isinstance(visual, TimmModel):
+        vision, blocks = take_timm_apart(visual, name)
+    else:
+        raise ValueError(
+            f"backbone {name!r} has a {type(visual).__name__} image tower without ViT blocks; supported: open_clip's "
+            "native ViTs (ViT-B-32, ViT-L-14, ... of OpenAI, LAION, DataComp, MetaCLIP) and timm's (SigLIP, PE-Core, "
+            "EVA)"
+        )
+    clip.visual = nn.Identity()
+    pixels = getattr(visual, "preprocess_cfg", {})
+    mean = tuple(pixels.get("mean", open_clip.OPENAI_DATASET_MEAN))
+    std = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
+    return Backbone(name, pretrained, fetchable, config, mean, std, vision, blocks, TextTower(clip, tokenizer))

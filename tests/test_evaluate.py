@@ -1,0 +1,407 @@
+"""`clipvid evaluate` on real files: what it writes, interrupted and taken up, on one process and several."""
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import shake
+from processes import Worker, all_end_well, together
+from sklearn.metrics import log_loss, top_k_accuracy_score
+from test_report import Page
+
+from clipvid.commands import evaluate as command
+from clipvid.data.reader import open_video
+from clipvid.data.sampling import uniform_indices
+from clipvid.data.synthetic import WorldConfig, build_world
+from clipvid.data.transforms import eval_transform
+from clipvid.hub import from_pretrained
+from clipvid.prediction import Journal, ViewScores
+from clipvid.results import read_predictions
+
+WORLD = WorldConfig(
+    objects=("ball", "star"), motions=("horizontal",), num_frames=6, image_size=32,
+    train_per_class=5, val_per_class=3, test_per_class=0,
+)  # fmt: skip
+LABELS = ["ball moving left", "ball moving right", "star moving left", "star moving right"]
+CONTROLS = ["reversed", "shuffled", "single", "bag"]
+RECIPE = {
+    "training": {"epochs": 1, "per_device_train_batch_size": 4, "report_to": "none"},
+    "optim": {"lr": 0.01},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_world(WORLD, tmp_path_factory.mktemp("world"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def model_folder(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with ILA whose adapters see the order of frames."""
+    model = make_model("ila", labels=LABELS)
+    for seed, module in enumerate(model.encoder.adapters()):
+        shake(module, 0.1, seed)
+    folder = tmp_path_factory.mktemp("model") / "ila"
+    model.save_pretrained(folder)
+    return folder
+
+
+def arguments(world: Path, model: str | Path, output: Path, **changed: object) -> list[str]:
+    fixed = {
+        "data.root": world,
+        "model": model,
+        "num_frames": 3,
+        "data.num_workers": 0,
+        "batch_size": 5,
+        "hardest_clips": 2,
+        "output_dir": output,
+    }
+    named = {key.replace("__", "."): value for key, value in changed.items()}
+    return [f"--{key}={value}" for key, value in (fixed | named).items()]
+
+
+def evaluate(world: Path, model: str | Path, output: Path, **changed: object) -> dict:
+    command.main(arguments(world, model, output, **changed))
+    return json.loads((output / "metrics.json").read_text())
+
+
+def rows(output: Path, **wanted: str) -> list[dict]:
+    found = pq.read_table(output / "predictions.parquet").to_pylist()
+    return [row for row in found if all(row[key] == value for key, value in wanted.items())]
+
+
+def scores(found: list[dict]) -> torch.Tensor:
+    return torch.tensor([row["scores"] for row in found])
+
+
+@pytest.fixture(scope="module")
+def evaluated(world: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("evaluated")
+    evaluate(world, model_folder, output, data__test_clips=2, sweep="[0.0,0.5,1.0]")
+    return output
+
+
+def test_every_condition_has_a_row_for_every_video(evaluated: Path, world: Path) -> None:
+    found = rows(evaluated)
+    conditions = ["forward", *CONTROLS, "zero-shot", "alpha=0", "alpha=0.5", "alpha=1"]
+    assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
+    for condition in conditions:
+        own = [row for row in found if row["condition"] == condition]
+        assert [row["index"] for row in own] == list(range(12))
+        assert all((world / row["path"]).is_file() and LABELS[row["label"]] == row["class"] for row in own)
+        views = 6 if condition == "bag" else 2
+        logits = torch.tensor([row["view_logits"] for row in own])
+        assert logits.shape == (12, views, 4)
+        torch.testing.assert_close(scores(own), logits.softmax(-1).mean(1))
+
+
+def test_the_figures_are_those_of_the_rows(evaluated: Path) -> None:
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    measured = {"forward": metrics, "zero-shot": metrics["zero_shot"]} | metrics["controls"]
+    for condition, figures in measured.items():
+        own = rows(evaluated, condition=condition)
+        labels = [row["label"] for row in own]
+        assert figures["top1"]["value"] == pytest.approx(top_k_accuracy_score(labels, scores(own), k=1))
+        assert figures["nll"] == pytest.approx(log_loss(labels, scores(own).double()), rel=1e-4)
+        assert {"pairs", "object", "by_pair", "mean_class", "ece"} <= figures.keys()
+    own = rows(evaluated, condition="forward")
+    logits, labels = torch.tensor([row["view_logits"] for row in own]), torch.tensor([row["label"] for row in own])
+    by_view = [(logits[:, view].argmax(1) == labels).double().mean() for view in range(2)]
+    assert [view["value"] for view in metrics["by_view"]] == pytest.approx([float(share) for share in by_view])
+    assert [point["alpha"] for point in metrics["sweep"]] == [0, 0.5, 1]
+    assert set(metrics["intervals"]) == {"mean_class", "nll", "ece"}
+
+
+def test_the_ends_of_the_sweep_are_zero_shot_and_the_model(evaluated: Path) -> None:
+    assert [row["scores"] for row in rows(evaluated, condition="alpha=0")] == [
+        row["scores"] for row in rows(evaluated, condition="zero-shot")
+    ]
+    assert [row["scores"] for row in rows(evaluated, condition="alpha=1")] == [
+        row["scores"] for row in rows(evaluated, condition="forward")
+    ]
+    assert rows(evaluated, condition="zero-shot")[0]["scores"] != rows(evaluated, condition="forward")[0]["scores"]
+
+
+def test_the_report_shows_all_and_needs_nothing_else(evaluated: Path) -> None:
+    html = (evaluated / "report.html").read_text()
+    page = Page(html)
+    headings = ["Results", "Accuracy by motion pair", "More figures", "Gains by class", "Calibration"]
+    headings += ["Weight-space ensembling", "Views", "Clips", "Confusion matrices", "Details"]
+    assert re.findall("<h2>(.*?)</h2>", html) == headings
+    for line in ("zero-shot CLIP", "on reversed clips", "on shuffled clips", "first frame, repeated", "bag of frames"):
+        assert line in page.text
+    assert html.count("data:image/png") >= 5
+    assert "http://" not in html
+    assert "https://" not in html
+    own = rows(evaluated, condition="forward")
+    worst = min(own, key=lambda row: row["scores"][row["label"]])
+    assert worst["path"] in page.text
+
+
+def test_a_plain_clip_does_not_see_order_and_has_no_zero_shot_beside_it(
+    world: Path, clip_folder: Path, tmp_path: Path, evaluated: Path
+) -> None:
+    metrics = evaluate(world, f"local-dir:{clip_folder}", tmp_path, data__test_clips=2, templates="none")
+    assert "zero_shot" not in metrics
+    forward = scores(rows(tmp_path, condition="forward"))
+    for order in ("reversed", "shuffled"):
+        torch.testing.assert_close(scores(rows(tmp_path, condition=order)), forward)
+    assert forward.tolist() == scores(rows(evaluated, condition="zero-shot")).tolist()
+    model_s = scores(rows(evaluated, condition="forward"))
+    assert not torch.allclose(scores(rows(evaluated, condition="reversed")), model_s, atol=1e-3)
+
+
+def test_the_bag_of_frames_is_each_frame_alone(world: Path, model_folder: Path, tmp_path: Path) -> None:
+    evaluate(world, model_folder, tmp_path / "bag", controls="[bag]")
+    model, row = from_pretrained(model_folder), rows(tmp_path / "bag", condition="bag")[4]
+    with open_video(world / row["path"]) as video:
+        frames = video.read(uniform_indices(len(video), 3)).permute(0, 3, 1, 2)
+    clip = eval_transform(model.image_size)(frames)
+    with torch.no_grad():
+        alone = torch.stack([model(frame[None, None]).logits[0] for frame in clip])
+    torch.testing.assert_close(torch.tensor(row["view_logits"]), alone, atol=1e-4, rtol=1e-4)
+
+
+def test_logits_can_be_averaged_in_place_of_probabilities(world: Path, model_folder: Path, tmp_path: Path) -> None:
+    evaluate(world, model_folder, tmp_path, data__test_clips=3, average="logits", controls="[]", zero_shot=False)
+    for row in rows(tmp_path):
+        expected = torch.tensor(row["view_logits"]).mean(0).softmax(-1)
+        torch.testing.assert_close(torch.tensor(row["scores"]), expected)
+
+
+def test_alpha_zero_is_the_zero_shot_model(world: Path, model_folder: Path, tmp_path: Path) -> None:
+    evaluate(world, model_folder, tmp_path, alpha=0.0, controls="[]")
+    forward, zero_shot = (scores(rows(tmp_path, condition=name)) for name in ("forward", "zero-shot"))
+    assert forward.tolist() == zero_shot.tolist()
+
+
+def test_other_classes_than_those_trained_on_are_told(world: Path, make_model, tmp_path: Path) -> None:
+    model = make_model("ila", labels=["Ball_moving_left", "walking"])
+    model.save_pretrained(tmp_path / "model")
+    found = evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]", zero_shot=False)["overlap"]
+    assert (found["trained_on"], found["asked"], found["shared"]) == (2, 4, ["ball moving left"])
+    assert found["unseen_top1"]["count"] == 9
+    assert "Classes that were trained on" in (tmp_path / "out/report.html").read_text()
+
+
+def run_evaluate(args: list[str]) -> None:
+    from clipvid.commands import run
+
+    run("evaluate", args)
+
+
+def figures_of(output: Path) -> dict:
+    metrics = json.loads((output / "metrics.json").read_text())
+    metrics.pop("processes")
+    metrics.pop("config")
+    return metrics
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_any_number_of_processes_gives_the_same_digits(
+    world: Path, model_folder: Path, tmp_path: Path, count: int
+) -> None:
+    changed = {"controls": "[shuffled]", "data__test_clips": 2, "batch_size": 2, "hardest_clips": 0}
+    val = (world / "val.csv").read_text().splitlines()
+    (world / "eleven.csv").write_text("\n".join(val[:-1]) + "\n")  # 11 videos: 6 batches, the last of one
+    changed["data__val"] = "eleven.csv"
+    for processes in (1, count):
+        args = arguments(world, model_folder, tmp_path / str(processes), **changed)
+        all_end_well(together(processes, tmp_path / f"logs_{processes}", run_evaluate, args))
+    assert rows(tmp_path / str(count)) == rows(tmp_path / "1")
+    assert figures_of(tmp_path / str(count)) == figures_of(tmp_path / "1")
+    assert json.loads((tmp_path / str(count) / "metrics.json").read_text())["processes"] == count
+
+
+def kept(output: Path) -> list[Path]:
+    return sorted(output.glob("partial/*/batch_*.safetensors"))
+
+
+def test_a_killed_evaluation_goes_on_from_the_predictions_that_it_has(
+    world: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    changed = {"data__test_clips": 2, "batch_size": 1, "controls": "[reversed]"}
+    evaluate(world, model_folder, tmp_path / "whole", **changed)
+    output = tmp_path / "killed"
+    worker = Worker(tmp_path / "log", {}, run_evaluate, arguments(world, model_folder, output, **changed))
+    while worker.process.is_alive() and len(kept(output)) < 15:
+        time.sleep(0.001)
+    worker.signal(signal.SIGKILL)
+    worker.process.join()
+    assert not (output / "metrics.json").exists()
+    assert len(kept(output)) >= 15
+    command.main(arguments(world, model_folder, output, **changed))
+    assert rows(output) == rows(tmp_path / "whole")
+    assert figures_of(output) == figures_of(tmp_path / "whole")
+    assert not (output / "partial").exists()
+
+
+def test_what_is_kept_is_used_and_what_is_damaged_or_of_other_weights_is_not(
+    world: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    changed = {"controls": "[]", "zero_shot": False, "batch_size": 3}
+    evaluate(world, model_folder, tmp_path / "whole", **changed)
+    metadata = pq.read_schema(tmp_path / "whole/predictions.parquet").metadata
+    (unit,) = json.loads(metadata[b"clipvid"])
+    (found,) = read_predictions(tmp_path / "whole/predictions.parquet").values()
+    told = found._replace(logits=torch.zeros_like(found.logits).index_fill(2, torch.tensor([3]), 9.0))
+    folder = tmp_path / "out/partial" / unit["key"][:16]
+    for start, key in ((0, unit["key"]), (3, "other weights"), (6, unit["key"])):
+        Journal(folder, key).write(ViewScores(*(column[start : start + 3] for column in told)))
+    damaged = kept(tmp_path / "out")[2]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    evaluate(world, model_folder, tmp_path / "out", **changed)
+    mine, whole = rows(tmp_path / "out"), rows(tmp_path / "whole")
+    assert (scores(mine[:3]).argmax(1) == 3).all()
+    assert mine[3:] == whole[3:]
+
+
+def test_a_finished_evaluation_is_taken_up_and_other_weights_are_measured_anew(
+    world: Path, make_model, tmp_path: Path, capsys
+) -> None:
+    changed = {"controls": "[]", "zero_shot": False}
+    for seed in (0, 1):
+        model = make_model("ila", labels=LABELS)
+        for module in model.encoder.adapters():
+            shake(module, 0.1, seed)
+        model.save_pretrained(tmp_path / "model")
+        evaluate(world, tmp_path / "model", tmp_path / "out", **changed)
+        found = rows(tmp_path / "out")
+        assert "forward: 12 videos" in capsys.readouterr().out
+        evaluate(world, tmp_path / "model", tmp_path / "out", **changed)
+        assert "forward: 12 videos" not in capsys.readouterr().out
+        assert rows(tmp_path / "out") == found
+
+
+def recipe(clip_folder: Path, **model: object) -> str:
+    own = {"backbone": f"local-dir:{clip_folder}", "adapter": {"name": "ila", "hidden": 16}, "num_frames": 3}
+    return json.dumps(RECIPE | {"model": own | model})
+
+
+def test_few_shot_from_recipe_to_figures(world: Path, clip_folder: Path, tmp_path: Path) -> None:
+    options = {"recipe": recipe(clip_folder), "controls": "[]", "hardest_clips": 0}
+    protocol = "{name: few_shot, shots: [1, 2], seeds: [0, 1]}"
+    metrics = evaluate(world, "unused", tmp_path, protocol=protocol, **options)
+    groups = ["K=1 seed=0", "K=1 seed=1", "K=2 seed=0", "K=2 seed=1"]
+    assert list(metrics["groups"]) == groups
+    values = [metrics["groups"][name]["top1"]["value"] for name in groups]
+    assert metrics["few_shot"]["K=1"]["values"] == values[:2]
+    assert metrics["few_shot"]["K=2"]["mean"] == pytest.approx(sum(values[2:]) / 2)
+    assert len(json.loads((tmp_path / "k2_seed1/run.json").read_text())["manifests"]) == 2
+    zero_shot = [rows(tmp_path, group=name, condition="zero-shot") for name in groups]
+    assert scores(zero_shot[0]).tolist() == scores(zero_shot[3]).tolist()
+    trained = [scores(rows(tmp_path, group=name, condition="forward")) for name in groups]
+    assert not torch.equal(trained[0], trained[1])
+    assert "K=2" in Page((tmp_path / "report.html").read_text()).text
+
+
+def test_base_to_novel_from_recipe_to_figures(world: Path, clip_folder: Path, tmp_path: Path) -> None:
+    options = {"recipe": recipe(clip_folder), "controls": "[reversed]"}
+    metrics = evaluate(world, "unused", tmp_path, protocol="{name: base_to_novel, shots: 3}", **options)
+    base, novel = (metrics["groups"][name] for name in ("base", "novel"))
+    assert list(base["by_class"]) == LABELS[:2]
+    assert list(novel["by_class"]) == LABELS[2:]
+    assert novel["overlap"]["shared"] == []
+    assert novel["pairs"]["count"] == 6
+    found = metrics["base_to_novel"]["harmonic_mean"]["mean"]
+    low, high = sorted((base["top1"]["value"], novel["top1"]["value"]))
+    assert low <= found <= high or 0 in (low, high)
+    assert sorted(path.name for path in tmp_path.glob("base_*")) == ["base_seed0"]
+
+
+def test_leave_one_group_out_takes_all_answers_together(world: Path, clip_folder: Path, tmp_path: Path) -> None:
+    options = {"recipe": recipe(clip_folder), "controls": "[]", "data__group_pattern": r"/0*(\d)\d?\.mp4"}
+    metrics = evaluate(world, "unused", tmp_path, protocol="leave_one_group_out", **options)
+    assert metrics["top1"]["count"] == 32
+    assert len({row["path"] for row in rows(tmp_path, condition="forward")}) == 32
+
+
+def test_a_suite_makes_a_table_and_what_fails_takes_nothing_from_the_others(
+    world: Path, clip_folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    data = {"root": str(world), "num_workers": 0}
+    files = {
+        "clip": {"model": f"local-dir:{clip_folder}", "num_frames": 3},
+        "ila": {"model": str(model_folder)},
+        "world": {"data": data, "hardest_clips": 0},
+        "few": {"data": data, "protocol": {"name": "base_to_novel"}, "controls": []},
+        "absent": {"data": data | {"root": str(tmp_path / "nowhere")}},
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    suite = {
+        "models": {name: str(tmp_path / f"{name}.yaml") for name in ("clip", "ila")},
+        "protocols": {name: str(tmp_path / f"{name}.yaml") for name in ("world", "absent", "few")},
+        "output_dir": str(tmp_path / "suite"),
+    }
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    with pytest.raises(
+        RuntimeError, match=r"2 of 6 evaluations could not be made, the others stand:\n  clip under abs"
+    ):
+        command.main(["--suite", str(tmp_path / "suite.yaml")])
+    lines = (tmp_path / "suite/table.md").read_text().splitlines()
+    top1 = json.loads((tmp_path / "suite/world/ila/metrics.json").read_text())["top1"]
+    head = "| world | top-1 | mean class | NLL | ECE | motion pairs | top-1, reversed | top-1, shuffled |"
+    assert lines[0].startswith(head)
+    (line,) = [line for line in lines if line.startswith("| ila") and "(" in line]
+    assert f"| {top1['value']:.2f} ({top1['low']:.2f}-{top1['high']:.2f}) |" in line
+    assert "| few | base | novel | harmonic mean |" in lines
+    assert lines[lines.index("| absent | top-1 |") + 2] == "| clip | - |"
+
+
+def write_list(world: Path, name: str, content: str) -> str:
+    (world / name).write_text(content)
+    return name
+
+
+def test_an_empty_set_one_class_and_texts_that_are_the_same(world: Path, model_folder: Path, tmp_path: Path) -> None:
+    header, *lines = (world / "val.csv").read_text().splitlines()
+    empty = write_list(world, "empty.csv", f"{header}\n")
+    with pytest.raises(ValueError, match=r"empty|no videos|nothing"):
+        evaluate(world, model_folder, tmp_path / "empty", data__val=empty)
+    place = header.split(",").index("path")
+    listed = "".join(f"{line.split(',')[place]},0\n" for line in lines[:3])
+    options = {"data__val": write_list(world, "one.csv", f"path,label\n{listed}"), "controls": "[]"}
+    one = write_list(world, "one.txt", "a ball\n")
+    metrics = evaluate(world, model_folder, tmp_path / "one", data__classes=one, **options)
+    assert (metrics["top1"]["value"], metrics["ece"], metrics["nll"], metrics["mean_class"]) == (1, 0, 0, 1)
+    same = write_list(world, "same.txt", "a ball\nA_Ball\n")
+    with pytest.raises(ValueError, match="one and the same text"):
+        evaluate(world, model_folder, tmp_path / "same", data__classes=same, **options)
+
+
+def test_a_thousand_classes_fit(world: Path, clip_folder: Path, tmp_path: Path) -> None:
+    names = write_list(world, "thousand.txt", "".join(f"class number {i}\n" for i in range(1000)))
+    header, *lines = (world / "val.csv").read_text().splitlines()
+    place = header.split(",").index("path")
+    val = write_list(world, "many.csv", "path,label\n" + "".join(f"{x.split(',')[place]},999\n" for x in lines))
+    options = {"data__classes": names, "data__val": val, "controls": "[]", "hardest_clips": 1}
+    metrics = evaluate(world, f"local-dir:{clip_folder}", tmp_path, **options)
+    assert metrics["by_class"]["class number 999"] == metrics["top1"]["value"]
+    assert "confusion" not in metrics
+    assert (tmp_path / "metrics.json").stat().st_size < 300_000
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+
+
+def test_scores_that_are_no_numbers_are_an_error_that_names_the_videos(world: Path, make_model, tmp_path: Path) -> None:
+    model = make_model("ila", labels=LABELS)
+    next(iter(model.encoder.adapters()[0].parameters())).data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"NaN or infinity for 12 of 12 videos, such as \['"):
+        evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]")
+    assert not (tmp_path / "out/metrics.json").exists()
+
+
+def test_weights_chosen_on_the_videos_that_are_asked_about_are_refused(world: Path, tmp_path: Path, capsys) -> None:
+    best = json.dumps({"training": {"load_best_model_at_end": True}})
+    with pytest.raises((SystemExit, ValueError)):
+        command.main(arguments(world, "tiny", tmp_path, recipe=best))
+    with pytest.raises((SystemExit, ValueError)):
+        command.main(arguments(world, "tiny", tmp_path, alpha=1.5))
+    assert not (tmp_path / "metrics.json").exists()

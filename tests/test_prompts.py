@@ -1,0 +1,82 @@
+"""What text a class is known by: template sets, files, descriptions, and classes that are the same text."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipvid.ensembling import check_texts_differ, set_descriptions
+from clipvid.prompts import TEMPLATES, class_prompts, read_descriptions, resolve_templates
+
+
+def test_the_sets_of_data_sets_are_as_many_as_clip_s_and_fit() -> None:
+    assert (len(TEMPLATES["kinetics"]), len(TEMPLATES["ucf101"])) == (28, 48)
+    assert "a photo of a person practicing {}." in TEMPLATES["kinetics"]
+    assert "a demonstration of the person {}." in TEMPLATES["ucf101"]
+    assert all(
+        len(set(texts)) == len(texts) and resolve_templates(list(texts)) == texts for texts in TEMPLATES.values()
+    )
+
+
+def test_templates_from_a_file(tmp_path) -> None:
+    path = tmp_path / "templates.txt"
+    path.write_text("a film of {}.\n\n  {} on tape\n")
+    assert resolve_templates(str(path)) == ("a film of {}.", "{} on tape")
+    path.write_text("a film of nothing\n")
+    with pytest.raises(ValueError, match="a film of nothing"):
+        resolve_templates(str(path))
+    with pytest.raises(ValueError, match=r"templates='no\.txt'.*a text file"):
+        resolve_templates("no.txt")
+
+
+def test_names_are_put_in_words() -> None:
+    prompts = class_prompts(["ApplyEyeMakeup", "brush_hair", "TaiChi", "tying bow tie"], ["{}"])
+    assert prompts == [["Apply Eye Makeup"], ["brush hair"], ["Tai Chi"], ["tying bow tie"]]
+
+
+def test_descriptions_are_ensembled_in_feature_space(make_model, tmp_path) -> None:
+    model, path = make_model(labels=["jumping", "walking"]), tmp_path / "descriptions.json"
+    texts = {"walking": ["one foot after the other", "slow steps", "a stroll"], "jumping": "both feet off the ground"}
+    path.write_text(json.dumps(texts))
+    set_descriptions(model, ["jumping", "walking"], str(path))
+    features = model.encode_text(texts["walking"])
+    expected = F.normalize(F.normalize(features, dim=-1).mean(dim=0), dim=-1)
+    torch.testing.assert_close(F.normalize(model.label_features[1], dim=-1), expected)
+    torch.testing.assert_close(model.label_features[0], model.encode_text([texts["jumping"]])[0])
+    assert model.labels == ["jumping", "walking"]
+    frames = torch.zeros(1, 3, 3, 64, 64, dtype=torch.uint8)
+    assert model(frames).logits.shape == (1, 2)
+
+
+def test_one_description_a_class_is_a_class_name(make_model, tmp_path) -> None:
+    path = tmp_path / "descriptions.json"
+    path.write_text(json.dumps({"a": "first text", "b": ["second text"], "unused": "x"}))
+    described, named = make_model(labels=["a", "b"]), make_model(labels=["first text", "second text"])
+    described.set_labels(["a", "b"], "ensemble")
+    named.set_labels(["first text", "second text"], "ensemble")
+    set_descriptions(described, ["a", "b"], str(path))
+    assert torch.equal(described.label_features, named.label_features)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"a": "text"}', r"for 1 classes: \['b'\]"),
+        ('{"a": [], "b": [3]}', r"for 2 classes: \['a', 'b'\]"),
+        ('["a"]', "expected a JSON object"),
+        ("{", "no JSON"),
+    ],
+)
+def test_descriptions_that_lack_something_are_refused(tmp_path, content: str, problem: str) -> None:
+    path = tmp_path / "descriptions.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=problem):
+        read_descriptions(path, ["a", "b"])
+
+
+def test_classes_of_the_same_text_are_refused(make_model) -> None:
+    model = make_model(labels=["long jump", "walking", "Long_Jump"])
+    with pytest.raises(ValueError, match=r"1 pairs.*\('long jump', 'Long_Jump'\)"):
+        check_texts_differ(model)
+    check_texts_differ(make_model(labels=[f"class {number}" for number in range(1000)]))

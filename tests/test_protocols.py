@@ -1,0 +1,153 @@
+"""What each protocol trains on and asks about."""
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from clipvid.data.manifest import ClassInfo, Manifest, ManifestError, Sample
+from clipvid.protocols import build_protocol, few_shot, of_classes, overlap, published
+
+NAMES = ["jump", "run", "skip", "walk"]
+
+
+def manifest(counts: list[int], split: str = "train", groups: int = 2, names: list[str] = NAMES) -> Manifest:
+    """`counts` videos of each class."""
+    samples = tuple(
+        Sample(f"{names[label]}/{split}_{label}_{i}.mp4", label, group=f"g{i % groups}")
+        for label, count in enumerate(counts)
+        for i in range(count)
+    )
+    return Manifest(samples, tuple(ClassInfo(i, name) for i, name in enumerate(names)), Path("root"))
+
+
+TRAIN, TEST = manifest([5, 9, 4, 7]), manifest([2, 2, 2, 2], "val")
+
+
+def figures(top1: float) -> dict:
+    return {"top1": {"value": top1}}
+
+
+def paths(found: Manifest) -> set[str]:
+    return set(found.paths())
+
+
+def test_shots_are_so_many_of_each_class_drawn_by_seed_and_class_alone() -> None:
+    sets = {(shots, seed): few_shot(TRAIN, shots, seed) for shots in (1, 2, 4) for seed in (0, 1)}
+    for (shots, _), found in sets.items():
+        assert [sum(sample.label == label for sample in found.samples) for label in range(4)] == [shots] * 4
+    assert paths(sets[1, 0]) < paths(sets[2, 0]) < paths(sets[4, 0])
+    assert paths(sets[2, 0]) != paths(sets[2, 1])
+    fewer_classes = few_shot(of_classes(TRAIN, [0, 1]), 2, 0)
+    assert paths(fewer_classes) == {path for path in paths(sets[2, 0]) if path.startswith(("jump", "run"))}
+    with pytest.raises(ManifestError, match="5 shots: the class 'skip' has 4 training videos"):
+        few_shot(TRAIN, 5, 0)
+
+
+def test_few_shot_trains_for_every_seed_and_says_mean_and_spread() -> None:
+    protocol = build_protocol({"name": "few_shot", "shots": [1, 2], "seeds": [0, 7]})
+    parts = protocol.parts(TRAIN, TEST, trained=True)
+    assert [(part.group, part.seed, len(part.train)) for part in parts] == [
+        ("K=1 seed=0", 0, 4), ("K=1 seed=7", 7, 4), ("K=2 seed=0", 0, 8), ("K=2 seed=7", 7, 8)
+    ]  # fmt: skip
+    assert len({part.run for part in parts}) == 4
+    assert all(part.test is TEST for part in parts)
+    values = [0.25, 0.75, 0.5, 0.5]
+    found = protocol.summary({part.group: figures(value) for part, value in zip(parts, values, strict=True)})
+    assert found["few_shot"]["K=1"] == {"mean": 0.5, "std": pytest.approx(0.125**0.5), "values": [0.25, 0.75]}
+    assert found["few_shot"]["K=2"]["std"] == 0.0
+    (untrained,) = protocol.parts(None, TEST, trained=False)
+    assert (untrained.group, untrained.train) == ("K=0", None)
+
+
+def test_published_lists_name_videos_by_their_stems(tmp_path) -> None:
+    path = tmp_path / "shots.txt"
+    path.write_text("train_1_3.avi 1\ntrain_0_0.avi 0\nold/train_3_2.avi 3\ntrain_2_1.avi 2\n")
+    found = published(TRAIN, path, 1)
+    assert [(sample.path, sample.label) for sample in found.samples][:2] == [
+        ("run/train_1_3.mp4", 1), ("jump/train_0_0.mp4", 0)
+    ]  # fmt: skip
+    with pytest.raises(ManifestError, match=r"has \[1\] videos per class, expected 2"):
+        published(TRAIN, path, 2)
+    path.write_text("train_1_3.avi 1\nelsewhere.avi 0\n")
+    with pytest.raises(ManifestError, match=r"names 1 videos that data\.train does not have.*'elsewhere'"):
+        published(TRAIN, path, 1)
+
+
+@pytest.mark.parametrize("shots", [2, 4, 8, 16])
+def test_the_lists_of_vifi_clip_are_read(shots: int) -> None:
+    shared = Path(os.environ.get("CLIPVID_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    path = shared / f"labels/ucf101/vifi_train1_few_shot_{shots}.txt"
+    if not path.is_file():
+        pytest.skip(f"no {path}; CLIPVID_SHARED_DATA names the folder")
+    lines = [line.split() for line in path.read_text().splitlines()]
+    samples = tuple(Sample(f"{name.split('_')[1]}/{Path(name).stem}.mp4", int(label)) for name, label in lines)
+    names = {sample.label: sample.path.split("/")[0] for sample in samples}
+    train = Manifest(samples[::-1], tuple(ClassInfo(i, names[i]) for i in range(101)), Path("root"))
+    assert len(published(train, path, shots)) == 101 * shots
+
+
+def test_base_to_novel_learns_base_classes_alone_and_asks_each_half_by_itself(tmp_path) -> None:
+    protocol = build_protocol({"name": "base_to_novel", "shots": 2})
+    base, novel = protocol.parts(TRAIN, TEST, trained=True)
+    assert (base.group, novel.group, base.run) == ("base", "novel", novel.run)
+    assert base.train.class_names == base.test.class_names == ["run", "walk"]  # those with the most videos
+    assert novel.test.class_names == ["jump", "skip"]
+    assert {sample.label for sample in novel.test.samples} == {0, 1}
+    assert len(base.train) == 4
+    assert all(sample.path.startswith(("run", "walk")) for sample in (*base.train.samples, *base.test.samples))
+    found = protocol.summary({"base": figures(0.8), "novel": figures(0.4)})["base_to_novel"]
+    assert found["harmonic_mean"]["mean"] == pytest.approx(2 * 0.8 * 0.4 / 1.2)
+    untrained = protocol.parts(TRAIN, TEST, trained=False)
+    assert [(part.group, part.train, len(part.test)) for part in untrained] == [("base", None, 4), ("novel", None, 4)]
+
+
+def test_base_classes_from_a_file(tmp_path) -> None:
+    root = Manifest(TRAIN.samples, TRAIN.classes, tmp_path)
+    asked = Manifest(TEST.samples, TEST.classes, tmp_path)
+    (tmp_path / "base.txt").write_text("skip\njump\n")
+    protocol = build_protocol({"name": "base_to_novel", "base": "base.txt", "shots": None, "seeds": [0, 1]})
+    parts = protocol.parts(root, asked, trained=True)
+    assert [part.group for part in parts] == ["base seed=0", "novel seed=0", "base seed=1", "novel seed=1"]
+    assert parts[0].train.class_names == ["jump", "skip"]
+    assert len(parts[0].train) == 9
+    (tmp_path / "base.txt").write_text("skip\nhop\n")
+    with pytest.raises(ManifestError, match=r"\['hop'\] are no classes"):
+        protocol.parts(root, asked, trained=True)
+
+
+def test_partners_follow_their_classes_and_are_gone_where_they_are_left_out() -> None:
+    classes = tuple(ClassInfo(i, NAMES[i], {"partner": str(i ^ 1), "pair": str(i // 2)}) for i in range(4))
+    found = of_classes(Manifest(TRAIN.samples, classes, Path("root")), [1, 2, 3])
+    assert [(info.id, info.name, info.attributes["partner"]) for info in found.classes] == [
+        (0, "run", "-1"), (1, "skip", "2"), (2, "walk", "1")
+    ]  # fmt: skip
+
+
+def test_leave_one_group_out_asks_about_every_video_once() -> None:
+    protocol = build_protocol("leave_one_group_out")
+    parts = protocol.parts(TRAIN, TEST, trained=True)
+    assert [part.run for part in parts] == ["fold_g0", "fold_g1"]
+    assert sum(len(part.test) for part in parts) == len(TRAIN) + len(TEST)
+    assert all(not paths(part.train) & paths(part.test) for part in parts)
+    (untrained,) = protocol.parts(TRAIN, TEST, trained=False)
+    assert len(untrained.test) == len(TRAIN) + len(TEST)
+
+
+def test_overlap_sees_through_spelling() -> None:
+    assert overlap(["brush hair", "TaiChi", "run"], ["brush_hair", "Tai chi", "walk"]) == ["brush_hair", "Tai chi"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ("few_shots", "did you mean 'few_shot'"),
+        ({"name": "few_shot", "shot": [1]}, "has no option 'shot'"),
+        ({"name": "few_shot", "shots": []}, "at least one of each"),
+        ({"name": "base_to_novel", "shots": 0}, "at least one of each"),
+    ],
+)
+def test_protocols_that_make_no_sense_are_refused(spec, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        build_protocol(spec)
