@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from operator import floordiv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,9 +113,9 @@ def _resize(visual: nn.Module, image_size: int | tuple[int, int]) -> None:
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if isinstance(visual, TimmModel):
-        trunk: Any = visual.trunk
-        if hasattr(trunk, "set_input_size") and tuple(trunk.patch_embed.img_size) != size:
-            _check_patches(size, trunk.patch_embed.patch_size)
+        embed: Any = getattr(visual.trunk, "patch_embed", None)
+        if hasattr(visual.trunk, "set_input_size") and tuple(embed.img_size) != size:
+            _check_patches(size, tuple(map(floordiv, embed.img_size, embed.grid_size)))  # with those of a stem
             visual.set_input_size(size)
     elif isinstance(visual, VisionTransformer) and tuple(visual.image_size) != size:
         _check_patches(size, visual.patch_size)
