@@ -17,10 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clipvid import backbone as backbone_module
 from clipvid.adapters import ADAPTERS, Adapter, AdapterOutput, BlockInfo
 from clipvid.attention import SelfAttention
-from clipvid.backbone import Backbone, load_backbone
+from clipvid.backbone import Backbone, load_backbone, loading
 from clipvid.model import ModelConfig, VideoCLIP
 
 torch.set_num_threads(1)  # on tensors this small threads only wait for each other
@@ -116,7 +115,7 @@ def fresh_backbone(name: str, image_size: int | None = None) -> Backbone:
 def tiny_folder(clip_folder, tmp_path, monkeypatch) -> Path:
     """Folder of a CLIP that stands in for the packaged `tiny`, the one backbone here that its name alone brings."""
     folder = shutil.copytree(clip_folder, tmp_path / "packaged")
-    monkeypatch.setattr(backbone_module, "_TINY_FOLDER", folder)
+    monkeypatch.setattr(loading, "_TINY_FOLDER", folder)
     return folder
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import re
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -48,6 +50,36 @@ TIMM = sorted(
 )
 # One tower of each class of blocks, and with each kind of prefix and head.
 CLASSES = ["ViT-B-16-SigLIP", "PE-Core-T-16-384", "EVA01-g-14", "EVA02-B-16", "EVA02-E-14", "MobileCLIP-B"]
+
+
+# Heading in the README -> what tells the names of timm's towers; the rest of these are of other kinds.
+FAMILIES = {
+    "SigLIP, SigLIP2": "siglip",
+    "ViTamin": "vitamin_",
+    "EVA01, EVA02": "eva0?2?_",
+    "PE-Core": "pe_core",
+    "MobileCLIP-B, MobileCLIP2-B": "_mci_",
+    "other ViTs of timm": "",
+}
+
+
+def tower_table() -> str:
+    """Markdown: which image towers of open_clip's list run, and how many configurations of it have them."""
+    found: dict[str, list[str]] = {"open_clip's own ViT": []} | {family: [] for family in FAMILIES} | {"refused": []}
+    for name in open_clip.list_models():
+        timm_name = vision_config(name).get("timm_model_name")
+        if not is_vit(name):
+            family = "refused"
+        elif timm_name is None:
+            family = "open_clip's own ViT"
+        else:
+            family = next(family for family, part in FAMILIES.items() if re.search(part, timm_name))
+        found[family].append(name)
+    lines = ["| image tower | configurations | such as |", "|---|---:|---|"]
+    lines += [
+        f"| {family} | {len(names)} | {', '.join(names[:: -(-len(names) // 4)])} |" for family, names in found.items()
+    ]
+    return "\n".join(lines)
 
 
 def both(name: str) -> tuple[torch.nn.Module, Backbone]:
@@ -106,6 +138,11 @@ def test_the_list_is_not_empty():
     assert len(TIMM) > 25
     assert {"ViT-B-16", "coca_ViT-B-32", "ViT-B-16-SigLIP2-256", "PE-Core-L-14-336", "EVA02-L-14"} <= set(VITS)
     assert set(CLASSES) <= set(VITS)
+
+
+@pytest.mark.skipif(open_clip.__version__ != "3.3.0", reason="the table in the README is of open_clip 3.3.0")
+def test_readme_has_the_table_of_the_list():
+    assert tower_table() in (Path(__file__).parent.parent / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", TIMM)
