@@ -42,7 +42,7 @@ class WeightSpace:
 
     Raises:
         ValueError: the model has no zero-shot state: a linear head, or parts that are not the identity when they are
-            new (MIT pooling, video-specific prompts, temporal shift).
+            new (MIT pooling, video-specific prompts, context tokens, temporal shift).
     """
 
     def __init__(self, model: VideoCLIP) -> None:
@@ -59,7 +59,8 @@ class WeightSpace:
         self._check()
 
     def at(self, alpha: float) -> VideoCLIP:
-        """The model at `alpha`; at 0 and 1 to the bit the zero-shot and the fine-tuned one."""
+        """The model at `alpha`; at 0 and 1 the zero-shot and the fine-tuned one: to the bit, but for LoRA in the text
+        tower, within 1e-5 at 0."""
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha={alpha}: expected 0 (zero-shot) to 1 (fine-tuned)")
         weights = {
@@ -87,12 +88,13 @@ class WeightSpace:
         expected = zero_shot_model(self.model)(clip).logits
         found = self.at(0)(clip).logits
         self.at(1)
-        if not torch.equal(found, expected):
+        # LoRA in the text tower comes with another kernel for attention, and so with other last digits.
+        if not torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
             apart = float((found - expected).abs().max())
             raise ValueError(
                 "weight-space ensembling needs a model that is zero-shot CLIP before training, and this one is not "
-                f"(its logits differ by up to {apart:.3g}): MIT pooling, video-specific prompts and the adapter "
-                "`shift` change a model from the start"
+                f"(its logits differ by up to {apart:.3g}): MIT pooling, video-specific prompts, context tokens "
+                "(`coop`) and the adapter `shift` change a model from the start"
             )
 
 

@@ -129,6 +129,7 @@ def predict_views(
     training = model.training
     model.eval()
     rows = list(held.values())
+    rounds = max(gather_object([len(loader)]))
     for batch in loader:
         scored = _score(accelerator, model, batch, bag_of_frames)
         rows.append(scored)
@@ -141,7 +142,7 @@ def predict_views(
     if is_sharded(model):
         height, width = model.backbone.vision.image_shape
         clip = torch.zeros(1, model.num_frames, 3, height, width, dtype=torch.uint8, device=accelerator.device)
-        for _ in range(max(gather_object([len(loader)])) - len(loader)):  # sharded forwards are made by all together
+        for _ in range(rounds - len(loader)):  # sharded forwards are made by all together
             model(clip)
     model.train(training)
     batches.skip(())

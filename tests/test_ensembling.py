@@ -43,12 +43,23 @@ def test_the_ends_are_zero_shot_and_fine_tuned(make_model, tmp_path, name: str) 
     assert model_key(model) == key
 
 
-@pytest.mark.parametrize("tune", [["full"], ["text"], ["layernorm", "adapters"], ["full", "text", "adapters"]])
+@pytest.mark.parametrize(
+    "tune", [["full"], ["text"], ["layernorm", "adapters"], ["full", "text", "adapters"], ["lora"]]
+)
 def test_the_ends_where_the_towers_were_trained(make_model, tune: list[str]) -> None:
     model = trained(make_model, "ila", tune=tune)
     fine_tuned, zero_shot = answers(model), answers(make_model("none", labels=LABELS))
     space = WeightSpace(model)
     assert torch.equal(answers(space.at(0)), zero_shot)
+    assert torch.equal(answers(space.at(1)), fine_tuned)
+
+
+def test_the_ends_with_lora_in_the_text_tower(make_model) -> None:
+    model = trained(make_model, "ila", tune=["adapters", {"name": "lora", "rank": 2, "towers": ["image", "text"]}])
+    fine_tuned, zero_shot = answers(model), answers(make_model("none", labels=LABELS))
+    space = WeightSpace(model)
+    torch.testing.assert_close(answers(space.at(0)), zero_shot, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(fine_tuned, zero_shot, rtol=1e-3)
     assert torch.equal(answers(space.at(1)), fine_tuned)
 
 
@@ -72,6 +83,7 @@ def test_a_saved_model_has_the_zero_shot_model_that_it_stands_on(make_model, tmp
     [
         ("none", {"head": "linear"}, "linear head"),
         ("ila", {"pooling": "mit"}, "MIT pooling"),
+        ("ila", {"tune": ["adapters", "coop"]}, "context tokens"),
         ("shift", {}, "`shift`"),
         ("ila", {"head": {"name": "text", "prompt_layers": 1}}, "video-specific prompts"),
     ],

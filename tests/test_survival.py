@@ -219,10 +219,10 @@ def here(args: list[str], output: Path) -> dict:
 
 def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
     """From the second epoch's end on no file can be written whole, until the last epoch begins."""
-    from clipvid import engine
+    from clipvid import prediction
 
     before, seen = resource.getrlimit(resource.RLIMIT_FSIZE), []
-    evaluate = engine.predict
+    evaluate = prediction.predict
 
     def fill(accelerator, model, loader):
         found = evaluate(accelerator, model, loader)

@@ -103,9 +103,8 @@ def test_frozen_weights_in_bfloat16_give_the_same_run(world: Path, tmp_path: Pat
     more = ["--training.mixed_precision=bf16", "--model.tune=[adapters, lora]", "--training.epochs=1"]
     for output, option in ((plain, "false"), (lowered, "true")):
         words = arguments(world, output, *more, f"--training.frozen_bf16={option}")
-        ended = subprocess.run(
-            [sys.executable, "-m", "clipvid", "finetune", *words], capture_output=True, text=True, timeout=300
-        )
+        launch = [sys.executable, str(ROOT / "scripts/finetune.py"), *words]
+        ended = subprocess.run(launch, capture_output=True, text=True, timeout=300)
         assert ended.returncode == 0, ended.stderr
         assert "encoder.layers.0-3.block.attn (lora)" in ended.stdout
     for name in ("model.safetensors", "lora/adapter_model.safetensors", "predictions.json"):
