@@ -23,8 +23,9 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from clipvid.data.reader import open_video
 from clipvid.hub import from_pretrained
-from clipvid.model import FORMAT_VERSION, VideoCLIP
+from clipvid.model import VideoCLIP
 from clipvid.predictor import ClipReader
+from clipvid.saving import FORMAT_VERSION
 
 _PASSED_BY_TRANSFORMERS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
 

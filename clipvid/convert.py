@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from clipvid.backbone import NO_TEXT, build_backbone
-from clipvid.model import ModelConfig, VideoCLIP, load_strictly
+from clipvid.model import ModelConfig, VideoCLIP
+from clipvid.saving import load_strictly
 
 _BLOCK = "visual.transformer.resblocks."
 _CONVS = {

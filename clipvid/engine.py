@@ -21,10 +21,11 @@ from clipvid.data.loader import TrainBatches
 from clipvid.data.sampling import keyed_generator
 from clipvid.divergence import StepGuard, diverged
 from clipvid.loop import LoopSettings, TrainState
-from clipvid.model import VideoCLIP, load_strictly
+from clipvid.model import VideoCLIP
 from clipvid.objectives import Objective
 from clipvid.preemption import Preempted, Preemption
 from clipvid.progress import Progress, Window
+from clipvid.saving import load_strictly
 from clipvid.sharding import full, load_optimizer_state, prepare, whole
 from clipvid.trained import TrainedWeights
 

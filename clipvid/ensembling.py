@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipvid.builder import build_model
-from clipvid.model import VideoCLIP, load_strictly
+from clipvid.model import VideoCLIP
 from clipvid.prompts import read_descriptions
+from clipvid.saving import load_strictly
 
 
 def zero_shot_model(model: VideoCLIP) -> VideoCLIP:

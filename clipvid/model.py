@@ -5,11 +5,7 @@ Shapes: B clips, T frames, N patches, D tower width, E embedding, K classes, L t
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import hashlib
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +14,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from peft import get_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipvid.adapters import AdapterSpec, resolve_adapters
 from clipvid.backbone import Backbone
-from clipvid.choices import Choice, config_to_choice, resolve_choice
+from clipvid.choices import Choice, resolve_choice
 from clipvid.encoder import EncoderOutput, Traces, VideoEncoder
 from clipvid.heads import HEADS, POOLING
 from clipvid.prompts import TEMPLATES, class_prompts, resolve_templates
+from clipvid.saving import save_model
 from clipvid.tuning import (
     ContextTokens,
     add_lora,
@@ -36,10 +32,6 @@ from clipvid.tuning import (
     resolve_tuning,
     tuning_record,
 )
-
-FORMAT_VERSION = 1
-LORA_FOLDER = "lora"
-LORA_WEIGHTS = f"{LORA_FOLDER}/adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -253,50 +245,11 @@ class VideoCLIP(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder: config, what was trained, how frames are prepared, and the backbone's weights where
         its name alone does not bring them back."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for part in ("backbone", LORA_FOLDER):
-            shutil.rmtree(folder / part, ignore_errors=True)
-        if not self.backbone.fetchable:
-            self.backbone.save(folder / "backbone")
-        states = {"model.safetensors": self.saved_state(), LORA_WEIGHTS: self.lora_state()}
-        if not states[LORA_WEIGHTS]:
-            del states[LORA_WEIGHTS]
-        else:
-            lora = copy.copy(self.peft_config["default"])
-            lora.inference_mode = True
-            lora.save_pretrained(folder / LORA_FOLDER)
-        for name, state in states.items():
-            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-            save_file(tensors, folder / name, metadata={"format": "pt"})
-        for name, content in (
-            ("config", self._config_record() | {"files": {name: hash_file(folder / name) for name in states}}),
-            ("video_preprocessor_config", self._pixel_record()),
-        ):
-            (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        save_model(self, Path(folder))
 
-    def _config_record(self) -> dict[str, Any]:
-        backbone = self.backbone
-        return {
-            "model_type": "clipvid",
-            "format_version": FORMAT_VERSION,
-            "backbone": {
-                "name": backbone.name,
-                "pretrained": backbone.pretrained,
-                "sha256": self._base_fingerprint or backbone.fingerprint(),
-                "embedded": not backbone.fetchable,
-            },
-            "model": dataclasses.asdict(self.config)
-            | {"adapter": [config_to_choice(*item) for item in self.adapter_configs.items()] or "none"}
-            | {"tune": tuning_record(resolve_tuning(self.config.tune))},
-            "num_classes": None if self.head.needs_text else self.head.linear.out_features,
-            "labels": self.labels,
-            "templates": list(self.templates),
-        }
-
-    def _pixel_record(self) -> dict[str, Any]:
-        sizes = {"num_frames": self.num_frames, "image_size": self.image_size}
-        return sizes | {"image_mean": self.backbone.mean, "image_std": self.backbone.std} | self.preprocessing
+    def fingerprint(self) -> str:
+        """SHA-256 of the backbone as it was before training."""
+        return self._base_fingerprint or self.backbone.fingerprint()
 
     def _encode(self, frames: Tensor, trace: bool) -> EncoderOutput:
         height, width = self.backbone.vision.image_shape
@@ -328,32 +281,3 @@ class VideoCLIP(nn.Module):
 
     def _tunes_backbone(self) -> bool:
         return any(parameter.requires_grad for parameter in self._backbone_parameters())
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_strictly(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Copy `state` into the tensors of `own`, a model's `trained_state()` or `saved_state()`.
-
-    Raises:
-        ValueError: names or shapes that differ; lists them.
-    """
-    problems = [f"missing {name}" for name in own.keys() - state.keys()]
-    problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
-    problems += [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own.keys() & state.keys()
-        if own[name].shape != state[name].shape
-    ]
-    if problems:
-        raise ValueError(
-            f"the weights do not fit the model's config: {'; '.join(sorted(problems)[:8])}"
-            + (f" and {len(problems) - 8} more" if len(problems) > 8 else "")
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])

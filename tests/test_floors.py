@@ -26,6 +26,7 @@ FLOORS = {
     "heads": 2,
     "tuning": 2,
     "model": 3,
+    "saving": 3,
     "builder": 4,
     "objectives": 4,
     "optim": 4,

@@ -30,8 +30,9 @@ from clipvid.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from clipvid.config import FinetuneConfig, parse_config
 from clipvid.convert import from_ila
 from clipvid.hub import from_pretrained
-from clipvid.model import ModelConfig, VideoCLIP, load_strictly
+from clipvid.model import ModelConfig, VideoCLIP
 from clipvid.optim import build_optimizer
+from clipvid.saving import load_strictly
 
 HIDDEN = 64
 K400 = ("0.depthwise_conv.0", "0.depthwise_conv.1", None, "0.pointwise_conv.0", "0.pointwise_conv.1", None, "1", "2")

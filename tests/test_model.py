@@ -14,8 +14,9 @@ from clipvid.backbone import load_backbone
 from clipvid.builder import create_model
 from clipvid.heads import MIT, MITConfig
 from clipvid.hub import from_pretrained
-from clipvid.model import FORMAT_VERSION, ModelConfig, VideoCLIP, hash_file, load_strictly
+from clipvid.model import ModelConfig, VideoCLIP
 from clipvid.prompts import TEMPLATES, class_prompts, resolve_templates
+from clipvid.saving import FORMAT_VERSION, hash_file, load_strictly
 
 LABELS = ["ride_bike", "swim", "play the guitar"]
 ILA = {"name": "ila", **SMALL["ila"]}

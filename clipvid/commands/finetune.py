@@ -24,11 +24,12 @@ from clipvid.config import (
 )
 from clipvid.data.manifest import Manifest, check_splits, leave_one_group_out
 from clipvid.evaluation import describe, evaluate, summarise, write_json
-from clipvid.model import VideoCLIP, load_strictly
+from clipvid.model import VideoCLIP
 from clipvid.prediction import Predictions
 from clipvid.preemption import Preemption
 from clipvid.push import check_login, check_repo_id, push_to_hub
 from clipvid.record import recorded
+from clipvid.saving import load_strictly
 from clipvid.sharding import is_sharded
 
 

@@ -18,11 +18,12 @@ from clipvid.data.synthetic import WorldConfig
 from clipvid.engine import Trainer
 from clipvid.evaluation import write_json
 from clipvid.metrics import proportion
-from clipvid.model import ModelConfig, VideoCLIP, load_strictly
+from clipvid.model import ModelConfig, VideoCLIP
 from clipvid.objectives import ImageTextContrast
 from clipvid.optim import OptimConfig, build_optimizer, build_scheduler
 from clipvid.preemption import Preemption
 from clipvid.record import recorded
+from clipvid.saving import load_strictly
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""What a model folder holds, but for how it is read (`clipvid.hub`)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clipvid.choices import config_to_choice
+from clipvid.tuning import resolve_tuning, tuning_record
+
+FORMAT_VERSION = 1
+LORA_FOLDER = "lora"
+LORA_WEIGHTS = f"{LORA_FOLDER}/adapter_model.safetensors"
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write the folder of a `VideoCLIP`: config, what was trained, how frames are prepared, and the backbone's weights
+    where its name alone does not bring them back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("backbone", LORA_FOLDER):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    if not model.backbone.fetchable:
+        model.backbone.save(folder / "backbone")
+    states = {"model.safetensors": model.saved_state(), LORA_WEIGHTS: model.lora_state()}
+    if not states[LORA_WEIGHTS]:
+        del states[LORA_WEIGHTS]
+    else:
+        lora = copy.copy(model.peft_config["default"])
+        lora.inference_mode = True
+        lora.save_pretrained(folder / LORA_FOLDER)
+    for name, state in states.items():
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+    for name, content in (
+        ("config", _config_record(model) | {"files": {name: hash_file(folder / name) for name in states}}),
+        ("video_preprocessor_config", _pixel_record(model)),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _config_record(model: Any) -> dict[str, Any]:
+    backbone = model.backbone
+    return {
+        "model_type": "clipvid",
+        "format_version": FORMAT_VERSION,
+        "backbone": {
+            "name": backbone.name,
+            "pretrained": backbone.pretrained,
+            "sha256": model.fingerprint(),
+            "embedded": not backbone.fetchable,
+        },
+        "model": dataclasses.asdict(model.config)
+        | {"adapter": [config_to_choice(*item) for item in model.adapter_configs.items()] or "none"}
+        | {"tune": tuning_record(resolve_tuning(model.config.tune))},
+        "num_classes": None if model.head.needs_text else model.head.linear.out_features,
+        "labels": model.labels,
+        "templates": list(model.templates),
+    }
+
+
+def _pixel_record(model: Any) -> dict[str, Any]:
+    sizes = {"num_frames": model.num_frames, "image_size": model.image_size}
+    return sizes | {"image_mean": model.backbone.mean, "image_std": model.backbone.std} | model.preprocessing
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_strictly(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Copy `state` into the tensors of `own`, a model's `trained_state()` or `saved_state()`.
+
+    Raises:
+        ValueError: names or shapes that differ; lists them.
+    """
+    problems = [f"missing {name}" for name in own.keys() - state.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if own[name].shape != state[name].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"the weights do not fit the model's config: {'; '.join(sorted(problems)[:8])}"
+            + (f" and {len(problems) - 8} more" if len(problems) > 8 else "")
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
