@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipvid.backbone import NO_TEXT, build_backbone
 from clipvid.model import ModelConfig, VideoCLIP
-from clipvid.saving import load_strictly
+from clipvid.state_dicts import load_strictly
 
 _BLOCK = "visual.transformer.resblocks."
 _CONVS = {

@@ -25,8 +25,8 @@ from clipvid.model import VideoCLIP
 from clipvid.objectives import Objective
 from clipvid.preemption import Preempted, Preemption
 from clipvid.progress import Progress, Window
-from clipvid.saving import load_strictly
 from clipvid.sharding import full, load_optimizer_state, prepare, whole
+from clipvid.state_dicts import load_strictly
 from clipvid.trained import TrainedWeights
 
 

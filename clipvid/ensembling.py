@@ -20,7 +20,7 @@ from torch import Tensor
 from clipvid.builder import build_model
 from clipvid.model import VideoCLIP
 from clipvid.prompts import read_descriptions
-from clipvid.saving import load_strictly
+from clipvid.state_dicts import load_strictly
 
 
 def zero_shot_model(model: VideoCLIP) -> VideoCLIP:

@@ -25,7 +25,8 @@ from clipvid.backbone import Backbone, load_backbone
 from clipvid.builder import create_model
 from clipvid.choices import build_config
 from clipvid.model import ModelConfig, VideoCLIP
-from clipvid.saving import FORMAT_VERSION, LORA_WEIGHTS, hash_file, load_strictly
+from clipvid.saving import FORMAT_VERSION, LORA_WEIGHTS, hash_file
+from clipvid.state_dicts import load_strictly
 from clipvid.tuning import SHARES_BACKBONE, resolve_tuning
 
 MODEL_FILES = (

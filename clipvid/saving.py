@@ -10,9 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from clipvid.choices import config_to_choice
 from clipvid.tuning import resolve_tuning, tuning_record
@@ -76,26 +74,3 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_strictly(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Copy `state` into the tensors of `own`, a model's `trained_state()` or `saved_state()`.
-
-    Raises:
-        ValueError: names or shapes that differ; lists them.
-    """
-    problems = [f"missing {name}" for name in own.keys() - state.keys()]
-    problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
-    problems += [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own.keys() & state.keys()
-        if own[name].shape != state[name].shape
-    ]
-    if problems:
-        raise ValueError(
-            f"the weights do not fit the model's config: {'; '.join(sorted(problems)[:8])}"
-            + (f" and {len(problems) - 8} more" if len(problems) > 8 else "")
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])

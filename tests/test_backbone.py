@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import clip_config, random_frames, shake, write_clip
 from open_clip import pretrained as open_clip_pretrained
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from clipvid.attention import SelfAttention
 from clipvid.backbone import NO_TEXT, build_backbone, load_backbone
@@ -258,6 +258,16 @@ def test_weights_of_another_shape_are_refused(clip_folder, tmp_path):
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(RuntimeError, match=r"could not be loaded(.|\n)*size mismatch"):
         load_backbone(f"local-dir:{folder}")
+
+
+def test_file_of_another_tower_is_refused_with_keys_and_shapes(little_tower, tmp_path):
+    other = open_clip.create_model(little_tower, load_weights=False).state_dict()
+    other["visual.proj"], other["visual.extra"] = torch.zeros(3, 5), other.pop("visual.ln_post.bias")
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(RuntimeError) as refused:
+        load_backbone(little_tower, str(tmp_path / "other.safetensors"))
+    for told in (r"visual\.proj is \(3, 5\), expected \(", "missing visual.ln_post.bias", "unexpected visual.extra"):
+        assert re.search(told, str(refused.value))
 
 
 def test_resnet_tower_is_refused():

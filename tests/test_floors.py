@@ -15,6 +15,7 @@ TOP = 7
 FLOORS = {
     "choices": 0,
     "attention": 0,
+    "state_dicts": 0,
     "adapters": 0,
     "prompts": 0,
     "metrics": 0,

@@ -51,7 +51,7 @@ def test_clip_model_gives_its_own_logits(saved, tmp_path):
 
 def test_what_does_not_fit_is_refused_with_keys_and_shapes(saved):
     folder, _ = saved
-    with pytest.raises(RuntimeError, match=r"(?s)Missing key.*resblocks\.11.*size mismatch for .*64"):
+    with pytest.raises(RuntimeError, match=r"another model: .* is \(.*\), expected \(.*\); .* and \d+ more"):
         load_backbone("ViT-B-32", str(folder))
     (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="model of type 'bert' in 1 safetensors files; expected `clip`"):

@@ -32,7 +32,7 @@ from clipvid.convert import from_ila
 from clipvid.hub import from_pretrained
 from clipvid.model import ModelConfig, VideoCLIP
 from clipvid.optim import build_optimizer
-from clipvid.saving import load_strictly
+from clipvid.state_dicts import load_strictly
 
 HIDDEN = 64
 K400 = ("0.depthwise_conv.0", "0.depthwise_conv.1", None, "0.pointwise_conv.0", "0.pointwise_conv.1", None, "1", "2")

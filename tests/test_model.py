@@ -16,7 +16,8 @@ from clipvid.heads import MIT, MITConfig
 from clipvid.hub import from_pretrained
 from clipvid.model import ModelConfig, VideoCLIP
 from clipvid.prompts import TEMPLATES, class_prompts, resolve_templates
-from clipvid.saving import FORMAT_VERSION, hash_file, load_strictly
+from clipvid.saving import FORMAT_VERSION, hash_file
+from clipvid.state_dicts import load_strictly
 
 LABELS = ["ride_bike", "swim", "play the guitar"]
 ILA = {"name": "ila", **SMALL["ila"]}

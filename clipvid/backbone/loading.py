@@ -11,6 +11,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.factory import load_state_dict
 from open_clip.model import resize_pos_embed
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.timm_model import TimmModel
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from clipvid.backbone.hugging_face import read_hugging_face
 from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, take_apart
 from clipvid.backbone.towers import NO_TEXT
+from clipvid.state_dicts import differences, shortened
 
 TINY = "tiny"
 RANDOM = "random"
@@ -58,7 +60,8 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
             _resize(clip.visual, config["vision_cfg"]["image_size"])
             clip.load_state_dict(given)
     except Exception as error:
-        raise RuntimeError(_fetch_advice(name, pretrained, error)) from error
+        problems = _misfit(name, pretrained, given)
+        raise RuntimeError(_fetch_advice(name, pretrained, problems or error)) from error
     finally:
         logging.disable(logging.NOTSET)
     config |= {"quick_gelu": options["force_quick_gelu"]} if options.get("force_quick_gelu") else {}
@@ -185,7 +188,22 @@ def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -
     return options
 
 
-def _fetch_advice(name: str, pretrained: str | None, error: Exception) -> str:
+def _misfit(name: str, pretrained: str | None, given: dict[str, Tensor] | None) -> str:
+    """Names and shapes in which weights given by hand differ from the model's; nothing for others."""
+    try:
+        if given is None and pretrained is not None and Path(pretrained).is_file():
+            given = load_state_dict(pretrained)
+        if given is None:
+            return ""
+        logging.disable(logging.WARNING)  # the caller ends it
+        own = open_clip.create_model(name, load_weights=False, pretrained_text=False).state_dict()
+    except Exception:  # they cannot be read at all, as the first error says
+        return ""
+    problems = differences(own, given)
+    return f"they are of another model: {shortened(problems)}" if problems else ""
+
+
+def _fetch_advice(name: str, pretrained: str | None, error: Exception | str) -> str:
     wanted = f"{name}, pretrained={pretrained!r}" if pretrained else name
     tag = get_pretrained_cfg(name, pretrained) if pretrained and ":" not in name else None
     places = [tag[key] for key in ("hf_hub", "url") if tag and tag.get(key)] if tag else [name]

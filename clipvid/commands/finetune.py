@@ -29,8 +29,8 @@ from clipvid.prediction import Predictions
 from clipvid.preemption import Preemption
 from clipvid.push import check_login, check_repo_id, push_to_hub
 from clipvid.record import recorded
-from clipvid.saving import load_strictly
 from clipvid.sharding import is_sharded
+from clipvid.state_dicts import load_strictly
 
 
 def main(args: list[str] | None = None) -> None:

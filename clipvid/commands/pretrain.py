@@ -23,7 +23,7 @@ from clipvid.objectives import ImageTextContrast
 from clipvid.optim import OptimConfig, build_optimizer, build_scheduler
 from clipvid.preemption import Preemption
 from clipvid.record import recorded
-from clipvid.saving import load_strictly
+from clipvid.state_dicts import load_strictly
 
 
 @dataclass(frozen=True)

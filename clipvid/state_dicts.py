@@ -1,0 +1,39 @@
+"""Weights by name: whether two sets of them fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `given` from being loaded into `own`: names that are missing or unexpected, shapes that differ."""
+    shapes = [
+        f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own.keys() & given.keys()
+        if own[name].shape != given[name].shape
+    ]
+    missing = [f"missing {name}" for name in own.keys() - given.keys()]
+    unexpected = [f"unexpected {name}" for name in given.keys() - own.keys()]
+    return [*sorted(shapes), *sorted(missing), *sorted(unexpected)]
+
+
+def shortened(problems: list[str]) -> str:
+    """The first eight, and how many more there are."""
+    return "; ".join(problems[:8]) + (f" and {len(problems) - 8} more" if len(problems) > 8 else "")
+
+
+def load_strictly(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into the tensors of `own`, a model's `trained_state()` or `saved_state()`.
+
+    Raises:
+        ValueError: names or shapes that differ; lists them.
+    """
+    problems = differences(own, state)
+    if problems:
+        raise ValueError(f"the weights do not fit the model's config: {shortened(problems)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
