@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         raise
     _flush(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            old.rename(folder / f".{old.name}.removed")  # at once, and then in peace: it is never seen in part
+    for left in folder.glob(f".{_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
     return target
 
 

@@ -81,6 +81,8 @@ def all_end_well(workers: list[Worker]) -> None:
 def _enter(log: Path, environment: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
     os.environ.update({"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment})
     torch.set_num_threads(1)
+    # As in a process that a user starts: workers of a loader see that it was killed only as its own children.
+    multiprocessing.set_start_method(None, force=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
