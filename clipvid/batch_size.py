@@ -11,10 +11,11 @@ from torch.utils.data import default_collate
 from clipvid.adapters.norm import hold_statistics
 from clipvid.model import VideoCLIP
 from clipvid.objectives import Objective
+from clipvid.pretraining import Student
 
 
 def largest_batch_size(
-    accelerator: Accelerator, model: VideoCLIP, objective: Objective, item: dict[str, Any], wanted: int
+    accelerator: Accelerator, model: VideoCLIP | Student, objective: Objective, item: dict[str, Any], wanted: int
 ) -> int:
     """The largest divisor of `wanted` with which every process gets through a forward and a backward.
 

@@ -24,6 +24,7 @@ from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic import WorldConfig, build_world
 from clipvid.data.transforms import eval_transforms, train_transform
 from clipvid.engine import Trainer
+from clipvid.hub import start_from
 from clipvid.loop import LoopSettings
 from clipvid.model import ModelConfig, VideoCLIP
 from clipvid.objectives import Classification, Objective
@@ -31,6 +32,7 @@ from clipvid.optim import OptimConfig, build_optimizer, build_scheduler, describ
 from clipvid.options import claim_output as claim_output
 from clipvid.options import config_record as config_record
 from clipvid.options import parse_config as parse_config
+from clipvid.pretraining import Student
 from clipvid.sharding import follow_launch_file
 
 BAD_VIDEOS = "bad_videos.jsonl"
@@ -142,19 +144,26 @@ class HubConfig:
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
-    """Fine-tuning on labelled video.
+class VideoRunConfig:
+    """What every training on video needs.
 
     templates: a set of `clipvid.prompts.TEMPLATES` or a list of templates, for the class names.
     """
 
-    output_dir: str = "outputs/finetune"
+    output_dir: str = "outputs/run"
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     templates: str | list[str] = "single"
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(VideoRunConfig):
+    """Fine-tuning on labelled video."""
+
+    output_dir: str = "outputs/finetune"
     hub: HubConfig = field(default_factory=HubConfig)
 
 
@@ -177,7 +186,7 @@ def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
     )
 
 
-def train_dataset(config: FinetuneConfig, manifest: Manifest, image_size: int) -> VideoDataset:
+def train_dataset(config: VideoRunConfig, manifest: Manifest, image_size: int) -> VideoDataset:
     """Training clips, varied as the config says."""
     options = dataclasses.asdict(config.data.augment)
     flip, exchanged = options.pop("flip"), options.pop("label_map_flip")
@@ -192,7 +201,7 @@ def train_dataset(config: FinetuneConfig, manifest: Manifest, image_size: int) -
 
 
 def train_loader(
-    config: FinetuneConfig,
+    config: VideoRunConfig,
     dataset: VideoDataset,
     training: TrainingConfig,
     accelerator: Accelerator,
@@ -213,7 +222,11 @@ def train_loader(
 
 
 def fit_memory(
-    training: TrainingConfig, model: VideoCLIP, objective: Objective, dataset: VideoDataset, accelerator: Accelerator
+    training: TrainingConfig,
+    model: VideoCLIP | Student,
+    objective: Objective,
+    dataset: VideoDataset,
+    accelerator: Accelerator,
 ) -> TrainingConfig:
     """`training` with as many clips at once as fit, and the accumulation that makes up for it."""
     wanted = training.per_device_train_batch_size
@@ -257,6 +270,12 @@ def _sampling(data: DataConfig, model: ModelConfig) -> FrameSampling:
     return FrameSampling(data.sampling, model.num_frames, data.stride)
 
 
+def classification(config: FinetuneConfig, num_classes: int) -> Objective:
+    """What fine-tuning minimises."""
+    training = config.training
+    return Classification(num_classes, config.seed, training.label_smoothing, training.mixup, training.cutmix)
+
+
 def build_accelerator(training: TrainingConfig, output_dir: str) -> Accelerator:
     """Accelerate's door to devices, processes, precision and trackers."""
     accelerator = Accelerator(
@@ -270,8 +289,9 @@ def build_accelerator(training: TrainingConfig, output_dir: str) -> Accelerator:
     return accelerator
 
 
-def build_finetune_model(config: FinetuneConfig, labels: list[str]) -> VideoCLIP:
-    """The model to fine-tune, with its labels; pretrained weights are required, or `random` by name."""
+def build_finetune_model(config: VideoRunConfig, labels: list[str]) -> VideoCLIP:
+    """The model to train, with its labels, from where `init_from` left it; pretrained weights are required, or
+    `random` by name."""
     own_weights = ":" in config.model.backbone or config.model.backbone == "tiny"
     if config.model.pretrained is None and not own_weights:
         raise ValueError(
@@ -279,6 +299,8 @@ def build_finetune_model(config: FinetuneConfig, labels: list[str]) -> VideoCLIP
             "a file ...), or `random` to train from scratch"
         )
     model = build_model(config.model, labels, config.templates)
+    if config.model.init_from is not None:
+        start_from(model, config.model.init_from)
     model.encoder.gradient_checkpointing = config.training.gradient_checkpointing
     if config.training.torch_compile:
         model.encoder.compile_blocks()
@@ -290,17 +312,19 @@ def build_finetune_model(config: FinetuneConfig, labels: list[str]) -> VideoCLIP
 
 
 def build_trainer(
-    config: FinetuneConfig, model: VideoCLIP, manifest: Manifest, accelerator: Accelerator, output_dir: Path
+    config: VideoRunConfig,
+    model: VideoCLIP | Student,
+    objective: Objective,
+    manifest: Manifest,
+    accelerator: Accelerator,
+    output_dir: Path,
 ) -> Trainer:
-    """The trainer of a fine-tuning run of a model on its device; its `on_epoch_end` is left to the caller."""
+    """The trainer of a run of a model on its device; its `on_epoch_end` is left to the caller."""
     training = config.training
     if accelerator.is_fsdp2 and (training.torch_compile or training.frozen_bf16):
         raise ValueError("training.torch_compile and training.frozen_bf16 do not go with FSDP2: leave them out")
     if training.frozen_bf16:
         model.encoder.lower_frozen_precision()
-    objective: Objective = Classification(
-        len(manifest.classes), config.seed, training.label_smoothing, training.mixup, training.cutmix
-    )
     dataset = train_dataset(config, manifest, model.image_size)
     if training.auto_find_batch_size:
         training = fit_memory(training, model, objective, dataset, accelerator)

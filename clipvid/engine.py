@@ -24,6 +24,7 @@ from clipvid.loop import LoopSettings, TrainState
 from clipvid.model import VideoCLIP
 from clipvid.objectives import Objective
 from clipvid.preemption import Preempted, Preemption
+from clipvid.pretraining import Student
 from clipvid.progress import Progress, Window
 from clipvid.sharding import full, load_optimizer_state, prepare, whole
 from clipvid.state_dicts import load_strictly
@@ -40,7 +41,7 @@ class Trainer:
     """
 
     accelerator: Accelerator
-    model: VideoCLIP
+    model: VideoCLIP | Student
     objective: Objective
     loader: DataLoader
     optimizer: torch.optim.Optimizer

@@ -89,6 +89,30 @@ def _build(
     return model.eval()
 
 
+def start_from(model: VideoCLIP, source: str | Path) -> None:
+    """Copy adapters and pooling of a saved model into `model`, which stands on the same backbone.
+
+    Raises:
+        ValueError: another backbone, or other adapters or pooling; says what differs. Also see `from_pretrained`.
+    """
+    saved = from_pretrained(source)
+    wanted, found = model.backbone.fingerprint(), saved.backbone.fingerprint()
+    if found != wanted:
+        raise ValueError(
+            f"init_from {source}: its adapters stand on another backbone ({saved.backbone.name}, SHA-256 of weights "
+            f"{found[:12]}...) than the model ({model.backbone.name}, {wanted[:12]}...), or on one trained with them"
+        )
+    try:
+        load_strictly(model.temporal_state(), saved.temporal_state())
+    except ValueError as error:
+        raise ValueError(f"init_from {source}: {error}. Give the run the model.adapter and pooling of it") from error
+
+
+def weights_hash(source: str | Path) -> str:
+    """SHA-256 of `model.safetensors` of a saved model."""
+    return hash_file(find_folder(source) / "model.safetensors")
+
+
 def load_model(
     name: str,
     pretrained: str | None = None,

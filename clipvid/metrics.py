@@ -98,6 +98,13 @@ def calibration_curve(scores: Tensor, labels: Tensor) -> dict[str, list[float]]:
     return dict(zip(("count", "confidence", "accuracy"), (column.tolist() for column in found), strict=True))
 
 
+def effective_rank(features: Tensor) -> Tensor:
+    """How many directions features [V, E] spread over, a scalar from 1 to min(V, E): the exponential of the entropy of
+    their singular values (RankMe, https://arxiv.org/abs/2210.02885)."""
+    values = torch.linalg.svdvals(features)
+    return torch.special.entr(values / values.sum()).sum().exp()
+
+
 def _calibration(confidence: Tensor, right: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean confidence and accuracy of each bin with anything in it, from float64 [V] and bool [V]."""
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1

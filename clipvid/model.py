@@ -6,7 +6,7 @@ Shapes: B clips, T frames, N patches, D tower width, E embedding, K classes, L t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,8 @@ class ModelConfig:
     tune: what is trained, any of `adapters`, `head` (with pooling), `lora`, `layernorm`, `partial`, `full` (image
         tower), `coop`, `text` (text tower), by name or with options (`{"name": "lora", "rank": 16}`); see
         `clipvid.tuning`.
+    init_from: a model folder, or such a repository on the Hub, whose adapters and pooling training starts from; no
+        part of a saved model.
     """
 
     backbone: str = "tiny"
@@ -56,6 +58,7 @@ class ModelConfig:
     pooling: Choice = "mean"
     head: Choice = "text"
     tune: list[Choice] = field(default_factory=lambda: ["adapters", "head"])
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         resolve_tuning(self.tune)
@@ -206,10 +209,11 @@ class VideoCLIP(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Adapters, pooling and head with their buffers, and all else that `tune` trains, by name in `state_dict`."""
-        own: list[nn.Module] = [*self.encoder.adapters(), self.pooling, self.head]
-        wanted = {id(tensor) for module in own for tensor in (*module.parameters(), *module.buffers())}
-        wanted |= {id(parameter) for parameter in self._tuned_parameters}
-        return {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in wanted}
+        return self._named((*self._temporal_tensors(), *_tensors(self.head), *self._tuned_parameters))
+
+    def temporal_state(self) -> dict[str, Tensor]:
+        """Adapters and pooling with their buffers, by name in `state_dict`."""
+        return self._named(self._temporal_tensors())
 
     def saved_state(self) -> dict[str, Tensor]:
         """What `model.safetensors` holds: `trained_state` without what the folder's `lora/` and `backbone/` hold."""
@@ -275,9 +279,20 @@ class VideoCLIP(nn.Module):
         for module in (self.backbone.vision, *self.backbone.blocks, self.backbone.text):
             yield from module.parameters()
 
+    def _temporal_tensors(self) -> list[Tensor]:
+        return [tensor for module in (*self.encoder.adapters(), self.pooling) for tensor in _tensors(module)]
+
+    def _named(self, tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+        wanted = {id(tensor) for tensor in tensors}
+        return {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in wanted}
+
     def _trains_text(self) -> bool:
         parts = (self.text,) if self.context is None else (self.text, self.context)
         return any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
     def _tunes_backbone(self) -> bool:
         return any(parameter.requires_grad for parameter in self._backbone_parameters())
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

@@ -48,7 +48,7 @@ class Classification:
         output = model(frames)
         logits = _at_least_float32(output.logits)
         error = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
-        return _with_auxiliary(error, "cross_entropy", output.losses)
+        return total_loss({"cross_entropy": error} | output.losses)
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,18 @@ class ImageTextContrast:
         logits = _at_least_float32(output.logits)
         targets = targets.to(logits.dtype)
         error = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-        return _with_auxiliary(error, "contrast", output.losses)
+        return total_loss({"contrast": error} | output.losses)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _with_auxiliary(error: Tensor, name: str, auxiliary: Losses) -> tuple[Tensor, Losses]:
-    parts = {name: error}
-    for key, loss in auxiliary.items():
-        adapter = key.split(".")[0]
-        parts[adapter] = parts.get(adapter, torch.zeros_like(error)) + loss
+def total_loss(losses: Losses) -> tuple[Tensor, Losses]:
+    """The sum of losses, and them and the sum, detached, for the log; `<adapter>.<block>` are put together."""
+    parts: Losses = {}
+    for key, loss in losses.items():
+        name = key.split(".")[0]
+        parts[name] = parts[name] + loss if name in parts else loss
     total = torch.stack(list(parts.values())).sum()
     return total, {key: value.detach() for key, value in parts.items()} | {"loss": total.detach()}

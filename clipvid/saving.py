@@ -56,7 +56,7 @@ def _config_record(model: Any) -> dict[str, Any]:
             "sha256": model.fingerprint(),
             "embedded": not backbone.fetchable,
         },
-        "model": dataclasses.asdict(model.config)
+        "model": {name: value for name, value in dataclasses.asdict(model.config).items() if name != "init_from"}
         | {"adapter": [config_to_choice(*item) for item in model.adapter_configs.items()] or "none"}
         | {"tune": tuning_record(resolve_tuning(model.config.tune))},
         "num_classes": None if model.head.needs_text else model.head.linear.out_features,

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from clipvid.model import VideoCLIP
 from clipvid.sharding import is_sharded, local, spread, whole
 
 Weights = dict[str, Tensor]
@@ -26,7 +25,7 @@ class TrainedWeights:
         are averaged with the parameters. With an average, it is what is evaluated, compared and handed over.
     """
 
-    def __init__(self, model: VideoCLIP, names: list[str], ema_decay: float = 0.0):
+    def __init__(self, model: nn.Module, names: list[str], ema_decay: float = 0.0):
         self._model, self._names = model, names
         self._fixed = None if is_sharded(model) else self._find()
         self._update = get_ema_multi_avg_fn(ema_decay)

@@ -1,4 +1,4 @@
-"""accelerate launch scripts/pretrain.py --config configs/pretrain/tiny_clip.yaml"""
+"""accelerate launch scripts/pretrain.py --config configs/pretrain/video.yaml"""
 
 from clipvid.commands import run
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clipvid.commands.benchmark_pretraining import PretrainingBenchmark
 from clipvid.commands.measuring import EvaluateConfig
 from clipvid.commands.pretrain import PretrainConfig
+from clipvid.commands.pretrain_clip import PretrainClipConfig
 from clipvid.commands.suite import SuiteConfig
 from clipvid.config import FinetuneConfig, claim_output, config_record, parse_config
 
@@ -19,6 +21,10 @@ def config_class(path: Path) -> type:
         return SuiteConfig
     if "eval" in path.parts:
         return EvaluateConfig
+    if path.name.startswith("pretraining_"):
+        return PretrainingBenchmark
+    if path.name == "tiny_clip.yaml":
+        return PretrainClipConfig
     return PretrainConfig if path.parent.name == "pretrain" else FinetuneConfig
 
 

@@ -44,6 +44,8 @@ FLOORS = {
     "protocols": 4,
     "evaluation_report": 4,
     "results": 4,
+    "pretext": 3,
+    "pretraining": 4,
     "record": 4,
     "sharding": 4,
     "trained": 4,

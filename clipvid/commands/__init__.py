@@ -9,7 +9,8 @@ from clipvid.preemption import EXIT_CODE, Preempted
 
 VERBS = {
     "finetune": "train a model on labelled video",
-    "pretrain": "train without labels, or a small CLIP from scratch",
+    "pretrain": "train adapters on video without labels",
+    "pretrain-clip": "train a small CLIP from scratch",
     "evaluate": "measure a model, zero-shot or fine-tuned",
     "predict": "say what videos show",
     "push": "upload a model folder to the Hugging Face Hub",

@@ -7,7 +7,7 @@ import sys
 
 from clipvid.choices import suggest
 
-SUBJECTS = ("adapters", "data", "tuning")
+SUBJECTS = ("adapters", "data", "pretraining", "tuning")
 
 
 def main(args: list[str] | None = None) -> None:

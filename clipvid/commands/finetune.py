@@ -13,10 +13,12 @@ from accelerate import Accelerator
 from clipvid.card import write_card
 from clipvid.config import (
     FinetuneConfig,
+    VideoRunConfig,
     build_accelerator,
     build_finetune_model,
     build_trainer,
     claim_output,
+    classification,
     config_record,
     eval_loader,
     load_split,
@@ -24,6 +26,7 @@ from clipvid.config import (
 )
 from clipvid.data.manifest import Manifest, check_splits, leave_one_group_out
 from clipvid.evaluation import describe, evaluate, summarise, write_json
+from clipvid.hub import weights_hash
 from clipvid.model import VideoCLIP
 from clipvid.prediction import Predictions
 from clipvid.preemption import Preemption
@@ -93,8 +96,7 @@ def finetune(
     if done is not None:
         accelerator.print(f"{output} is finished already")
         return done[1]
-    hashes = {"train": train.hash, "val": val.hash}
-    patience = timedelta(seconds=config.training.ddp_timeout)
+    patience, hashes = timedelta(seconds=config.training.ddp_timeout), input_hashes(config, train, val)
     with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), hashes) as session:
         return _finetune(config, train, val, accelerator, output, stop, session)
 
@@ -109,7 +111,8 @@ def _finetune(
     session: dict[str, Any],
 ) -> dict[str, Any]:
     model = fresh_model(config, train, accelerator)
-    trainer = build_trainer(config, model, train, accelerator, output)
+    objective = classification(config, len(train.classes))
+    trainer = build_trainer(config, model, objective, train, accelerator, output)
     batch_size = config.training.per_device_eval_batch_size
     loader = eval_loader(config.data, model, val, accelerator, batch_size, output_dir=output)
     if accelerator.log_with:
@@ -145,10 +148,18 @@ def _finetune(
     return figures
 
 
-def fresh_model(config: FinetuneConfig, train: Manifest, accelerator: Accelerator) -> VideoCLIP:
+def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict[str, str]:
+    """Of the lists of videos, and of the weights that training starts from."""
+    hashes = {"train": train.hash, "val": val.hash}
+    if config.model.init_from is not None:
+        hashes["model.init_from"] = weights_hash(config.model.init_from)
+    return hashes
+
+
+def fresh_model(config: VideoRunConfig, labelled: Manifest, accelerator: Accelerator) -> VideoCLIP:
     """The model before training, the same every time."""
     torch.manual_seed(config.seed)
-    return build_finetune_model(config, train.class_names).to(accelerator.device)
+    return build_finetune_model(config, labelled.class_names).to(accelerator.device)
 
 
 def end_trackers(accelerator: Accelerator) -> None:

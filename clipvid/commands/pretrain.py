@@ -1,127 +1,167 @@
-"""Train a CLIP from scratch on captioned stills: `scripts/pretrain.py --config configs/pretrain/tiny_clip.yaml`."""
+"""Learn motion from video without labels: `accelerate launch scripts/pretrain.py --config configs/pretrain/video.yaml`.
+
+What comes out is a model folder that `clipvid finetune --model.init_from FOLDER` starts from.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
-from clipvid.builder import build_model
-from clipvid.config import TrainingConfig, build_accelerator, claim_output, config_record, parse_config
-from clipvid.data.loader import TrainBatches, build_loader
-from clipvid.data.stills import StillsDataset
-from clipvid.data.synthetic import WorldConfig
-from clipvid.engine import Trainer
-from clipvid.evaluation import write_json
-from clipvid.metrics import proportion
-from clipvid.model import ModelConfig, VideoCLIP
-from clipvid.objectives import ImageTextContrast
-from clipvid.optim import OptimConfig, build_optimizer, build_scheduler
+from clipvid.card import write_card
+from clipvid.choices import Choice
+from clipvid.commands.finetune import end_trackers, finished, fresh_model, input_hashes, write_results
+from clipvid.config import (
+    VideoRunConfig,
+    build_accelerator,
+    build_trainer,
+    claim_output,
+    config_record,
+    eval_loader,
+    load_split,
+    parse_config,
+)
+from clipvid.data.manifest import ClassInfo, Manifest, check_splits, load_manifest
+from clipvid.ensembling import zero_shot_model
+from clipvid.evaluation import describe, evaluate, write_json
 from clipvid.preemption import Preemption
+from clipvid.pretext import resolve_terms
+from clipvid.pretraining import Student, WithoutLabels
 from clipvid.record import recorded
 from clipvid.state_dicts import load_strictly
 
-
-@dataclass(frozen=True)
-class StillsConfig:
-    """Captioned stills: how many to train on, how many to measure on."""
-
-    world: WorldConfig = field(default_factory=WorldConfig)
-    train: int = 20000
-    val: int = 1000
+UNLABELLED = (ClassInfo(0, "unlabelled"),)
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Contrastive image-text training on captioned stills of the synthetic world.
+class Videos:
+    """A list of videos elsewhere; see `clipvid.config.DataConfig`."""
 
-    export_dir: where the finished CLIP goes, in half precision, as a folder for `local-dir:`.
+    root: str
+    videos: Choice
+    classes: str | None = None
+
+
+@dataclass(frozen=True)
+class PretrainConfig(VideoRunConfig):
+    """Training of adapters on video without labels, CLIP frozen.
+
+    data: `train` is learnt from, its labels ignored; on `val` the zero-shot accuracy is followed.
+    also: further lists to learn from.
+    objectives: any of `masked`, `order`, `distillation`, by name or with options (`{"name": "order", "weight": 0.5}`);
+        see `clipvid.pretext`.
     """
 
     output_dir: str = "outputs/pretrain"
-    seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
-    stills: StillsConfig = field(default_factory=StillsConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    export_dir: str | None = None
+    also: list[Videos] = field(default_factory=list)
+    objectives: list[Choice] = field(default_factory=lambda: ["masked", "order", "distillation"])
+
+    def __post_init__(self) -> None:
+        resolve_terms(self.objectives)
 
 
 def main(args: list[str] | None = None) -> None:
     """The verb."""
     config = parse_config(PretrainConfig, args, "clipvid pretrain")
     accelerator = build_accelerator(config.training, config.output_dir)
+    figures = pretrain(config, accelerator)
+    accelerator.print(f"{describe(figures)} -> {config.output_dir}/metrics.json")
+    end_trackers(accelerator)
+
+
+def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """Train, and write the model folder; returns the figures of metrics.json: zero-shot on `val`, and `before` those of
+    the plain CLIP. A finished run in `output_dir` is left as it is, an interrupted one goes on."""
     if accelerator.is_fsdp2:
-        raise ValueError("pretraining knows no FSDP: the small CLIP fits on any device; use DDP")
+        raise ValueError("training without labels knows no FSDP (teacher and student share their blocks); use DDP")
     output = Path(config.output_dir)
+    with accelerator.main_process_first():
+        train, val = unlabelled(config), load_split(config.data, "val")
     if accelerator.is_main_process:
         claim_output(output, config)
-    torch.manual_seed(config.seed)
-    model = build_model(config.model)
-    world, sizes = config.stills.world, (config.seed, model.image_size, model.text.tokenize)
-    train = StillsDataset(world, config.stills.train, "stills", *sizes)
-    val = StillsDataset(world, config.stills.val, "val_stills", *sizes)
-    trainer = build_trainer(config, model, train, accelerator, output)
-    trainer.on_epoch_end = lambda epoch: _report(model, val, world, accelerator, epoch)
+    accelerator.wait_for_everyone()
+    done = finished(output)
+    if done is not None:
+        accelerator.print(f"{output} is finished already")
+        return done[1]
+    patience, hashes = timedelta(seconds=config.training.ddp_timeout), input_hashes(config, train, val)
+    with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), hashes) as session:
+        return _pretrain(config, train, val, accelerator, stop, session)
+
+
+def unlabelled(config: PretrainConfig) -> Manifest:
+    """All videos to learn from, as of one class.
+
+    Raises:
+        ManifestError: one of them is in `data.val`.
+    """
+    data, train = config.data, load_split(config.data, "train")
+    check_splits(train, load_split(data, "val"))
+    samples = [replace(sample, label=0) for sample in train.samples]
+    for more in config.also:
+        found = load_manifest(more.root, more.videos, more.classes, check_files=data.check_files)
+        for place, sample in enumerate(found.samples):
+            media = sample.media or partial(str, found.video(place))
+            samples.append(replace(sample, path=f"{Path(more.root).name}/{sample.path}", label=0, media=media))
+    return Manifest(tuple(samples), UNLABELLED, train.root)
+
+
+def _pretrain(
+    config: PretrainConfig,
+    train: Manifest,
+    val: Manifest,
+    accelerator: Accelerator,
+    stop: Preemption,
+    session: dict[str, Any],
+) -> dict[str, Any]:
+    terms, output = resolve_terms(config.objectives), Path(config.output_dir)
+    model = fresh_model(config, val, accelerator)
+    student = Student(model, terms).to(accelerator.device)
+    objective = WithoutLabels(config.seed, tuple(terms))
+    trainer = build_trainer(config, student, objective, train, accelerator, output)
+    loader = eval_loader(config.data, model, val, accelerator, config.training.per_device_eval_batch_size)
     if accelerator.log_with:
         accelerator.init_trackers("logs")
-    patience = timedelta(seconds=config.training.ddp_timeout)
-    with Preemption(patience) as trainer.stop, recorded(output, accelerator, config_record(config), {}) as session:
-        try:
-            state = trainer.run()
-        finally:
-            session |= trainer.throughput()
-    load_strictly(model.trained_state(), trainer.result())
+
+    def on_epoch_end(epoch: int) -> dict[str, Any]:
+        warning = collapse(trainer.state.history)
+        if warning:
+            accelerator.print(warning)
+        if (epoch + 1) % config.training.eval_epochs and epoch + 1 < config.training.epochs:
+            return {}
+        _, figures = evaluate(accelerator, model, loader, val.classes)
+        accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}, zero-shot: {describe(figures)}")
+        return {f"val_{name}": figures[name]["value"] for name in ("top1", "object") if name in figures}
+
+    trainer.on_epoch_end, trainer.stop = on_epoch_end, stop
+    try:
+        state = trainer.run()
+    finally:
+        session |= trainer.throughput()
+    load_strictly(student.trained_state(), trainer.result())
+    predictions, figures = evaluate(accelerator, model, loader, val.classes)
+    figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
     if accelerator.is_main_process:
-        if config.export_dir is not None:
-            model.backbone.save(Path(config.export_dir), torch.float16)
         model.save_pretrained(output)
         write_json(output / "history.json", state.history)
-        figures = name_objects(model, val, world)
-        write_json(output / "metrics.json", {"object": figures, "config": config_record(config)})
-    accelerator.end_training()
+        write_results(output, predictions, figures, config, accelerator)
+        write_card(output)
+    accelerator.wait_for_everyone()
+    done = json.loads((output / "metrics.json").read_text())
+    return dict(done)
 
 
-def build_trainer(
-    config: PretrainConfig, model: VideoCLIP, train: StillsDataset, accelerator: Accelerator, output: Path
-) -> Trainer:
-    """The same loop as fine-tuning has, with the contrastive objective."""
-    training = config.training
-    batches = TrainBatches(
-        len(train),
-        training.per_device_train_batch_size,
-        seed=config.seed,
-        world_size=accelerator.num_processes,
-        rank=accelerator.process_index,
-        accumulation=training.gradient_accumulation_steps,
-    )
-    loader = build_loader(train, batches, num_workers=0)
-    optimizer = build_optimizer(model, config.optim)
-    scheduler = build_scheduler(optimizer, config.optim, training.epochs * batches.steps_per_epoch)
-    model.to(accelerator.device)
-    return Trainer(accelerator, model, ImageTextContrast(), loader, optimizer, scheduler, training, config.seed, output)
-
-
-@torch.no_grad()
-def name_objects(model: VideoCLIP, stills: StillsDataset, world: WorldConfig) -> dict[str, Any]:
-    """Share of stills whose object the model names, zero-shot among all objects of the world."""
-    model.eval()
-    model.set_labels(world.objects, ["a photo of a {}."])
-    hits = 0
-    for start in range(0, len(stills), 250):
-        captions = stills.captions[start : start + 250]
-        best = model(stills.frames[start : start + 250, None].to(model.pixel_mean.device)).logits.argmax(dim=1)
-        hits += sum(world.objects[index] in caption.split() for index, caption in zip(best, captions, strict=True))
-    return proportion(hits, len(stills))
-
-
-def _report(
-    model: VideoCLIP, stills: StillsDataset, world: WorldConfig, accelerator: Accelerator, epoch: int
-) -> dict[str, Any]:
-    share = name_objects(model, stills, world)["value"]
-    accelerator.print(f"epoch {epoch + 1}: names {share:.3f} of the objects, logit scale {model.text.logit_scale:.1f}")
-    return {"val_object": share}
+def collapse(history: list[dict[str, Any]]) -> str | None:
+    """What to say where the features of the last log entry vary much less than those of CLIP for the same clips."""
+    last = next((entry for entry in reversed(history) if "effective_rank" in entry), None)
+    if last is None:
+        return None
+    fallen = [name for name in ("feature_std", "effective_rank") if last[name] < last[f"clip_{name}"] / 2]
+    told = ", ".join(f"{name} is {last[name]:.3g}, that of CLIP {last[f'clip_{name}']:.3g}" for name in fallen)
+    return f"the features are collapsing: {told}; lower optim.lr or give distillation more weight" if told else None

@@ -1,0 +1,236 @@
+"""`clipvid benchmark pretraining`: what training without labels is worth, by adapter, objectives and labels per class.
+
+Everything is kept as it is made: the same command goes on from where it was interrupted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+from rich.console import Console
+from rich.markdown import Markdown
+
+from clipvid.adapters import AdapterSpec
+from clipvid.choices import Choice, config_to_choice
+from clipvid.commands.measuring import EvaluateConfig, Recipe, evaluate_protocol
+from clipvid.commands.pretrain import PretrainConfig, pretrain
+from clipvid.config import claim_output, config_record, parse_config
+from clipvid.evaluation import write_json, write_text
+from clipvid.protocols import FewShot, build_protocol
+
+FRESH = "fresh"
+MOST_LOST = 0.02
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class PretrainingBenchmark:
+    """Few-shot accuracy of adapters that start fresh, and of adapters that start from training without labels.
+
+    adapters: by name. stages: the objectives of each training without labels, by name; `fresh` is always there.
+    pretrain: how it trains; `model.adapter`, `objectives` and `output_dir` are the benchmark's. Trained once for each
+        adapter and stage.
+    evaluate: how it is measured: a recipe, whose `model.adapter` and `model.init_from` are the benchmark's, and a
+        protocol `few_shot`. `name` and `output_dir` are the benchmark's.
+    epochs: of the fine-tuning, by labels per class; without, those of the recipe.
+    fewer, more: the hypothesis is that `fewer` labels per class after a stage do what `more` do without, while the
+        zero-shot accuracy (of objects, where the classes tell them) falls by at most 0.02.
+    """
+
+    output_dir: str = "outputs/benchmark/pretraining"
+    adapters: dict[str, AdapterSpec] = field(default_factory=lambda: {"ila": "ila", "gta": "gta"})
+    stages: dict[str, list[Choice]] = field(
+        default_factory=lambda: {
+            "order": ["order", "distillation"],
+            "masked": ["masked", "distillation"],
+            "mix": ["order", "masked", "distillation"],
+        }
+    )
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    evaluate: EvaluateConfig = field(
+        default_factory=lambda: EvaluateConfig(
+            recipe=Recipe(), protocol={"name": "few_shot", "shots": [2, 5, 20]}, controls=[], zero_shot=False
+        )
+    )
+    epochs: dict[int, int] = field(default_factory=dict)
+    fewer: int = 2
+    more: int = 5
+
+    def __post_init__(self) -> None:
+        protocol = shots_of(self)
+        if self.evaluate.recipe is None or not isinstance(protocol, FewShot):
+            raise ValueError("evaluate: expected a recipe and the protocol few_shot")
+        if not {self.fewer, self.more} <= set(protocol.shots):
+            raise ValueError(f"fewer={self.fewer}, more={self.more}: both must be among shots={protocol.shots}")
+        if not set(self.epochs) <= set(protocol.shots):
+            raise ValueError(f"epochs={self.epochs}: by labels per class, which are {protocol.shots}")
+        if FRESH in self.stages:
+            raise ValueError(f"stages: {FRESH!r} is the name of the start without any; choose another")
+        for objectives in self.stages.values():
+            replace(self.pretrain, objectives=objectives)
+
+
+def shots_of(config: PretrainingBenchmark) -> FewShot:
+    """The protocol of a study."""
+    found: Any = build_protocol(config.evaluate.protocol or config.evaluate.data.protocol)
+    return found
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean over seeds and videos, its 95% interval (bootstrap over both), and the spread over seeds."""
+
+    value: float
+    low: float
+    high: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One adapter after one stage. shots: top-1 by labels per class. gain: accuracy with `fewer` labels less that of
+    the fresh adapter with `more`. before, after: zero-shot accuracy of CLIP and of the stage; None without a stage."""
+
+    adapter: str
+    stage: str
+    shots: dict[int, Share]
+    gain: Share | None = None
+    before: float | None = None
+    after: float | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether the hypothesis did."""
+        lost = (self.before or 0) - (self.after or 0)
+        return self.gain is not None and self.gain.value >= 0 and lost <= MOST_LOST + 1e-9
+
+
+def main(args: list[str]) -> None:
+    """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    config = parse_config(PretrainingBenchmark, args, "clipvid benchmark pretraining")
+    output = Path(config.output_dir)
+    accelerator = Accelerator(mixed_precision=config.evaluate.mixed_precision)
+    if accelerator.is_main_process:
+        claim_output(output, config)
+    accelerator.wait_for_everyone()
+    rows: list[Row] = []
+    for adapter in config.adapters:
+        correct: dict[int, np.ndarray] = {}
+        for stage in (FRESH, *config.stages):
+            row, answers = measure(config, adapter, stage, correct.get(config.more), accelerator)
+            correct = correct or answers
+            rows.append(row)
+            if accelerator.is_main_process:
+                write_text(output / "table.md", markdown_table(rows, config))
+                record = {"config": config_record(config)}
+                write_json(
+                    output / "metrics.json", {"rows": [asdict(row) | {"held": row.held} for row in rows]} | record
+                )
+    if accelerator.is_main_process:
+        Console().print(Markdown(markdown_table(rows, config)))
+
+
+def measure(
+    config: PretrainingBenchmark, adapter: str, stage: str, fresh: np.ndarray | None, accelerator: Accelerator
+) -> tuple[Row, dict[int, np.ndarray]]:
+    """A row, and by labels per class which answers were right, [seeds, videos]; `fresh` are those of the fresh adapter
+    with `more` labels."""
+    folder, spec = Path(config.output_dir) / adapter / stage, config.adapters[adapter]
+    zero_shot: dict[str, float] = {}
+    start = None
+    if stage != FRESH:
+        start = str(folder / "pretrained")
+        figures = pretrain(
+            replace(
+                config.pretrain,
+                output_dir=start,
+                objectives=config.stages[stage],
+                model=replace(config.pretrain.model, adapter=spec),
+            ),
+            accelerator,
+        )
+        kind = "object" if "object" in figures else "top1"
+        zero_shot = {"before": figures["before"][kind]["value"], "after": figures[kind]["value"]}
+        accelerator.free_memory()
+    right = {shots: few_shot(config, adapter, stage, shots, start, accelerator) for shots in shots_of(config).shots}
+    gain = None if fresh is None else share(right[config.fewer] - fresh)
+    return Row(adapter, stage, {shots: share(found) for shots, found in right.items()}, gain, **zero_shot), right
+
+
+def few_shot(
+    config: PretrainingBenchmark, adapter: str, stage: str, shots: int, start: str | None, accelerator: Accelerator
+) -> np.ndarray:
+    """Fine-tune from `start` with so many labels per class, once for each seed; which answers are right."""
+    folder = Path(config.output_dir) / adapter / stage / f"k{shots}"
+    recipe, protocol = config.evaluate.recipe, shots_of(config)
+    assert recipe is not None
+    epochs = config.epochs.get(shots, recipe.training.epochs)
+    recipe = replace(
+        recipe,
+        model=replace(recipe.model, adapter=config.adapters[adapter], init_from=start),
+        training=replace(recipe.training, epochs=epochs, eval_epochs=epochs),
+    )
+    evaluation = replace(
+        config.evaluate,
+        name=f"{adapter}, {stage}",
+        output_dir=str(folder),
+        recipe=recipe,
+        protocol=config_to_choice("few_shot", replace(protocol, shots=[shots])),
+    )
+    evaluate_protocol(evaluation, accelerator)
+    accelerator.free_memory()
+    return read_right(folder, shots, protocol.seeds)
+
+
+def read_right(folder: Path, shots: int, seeds: list[int]) -> np.ndarray:
+    """Which answers of an evaluation are right: float [seeds, videos]."""
+    columns = ["group", "condition", "label", "scores", "readable"]
+    found = pq.read_table(folder / "predictions.parquet", columns=columns).to_pylist()
+    groups = [
+        [row for row in found if (row["group"], row["condition"]) == (f"K={shots} seed={seed}", "forward")]
+        for seed in seeds
+    ]
+    right = [[row["readable"] and np.argmax(row["scores"]) == row["label"] for row in rows] for rows in groups]
+    return np.array(right, dtype=float)
+
+
+def share(values: np.ndarray) -> Share:
+    """The mean of [seeds, videos], of shares or of differences of shares; the draws of its interval are keyed."""
+    rng, (seeds, videos) = np.random.default_rng(0), values.shape
+    drawn = [
+        values[rng.integers(seeds, size=seeds)][:, rng.integers(videos, size=videos)].mean() for _ in range(RESAMPLES)
+    ]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    std = values.mean(axis=1).std(ddof=1) if seeds > 1 else 0.0
+    return Share(float(values.mean()), float(low), float(high), float(std))
+
+
+def markdown_table(rows: list[Row], config: PretrainingBenchmark) -> str:
+    """A line for each adapter and stage, and below them what the hypothesis came to."""
+    shots, fewer, more = shots_of(config).shots, config.fewer, config.more
+    head = ["adapter", "start", *(f"K={k}" for k in shots), f"K={fewer} less fresh K={more}", "zero-shot", "held"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
+    for row in rows:
+        cells = [row.adapter, row.stage, *(_told(row.shots[k]) for k in shots)]
+        if row.gain is None:
+            cells += ["-", "-", "-"]
+        else:
+            cells += [_told(row.gain, "+"), f"{row.before:.2f} → {row.after:.2f}", "yes" if row.held else "no"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Top-1 by labels per class (K), mean over {len(shots_of(config).seeds)} seeds; in brackets 95% "]
+    lines[-1] += "bootstrap intervals over seeds and videos."
+    lines += [f"Held: K={fewer} after the stage is at least K={more} of the fresh adapter, in the mean, and zero-shot "]
+    lines[-1] += f"accuracy has not fallen by more than {MOST_LOST}."
+    held = sum(row.held for row in rows)
+    tried = sum(row.gain is not None for row in rows)
+    lines += [f"The hypothesis held for {held} of {tried}."]
+    return "\n".join(lines) + "\n"
+
+
+def _told(share: Share, sign: str = "") -> str:
+    return f"{share.value:{sign}.2f} ({share.low:{sign}.2f} to {share.high:{sign}.2f})"

@@ -1,0 +1,6 @@
+"""accelerate launch scripts/pretrain_clip.py --config configs/pretrain/tiny_clip.yaml"""
+
+from clipvid.commands import run
+
+if __name__ == "__main__":
+    run("pretrain-clip")

@@ -1,0 +1,108 @@
+"""`clipvid benchmark pretraining`: goes on cell by cell, and its table says what the answers say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipvid.commands import benchmark_pretraining as command
+from clipvid.commands.benchmark import main
+
+CONFIG = {
+    "adapters": {"st": {"name": "st_adapter", "channels": 8}},
+    "stages": {"order": ["order", "distillation"]},
+    "fewer": 1,
+    "more": 2,
+    "epochs": {"1": 2},
+}
+WORLD = {
+    "objects": ["ball", "star"], "motions": ["horizontal"], "num_frames": 8, "image_size": 48,
+    "train_per_class": 4, "val_per_class": 0, "test_per_class": 3,
+}  # fmt: skip
+TRAINING = {"epochs": 1, "per_device_train_batch_size": 4, "report_to": "none"}
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> tuple[Path, dict[Path, float]]:
+    """The folder of a study that was killed after its first row and started again, and when its first files were
+    written."""
+    folder = tmp_path_factory.mktemp("study")
+    data = {"root": str(folder / "world"), "val": "test.csv", "world": WORLD, "num_workers": 0}
+    model = {"num_frames": 4, "tune": ["adapters"]}
+    protocol = {"name": "few_shot", "shots": [1, 2], "seeds": [0, 1]}
+    evaluate = {"recipe": {"model": model, "training": TRAINING}, "data": data, "protocol": protocol}
+    evaluate |= {"controls": ["reversed"], "zero_shot": False}
+    given = CONFIG | {"pretrain": {"model": model, "data": data, "training": TRAINING}, "evaluate": evaluate}
+    (folder / "in.yaml").write_text(json.dumps(given))
+    args = ["pretraining", "--config", str(folder / "in.yaml"), f"--output_dir={folder / 'run'}"]
+    original, calls = command.evaluate_protocol, 0
+
+    def die(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise Killed
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "evaluate_protocol", die)
+        with pytest.raises(Killed):
+            main(args)
+    written = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("model.safetensors")}
+    main(args)
+    return folder / "run", written
+
+
+def test_what_was_done_is_not_done_again(study):
+    folder, written = study
+    trained = {path.parent.relative_to(folder) for path in written if "checkpoints" not in path.parts}
+    fresh = {Path(f"st/fresh/k{shots}/k{shots}_seed{seed}") for shots in (1, 2) for seed in (0, 1)}
+    assert trained == {*fresh, Path("st/order/pretrained")}
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+
+
+def test_figures_are_those_of_the_answers(study):
+    folder, _ = study
+    fresh, order = json.loads((folder / "metrics.json").read_text())["rows"]
+    assert (fresh["stage"], order["stage"], fresh["gain"], fresh["held"]) == ("fresh", "order", None, False)
+    for row in (fresh, order):
+        for shots in ("1", "2"):
+            found = json.loads((folder / f"st/{row['stage']}/k{shots}/metrics.json").read_text())["few_shot"]
+            figure = row["shots"][shots]
+            assert figure["value"] == pytest.approx(found[f"K={shots}"]["mean"])
+            assert figure["std"] == pytest.approx(found[f"K={shots}"]["std"])
+            assert figure["low"] <= figure["value"] <= figure["high"]
+    assert order["gain"]["value"] == pytest.approx(order["shots"]["1"]["value"] - fresh["shots"]["2"]["value"])
+    zero_shot = json.loads((folder / "st/order/pretrained/metrics.json").read_text())
+    assert (order["before"], order["after"]) == (zero_shot["before"]["object"]["value"], zero_shot["object"]["value"])
+    assert order["held"] == (order["gain"]["value"] >= 0 and order["before"] - order["after"] <= 0.02)
+    start = json.loads((folder / "st/order/k1/k1_seed0/run.json").read_text())["config"]["model"]["init_from"]
+    assert start == str(folder / "st/order/pretrained")
+
+
+def test_the_table_has_a_line_for_each(study):
+    table = (study[0] / "table.md").read_text()
+    lines = [line for line in table.splitlines() if line.startswith("| st ")]
+    assert [line.split("|")[2].strip() for line in lines] == ["fresh", "order"]
+    assert "The hypothesis held for" in table
+
+
+def test_intervals_are_over_seeds_and_videos():
+    same, apart = np.ones((3, 40)), np.concatenate([np.ones((2, 40)), np.zeros((1, 40))])
+    assert command.share(same) == command.Share(1.0, 1.0, 1.0, 0.0)
+    found = command.share(apart)
+    assert (found.value, found.low, found.high) == (pytest.approx(2 / 3), 0.0, 1.0)
+
+
+def test_a_study_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"fewer=3, more=5: both must be among shots=\[2, 5, 20\]"):
+        command.PretrainingBenchmark(fewer=3)
+    with pytest.raises(ValueError, match="'fresh' is the name of the start without any"):
+        command.PretrainingBenchmark(stages={"fresh": ["order"]})
+    with pytest.raises(ValueError, match="unknown objective"):
+        command.PretrainingBenchmark(stages={"x": ["ordr"]})

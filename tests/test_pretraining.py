@@ -1,0 +1,313 @@
+"""Training without labels: what terms show, teach and draw; the loop from videos to a model folder, killed and resumed,
+on one process and on two; and a fine-tuning run that starts from it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_frames, shake
+from processes import all_end_well, together
+from safetensors.torch import load_file
+
+import clipvid
+from clipvid.commands import finetune as finetune_command
+from clipvid.commands import pretrain as command
+from clipvid.config import build_accelerator, parse_config
+from clipvid.data.manifest import ManifestError
+from clipvid.data.sampling import keyed_generator
+from clipvid.data.synthetic import WorldConfig, build_world
+from clipvid.hub import start_from, weights_hash
+from clipvid.metrics import effective_rank
+from clipvid.pretext import OrderConfig, draw_order, resolve_terms, seen_when, tube_mask
+from clipvid.pretraining import Student, WithoutLabels, variety
+
+WORLD = WorldConfig(
+    objects=("ball", "star"), motions=("horizontal",), num_frames=8, image_size=48,
+    train_per_class=5, val_per_class=2, test_per_class=1,
+)  # fmt: skip
+ALL = ["masked", "order", "distillation"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return build_world(WORLD, tmp_path_factory.mktemp("world"), progress=False)
+
+
+def arguments(world: Path, output: Path, *more: str) -> list[str]:
+    """2 epochs of 2 steps of 8 clips."""
+    fixed = {
+        "data.root": world,
+        "output_dir": output,
+        "model.backbone": "tiny",
+        "model.adapter": "{name: ila, hidden: 16, norm: frozen_batch}",
+        "model.num_frames": 4,
+        "training.epochs": 2,
+        "training.per_device_train_batch_size": 8,
+        "training.report_to": "none",
+        "data.num_workers": 0,
+        "training.save_steps": 1,
+        "training.save_total_limit": 4,
+        "optim.lr": 0.01,
+        "optim.eps": 0.001,  # else Adam makes whole steps of rounding errors where gradients are next to nothing
+    }
+    return [f"--{key}={value}" for key, value in fixed.items()] + list(more)
+
+
+def run(args: list[str]) -> dict:
+    config = parse_config(command.PretrainConfig, args, "test")
+    return command.pretrain(config, build_accelerator(config.training, config.output_dir))
+
+
+@pytest.fixture(scope="module")
+def pretrained(world, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("pretrained")
+    run(arguments(world, output))
+    return output
+
+
+def student(make_model, adapter="st_adapter", objectives=ALL, num_frames=4) -> Student:
+    model = make_model(adapter, num_frames=num_frames)
+    torch.manual_seed(0)
+    return Student(model, resolve_terms(objectives)).train()
+
+
+def batch(size=4, num_frames=4) -> dict:
+    return {"frames": random_frames(size, num_frames), "index": torch.arange(size)}
+
+
+@pytest.mark.parametrize("objectives", [["masked"], ["order"], ["order", "distillation"], ALL])
+def test_gradients_reach_adapters_and_heads_and_not_clip(make_model, objectives) -> None:
+    learner = student(make_model, objectives=objectives)
+    for adapter in learner.encoder.adapters():
+        shake(adapter)
+    loss, parts = WithoutLabels(0, tuple(objectives))(learner, batch(), 0)
+    loss.backward()
+    trained = learner.trained_state()
+    reached = {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    parameters = {name for name, p in learner.named_parameters(remove_duplicate=False) if p.requires_grad}
+    assert reached == parameters <= set(trained)
+    assert any(name.startswith("terms.") for name in reached)
+    assert any(".adapters." in name for name in reached)
+    assert parts["loss"].item() == pytest.approx(loss.item())
+    assert {"feature_std", "effective_rank", "clip_effective_rank"} <= parts.keys()
+
+
+def test_weights_scale_terms(make_model) -> None:
+    light, heavy = (
+        student(make_model, objectives=[{"name": "order", "weight": weight}, "distillation"]) for weight in (1.0, 3.0)
+    )
+    objective = WithoutLabels(0, ("order", "distillation"))
+    (_, one), (_, three) = objective(light, batch(), 0), objective(heavy, batch(), 0)
+    assert three["order"].item() == pytest.approx(3 * one["order"].item())
+    assert three["distillation"].item() == pytest.approx(one["distillation"].item(), abs=1e-6)
+
+
+def test_a_fresh_student_is_its_teacher(make_model) -> None:
+    learner = student(make_model, adapter="ila", objectives=["order", "distillation"])
+    _, parts = WithoutLabels(0, ("order", "distillation"))(learner, batch(), 0)
+    assert parts["distillation"].item() == pytest.approx(0, abs=1e-6)
+    assert parts["effective_rank"].item() == pytest.approx(parts["clip_effective_rank"].item(), rel=1e-5)
+
+
+def test_draws_depend_on_seed_epoch_sample_and_term_alone(make_model) -> None:
+    def parts(objectives, seed=0, epoch=0, order=(0, 1, 2, 3)):
+        learner = student(make_model, objectives=objectives)
+        for adapter in learner.encoder.adapters():
+            shake(adapter)
+        whole = batch()
+        shown = {name: value[list(order)] for name, value in whole.items()}
+        return WithoutLabels(seed, tuple(objectives))(learner, shown, epoch)[1]["masked_patches"].item()
+
+    first = parts(["masked"])
+    assert parts(["masked"], order=(2, 0, 3, 1)) == pytest.approx(first, abs=1e-6)
+    assert parts(["masked"], epoch=1) != pytest.approx(first, abs=1e-6)
+    assert parts(["masked"], seed=1) != pytest.approx(first, abs=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.5, 0.99])
+def test_masks_are_tubes_of_grey(make_model, ratio) -> None:
+    learner = student(make_model, objectives=[{"name": "masked", "ratio": ratio}])
+    frames = random_frames(3, 4) + 10
+    changed, masks = learner.terms["masked"].change(frames, [keyed_generator(1, i) for i in range(3)])
+    assert masks.sum(dim=(1, 2)).tolist() == [min(max(round(ratio * 16), 1), 15)] * 3
+    grey = (changed == 0).all(dim=2)  # [B, T, S, S]
+    for clip in range(3):
+        pixels = masks[clip].repeat_interleave(16, 0).repeat_interleave(16, 1)
+        assert all(torch.equal(grey[clip, t], pixels) for t in range(4))
+        assert torch.equal(changed[clip][:, :, ~pixels], frames[clip][:, :, ~pixels])
+    assert torch.equal(tube_mask((4, 4), ratio, keyed_generator(1, 0)), masks[0])
+
+
+def test_orders_are_forward_reversed_or_of_whole_segments() -> None:
+    orders = [draw_order(8, 4, keyed_generator(0, i)) for i in range(400)]
+    kinds = [
+        "forward" if torch.equal(o, torch.arange(8)) else "reversed" if o[0] > o[1] else "shuffled" for o in orders
+    ]
+    shares = {kind: kinds.count(kind) / 400 for kind in ("forward", "reversed", "shuffled")}
+    assert shares["forward"] == pytest.approx(0.5, abs=0.08)
+    assert shares["reversed"] == pytest.approx(0.25, abs=0.07)
+    for order in orders:
+        assert order.sort().values.tolist() == list(range(8))
+        pairs = (order // 2).view(4, 2)
+        assert (pairs[:, 0] == pairs[:, 1]).all()
+        assert seen_when(order[None], 4)[0].tolist() == pairs[:, 0].argsort().tolist()
+    assert seen_when(torch.arange(7).flip(0)[None], 3).tolist() == [[2, 1, 0]]
+
+
+def test_order_is_learnt_where_clips_run_one_way(make_model) -> None:
+    """Clips that grow lighter or darker: their order can be told, and is after a few steps."""
+    learner = student(make_model, objectives=["order"], num_frames=4)
+    ramp = torch.linspace(-2, 2, 4)[None, :, None, None, None]
+    sign = torch.tensor([1.0, -1.0]).repeat(8)[:, None, None, None, None]
+    frames = (ramp * sign).expand(-1, -1, 3, 64, 64) + 0.1 * random_frames(16, 4)
+    optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
+    objective, accuracies = WithoutLabels(0, ("order",)), []
+    for step in range(60):
+        optimizer.zero_grad()
+        loss, parts = objective(learner, {"frames": frames, "index": torch.arange(16)}, step)
+        loss.backward()
+        optimizer.step()
+        accuracies.append((parts["arrow_accuracy"].item(), parts["order_accuracy"].item()))
+    arrow, segments = torch.tensor(accuracies[-10:]).mean(dim=0).tolist()
+    assert arrow > 0.8
+    assert segments > 0.5
+
+
+def test_variety_sees_collapse() -> None:
+    features = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    apart, fallen = variety(features), variety(features[:1] + 1e-4 * features)
+    assert apart["feature_std"].item() == pytest.approx(1, abs=0.05)
+    assert fallen["feature_std"].item() < 1e-3
+    assert fallen["effective_rank"].item() == pytest.approx(1, abs=0.02)
+    assert effective_rank(torch.eye(5)).item() == pytest.approx(5)
+    entry = {
+        f"{prefix}{name}": value.item()
+        for prefix, found in (("", fallen), ("clip_", apart))
+        for name, value in found.items()
+    }
+    assert "features are collapsing: feature_std is" in command.collapse([entry, {"val_top1": 0.1}])
+    assert command.collapse([dict.fromkeys(entry, 1.0)]) is None
+
+
+def test_what_cannot_learn_is_refused(make_model) -> None:
+    with pytest.raises(ValueError, match="at least one beside distillation"):
+        resolve_terms(["distillation"])
+    with pytest.raises(ValueError, match=r"unknown objective 'ordr'.*did you mean 'order'"):
+        resolve_terms(["ordr"])
+    with pytest.raises(ValueError, match="4 segments need as many frames, got 3"):
+        student(make_model, num_frames=3)
+    with pytest.raises(ValueError, match="segments=1"):
+        OrderConfig(segments=1)
+    with pytest.raises(ValueError, match="only adapters and pooling learn, and the model trains"):
+        Student(make_model("st_adapter", tune=["adapters", "layernorm"]), resolve_terms(["masked"]))
+
+
+def test_a_run_gives_a_model_folder_without_the_heads(pretrained: Path, world: Path, capsys) -> None:
+    metrics = json.loads((pretrained / "metrics.json").read_text())
+    assert metrics["object"]["count"] == metrics["before"]["object"]["count"] == 8
+    model = clipvid.from_pretrained(pretrained)
+    assert model.labels[0] == "ball moving left"
+    assert all(".adapters.ila." in name for name in load_file(pretrained / "model.safetensors"))
+    newest = max((pretrained / "checkpoints").glob("step_*"))
+    assert any(name.startswith("terms.order.when") for name in load_file(newest / "model.safetensors"))
+    history = json.loads((pretrained / "history.json").read_text())
+    assert [entry["val_object"] for entry in history if "val_object" in entry][-1] == metrics["object"]["value"]
+    assert {"order", "arrow_accuracy", "masked_patches", "masked_frames", "distillation", "effective_rank"} <= history[
+        0
+    ].keys()
+    run(arguments(world, pretrained))
+    assert "finished already" in capsys.readouterr().out
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("fatal_call", [1, 3])
+def test_a_killed_run_ends_equal_to_one_that_was_never_stopped(
+    pretrained: Path, world: Path, tmp_path: Path, monkeypatch, fatal_call: int
+) -> None:
+    calls, original = 0, WithoutLabels.__call__
+
+    def die(self, model, batch, epoch):
+        nonlocal calls
+        calls += 1
+        if calls > fatal_call:
+            raise Killed
+        return original(self, model, batch, epoch)
+
+    args = arguments(world, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(WithoutLabels, "__call__", die)
+        with pytest.raises(Killed):
+            run(args)
+    run(args)
+    for name in ("model.safetensors", "checkpoints/step_00000004/model.safetensors"):
+        expected, resumed = load_file(pretrained / name), load_file(tmp_path / name)
+        assert expected.keys() == resumed.keys()
+        assert all(torch.equal(expected[key], resumed[key]) for key in expected)
+    assert (pretrained / "predictions.json").read_text() == (tmp_path / "predictions.json").read_text()
+
+
+def _pretrain(args: list[str]) -> None:
+    from clipvid.commands import run
+
+    run("pretrain", args)
+
+
+def test_two_processes_learn_as_one(pretrained: Path, world: Path, tmp_path: Path) -> None:
+    half = arguments(world, tmp_path / "two", "--training.per_device_train_batch_size=4")
+    all_end_well(together(2, tmp_path, _pretrain, half))
+    assert json.loads((tmp_path / "two/metrics.json").read_text())["processes"] == 2
+    first, second = (
+        load_file(path / "checkpoints/step_00000002/model.safetensors") for path in (pretrained, tmp_path / "two")
+    )
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=0)
+
+
+def test_videos_of_several_lists_are_learnt_from(world: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(world, tmp_path / "other")
+    elsewhere = json.dumps([{"root": str(other), "videos": "val.csv", "classes": "classes.csv"}])
+    args = arguments(world, tmp_path / "run", f"--also={elsewhere}")
+    found = command.unlabelled(parse_config(command.PretrainConfig, args, "test"))
+    assert len(found) == 20 + 8
+    assert {sample.label for sample in found.samples} == {0}
+    assert Path(found.video(20)) == other / "val/ball_moving_left/0000.mp4"
+    assert Path(found.video(20)).is_file()
+    with pytest.raises(ManifestError, match="8 videos are in both lists"):
+        command.unlabelled(parse_config(command.PretrainConfig, [*args, "--data.train=val.csv"], "test"))
+
+
+def test_fine_tuning_starts_from_the_adapters(pretrained: Path, world: Path, tmp_path: Path) -> None:
+    fixed = arguments(world, tmp_path, f"--model.init_from={pretrained}", "--optim.lr=1e-12", "--training.epochs=1")
+    finetune_command.main(fixed)
+    started, tuned = load_file(pretrained / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert started.keys() == tuned.keys()
+    for name in started:
+        torch.testing.assert_close(tuned[name], started[name], atol=1e-6, rtol=0)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["config"]["model"]["init_from"] == str(pretrained)
+    assert record["manifests"]["model.init_from"] == weights_hash(pretrained)
+    assert "init_from" not in json.loads((tmp_path / "config.json").read_text())["model"]
+    shutil.rmtree(tmp_path / "checkpoints")
+    clipvid.from_pretrained(tmp_path)
+
+
+def test_other_adapters_and_backbones_are_no_start(pretrained: Path, make_model, clip_folder) -> None:
+    options = {"num_frames": 4, "hidden": 16, "norm": "frozen_batch"}
+    same = clipvid.create_model("tiny", adapter="ila", tune=["full", "adapters"], **options)
+    start_from(same, pretrained)
+    assert all(torch.equal(same.temporal_state()[k], v) for k, v in load_file(pretrained / "model.safetensors").items())
+    assert all(p.requires_grad for p in same.encoder.tower.parameters())
+    with pytest.raises(
+        ValueError, match=r"init_from .* do not fit .* is \(16,\), expected \(32,\).*Give the run the model.adapter"
+    ):
+        start_from(clipvid.create_model("tiny", adapter="ila", **(options | {"hidden": 32})), pretrained)
+    with pytest.raises(ValueError, match=r"missing encoder\.layers\.0\.adapters\.gta"):
+        start_from(clipvid.create_model("tiny", adapter="gta", num_frames=4), pretrained)
+    with pytest.raises(ValueError, match="its adapters stand on another backbone"):
+        start_from(make_model({"name": "ila", "hidden": 16, "norm": "frozen_batch"}, num_frames=4), pretrained)
