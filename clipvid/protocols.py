@@ -50,17 +50,34 @@ class Holdout:
 @dataclass(frozen=True)
 class LeaveOneGroupOut:
     """Pool `data.train` and `data.val`, and hold out each group (a person, a source) in turn; the answers about all
-    videos are taken together."""
+    videos are taken together.
 
+    folds: hold out so many sets of groups, of sizes that differ by one at most, in place of each group alone: fewer
+        trainings, on fewer videos each. seed: draws the sets.
+    """
+
+    folds: int | None = None
+    seed: int = 0
     train_is_asked: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.folds is not None and self.folds < 2:
+            raise ValueError(f"folds={self.folds}: expected at least 2, or null to hold out each group alone")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
         assert train is not None
         pooled = train.joined(test)
         if not trained:
             return [Part("all", pooled, "model")]
-        folds = leave_one_group_out(pooled)
-        return [Part("all", held_out, f"fold_{group}", rest) for group, rest, held_out in folds]
+        alone = list(leave_one_group_out(pooled))
+        if self.folds is None:
+            return [Part("all", held_out, f"fold_{group}", rest) for group, rest, held_out in alone]
+        if self.folds > len(alone):
+            raise ManifestError(f"folds={self.folds}, but there are {len(alone)} groups; ask for fewer, or for null")
+        names = [group for group, _, _ in alone]
+        order = torch.randperm(len(names), generator=keyed_generator(self.seed, len(names))).tolist()
+        sets = [{names[place] for place in order[fold :: self.folds]} for fold in range(self.folds)]
+        return [Part("all", *_divided(pooled, held_out)) for held_out in sets]
 
     def summary(self, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return {}
@@ -233,6 +250,14 @@ def overlap(trained_on: Sequence[str], asked: Sequence[str]) -> list[str]:
     """Names of `asked` that a model has been trained on: equal but for case, spaces, underscores and CamelCase."""
     known = {_plain(name) for name in trained_on}
     return [name for name in asked if _plain(name) in known]
+
+
+def _divided(manifest: Manifest, held_out: set[str]) -> tuple[Manifest, str, Manifest]:
+    """The videos of some groups, the name of their fold, and the videos of all others."""
+    places: tuple[list[int], list[int]] = ([], [])
+    for place, sample in enumerate(manifest.samples):
+        places[sample.group in held_out].append(place)
+    return manifest.subset(places[True]), f"fold_{'_'.join(sorted(held_out))}", manifest.subset(places[False])
 
 
 def _plain(name: str) -> str:

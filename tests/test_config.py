@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clipvid.commands.benchmark_ladder import LadderConfig
 from clipvid.commands.benchmark_pretraining import PretrainingBenchmark
 from clipvid.commands.measuring import EvaluateConfig
 from clipvid.commands.pretrain import PretrainConfig
@@ -19,9 +20,11 @@ RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "accelerate" not in pa
 def config_class(path: Path) -> type:
     if path.name == "suite.yaml":
         return SuiteConfig
+    if path.parent.name == "ladder":
+        return LadderConfig
     if "eval" in path.parts:
         return EvaluateConfig
-    if path.name.startswith("pretraining_"):
+    if path.parent.name == "pretraining":
         return PretrainingBenchmark
     if path.name == "tiny_clip.yaml":
         return PretrainClipConfig
@@ -41,6 +44,9 @@ def test_every_config_parses_and_says_what_it_does(path: Path) -> None:
         if isinstance(wanted, dict) and isinstance(found, dict):
             for key, value in wanted.items():
                 check(value, found[key], f"{where}.{key}")
+        elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+            for place, pair in enumerate(zip(wanted, found, strict=True)):
+                check(*pair, f"{where}[{place}]")
         else:
             assert found == wanted, where
 

@@ -43,6 +43,8 @@ FLOORS = {
     "ensembling": 4,
     "protocols": 4,
     "evaluation_report": 4,
+    "ladder": 4,
+    "ladder_report": 4,
     "results": 4,
     "pretext": 3,
     "pretraining": 4,

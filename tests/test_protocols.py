@@ -151,3 +151,32 @@ def test_overlap_sees_through_spelling() -> None:
 def test_protocols_that_make_no_sense_are_refused(spec, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         build_protocol(spec)
+
+
+def test_folds_hold_out_every_group_once_in_sets_drawn_by_the_seed() -> None:
+    everyone = manifest([7, 7], groups=7)
+    people = {sample.group for sample in everyone.samples}
+    sets = {}
+    for seed in (0, 1):
+        protocol = build_protocol({"name": "leave_one_group_out", "folds": 3, "seed": seed})
+        parts = protocol.parts(everyone, manifest([0, 0]), trained=True)
+        held_out = [{sample.group for sample in part.test.samples} for part in parts]
+        assert sorted(len(groups) for groups in held_out) == [2, 2, 3]
+        assert sorted(group for groups in held_out for group in groups) == sorted(people)
+        for part, groups in zip(parts, held_out, strict=True):
+            assert part.train is not None
+            assert {sample.group for sample in part.train.samples} == people - groups
+            assert paths(part.train) | paths(part.test) == paths(everyone)
+            assert part.run == f"fold_{'_'.join(sorted(groups))}"
+        assert {part.group for part in parts} == {"all"}
+        sets[seed] = {frozenset(groups) for groups in held_out}
+        again = build_protocol({"name": "leave_one_group_out", "folds": 3, "seed": seed})
+        assert [part.run for part in again.parts(everyone, manifest([0, 0]), trained=True)] == [p.run for p in parts]
+    assert sets[0] != sets[1]
+
+
+def test_folds_need_as_many_groups() -> None:
+    with pytest.raises(ManifestError, match="folds=4, but there are 2 groups"):
+        build_protocol({"name": "leave_one_group_out", "folds": 4}).parts(TRAIN, TEST, trained=True)
+    with pytest.raises(ValueError, match="folds=1: expected at least 2"):
+        build_protocol({"name": "leave_one_group_out", "folds": 1})

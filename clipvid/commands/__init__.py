@@ -17,7 +17,7 @@ VERBS = {
     "convert": "bring in a checkpoint of a paper's authors",
     "prepare": "turn a download of a public data set into manifests",
     "check-videos": "read every video of a list or folder, and say which cannot be",
-    "benchmark": "what adapters and reading videos cost",
+    "benchmark": "what adapters reach and cost, and reading videos",
     "demo": "the whole way on a synthetic world, with a report",
 }
 

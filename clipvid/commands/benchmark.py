@@ -1,4 +1,4 @@
-"""What things cost on this machine: `clipvid benchmark <subject>`, a module `benchmark_<subject>` each."""
+"""What things cost and reach on this machine: `clipvid benchmark <subject>`, a module `benchmark_<subject>` each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from clipvid.choices import suggest
 
-SUBJECTS = ("adapters", "data", "pretraining", "tuning")
+SUBJECTS = ("adapters", "data", "ladder", "pretraining", "tuning")
 
 
 def main(args: list[str] | None = None) -> None:

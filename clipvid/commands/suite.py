@@ -63,7 +63,7 @@ def _configs(suite: SuiteConfig) -> dict[tuple[str, str], EvaluateConfig]:
     for protocol, asked in suite.protocols.items():
         for model, made in suite.models.items():
             config = parse_config(EvaluateConfig, ["--config", asked, "--config", made], "clipvid evaluate")
-            folder = Path(suite.output_dir) / _folder(protocol) / _folder(model)
+            folder = Path(suite.output_dir) / folder_name(protocol) / folder_name(model)
             configs[protocol, model] = replace(config, name=model, output_dir=str(folder))
     folders = {config.output_dir for config in configs.values()}
     if len(folders) < len(configs):
@@ -71,7 +71,8 @@ def _configs(suite: SuiteConfig) -> dict[tuple[str, str], EvaluateConfig]:
     return configs
 
 
-def _folder(name: str) -> str:
+def folder_name(name: str) -> str:
+    """A folder for what people call a row or a column."""
     return "_".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
 
 

@@ -1,0 +1,281 @@
+"""`clipvid benchmark ladder` on real files: rows, seeds, controls, predictions, kills and failures."""
+
+import json
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+from processes import Worker
+from scipy.stats import binomtest
+
+from clipvid.commands.benchmark import main
+from clipvid.commands.benchmark_ladder import LadderConfig, ladder_cells
+from clipvid.config import parse_config
+from clipvid.data.manifest import ClassInfo
+from clipvid.ladder import Prediction, accuracy_over_seeds, difference_over_seeds, mean_variance, measures
+
+ROWS = {"none": {"model.adapter": "none"}, "shift": {"model.adapter": {"name": "shift", "fraction": 0.25}}}
+PREDICTIONS = [
+    {"row": "none", "measure": "pairs", "at_least": 0.0, "at_most": 1.0, "why": "a share"},
+    {"row": "shift", "over": "none", "measure": "pairs", "at_least": 1.5, "why": "cannot be"},
+    {"row": "shift", "measure": "horizontal", "under": "reversed", "why": "words"},
+]
+
+
+def ladder(clip_folder: Path, root: Path, **changed: object) -> list[str]:
+    """Arguments for a ladder of two rows and two seeds in `root`, whose config lies beside it."""
+    world = {"objects": ["ball"], "motions": ["horizontal"], "num_frames": 6, "image_size": 32}
+    world |= {"train_per_class": 4, "val_per_class": 0, "test_per_class": 3}
+    cell = {
+        "data": {"root": str(root / "videos"), "val": "test.csv", "world": world, "num_workers": 0},
+        "controls": ["reversed", "single"],
+        "zero_shot": False,
+        "hardest_clips": 0,
+        "recipe": {
+            "model": {"backbone": f"local-dir:{clip_folder}", "num_frames": 3, "tune": ["adapters", "full"]},
+            "training": {"epochs": 2, "per_device_train_batch_size": 4, "eval_epochs": 2, "report_to": "none"},
+        },
+    }
+    config = {"cell": cell, "rows": ROWS, "seeds": [0, 1], "predictions": PREDICTIONS, "output_dir": str(root / "out")}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "ladder.yaml").write_text(yaml.safe_dump(config | {"cost_repeats": 1, "repeat": "shift"} | changed))
+    return ["ladder", "--config", str(root / "ladder.yaml")]
+
+
+def logits(cell: Path) -> list:
+    return pq.read_table(cell / "predictions.parquet")["view_logits"].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def measured(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ladder")
+    main(ladder(clip_folder, root))
+    return root / "out"
+
+
+@pytest.fixture(scope="module")
+def results(measured: Path) -> dict:
+    return json.loads((measured / "metrics.json").read_text())
+
+
+def test_every_row_is_trained_under_every_seed(measured: Path, results: dict) -> None:
+    assert (results["finished"], results["cells"], results["failed"]) == (5, 5, {})
+    for row, found in results["rows"].items():
+        assert found["seeds"] == [0, 1]
+        cells = [json.loads((measured / f"cells/{row}_seed{seed}/metrics.json").read_text()) for seed in (0, 1)]
+        for measure in ("top1", "pairs"):
+            told = {"forward": [cell[measure]["value"] for cell in cells]}
+            for name in ("reversed", "single"):
+                told[name] = [cell["controls"][name][measure]["value"] for cell in cells]
+            for condition, values in told.items():
+                figure = found["figures"][condition][measure]
+                assert figure["values"] == pytest.approx(values)
+                assert figure["mean"] == pytest.approx(np.mean(values))
+                assert figure["std"] == pytest.approx(np.std(values, ddof=1))
+                assert 0 <= figure["low"] <= figure["mean"] <= figure["high"] <= 1
+        assert [cell["config"]["recipe"]["seed"] for cell in cells] == [0, 1]
+    assert logits(measured / "cells/none_seed0") != logits(measured / "cells/none_seed1")
+
+
+def test_the_second_run_of_a_cell_gives_the_same_scores_to_the_bit(measured: Path, results: dict) -> None:
+    assert results["repeat"] == {"cell": "shift, seed 0", "same": True}
+    assert logits(measured / "cells/shift_seed0") == logits(measured / "cells/shift_seed0_again")
+    assert "The second run of shift, seed 0 gave the same scores to the bit." in (measured / "table.md").read_text()
+
+
+def test_predictions_are_judged(measured: Path, results: dict) -> None:
+    first, second, third = results["predictions"]
+    assert [each["held"] for each in (first, second, third)] == [True, False, None]
+    assert [each["written_after"] for each in (first, second, third)] == [0, 0, 0]
+    rows = {name: row["figures"] for name, row in results["rows"].items()}
+    assert second["found"]["mean"] == pytest.approx(
+        rows["shift"]["forward"]["pairs"]["mean"] - rows["none"]["forward"]["pairs"]["mean"]
+    )
+    assert third["found"] == rows["shift"]["reversed"]["horizontal"]
+    table = (measured / "table.md").read_text()
+    assert "| shift − none on pairs ≥ 1.5 | **no** |" in table
+    assert "| shift on horizontal, reversed | - |" in table
+
+
+def test_the_table_has_a_line_for_every_row_and_a_column_for_every_difference(measured: Path, results: dict) -> None:
+    lines = (measured / "table.md").read_text().splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in reversed(lines) if line.startswith("| ")}
+    assert cells[""][1:4] == ["model.adapter", "motion pairs", "top-1"]
+    assert cells["shift"][1] == "shift fraction=0.25"
+    top1 = results["rows"]["shift"]["figures"]["forward"]["top1"]
+    assert cells["shift"][3] == f"{top1['mean']:.3f} ± {top1['std']:.3f} ({top1['low']:.2f} to {top1['high']:.2f})"
+    none, shift = (results["rows"][name]["cost"] for name in ("none", "shift"))
+    assert none["forward"] == none["training"] == none["memory_ratio"] == 1
+    assert shift["parameters"] == none["parameters"] > 0
+    assert shift["gflops"] == none["gflops"] > 0
+    assert (measured / "ladder.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_ladder_measures_nothing_again_and_takes_new_rows(
+    clip_folder: Path, measured: Path, results: dict, capsys: pytest.CaptureFixture
+) -> None:
+    written = {path: path.stat().st_mtime_ns for path in measured.rglob("cells/**/*") if path.is_file()}
+    late = {"row": "none", "measure": "top1", "at_least": 0.0, "why": "now we know"}
+    main(ladder(clip_folder, measured.parent, predictions=[*PREDICTIONS, late]))
+    assert "5 of 5 cells are finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    again = json.loads((measured / "metrics.json").read_text())
+    assert again["rows"] == results["rows"]
+    assert [each["written_after"] for each in again["predictions"]] == [0, 0, 0, 5]
+    assert "(written after 5 cells)" in (measured / "table.md").read_text()
+
+
+def _ladder(args: list[str]) -> None:
+    main(args)
+
+
+def _children(folder: Path) -> list[int]:
+    """Processes that have a log below `folder` open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            opened = [os.readlink(handle) for handle in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(name.startswith(str(folder)) for name in opened):
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_killed_ladder_goes_on_where_it_was(
+    clip_folder: Path, measured: Path, tmp_path: Path, number: int, capsys: pytest.CaptureFixture
+) -> None:
+    args = ladder(clip_folder, tmp_path, repeat=None)
+    cells = tmp_path / "out" / "cells"
+    worker = Worker(tmp_path / "log", {}, _ladder, args)
+    deadline = time.monotonic() + 300
+    while not (cells / "shift_seed0" / "run.yaml").exists():
+        assert worker.process.is_alive(), worker.said
+        assert time.monotonic() < deadline, worker.said
+        time.sleep(0.02)
+    worker.signal(number)
+    assert worker.ended() != 0
+    while _children(cells):
+        assert time.monotonic() < deadline, "the cells of a ladder outlive it"
+        time.sleep(0.02)
+    before = (cells / "none_seed0" / "metrics.json").stat().st_mtime_ns
+    assert not (cells / "none_seed1").exists()
+    main(args)
+    assert "1 of 4 cells are finished" in capsys.readouterr().out
+    assert (cells / "none_seed0" / "metrics.json").stat().st_mtime_ns == before
+    for cell in ("none_seed0", "shift_seed0", "none_seed1", "shift_seed1"):
+        assert logits(cells / cell) == logits(measured / "cells" / cell)
+
+
+def test_a_cell_that_fails_takes_no_other_with_it(clip_folder: Path, tmp_path: Path) -> None:
+    rows = {**ROWS, "broken": {"optim.groups": [{"match": "nothing.*", "lr": 0.1, "weight_decay": 0.0}]}}
+    args = ladder(clip_folder, tmp_path, rows=rows, seeds=[3], repeat=None, jobs=2)
+    with pytest.raises(RuntimeError, match=r"1 of 3 cells failed, the others stand:\n  broken, seed 3: .*nothing\.\*"):
+        main(args)
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {row: own["seeds"] for row, own in found["rows"].items()} == {"none": [3], "shift": [3], "broken": []}
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "**broken, seed 3 failed**: ValueError: optim.groups: no trained parameter matches" in table
+    assert "2 of 3 cells" in table
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rows": {"shift": {}}}, "rows: 'none', which the others are measured by, is missing"),
+        ({"repeat": "gta"}, "repeat: 'gta' is no row; rows: none, shift"),
+        ({"rows": ROWS | {"Shift!": {}}}, "rows: two of .* give the same folder"),
+        ({"predictions": [PREDICTIONS[0] | {"row": "ila"}]}, "prediction 'ila on pairs .*': 'ila' is no row"),
+        ({"predictions": [PREDICTIONS[0] | {"under": "bag"}]}, "cell.controls has no 'bag', only reversed, single"),
+        (
+            {"predictions": [PREDICTIONS[0] | {"measure": "depth"}]},
+            "nothing like 'depth' here, only top1, pairs",
+        ),
+        ({"rows": ROWS | {"x": {"model.adaptor": "ila"}}}, "adaptor"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(
+    clip_folder: Path, tmp_path: Path, changed: dict, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises((ValueError, SystemExit)) as refused:
+        main(ladder(clip_folder, tmp_path, **changed))
+    told = f"{refused.value}{capsys.readouterr().err}"
+    assert re.search(message, told), told
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_seed_of_a_cell_draws_its_folds_too() -> None:
+    config = parse_config(LadderConfig, ["--config", str(REPOSITORY / "configs/ladder/weizmann.yaml")], "test")
+    cells = ladder_cells(config)
+    assert len(cells) == len(config.rows) * len(config.seeds) + 1
+    for cell in cells:
+        assert cell.config.protocol["seed"] == cell.config.recipe.seed == cell.seed
+    alone = replace(config, cell=replace(config.cell, protocol={"name": "leave_one_group_out"}))
+    assert [cell.config.protocol["seed"] for cell in ladder_cells(alone)] == [cell.seed for cell in cells]
+
+
+def test_what_each_measure_asks() -> None:
+    partners = {"partner": ["1", "0", "-1"], "pair": ["sideways", "sideways", "still"]}
+    classes = [ClassInfo(i, str(i), {key: values[i] for key, values in partners.items()}) for i in range(3)]
+    scores = torch.tensor([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.0, 0.0, 0.0]])
+    found = measures(scores, torch.tensor([0, 1, 2, 0]), classes)
+    assert list(found) == ["top1", "pairs", "sideways"]
+    assert found["top1"][1].tolist() == [False, False, True, False]
+    asked, right = found["pairs"]
+    assert asked.tolist() == [True, True, False, True]
+    assert right[asked].tolist() == [True, False, False]
+    assert list(measures(scores, torch.zeros(4, dtype=torch.long), [ClassInfo(0, "a")])) == ["top1"]
+
+
+def test_with_one_seed_and_independent_videos_the_interval_is_nearly_wilsons() -> None:
+    right = np.array([[1.0] * 180 + [0.0] * 60])
+    names = [str(i) for i in range(240)]
+    found, wilson = accuracy_over_seeds(right, names), binomtest(180, 240).proportion_ci(method="wilson")
+    assert (found["mean"], found["std"], found["count"]) == (0.75, None, 240)
+    assert (found["low"], found["high"]) == pytest.approx((wilson.low, wilson.high), abs=0.002)
+    whole = accuracy_over_seeds(np.ones((3, 240)), names)
+    assert (whole["low"], whole["high"]) == pytest.approx(tuple(binomtest(240, 240).proportion_ci(method="wilson")))
+
+
+@pytest.mark.parametrize(("between_seeds", "by_person"), [(0.0, False), (0.15, False), (0.0, True), (0.1, True)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(between_seeds: float, by_person: bool) -> None:
+    """Worlds whose accuracy is known: seeds, videos and perhaps people move a logit."""
+    rng, covered, repeats = np.random.default_rng(0), 0, 400
+    clusters = [str(i // 10 if by_person else i) for i in range(90)]
+    truth = 0.7
+    for _ in range(repeats):
+        people = rng.normal(0, 0.1, 9).repeat(10) if by_person else rng.normal(0, 0.1, 90)
+        chance = (truth + rng.normal(0, between_seeds, 3)[:, None] + people).clip(0, 1)
+        found = accuracy_over_seeds((rng.random((3, 90)) < chance).astype(float), clusters)
+        covered += found["low"] <= truth <= found["high"]
+    assert covered / repeats > 0.91
+
+
+def test_differences_are_paired() -> None:
+    rng = np.random.default_rng(1)
+    hard = rng.random((2, 300)) < 0.5
+    better = np.where(rng.random((2, 300)) < 0.1, 1.0, hard)
+    names = [str(i) for i in range(300)]
+    paired = difference_over_seeds(better, hard.astype(float), names)
+    assert paired["mean"] == pytest.approx(better.mean() - hard.mean())
+    alone = accuracy_over_seeds(better, names)
+    assert paired["high"] - paired["low"] < 0.7 * (alone["high"] - alone["low"])
+    assert mean_variance(np.zeros((2, 4)), list("abcd"))[0] == 0
+
+
+def test_a_prediction_says_what_it_expects() -> None:
+    found = Prediction("ila", "why", over="none", measure="pairs", at_least=0.3)
+    assert str(found) == "ila − none on pairs ≥ 0.3"
+    assert (found.judge(0.3), found.judge(0.2)) == (True, False)
+    assert Prediction("none", "why", at_most=0.5).judge(0.6) is False
+    assert Prediction("none", "why").judge(0.6) is None
