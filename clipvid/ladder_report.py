@@ -13,6 +13,7 @@ from clipvid.report import INK, PALETTE
 
 MEASURES = {PAIRS: "motion pairs", TOP1: "top-1"}
 CONTROLS = ("reversed", "shuffled", "single")
+MARKERS = "osD^vPX<>"
 
 
 def render_ladder(results: dict[str, Any]) -> str:
@@ -139,9 +140,10 @@ def draw_ladder(results: dict[str, Any], file: Path) -> None:
     if not rows:
         return
     measures = _measured(rows)
-    figure = Figure(figsize=(6.4 * len(measures), 4.6), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(measures) + 1.4, 4), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
         _draw(axes, measure, rows)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     aside = file.with_name(f".{file.name}")
     figure.savefig(aside, format="png", dpi=144)
     aside.replace(file)
@@ -149,21 +151,15 @@ def draw_ladder(results: dict[str, Any], file: Path) -> None:
 
 def _draw(axes: Axes, measure: str, rows: dict[str, Any]) -> None:
     points = sorted((row["cost"]["gflops"], name, row["figures"][FORWARD][measure]) for name, row in rows.items())
-    least, most = points[0][0], points[-1][0]
-    margin = 0.1 * (most - least) or 1.0
-    axes.set_xlim(least - margin, most + margin)
-    axes.set_ylim(-0.3, 1.04)
-    axes.set_yticks([tenth / 10 for tenth in range(0, 11, 2)])
+    axes.set_ylim(0, 1.04)
     if measure == PAIRS:
         axes.axhline(0.5, color="#a3adc2", linewidth=1, linestyle="dashed")
         axes.annotate("chance", (1, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     for place, (cost, name, found) in enumerate(points):
-        colour = PALETTE[place % len(PALETTE)]
         error = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
-        axes.errorbar(cost, found["mean"], yerr=error, fmt="o", color=colour, capsize=3, markersize=5)
-        label = least + (place + 0.5) / len(points) * (most - least)  # side by side below, where no point lies
-        axes.annotate(name, (label, -0.03), rotation=90, ha="center", va="top", fontsize=9, color=colour)
-        axes.plot([label, cost], [-0.02, found["mean"]], color=colour, linewidth=0.5, alpha=0.7)
+        look: Any = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
+        axes.errorbar(cost, found["mean"], yerr=error, linestyle="none", capsize=3, markersize=6, label=name, **look)
     axes.set_title(f"{MEASURES[measure]}, 95% interval", fontsize=11, color=INK)
     axes.set_xlabel("GFLOPs of a clip's forward pass", fontsize=9)
+    axes.grid(axis="y", color="#e2e6ee")
     axes.spines[["top", "right"]].set_visible(False)

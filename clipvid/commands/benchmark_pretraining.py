@@ -21,11 +21,11 @@ from clipvid.commands.measuring import EvaluateConfig, Recipe, evaluate_protocol
 from clipvid.commands.pretrain import PretrainConfig, pretrain
 from clipvid.config import claim_output, config_record, parse_config
 from clipvid.evaluation import write_json, write_text
+from clipvid.ladder import accuracy_over_seeds, difference_over_seeds
 from clipvid.protocols import FewShot, build_protocol
 
 FRESH = "fresh"
 MOST_LOST = 0.02
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -82,24 +82,15 @@ def shots_of(config: PretrainingBenchmark) -> FewShot:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A mean over seeds and videos, its 95% interval (bootstrap over both), and the spread over seeds."""
-
-    value: float
-    low: float
-    high: float
-    std: float
-
-
-@dataclass(frozen=True)
 class Row:
-    """One adapter after one stage. shots: top-1 by labels per class. gain: accuracy with `fewer` labels less that of
-    the fresh adapter with `more`. before, after: zero-shot accuracy of CLIP and of the stage; None without a stage."""
+    """One adapter after one stage. shots: top-1 by labels per class (`clipvid.ladder.accuracy_over_seeds`). gain:
+    accuracy with `fewer` labels less that of the fresh adapter with `more` (`difference_over_seeds`). before, after:
+    zero-shot accuracy of CLIP and of the stage; None without a stage."""
 
     adapter: str
     stage: str
-    shots: dict[int, Share]
-    gain: Share | None = None
+    shots: dict[int, dict[str, Any]]
+    gain: dict[str, Any] | None = None
     before: float | None = None
     after: float | None = None
 
@@ -107,7 +98,7 @@ class Row:
     def held(self) -> bool:
         """Whether the hypothesis did."""
         lost = (self.before or 0) - (self.after or 0)
-        return self.gain is not None and self.gain.value >= 0 and lost <= MOST_LOST + 1e-9
+        return self.gain is not None and self.gain["mean"] >= 0 and lost <= MOST_LOST + 1e-9
 
 
 def main(args: list[str]) -> None:
@@ -145,7 +136,7 @@ def measure(
     start = None
     if stage != FRESH:
         start = str(folder / "pretrained")
-        figures = pretrain(
+        measured = pretrain(
             replace(
                 config.pretrain,
                 output_dir=start,
@@ -154,12 +145,14 @@ def measure(
             ),
             accelerator,
         )
-        kind = "object" if "object" in figures else "top1"
-        zero_shot = {"before": figures["before"][kind]["value"], "after": figures[kind]["value"]}
+        kind = "object" if "object" in measured else "top1"
+        zero_shot = {"before": measured["before"][kind]["value"], "after": measured[kind]["value"]}
         accelerator.free_memory()
     right = {shots: few_shot(config, adapter, stage, shots, start, accelerator) for shots in shots_of(config).shots}
-    gain = None if fresh is None else share(right[config.fewer] - fresh)
-    return Row(adapter, stage, {shots: share(found) for shots, found in right.items()}, gain, **zero_shot), right
+    videos = [str(number) for number in range(next(iter(right.values())).shape[1])]
+    gain = None if fresh is None else difference_over_seeds(right[config.fewer], fresh, videos)
+    figures = {shots: accuracy_over_seeds(found, videos) for shots, found in right.items()}
+    return Row(adapter, stage, figures, gain, **zero_shot), right
 
 
 def few_shot(
@@ -199,17 +192,6 @@ def read_right(folder: Path, shots: int, seeds: list[int]) -> np.ndarray:
     return np.array(right, dtype=float)
 
 
-def share(values: np.ndarray) -> Share:
-    """The mean of [seeds, videos], of shares or of differences of shares; the draws of its interval are keyed."""
-    rng, (seeds, videos) = np.random.default_rng(0), values.shape
-    drawn = [
-        values[rng.integers(seeds, size=seeds)][:, rng.integers(videos, size=videos)].mean() for _ in range(RESAMPLES)
-    ]
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    std = values.mean(axis=1).std(ddof=1) if seeds > 1 else 0.0
-    return Share(float(values.mean()), float(low), float(high), float(std))
-
-
 def markdown_table(rows: list[Row], config: PretrainingBenchmark) -> str:
     """A line for each adapter and stage, and below them what the hypothesis came to."""
     shots, fewer, more = shots_of(config).shots, config.fewer, config.more
@@ -223,7 +205,7 @@ def markdown_table(rows: list[Row], config: PretrainingBenchmark) -> str:
             cells += [_told(row.gain, "+"), f"{row.before:.2f} → {row.after:.2f}", "yes" if row.held else "no"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Top-1 by labels per class (K), mean over {len(shots_of(config).seeds)} seeds; in brackets 95% "]
-    lines[-1] += "bootstrap intervals over seeds and videos."
+    lines[-1] += "intervals over seeds and videos."
     lines += [f"Held: K={fewer} after the stage is at least K={more} of the fresh adapter, in the mean, and zero-shot "]
     lines[-1] += f"accuracy has not fallen by more than {MOST_LOST}."
     held = sum(row.held for row in rows)
@@ -232,5 +214,5 @@ def markdown_table(rows: list[Row], config: PretrainingBenchmark) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _told(share: Share, sign: str = "") -> str:
-    return f"{share.value:{sign}.2f} ({share.low:{sign}.2f} to {share.high:{sign}.2f})"
+def _told(figure: dict[str, Any], sign: str = "") -> str:
+    return f"{figure['mean']:{sign}.2f} ({figure['low']:{sign}.2f} to {figure['high']:{sign}.2f})"
