@@ -61,6 +61,7 @@ FLOORS = {
     "report": 4,
     "evaluation": 4,
     "progress": 4,
+    "videos": 5,
     "config": 5,
     "commands": 6,
     "__init__": TOP,

@@ -16,9 +16,10 @@ from test_checkpoint import write_format_1
 
 from clipvid.checkpoint import list_checkpoints, load_checkpoint
 from clipvid.commands.finetune import finetune as finetune_here
-from clipvid.config import FinetuneConfig, build_accelerator, load_split, parse_config
+from clipvid.config import FinetuneConfig, build_accelerator, parse_config
 from clipvid.data.synthetic import WorldConfig, build_world
 from clipvid.preemption import EXIT_CODE
+from clipvid.videos import load_split
 
 WORLD = WorldConfig(
     objects=("ball", "star"), motions=("horizontal",), num_frames=4, image_size=32,

@@ -241,8 +241,8 @@ def test_build_world_resumes_and_repeats(tmp_path):
     root = build_world(TINY, tmp_path / "world", progress=False)
     built = contents()
     folder = root / "train" / "star_going_away"
-    kept = folder / "0000.mp4"
-    written = kept.stat().st_mtime_ns
+    kept = [folder / "0000.mp4", root / "classes.csv", root / "train.csv"]
+    written = [path.stat().st_mtime_ns for path in kept]
     (folder / "0001.mp4").unlink()
     (folder / ".0001.mp4.k3j2.tmp").write_bytes(built["train/star_going_away/0001.mp4"][:500])
     cut = root / "val" / "star_moving_up" / "0000.mp4"
@@ -250,7 +250,7 @@ def test_build_world_resumes_and_repeats(tmp_path):
     (root / "val.csv").unlink()
     build_world(TINY, root, progress=False)
     assert contents() == built
-    assert kept.stat().st_mtime_ns == written
+    assert [path.stat().st_mtime_ns for path in kept] == written
 
 
 def test_build_world_refuses_another_world(tmp_path):

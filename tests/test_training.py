@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 import clipvid
 from clipvid.commands import finetune as command
 from clipvid.commands.finetune import finetune
-from clipvid.config import FinetuneConfig, build_accelerator, build_finetune_model, load_split, parse_config
+from clipvid.config import FinetuneConfig, build_accelerator, build_finetune_model, parse_config
 from clipvid.data.synthetic import WorldConfig, build_world
 from clipvid.optim import OptimConfig, ParameterGroup, build_optimizer, build_scheduler
+from clipvid.videos import load_split
 
 ROOT = Path(__file__).parent.parent
 WORLD = WorldConfig(

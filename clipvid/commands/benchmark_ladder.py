@@ -24,13 +24,14 @@ from clipvid.commands.ladder_costs import measured_once
 from clipvid.commands.measuring import EvaluateConfig, Recipe
 from clipvid.commands.processes import Ended, evaluate_side_by_side
 from clipvid.commands.suite import folder_name
-from clipvid.config import config_record, load_split, parse_config
+from clipvid.config import config_record, parse_config
 from clipvid.data.manifest import Manifest
 from clipvid.evaluation import write_json, write_text
 from clipvid.ladder import Prediction, Results, measures_of, same_answers
 from clipvid.ladder_report import draw_ladder, render_ladder
 from clipvid.preemption import Preemption
 from clipvid.protocols import build_protocol
+from clipvid.videos import load_split
 
 METRICS = "metrics.json"
 

@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from clipvid.commands.finetune import finished, write_results
-from clipvid.config import FinetuneConfig, eval_loader, load_split, parse_config
+from clipvid.config import FinetuneConfig, parse_config
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import Manifest
 from clipvid.evaluation import evaluate, write_json
 from clipvid.hub import load_model
 from clipvid.prediction import Predictions
 from clipvid.report import ClipStrip, Curve, Row, markdown_table, save_strips, write_report
+from clipvid.videos import eval_loader, load_split
 
 INTRODUCTION = (
     "A small CLIP that knows objects but has never seen a video is shown clips of moving objects. Every motion has a "

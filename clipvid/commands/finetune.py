@@ -20,8 +20,6 @@ from clipvid.config import (
     claim_output,
     classification,
     config_record,
-    eval_loader,
-    load_split,
     parse_config,
 )
 from clipvid.data.manifest import Manifest, check_splits, leave_one_group_out
@@ -34,6 +32,7 @@ from clipvid.push import check_login, check_repo_id, push_to_hub
 from clipvid.record import recorded
 from clipvid.sharding import is_sharded
 from clipvid.state_dicts import load_strictly
+from clipvid.videos import eval_loader, load_split
 
 
 def main(args: list[str] | None = None) -> None:

@@ -14,15 +14,7 @@ from accelerate.utils import broadcast_object_list
 from clipvid.adapters import resolve_adapters
 from clipvid.choices import Choice
 from clipvid.commands.finetune import finetune
-from clipvid.config import (
-    DataConfig,
-    FinetuneConfig,
-    TrainingConfig,
-    claim_output,
-    config_record,
-    eval_loader,
-    load_split,
-)
+from clipvid.config import FinetuneConfig, TrainingConfig, claim_output, config_record
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import check_splits
 from clipvid.ensembling import WeightSpace, check_texts_differ, model_key, set_descriptions, zero_shot_model
@@ -36,6 +28,7 @@ from clipvid.protocols import Part, build_protocol
 from clipvid.record import recorded
 from clipvid.report import ClipStrip
 from clipvid.results import Answers, Group, group_figures, read_predictions, write_predictions
+from clipvid.videos import DataConfig, eval_loader, load_split
 
 Control = Literal["reversed", "shuffled", "single", "bag"]
 ALL_CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "single", "bag")

@@ -17,16 +17,7 @@ from accelerate import Accelerator
 from clipvid.card import write_card
 from clipvid.choices import Choice
 from clipvid.commands.finetune import end_trackers, finished, fresh_model, input_hashes, write_results
-from clipvid.config import (
-    VideoRunConfig,
-    build_accelerator,
-    build_trainer,
-    claim_output,
-    config_record,
-    eval_loader,
-    load_split,
-    parse_config,
-)
+from clipvid.config import VideoRunConfig, build_accelerator, build_trainer, claim_output, config_record, parse_config
 from clipvid.data.manifest import ClassInfo, Manifest, check_splits, load_manifest
 from clipvid.ensembling import zero_shot_model
 from clipvid.evaluation import describe, evaluate, write_json
@@ -35,13 +26,14 @@ from clipvid.pretext import resolve_terms
 from clipvid.pretraining import Student, WithoutLabels
 from clipvid.record import recorded
 from clipvid.state_dicts import load_strictly
+from clipvid.videos import eval_loader, load_split
 
 UNLABELLED = (ClassInfo(0, "unlabelled"),)
 
 
 @dataclass(frozen=True)
 class Videos:
-    """A list of videos elsewhere; see `clipvid.config.DataConfig`."""
+    """A list of videos elsewhere; see `clipvid.videos.DataConfig`."""
 
     root: str
     videos: Choice

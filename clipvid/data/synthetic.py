@@ -238,7 +238,10 @@ def _holds_video(path: Path, config: WorldConfig) -> bool:
 
 
 def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
+    """Whole or not at all; a file that holds the text is left alone, for others may be reading it."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
