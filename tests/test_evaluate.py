@@ -203,6 +203,15 @@ def figures_of(output: Path) -> dict:
     return metrics
 
 
+@pytest.mark.slow
+def test_a_compiled_model_says_the_same_but_for_rounding(world: Path, model_folder: Path, tmp_path: Path) -> None:
+    found = {}
+    for compiled in (False, True):
+        evaluate(world, model_folder, tmp_path / f"{compiled}", controls="[]", torch_compile=compiled)
+        found[compiled] = scores(rows(tmp_path / f"{compiled}", condition="forward"))
+    torch.testing.assert_close(found[True], found[False], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_any_number_of_processes_gives_the_same_digits(
     world: Path, model_folder: Path, tmp_path: Path, count: int

@@ -65,6 +65,7 @@ class EvaluateConfig:
     alpha: the model is the weight-space ensemble `(1 - alpha) * zero-shot + alpha * fine-tuned`.
     sweep: further alphas to measure, for the curve.
     hardest_clips: how many the report shows.
+    torch_compile: compile the blocks of the image tower with their adapters; the last digits are others then.
     """
 
     name: str | None = None
@@ -84,6 +85,7 @@ class EvaluateConfig:
     hardest_clips: int = 8
     batch_size: int = 16
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    torch_compile: bool = False
     output_dir: str = "outputs/evaluate"
 
     def __post_init__(self) -> None:
@@ -188,8 +190,7 @@ class _Run:
             self.accelerator.wait_for_everyone()
             self.accelerator.free_memory()
             model = load_model(str(folder), labels=names, templates=config.templates)
-        self._name(model)
-        return model.to(self.accelerator.device), trained_on
+        return self._ready(model), trained_on
 
     def _finetune_config(self, recipe: Recipe, part: Part, folder: Path) -> FinetuneConfig:
         return FinetuneConfig(
@@ -202,6 +203,12 @@ class _Run:
             optim=recipe.optim,
         )
 
+    def _ready(self, model: VideoCLIP) -> VideoCLIP:
+        self._name(model)
+        if self.config.torch_compile:
+            model.encoder.compile_blocks()
+        return model.to(self.accelerator.device)
+
     def _name(self, model: VideoCLIP) -> None:
         if self.config.descriptions is not None:
             set_descriptions(model, model.labels, self.config.descriptions)
@@ -213,7 +220,7 @@ class _Run:
         except (ValueError, RuntimeError, OSError) as error:
             self.accelerator.print(f"no zero-shot CLIP to set beside the model: {error}")
             return []
-        self._name(plain)
+        self._ready(plain)
         return [self._answer(part, plain, model_key(plain), "zero-shot")]
 
     def _answer(self, part: Part, model: VideoCLIP, model_hash: str, condition: str) -> Answers:
@@ -224,7 +231,7 @@ class _Run:
         }
         texts = Path(config.descriptions).read_text() if config.descriptions is not None else ""
         what = [model_hash, test.hash, sampling, order, condition == "bag", texts]
-        what += [config.batch_size, config.mixed_precision]
+        what += [config.batch_size, config.mixed_precision, config.torch_compile]
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         if key not in self.known:
             self.accelerator.print(f"{self.title}, {part.group}, {condition}: {len(test)} videos")
