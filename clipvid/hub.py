@@ -144,7 +144,8 @@ def load_model(
         model = create_model(name, pretrained, adapter="none", num_frames=num_frames).eval()
         templates = templates or "single"
     wanted = model.labels if labels is None else labels
-    if not model.head.needs_text and wanted != model.labels:
+    unnamed = not model.labels and not model.head.needs_text  # converted: its classes are those of its data set
+    if not model.head.needs_text and wanted != model.labels and not unnamed:
         raise ValueError(
             f"{name} has a linear head for {len(model.labels)} classes that are not the {len(wanted)} asked for; "
             "only a text head can name new classes"

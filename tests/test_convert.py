@@ -8,7 +8,7 @@ from reference_ila import ila_forward, jitter_at
 from torch import nn
 
 from clipvid.convert import from_ila
-from clipvid.hub import from_pretrained
+from clipvid.hub import from_pretrained, load_model
 
 VARIANTS = ["k400", "ssv2"]
 
@@ -234,6 +234,14 @@ def test_converted_model_is_ready_to_train():
     assert trained == {"encoder", "pooling", "head"}
     assert all(".adapters." in name for name, value in model.encoder.named_parameters() if value.requires_grad)
     assert all(adapter.jitter == pytest.approx(0.2) for adapter in model.encoder.adapters())
+
+
+def test_classes_of_a_converted_linear_head_are_named_by_who_asks(tmp_path):
+    from_ila(small_checkpoint("ssv2"), 5).save_pretrained(tmp_path)
+    names = [f"class {number}" for number in range(from_pretrained(tmp_path).head.linear.out_features)]
+    assert load_model(str(tmp_path), labels=names).labels == names
+    with pytest.raises(ValueError, match=f"{len(names) - 1} labels for a linear head with {len(names)} classes"):
+        load_model(str(tmp_path), labels=names[1:])
 
 
 def test_model_without_text_tower_says_so(tmp_path):
