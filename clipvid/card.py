@@ -22,7 +22,7 @@ TEMPLATE = """---
 
 # {{ name }}
 
-A video model made with [clipvid](https://pypi.org/project/clipvid): the image encoder of CLIP `{{ backbone }}` over \
+A video model made with clipvid: the image encoder of CLIP `{{ backbone }}` over \
 {{ num_frames }} frames, temporal adapter: {{ adapter }}, pooling: {{ pooling }}, head: {{ head }}. \
 Trained: {{ tune }}.
 

@@ -67,6 +67,13 @@ def shake(module: nn.Module, amount: float = 0.1, seed: int = 1) -> None:
             buffer.mul_(0.5 + torch.rand(buffer.shape, generator=generator).to(buffer))
 
 
+def shake_adapters(model: VideoCLIP) -> VideoCLIP:
+    """`model`, its adapters moved, each by noise of its own."""
+    for seed, adapter in enumerate(model.encoder.adapters()):
+        shake(adapter, 0.05, seed)
+    return model
+
+
 def random_frames(batch: int = 2, num_frames: int = 3, size: int = 64, seed: int = 2) -> Tensor:
     """Normalised frames [B, T, 3, S, S]."""
     return torch.randn(batch, num_frames, 3, size, size, generator=torch.Generator().manual_seed(seed))

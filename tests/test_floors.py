@@ -63,6 +63,7 @@ FLOORS = {
     "progress": 4,
     "videos": 5,
     "config": 5,
+    "runs": 5,
     "commands": 6,
     "__init__": TOP,
     "__main__": TOP,

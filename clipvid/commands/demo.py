@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.markdown import Markdown
 
-from clipvid.commands.finetune import finished, write_results
 from clipvid.config import FinetuneConfig, parse_config
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import Manifest
@@ -25,6 +24,7 @@ from clipvid.evaluation import evaluate, write_json
 from clipvid.hub import load_model
 from clipvid.prediction import Predictions
 from clipvid.report import ClipStrip, Curve, Row, markdown_table, save_strips, write_report
+from clipvid.runs import finished, write_results
 from clipvid.videos import eval_loader, load_split
 
 INTRODUCTION = (
@@ -85,10 +85,14 @@ def _finetune(name: str, path: str) -> Outcome:
     command += ["scripts/finetune.py", "--config", path]
     print(f"\n{name}: accelerate launch scripts/finetune.py --config {path}", flush=True)
     subprocess.run(command, check=True)
-    done = finished(Path(config.output_dir))
+    return Outcome(name, *_finished(Path(config.output_dir)))
+
+
+def _finished(folder: Path) -> tuple[Predictions, dict[str, Any]]:
+    done = finished(folder)
     if done is None:
-        raise RuntimeError(f"{config.output_dir} has no metrics.json after fine-tuning")
-    return Outcome(name, *done)
+        raise RuntimeError(f"{folder} has no metrics.json after its run")
+    return done
 
 
 def _measure(
@@ -112,7 +116,7 @@ def _measure(
     loader = eval_loader(config.data, model.to(accelerator.device), manifest, accelerator, 16, order)
     predictions, figures = evaluate(accelerator, model, loader, manifest.classes)
     write_results(folder, predictions, figures, config, accelerator)
-    return Outcome(name, predictions, figures)
+    return Outcome(name, *_finished(folder))
 
 
 def _clips(

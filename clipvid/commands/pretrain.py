@@ -5,26 +5,21 @@ What comes out is a model folder that `clipvid finetune --model.init_from FOLDER
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from clipvid.card import write_card
 from clipvid.choices import Choice
-from clipvid.commands.finetune import end_trackers, finished, fresh_model, input_hashes, write_results
-from clipvid.config import VideoRunConfig, build_accelerator, build_trainer, claim_output, config_record, parse_config
+from clipvid.config import VideoRunConfig, build_accelerator, build_trainer, claim_output, parse_config
 from clipvid.data.manifest import ClassInfo, Manifest, check_splits, load_manifest
 from clipvid.ensembling import zero_shot_model
-from clipvid.evaluation import describe, evaluate, write_json
-from clipvid.preemption import Preemption
+from clipvid.evaluation import describe, evaluate
 from clipvid.pretext import resolve_terms
 from clipvid.pretraining import Student, WithoutLabels
-from clipvid.record import recorded
+from clipvid.runs import end_trackers, finished, fresh_model, session, write_run
 from clipvid.state_dicts import load_strictly
 from clipvid.videos import eval_loader, load_split
 
@@ -82,9 +77,31 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
     if done is not None:
         accelerator.print(f"{output} is finished already")
         return done[1]
-    patience, hashes = timedelta(seconds=config.training.ddp_timeout), input_hashes(config, train, val)
-    with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), hashes) as session:
-        return _pretrain(config, train, val, accelerator, stop, session)
+    with session(config, train, val, accelerator, output) as run:
+        terms = resolve_terms(config.objectives)
+        model = fresh_model(config, val, accelerator)
+        student = Student(model, terms).to(accelerator.device)
+        objective = WithoutLabels(config.seed, tuple(terms))
+        trainer = build_trainer(config, student, objective, train, accelerator, output)
+        loader = eval_loader(config.data, model, val, accelerator, config.training.per_device_eval_batch_size)
+
+        def on_epoch_end(epoch: int) -> dict[str, Any]:
+            warning = collapse(trainer.state.history)
+            if warning:
+                accelerator.print(warning)
+            if (epoch + 1) % config.training.eval_epochs and epoch + 1 < config.training.epochs:
+                return {}
+            _, figures = evaluate(accelerator, model, loader, val.classes)
+            accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}, zero-shot: {describe(figures)}")
+            return {f"val_{name}": figures[name]["value"] for name in ("top1", "object") if name in figures}
+
+        trainer.on_epoch_end = on_epoch_end
+        state = run(trainer)
+        load_strictly(student.trained_state(), trainer.result())
+        predictions, figures = evaluate(accelerator, model, loader, val.classes)
+        figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
+        write_run(output, model, state, predictions, figures, config, accelerator)
+    return figures
 
 
 def unlabelled(config: PretrainConfig) -> Manifest:
@@ -102,51 +119,6 @@ def unlabelled(config: PretrainConfig) -> Manifest:
             media = sample.media or partial(str, found.video(place))
             samples.append(replace(sample, path=f"{Path(more.root).name}/{sample.path}", label=0, media=media))
     return Manifest(tuple(samples), UNLABELLED, train.root)
-
-
-def _pretrain(
-    config: PretrainConfig,
-    train: Manifest,
-    val: Manifest,
-    accelerator: Accelerator,
-    stop: Preemption,
-    session: dict[str, Any],
-) -> dict[str, Any]:
-    terms, output = resolve_terms(config.objectives), Path(config.output_dir)
-    model = fresh_model(config, val, accelerator)
-    student = Student(model, terms).to(accelerator.device)
-    objective = WithoutLabels(config.seed, tuple(terms))
-    trainer = build_trainer(config, student, objective, train, accelerator, output)
-    loader = eval_loader(config.data, model, val, accelerator, config.training.per_device_eval_batch_size)
-    if accelerator.log_with:
-        accelerator.init_trackers("logs")
-
-    def on_epoch_end(epoch: int) -> dict[str, Any]:
-        warning = collapse(trainer.state.history)
-        if warning:
-            accelerator.print(warning)
-        if (epoch + 1) % config.training.eval_epochs and epoch + 1 < config.training.epochs:
-            return {}
-        _, figures = evaluate(accelerator, model, loader, val.classes)
-        accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}, zero-shot: {describe(figures)}")
-        return {f"val_{name}": figures[name]["value"] for name in ("top1", "object") if name in figures}
-
-    trainer.on_epoch_end, trainer.stop = on_epoch_end, stop
-    try:
-        state = trainer.run()
-    finally:
-        session |= trainer.throughput()
-    load_strictly(student.trained_state(), trainer.result())
-    predictions, figures = evaluate(accelerator, model, loader, val.classes)
-    figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
-    if accelerator.is_main_process:
-        model.save_pretrained(output)
-        write_json(output / "history.json", state.history)
-        write_results(output, predictions, figures, config, accelerator)
-        write_card(output)
-    accelerator.wait_for_everyone()
-    done = json.loads((output / "metrics.json").read_text())
-    return dict(done)
 
 
 def collapse(history: list[dict[str, Any]]) -> str | None:
