@@ -164,7 +164,11 @@ def accuracy_over_seeds(right: np.ndarray, clusters: Sequence[str]) -> dict[str,
     squared = quantile**2 / size
     centre = (share + squared / 2) / (1 + squared)
     half = quantile / (1 + squared) * math.sqrt(share * (1 - share) / size + squared / (4 * size))
-    return found | {"low": max(0.0, centre - half), "high": min(1.0, centre + half), "count": count}
+    return found | {
+        "low": max(0.0, min(share, centre - half)),
+        "high": min(1.0, max(share, centre + half)),
+        "count": count,
+    }
 
 
 def difference_over_seeds(right: np.ndarray, over: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
@@ -178,8 +182,9 @@ def difference_over_seeds(right: np.ndarray, over: np.ndarray, clusters: Sequenc
 def mean_variance(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, float]:
     """Variance of the mean of values [S, V] as seeds and clusters of videos vary, and the quantile for 95%.
 
-    Two-way analysis of variance without replicates, seeds x clusters, both random; components below zero count as
-    zero; degrees of freedom after Satterthwaite. With one seed nothing is known of seeds, and the videos alone vary.
+    Two-way analysis of variance without replicates, seeds x clusters, both random; a component below zero counts as
+    zero, and with it goes what it was reckoned from; degrees of freedom after Satterthwaite. With one seed nothing is
+    known of seeds, and the videos alone vary.
     """
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.stack([np.bincount(place, row, len(names)) for row in values])
@@ -190,7 +195,8 @@ def mean_variance(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, f
     freedom = np.array([seeds - 1, count - 1, (seeds - 1) * (count - 1)])
     squares = np.array([count * ((rows - mean) ** 2).sum(), seeds * ((columns - mean) ** 2).sum(), (rest**2).sum()])
     between_seeds, between_clusters, noise = squares / np.maximum(freedom, 1)
-    parts = np.array([max(between_seeds, noise), max(between_clusters, noise), -noise])
+    kept = [between_seeds > noise, between_clusters > noise]
+    parts = np.array([kept[0] * between_seeds, kept[1] * between_clusters, (1 - sum(kept)) * noise])
     total = float(parts.sum())
     if total < 1e-12:
         return 0.0, float(norm.ppf(0.975))

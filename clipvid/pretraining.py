@@ -6,6 +6,7 @@ Shapes: B clips, T frames, E embedding, S image side.
 from __future__ import annotations
 
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from clipvid.adapters.norm import hold_statistics
 from clipvid.data.sampling import keyed_generator
 from clipvid.encoder import VideoEncoder
 from clipvid.metrics import effective_rank
@@ -75,7 +77,7 @@ class Student(nn.Module):
         whole = next((name for name in clips if self.terms[name].whole), None)
         if whole is None:
             clips[whole] = frames
-        features, auxiliary = self._encode(clips)
+        features, auxiliary = self._encode(clips, whole)
         with torch.no_grad():
             taught = self.teacher(frames)
         teacher = Features(taught.frame_features, taught.patch_tokens, taught.frame_features.mean(dim=1))
@@ -89,12 +91,19 @@ class Student(nn.Module):
             figures |= told
         return losses | auxiliary, figures
 
-    def _encode(self, clips: dict[str | None, Tensor]) -> tuple[dict[str | None, Features], Losses]:
-        """What the student makes of several batches of clips at once, and the losses of its adapters."""
-        encoded = self.model.encoder(torch.cat(list(clips.values())))
-        parts = encoded.frame_features, encoded.patch_tokens, self.model.pooling(encoded.frame_features)
-        chunks = zip(*(part.chunk(len(clips)) for part in parts), strict=True)
-        return {name: Features(*chunk) for name, chunk in zip(clips, chunks, strict=True)}, encoded.losses
+    def _encode(self, clips: dict[str | None, Tensor], whole: str | None) -> tuple[dict[str | None, Features], Losses]:
+        """What the student makes of several batches of clips, and the losses of its adapters, meant over these. Clips
+        with parts hidden leave the stored statistics of BatchNorm alone, which are for whole ones."""
+        features: dict[str | None, Features] = {}
+        losses: Losses = {}
+        for name, batch in clips.items():
+            with nullcontext() if name == whole else hold_statistics(self.model.encoder):
+                encoded = self.model.encoder(batch)
+            video = self.model.pooling(encoded.frame_features)
+            features[name] = Features(encoded.frame_features, encoded.patch_tokens, video)
+            for key, loss in encoded.losses.items():
+                losses[key] = losses.get(key, 0.0) + loss / len(clips)
+        return features, losses
 
 
 @dataclass(frozen=True)
@@ -105,10 +114,9 @@ class WithoutLabels:
     terms: tuple[str, ...]
 
     def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
-        indices = batch["index"].tolist()
+        keys = list(zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True))
         generators = {
-            name: [keyed_generator(self.seed, epoch, index, zlib.crc32(name.encode())) for index in indices]
-            for name in self.terms
+            name: [keyed_generator(self.seed, *key, zlib.crc32(name.encode())) for key in keys] for name in self.terms
         }
         losses, figures = model(batch["frames"], generators)
         loss, parts = total_loss(losses)
@@ -121,4 +129,5 @@ def variety(features: Tensor) -> Losses:
     spread evenly; `effective_rank`, at most B."""
     directions = F.normalize(features.float(), dim=-1)
     std = directions.std(dim=0, unbiased=False).mean() * features.shape[1] ** 0.5
-    return {"feature_std": std, "effective_rank": effective_rank(directions)}
+    rank = effective_rank(directions.nan_to_num()) + 0 * std  # svd wants numbers, and NaN is to come out as NaN
+    return {"feature_std": std, "effective_rank": rank}

@@ -65,6 +65,14 @@ def recorded(
         _write(path, record, accelerator)
 
 
+def recorded_inputs(folder: Path) -> dict[str, str]:
+    """`manifests` of `folder/run.json`, nothing where it cannot be read."""
+    try:
+        return dict(json.loads((folder / "run.json").read_text())["manifests"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def package_versions() -> dict[str, str]:
     """Versions of Python, of this package and of all that it requires and finds."""
     found = {"python": platform.python_version()}

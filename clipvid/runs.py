@@ -22,7 +22,7 @@ from clipvid.loop import TrainState
 from clipvid.model import VideoCLIP
 from clipvid.prediction import Predictions
 from clipvid.preemption import Preemption
-from clipvid.record import recorded
+from clipvid.record import recorded, recorded_inputs
 
 
 def fresh_model(config: VideoRunConfig, labelled: Manifest, accelerator: Accelerator) -> VideoCLIP:
@@ -31,15 +31,36 @@ def fresh_model(config: VideoRunConfig, labelled: Manifest, accelerator: Acceler
     return build_finetune_model(config, labelled.class_names).to(accelerator.device)
 
 
+def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict[str, str]:
+    """Of the lists of videos, and of the weights that training starts from."""
+    hashes = {"train": train.hash, "val": val.hash}
+    if config.model.init_from is not None:
+        hashes["model.init_from"] = weights_hash(config.model.init_from)
+    return hashes
+
+
+def check_inputs(output: Path, hashes: dict[str, str]) -> None:
+    """Refuse to go on with, or to take up, what was made of other inputs.
+
+    Raises:
+        FileExistsError: a list of videos, or the weights to start from, are not those that `output`/run.json names.
+    """
+    known = recorded_inputs(output)
+    changed = [name for name, value in hashes.items() if known.get(name, value) != value]
+    if changed:
+        raise FileExistsError(
+            f"{output} holds a run on another {' and another '.join(changed)} (the content has changed since); choose "
+            "another output_dir, or remove this one"
+        )
+
+
 @contextmanager
 def session(
     config: VideoRunConfig, train: Manifest, val: Manifest, accelerator: Accelerator, output: Path
 ) -> Iterator[Callable[[Trainer], TrainState]]:
     """One start of a run, on record in `output`/run.json and open to signals that ask it to end; yields what runs its
     trainer."""
-    hashes = {"train": train.hash, "val": val.hash}
-    if config.model.init_from is not None:
-        hashes["model.init_from"] = weights_hash(config.model.init_from)
+    hashes = input_hashes(config, train, val)
     patience = timedelta(seconds=config.training.ddp_timeout)
     with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), hashes) as record:
 

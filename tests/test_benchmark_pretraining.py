@@ -7,6 +7,8 @@ import pytest
 
 from clipvid.commands import benchmark_pretraining as command
 from clipvid.commands.benchmark import main
+from clipvid.commands.pretrain import PretrainConfig
+from clipvid.config import TrainingConfig
 
 CONFIG = {
     "adapters": {"st": {"name": "st_adapter", "channels": 8}},
@@ -88,6 +90,7 @@ def test_the_table_has_a_line_for_each(study):
     table = (study[0] / "table.md").read_text()
     lines = [line for line in table.splitlines() if line.startswith("| st ")]
     assert [line.split("|")[2].strip() for line in lines] == ["fresh", "order"]
+    assert "zero-shot object" in table.splitlines()[0]
     assert "The hypothesis held for" in table
 
 
@@ -96,5 +99,11 @@ def test_a_study_that_cannot_be_is_refused():
         command.PretrainingBenchmark(fewer=3)
     with pytest.raises(ValueError, match="'fresh' is the name of the start without any"):
         command.PretrainingBenchmark(stages={"fresh": ["order"]})
+    chosen = PretrainConfig(training=TrainingConfig(load_best_model_at_end=True))
+    with pytest.raises(ValueError, match="would choose the weights on the very videos that are asked about"):
+        command.PretrainingBenchmark(pretrain=chosen)
+    lower = PretrainConfig(training=TrainingConfig(mixed_precision="bf16"))
+    with pytest.raises(ValueError, match=r"mixed_precision of pretrain.training and evaluate: \('bf16', 'no'\)"):
+        command.PretrainingBenchmark(pretrain=lower)
     with pytest.raises(ValueError, match="unknown objective"):
         command.PretrainingBenchmark(stages={"x": ["ordr"]})

@@ -202,6 +202,7 @@ def test_a_cell_that_fails_takes_no_other_with_it(clip_folder: Path, tmp_path: P
             "nothing like 'depth' here, only top1, pairs",
         ),
         ({"rows": ROWS | {"x": {"model.adaptor": "ila"}}}, "adaptor"),
+        ({"rows": ROWS | {"x": {"model.num_frames": 2}}}, r"'x' \(4, 2, 3, 64, 64\); compare other sizes in a ladder"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(
@@ -245,6 +246,26 @@ def test_with_one_seed_and_independent_videos_the_interval_is_nearly_wilsons() -
     assert (found["low"], found["high"]) == pytest.approx((wilson.low, wilson.high), abs=0.002)
     whole = accuracy_over_seeds(np.ones((3, 240)), names)
     assert (whole["low"], whole["high"]) == pytest.approx(tuple(binomtest(240, 240).proportion_ci(method="wilson")))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_row_that_is_all_right_or_all_wrong_lies_in_its_interval(share: float) -> None:
+    for count in range(2, 300):
+        found = accuracy_over_seeds(np.full((3, count), share), [str(i) for i in range(count)])
+        assert 0 <= found["low"] <= found["mean"] <= found["high"] <= 1
+
+
+def test_one_wrong_answer_more_makes_no_interval_jump() -> None:
+    """What varies less than noise costs no degrees of freedom."""
+    names = [str(i) for i in range(240)]
+    right = np.ones((3, 240))
+    right[1, 7] = 0
+    once = accuracy_over_seeds(right, names)["low"]
+    right[:, [3, 50, 90, 200]] = 0
+    assert accuracy_over_seeds(right, names)["low"] < once
+    rng, wilson = np.random.default_rng(0), binomtest(168, 240).proportion_ci(method="wilson")
+    drawn = [accuracy_over_seeds((rng.random((3, 240)) < 0.7).astype(float), names) for _ in range(100)]
+    assert np.median([found["high"] - found["low"] for found in drawn]) < 1.1 * (wilson.high - wilson.low)
 
 
 @pytest.mark.parametrize(("between_seeds", "by_person"), [(0.0, False), (0.15, False), (0.0, True), (0.1, True)])

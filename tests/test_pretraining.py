@@ -74,7 +74,13 @@ def student(make_model, adapter="st_adapter", objectives=ALL, num_frames=4) -> S
 
 
 def batch(size=4, num_frames=4) -> dict:
-    return {"frames": random_frames(size, num_frames), "index": torch.arange(size)}
+    return keyed(random_frames(size, num_frames))
+
+
+def keyed(frames: torch.Tensor, epoch: int = 0) -> dict:
+    """The clips of videos 0, 1, ... in an epoch."""
+    index = torch.arange(len(frames))
+    return {"frames": frames, "index": index, "epoch": torch.full_like(index, epoch)}
 
 
 @pytest.mark.parametrize("objectives", [["masked"], ["order"], ["order", "distillation"], ALL])
@@ -116,7 +122,7 @@ def test_draws_depend_on_seed_epoch_sample_and_term_alone(make_model) -> None:
         learner = student(make_model, objectives=objectives)
         for adapter in learner.encoder.adapters():
             shake(adapter)
-        whole = batch()
+        whole = keyed(random_frames(4, 4), epoch)
         shown = {name: value[list(order)] for name, value in whole.items()}
         return WithoutLabels(seed, tuple(objectives))(learner, shown, epoch)[1]["masked_patches"].item()
 
@@ -166,7 +172,7 @@ def test_order_is_learnt_where_clips_run_one_way(make_model) -> None:
     objective, accuracies = WithoutLabels(0, ("order",)), []
     for step in range(60):
         optimizer.zero_grad()
-        loss, parts = objective(learner, {"frames": frames, "index": torch.arange(16)}, step)
+        loss, parts = objective(learner, keyed(frames, step), step)
         loss.backward()
         optimizer.step()
         accuracies.append((parts["arrow_accuracy"].item(), parts["order_accuracy"].item()))
@@ -202,6 +208,37 @@ def test_what_cannot_learn_is_refused(make_model) -> None:
         OrderConfig(segments=1)
     with pytest.raises(ValueError, match="only adapters and pooling learn, and the model trains"):
         Student(make_model("st_adapter", tune=["adapters", "layernorm"]), resolve_terms(["masked"]))
+
+
+def test_hidden_parts_leave_the_statistics_of_whole_clips_alone(make_model) -> None:
+    """With `masked` beside `order`, the stored statistics are those of `order` alone, which shows whole clips."""
+    ila = {"name": "ila", "hidden": 16, "norm": "batch"}
+    moved = []
+    for objectives in (["order"], ["order", "masked"]):
+        learner = student(make_model, ila, objectives)
+        WithoutLabels(0, tuple(objectives))(learner, batch(), 0)
+        moved.append({name: value for name, value in learner.state_dict().items() if "running" in name})
+    assert moved[0].keys() == moved[1].keys() != set()
+    assert all(torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
+
+
+def test_clips_of_one_video_are_changed_each_in_its_own_way(make_model) -> None:
+    learner = student(make_model, objectives=["masked"])
+    seen = []
+    change = learner.terms["masked"].change
+    learner.terms["masked"].change = lambda frames, generators: (
+        seen.append(found := change(frames, generators)) or found
+    )
+    repeated = {"frames": random_frames(2, 4), "index": torch.tensor([5, 5]), "epoch": torch.tensor([2, 3])}
+    WithoutLabels(0, ("masked",))(learner, repeated, 1)
+    first, second = seen[0][1]
+    assert not torch.equal(first, second)
+
+
+def test_features_that_are_no_numbers_are_left_to_the_loop(make_model) -> None:
+    """A broken step is skipped by the loop, not ended by the figures for the log."""
+    broken = torch.tensor([[1.0, float("nan")], [0.5, 1.0]])
+    assert all(value.isnan() for value in variety(broken).values())
 
 
 def test_a_run_gives_a_model_folder_without_the_heads(pretrained: Path, world: Path, capsys) -> None:
@@ -278,8 +315,34 @@ def test_videos_of_several_lists_are_learnt_from(world: Path, tmp_path: Path) ->
     assert {sample.label for sample in found.samples} == {0}
     assert Path(found.video(20)) == other / "val/ball_moving_left/0000.mp4"
     assert Path(found.video(20)).is_file()
+    leaking = json.dumps([{"root": str(world), "videos": "val.csv", "classes": "classes.csv"}])
+    with pytest.raises(ManifestError, match="8 videos are in both lists"):
+        command.unlabelled(parse_config(command.PretrainConfig, [*args[:-1], f"--also={leaking}"], "test"))
     with pytest.raises(ManifestError, match="8 videos are in both lists"):
         command.unlabelled(parse_config(command.PretrainConfig, [*args, "--data.train=val.csv"], "test"))
+
+
+@pytest.mark.slow
+def test_frozen_weights_in_bfloat16_give_a_folder_that_loads(world: Path, tmp_path: Path) -> None:
+    lowered = ("--training.mixed_precision=bf16", "--training.frozen_bf16=true", "--training.epochs=1")
+    exchanged = "--data.augment={flip: true, label_map_flip: {ball moving left: ball moving right}}"
+    all_end_well(together(1, tmp_path, _pretrain, arguments(world, tmp_path, *lowered, exchanged)))
+    clipvid.from_pretrained(tmp_path)
+
+
+def test_a_run_on_other_videos_or_from_other_weights_is_not_taken_up(
+    pretrained: Path, world: Path, tmp_path: Path
+) -> None:
+    start, videos = shutil.copytree(pretrained, tmp_path / "start"), shutil.copytree(world, tmp_path / "world")
+    args = arguments(videos, tmp_path / "run", f"--model.init_from={start}", "--training.epochs=1")
+    finetune_command.main(args)
+    (start / "model.safetensors").write_bytes((tmp_path / "run/model.safetensors").read_bytes())
+    with pytest.raises(FileExistsError, match=r"holds a run on another model\.init_from"):
+        finetune_command.main(args)
+    lines = (videos / "val.csv").read_text().splitlines()
+    (videos / "val.csv").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(FileExistsError, match=r"another val and another model\.init_from"):
+        finetune_command.main(args)
 
 
 def test_fine_tuning_starts_from_the_adapters(pretrained: Path, world: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from clipvid.evaluation import write_json, write_text
 from clipvid.ladder import Prediction, Results, measures_of, same_answers
 from clipvid.ladder_report import draw_ladder, render_ladder
 from clipvid.preemption import Preemption
-from clipvid.protocols import build_protocol
+from clipvid.protocols import Holdout, LeaveOneGroupOut, build_protocol
 from clipvid.videos import load_split
 
 METRICS = "metrics.json"
@@ -64,6 +64,12 @@ class LadderConfig:
     def __post_init__(self) -> None:
         if self.cell.recipe is None:
             raise ValueError("cell.recipe is missing: a ladder trains its rows")
+        protocol = build_protocol(self.cell.protocol or self.cell.data.protocol)
+        if not isinstance(protocol, Holdout | LeaveOneGroupOut):
+            raise ValueError(
+                f"cell.protocol={self.cell.protocol}: a ladder's seeds are those of its trainings; take holdout or "
+                "leave_one_group_out, or `clipvid evaluate` for the others"
+            )
         if BASELINE not in self.rows:
             raise ValueError(f"rows: {BASELINE!r}, which the others are measured by, is missing from {list(self.rows)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -126,11 +132,11 @@ def main(args: list[str]) -> None:
             raise ValueError(f"prediction {str(each)!r}: nothing like {each.measure!r} here, only {', '.join(known)}")
     output = Path(config.output_dir)
     missing = {cell.name: cell for cell in cells if cell.metrics() is None}
-    written = note_predictions(output / "predictions.json", config.predictions, len(cells) - len(missing))
     torch.set_num_threads(config.threads)
     costs = measured_once(
         output / "costs.json", _recipes(cells), manifest.class_names, config.cell.templates, config.cost_repeats
     )
+    written = note_predictions(output / "predictions.json", config.predictions, len(cells) - len(missing))
     ladder = _Ladder(config, cells, manifest, written, costs, shlex.join(["clipvid", "benchmark", "ladder", *args]))
     ladder.write()
     failed = {}

@@ -20,7 +20,16 @@ from clipvid.data.manifest import Manifest, check_splits, leave_one_group_out
 from clipvid.evaluation import describe, evaluate, summarise
 from clipvid.prediction import Predictions
 from clipvid.push import check_login, check_repo_id, push_to_hub
-from clipvid.runs import end_trackers, finished, fresh_model, session, write_results, write_run
+from clipvid.runs import (
+    check_inputs,
+    end_trackers,
+    finished,
+    fresh_model,
+    input_hashes,
+    session,
+    write_results,
+    write_run,
+)
 from clipvid.sharding import is_sharded
 from clipvid.state_dicts import load_strictly
 from clipvid.videos import eval_loader, load_split
@@ -80,8 +89,9 @@ def finetune(
 ) -> dict[str, Any]:
     """Train on one manifest, evaluate on the other, write the model folder; returns the figures.
 
-    A finished run in `output` is left as it is, an interrupted one goes on.
+    A finished run in `output` is left as it is, an interrupted one goes on, one on other inputs is refused.
     """
+    check_inputs(output, input_hashes(config, train, val))
     done = finished(output)
     if done is not None:
         accelerator.print(f"{output} is finished already")

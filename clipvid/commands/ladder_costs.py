@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipvid.builder import build_model
 from clipvid.commands.benchmark_adapters import BASELINE, Row, compare, describe_machine, trained_parameters
@@ -52,14 +52,23 @@ def _measure(
         passes[row, False] = Pass(model, model.encode_video)
         if trained_parameters(model):
             passes[row, True] = Pass(model, partial(_loss, model, len(classes)), training=True)
-    base = passes[BASELINE, False].model
-    assert isinstance(base, VideoCLIP)
-    shape = _batch_size(recipes[BASELINE]), base.num_frames, 3, *base.backbone.vision.image_shape
-    frames = torch.randn(shape, device=device)
+    shapes = {row: _shape(passes[row, False].model, recipe) for row, recipe in recipes.items()}
+    other = [row for row in shapes if shapes[row] != shapes[BASELINE]]
+    if other:
+        raise ValueError(
+            f"rows: costs are measured side by side on the same clips, {BASELINE!r} takes {shapes[BASELINE]} [B, T, 3, "
+            f"S, S] and {other[0]!r} {shapes[other[0]]}; compare other sizes in a ladder of their own"
+        )
+    frames = torch.randn(shapes[BASELINE], device=device)
     macs = {key: count_macs(one, frames[:1]) for key, one in passes.items()}
     memory = {row: peak_memory(one, frames) for (row, training), one in passes.items() if training}
     sizes = {row: trained_parameters(one.model) for (row, training), one in passes.items() if training}
     return compare(time_passes(passes, frames, repeats), macs, memory, sizes, {})
+
+
+def _shape(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
+    assert isinstance(model, VideoCLIP)
+    return _batch_size(recipe), model.num_frames, 3, *model.backbone.vision.image_shape
 
 
 def _loss(model: VideoCLIP, classes: int, frames: Tensor) -> Tensor:

@@ -92,6 +92,11 @@ class EvaluateConfig:
         outside = [alpha for alpha in (self.alpha, *self.sweep) if not 0 <= alpha <= 1]
         if outside:
             raise ValueError(f"alpha or sweep: {outside} lie outside of 0 (zero-shot) to 1 (fine-tuned)")
+        if self.recipe is not None and self.recipe.training.mixed_precision != self.mixed_precision:
+            raise ValueError(
+                f"mixed_precision={self.mixed_precision} and recipe.training.mixed_precision="
+                f"{self.recipe.training.mixed_precision}: training and evaluation share it, let them be the same"
+            )
         if self.recipe is not None and self.recipe.training.load_best_model_at_end:
             raise ValueError(
                 "recipe.training.load_best_model_at_end would choose the weights on the very videos that are asked "

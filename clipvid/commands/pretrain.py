@@ -19,7 +19,7 @@ from clipvid.ensembling import zero_shot_model
 from clipvid.evaluation import describe, evaluate
 from clipvid.pretext import resolve_terms
 from clipvid.pretraining import Student, WithoutLabels
-from clipvid.runs import end_trackers, finished, fresh_model, session, write_run
+from clipvid.runs import check_inputs, end_trackers, finished, fresh_model, input_hashes, session, write_run
 from clipvid.state_dicts import load_strictly
 from clipvid.videos import eval_loader, load_split
 
@@ -73,6 +73,7 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
     if accelerator.is_main_process:
         claim_output(output, config)
     accelerator.wait_for_everyone()
+    check_inputs(output, input_hashes(config, train, val))
     done = finished(output)
     if done is not None:
         accelerator.print(f"{output} is finished already")
@@ -82,7 +83,9 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
         model = fresh_model(config, val, accelerator)
         student = Student(model, terms).to(accelerator.device)
         objective = WithoutLabels(config.seed, tuple(terms))
-        trainer = build_trainer(config, student, objective, train, accelerator, output)
+        augment = replace(config.data.augment, label_map_flip=None)  # there are no names to exchange
+        unnamed = replace(config, data=replace(config.data, augment=augment))
+        trainer = build_trainer(unnamed, student, objective, train, accelerator, output)
         loader = eval_loader(config.data, model, val, accelerator, config.training.per_device_eval_batch_size)
 
         def on_epoch_end(epoch: int) -> dict[str, Any]:
@@ -97,7 +100,11 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
 
         trainer.on_epoch_end = on_epoch_end
         state = run(trainer)
-        load_strictly(student.trained_state(), trainer.result())
+        weights = trainer.result()
+        if config.training.frozen_bf16:
+            model = fresh_model(config, val, accelerator)
+            student = Student(model, terms).to(accelerator.device)
+        load_strictly(student.trained_state(), weights)
         predictions, figures = evaluate(accelerator, model, loader, val.classes)
         figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
         write_run(output, model, state, predictions, figures, config, accelerator)
@@ -110,11 +117,12 @@ def unlabelled(config: PretrainConfig) -> Manifest:
     Raises:
         ManifestError: one of them is in `data.val`.
     """
-    data, train = config.data, load_split(config.data, "train")
-    check_splits(train, load_split(data, "val"))
+    data, train, val = config.data, load_split(config.data, "train"), load_split(config.data, "val")
+    check_splits(train, val)
     samples = [replace(sample, label=0) for sample in train.samples]
     for more in config.also:
         found = load_manifest(more.root, more.videos, more.classes, check_files=data.check_files)
+        check_splits(found, val)
         for place, sample in enumerate(found.samples):
             media = sample.media or partial(str, found.video(place))
             samples.append(replace(sample, path=f"{Path(more.root).name}/{sample.path}", label=0, media=media))

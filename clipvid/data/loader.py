@@ -5,7 +5,7 @@ Letters: B clips in a batch, V views of a video (clips x crops), T frames, S pix
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,11 +25,12 @@ MAX_DRAWS = 100
 
 class VideoItem(TypedDict):
     """One sample: frames uint8 [T, 3, S, S] in training, [V, T, 3, S, S] in evaluation; label and index of the video
-    shown; whether it is one that could be read; what was tried and could not."""
+    shown; in training the epoch of its key; whether it is one that could be read; what was tried and could not."""
 
     frames: Tensor
     label: int
     index: int
+    epoch: NotRequired[int]
     readable: bool
     failures: list[Failure]
 
@@ -105,7 +106,14 @@ class VideoDataset(Dataset[VideoItem]):
             mirrored = self.mirror[label] if self.mirror is not None else None
             if mirrored is not None and torch.rand((), generator=generator) < 0.5:
                 frames, label = frames.flip(-1), mirrored
-            return {"frames": frames, "label": label, "index": shown, "readable": True, "failures": failures}
+            return {
+                "frames": frames,
+                "label": label,
+                "index": shown,
+                "epoch": epoch,
+                "readable": True,
+                "failures": failures,
+            }
         raise ValueError(
             f"{MAX_DRAWS} videos drawn in place of each other cannot be read, the last being {failures[-1].path} "
             f"({failures[-1].reason}); run clipvid check-videos on the list"
@@ -176,7 +184,7 @@ def build_loader(
     bad_videos: BadVideos | None = None,
 ) -> DataLoader[Any]:
     """Loader of batches {frames: uint8 [B, T, 3, S, S] or [B, V, T, 3, S, S], label: int64 [B], index: int64 [B],
-    readable: bool [B]}.
+    readable: bool [B]}, in training also epoch: int64 [B], that of the clip's key (`TrainBatches`).
 
     Workers stay alive from epoch to epoch and compute in one thread each; the samples do not depend on their
     number. Ranks are already split by the batch sampler: the loader is not for `accelerator.prepare`.
