@@ -31,7 +31,7 @@ def summarise(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[st
     labels, scores = predictions.labels, predictions.scores
     figures = classification_metrics(scores, labels)
     attributes = [info.attributes for info in classes]
-    if all("partner" in values for values in attributes):
+    if all({"partner", "pair"} <= values.keys() for values in attributes):
         partners = [int(values["partner"]) for values in attributes]
         shown = {attributes[label]["pair"] for label in labels.tolist() if partners[label] >= 0}
         if shown:

@@ -164,7 +164,8 @@ def _calibration(name: str, figures: dict[str, Any]) -> str:
         if found:
             curve = found["calibration"]
             axes.plot(curve["confidence"], curve["accuracy"], color=colour, marker="o", markersize=4, label=label)
-            ends.append(f"ECE of {label}: {found['ece']:.3f}")
+            if found["ece"] is not None:
+                ends.append(f"ECE of {label}: {found['ece']:.3f}")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
     axes.legend(frameon=False, fontsize=8)
     read = "Videos in bins of the probability of the answer: on the dotted line, an answer given with 70% is right 70% "

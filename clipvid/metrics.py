@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 
 def proportion(hits: int, total: int) -> dict[str, Any]:
@@ -55,11 +54,12 @@ def _averages(scores: Tensor, labels: Tensor) -> dict[str, float | None]:
     found = [share for share in class_accuracy(scores, labels) if share is not None]
     given = answered(scores)
     scores, labels = scores[given], labels[given]
-    calibrated = len(scores) > 0 and scores.shape[1] > 1
+    confidence, guess = scores.double().max(dim=1)
+    counts, sure, right = _calibration(confidence, guess == labels)
     return {
         "mean_class": float(np.mean(found)),
         "nll": float(-scores.gather(1, labels[:, None]).clamp(min=1e-12).log().mean()) if len(scores) else None,
-        "ece": float(multiclass_calibration_error(scores, labels, scores.shape[1], n_bins=15)) if calibrated else 0.0,
+        "ece": float((counts * (sure - right).abs()).sum() / len(scores)) if len(scores) else None,
     }
 
 

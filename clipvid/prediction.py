@@ -71,14 +71,16 @@ class Journal:
         self.folder, self.key = folder, key
 
     def read(self) -> dict[int, ViewScores]:
-        """What is there, by the first index of the batch. Damaged files are left out: their batches are done again."""
+        """What is there, by the first index of the batch. Damaged files, and batches with unreadable videos, are left
+        out: these are done again."""
         found = {}
         for path in sorted(self.folder.glob("batch_*.safetensors")):
             try:
                 with safe_open(path, "pt") as file:
                     if (file.metadata() or {}).get("key") == self.key:
                         scored = ViewScores(*(file.get_tensor(name) for name in ViewScores._fields))
-                        found[int(scored.indices[0])] = scored
+                        if scored.readable.all():
+                            found[int(scored.indices[0])] = scored
             except (SafetensorError, OSError, IndexError):
                 continue
         return found

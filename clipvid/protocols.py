@@ -6,6 +6,7 @@ one group are answered together, and the protocol says what their figures come t
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -77,7 +78,7 @@ class LeaveOneGroupOut:
         names = [group for group, _, _ in alone]
         order = torch.randperm(len(names), generator=keyed_generator(self.seed, len(names))).tolist()
         sets = [{names[place] for place in order[fold :: self.folds]} for fold in range(self.folds)]
-        return [Part("all", *_divided(pooled, held_out)) for held_out in sets]
+        return [Part("all", *_divided(pooled, held_out, number)) for number, held_out in enumerate(sets)]
 
     def summary(self, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return {}
@@ -252,16 +253,18 @@ def overlap(trained_on: Sequence[str], asked: Sequence[str]) -> list[str]:
     return [name for name in asked if _plain(name) in known]
 
 
-def _divided(manifest: Manifest, held_out: set[str]) -> tuple[Manifest, str, Manifest]:
+def _divided(manifest: Manifest, held_out: set[str], number: int) -> tuple[Manifest, str, Manifest]:
     """The videos of some groups, the name of their fold, and the videos of all others."""
+    name = f"fold_{number}_{'_'.join(sorted(held_out))[:50]}"
     places: tuple[list[int], list[int]] = ([], [])
     for place, sample in enumerate(manifest.samples):
         places[sample.group in held_out].append(place)
-    return manifest.subset(places[True]), f"fold_{'_'.join(sorted(held_out))}", manifest.subset(places[False])
+    return manifest.subset(places[True]), name, manifest.subset(places[False])
 
 
 def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+    """Letters with their marks, digits and symbols; spaces, dashes and other punctuation make no difference."""
+    return "".join(sign for sign in name.lower() if unicodedata.category(sign)[0] in "LMNS")
 
 
 def _renumbered(info: ClassInfo, new: int, place: dict[int, int]) -> ClassInfo:

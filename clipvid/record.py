@@ -32,7 +32,7 @@ def recorded(
     """Write `folder/run.json` at the start of the block and at its end; yields the session's entry, to be added to.
 
     A session that was killed has no `outcome`; the others ended `finished`, `preempted`, or with their error.
-    config: the resolved config, seed included. manifests: hash of each list of videos, and of the
+    config: the resolved config, seed included. manifests: hash of each list of videos, of the templates, and of the
         weights that `init_from` names.
     """
     path = folder / "run.json"

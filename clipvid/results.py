@@ -24,6 +24,7 @@ from clipvid.metrics import proportion, top_k
 from clipvid.prediction import Average, Predictions, ViewScores
 from clipvid.protocols import overlap
 
+MOST_CLASSES = 100  # whose confusion matrix is written to metrics.json
 _UNITS = b"clipvid"
 
 
@@ -165,7 +166,7 @@ def _overlap(forward: Predictions, classes: Sequence[ClassInfo], trained_on: Seq
     trained on exactly these classes, or on none."""
     names = [info.name for info in classes]
     shared = overlap(trained_on, names)
-    if not trained_on or len(shared) == len(names):
+    if not trained_on or len(shared) == len(names) == len(trained_on):
         return {}
     unseen = torch.tensor([name not in shared for name in names])[forward.labels]
     guesses = forward.scores.argmax(dim=1) == forward.labels
@@ -182,3 +183,22 @@ def _check_finite(group: Group, condition: str, scores: ViewScores) -> None:
             f"the model's scores ({condition}) hold NaN or infinity for {len(paths)} of {len(scores.indices)} videos, "
             f"such as {paths[:3]}: its weights are damaged, or mixed_precision overflows (try `no` or `bf16`)"
         )
+
+
+def metrics_record(metrics: dict[str, Any]) -> dict[str, Any]:
+    """For metrics.json: the figures of a single group at the top, as a fine-tuning run has them; no huge confusions."""
+    groups = {name: _without_large(figures) for name, figures in metrics["groups"].items()}
+    others = {name: value for name, value in metrics.items() if name != "groups"}
+    return (next(iter(groups.values())) if len(groups) == 1 else {"groups": groups}) | others
+
+
+def _without_large(figures: dict[str, Any]) -> dict[str, Any]:
+    if len(figures["by_class"]) <= MOST_CLASSES:
+        return figures
+    return _without_confusions(figures)
+
+
+def _without_confusions(figures: Any) -> Any:
+    if not isinstance(figures, dict):
+        return figures
+    return {name: _without_confusions(own) for name, own in figures.items() if name != "confusion"}

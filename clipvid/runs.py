@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from clipvid.loop import TrainState
 from clipvid.model import VideoCLIP
 from clipvid.prediction import Predictions
 from clipvid.preemption import Preemption
+from clipvid.prompts import resolve_templates
 from clipvid.record import recorded, recorded_inputs
 
 
@@ -32,8 +34,9 @@ def fresh_model(config: VideoRunConfig, labelled: Manifest, accelerator: Acceler
 
 
 def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict[str, str]:
-    """Of the lists of videos, and of the weights that training starts from."""
-    hashes = {"train": train.hash, "val": val.hash}
+    """Of the lists of videos, of the templates, and of the weights that training starts from."""
+    templates = hashlib.sha256(json.dumps(resolve_templates(config.templates)).encode()).hexdigest()
+    hashes = {"train": train.hash, "val": val.hash, "templates": templates}
     if config.model.init_from is not None:
         hashes["model.init_from"] = weights_hash(config.model.init_from)
     return hashes
@@ -43,7 +46,8 @@ def check_inputs(output: Path, hashes: dict[str, str]) -> None:
     """Refuse to go on with, or to take up, what was made of other inputs.
 
     Raises:
-        FileExistsError: a list of videos, or the weights to start from, are not those that `output`/run.json names.
+        FileExistsError: a list of videos, the templates or the weights to start from are not those that
+            `output`/run.json names.
     """
     known = recorded_inputs(output)
     changed = [name for name, value in hashes.items() if known.get(name, value) != value]

@@ -91,7 +91,9 @@ def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
     classes: str | tuple[ClassInfo, ...] | None = config.classes
     if classes is None and split != "train":
         with contextlib.suppress(FileNotFoundError):  # evaluation alone needs no training set
-            classes = load_manifest(config.root, config.train, None, check_files=False).classes
+            outside = config.allow_outside_root
+            train = load_manifest(config.root, config.train, None, allow_outside_root=outside, check_files=False)
+            classes = train.classes
     return load_manifest(
         config.root,
         source,

@@ -43,7 +43,7 @@ def test_training_shows_other_videos_by_a_rule(manifest: Manifest):
     asked = [index for _ in range(2) for batch in [*TrainBatches(NUM_VIDEOS, 4, seed=5)] for _, index in batch]
     runs = [training_batches(manifest, num_workers) for num_workers in (0, 2)]
     for first, second in zip(*runs, strict=True):
-        assert first.keys() == second.keys() == {"frames", "label", "index", "readable"}
+        assert first.keys() == second.keys() == {"frames", "label", "index", "epoch", "readable"}
         assert all(torch.equal(first[key], second[key]) for key in first)
         assert first["readable"].all()
         assert torch.equal(first["label"], first["index"] % 2)
@@ -66,6 +66,14 @@ def test_each_bad_video_is_said_and_written_once(manifest: Manifest, tmp_path: P
     entries = [json.loads(line) for line in file.read_text().splitlines()]
     assert sorted(entry["path"] for entry in entries) == ["2.mp4", "7.mp4", "9.mp4"]
     assert all(entry["split"] == "train" and entry["reason"] for entry in entries)
+
+
+def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path):
+    file = tmp_path / "bad_videos.jsonl"
+    file.write_text('{"split": "train", "path": "a.mp4", "reason": "x"}\n{"split": "train", "pa')
+    BadVideos("train", 9, file=file).add([Failure("a.mp4", "x"), Failure("b.mp4", "y")])
+    lines = file.read_text().splitlines()
+    assert [json.loads(line)["path"] for line in (lines[0], lines[2])] == ["a.mp4", "b.mp4"]
 
 
 def test_past_the_limit_the_run_stops_with_the_list(manifest: Manifest, tmp_path: Path):

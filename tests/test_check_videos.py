@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ from test_loader import grey_video
 
 from clipvid.commands import check_videos
 from clipvid.commands.check_videos import check_all
+from clipvid.data import tables
 from clipvid.data.manifest import Manifest, Sample, load_manifest
 
 NASTY = Path(os.environ.get("CLIPVID_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")) / "nasty"
@@ -116,6 +119,31 @@ def test_a_video_that_kills_its_process_is_found_and_the_rest_is_checked(root: P
     assert found.keys() == set(range(5))
     assert [found[i] for i in range(4)] == [None, None, None, "its decoder crashes the process"]
     assert "not a readable video" in (found[4] or "")
+
+
+def test_a_video_that_met_a_broken_pool_is_checked_too(root: Path, monkeypatch):
+    submit, calls = ProcessPoolExecutor.submit, 0
+
+    def refuse_once(self, *arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise BrokenProcessPool
+        return submit(self, *arguments)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", refuse_once)
+    found = dict(check_all(Manifest(tuple(Sample(name, 0) for name in GOOD), (), root), 2, 2))
+    assert found == dict.fromkeys(range(3))
+
+
+def test_a_large_list_with_blank_lines_is_mended(root: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tables, "LARGE_BYTES", 0)
+    rows = [f"{path},{label}" for path, label in ENTRIES]
+    file = root / "large.csv"
+    file.write_text("\n".join(["path,label", rows[0], "", *rows[1:]]) + "\n")
+    with pytest.raises(SystemExit):
+        check_videos.main([str(file), "--report", str(tmp_path / "bad.jsonl"), "--fix", "true"])
+    assert [line.split(",")[0] for line in (root / "large.fixed.csv").read_text().splitlines()] == ["path", *GOOD]
 
 
 @pytest.mark.skipif(not NASTY.is_dir(), reason="no collection of difficult files at CLIPVID_SHARED_DATA")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -190,6 +191,34 @@ def test_other_classes_than_those_trained_on_are_told(world: Path, make_model, t
     assert "Classes that were trained on" in (tmp_path / "out/report.html").read_text()
 
 
+def test_some_of_the_classes_that_were_trained_on_are_told_too(world: Path, make_model, tmp_path: Path) -> None:
+    make_model("ila", labels=[*LABELS, "walking"]).save_pretrained(tmp_path / "model")
+    found = evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]", zero_shot=False)["overlap"]
+    assert (found["trained_on"], found["asked"], found["shared"]) == (5, 4, LABELS)
+    assert "unseen_top1" not in found
+
+
+def test_a_video_that_can_be_read_again_is(world: Path, model_folder: Path, tmp_path: Path) -> None:
+    videos = shutil.copytree(world, tmp_path / "world")
+    broken = next((videos / "val").rglob("*.mp4"))
+    content = broken.read_bytes()
+    broken.write_bytes(content[:100])
+    assert evaluate(videos, model_folder, tmp_path / "out", controls="[]")["unreadable"] == 1
+    broken.write_bytes(content)
+    assert evaluate(videos, model_folder, tmp_path / "out", controls="[]")["unreadable"] == 0
+
+
+def test_other_clips_than_those_trained_on_are_told(world: Path, make_model, tmp_path: Path, capsys) -> None:
+    model = make_model("ila", labels=LABELS)
+    model.preprocessing = {"sampling": {"name": "dense", "stride": 2}, "resize": "squash"}
+    model.save_pretrained(tmp_path / "model")
+    evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]")
+    assert "was trained on clips taken as {'sampling': {'name': 'dense', 'stride': 2}" in capsys.readouterr().out
+    as_trained = {"data__sampling": "dense", "data__stride": 2, "data__resize": "squash"}
+    evaluate(world, tmp_path / "model", tmp_path / "as_trained", controls="[]", **as_trained)
+    assert "beware" not in capsys.readouterr().out
+
+
 def run_evaluate(args: list[str]) -> None:
     from clipvid.commands import run
 
@@ -302,7 +331,7 @@ def test_few_shot_from_recipe_to_figures(world: Path, clip_folder: Path, tmp_pat
     values = [metrics["groups"][name]["top1"]["value"] for name in groups]
     assert metrics["few_shot"]["K=1"]["values"] == values[:2]
     assert metrics["few_shot"]["K=2"]["mean"] == pytest.approx(sum(values[2:]) / 2)
-    assert len(json.loads((tmp_path / "k2_seed1/run.json").read_text())["manifests"]) == 2
+    assert json.loads((tmp_path / "k2_seed1/run.json").read_text())["manifests"].keys() == {"train", "val", "templates"}
     zero_shot = [rows(tmp_path, group=name, condition="zero-shot") for name in groups]
     assert scores(zero_shot[0]).tolist() == scores(zero_shot[3]).tolist()
     trained = [scores(rows(tmp_path, group=name, condition="forward")) for name in groups]
@@ -322,6 +351,10 @@ def test_base_to_novel_from_recipe_to_figures(world: Path, clip_folder: Path, tm
     low, high = sorted((base["top1"]["value"], novel["top1"]["value"]))
     assert low <= found <= high or 0 in (low, high)
     assert sorted(path.name for path in tmp_path.glob("base_*")) == ["base_seed0"]
+    assert (
+        evaluate(world, "unused", tmp_path, protocol="{name: base_to_novel, shots: 3}", **options)["groups"]
+        == metrics["groups"]
+    )
 
 
 def test_leave_one_group_out_takes_all_answers_together(world: Path, clip_folder: Path, tmp_path: Path) -> None:

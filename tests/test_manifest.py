@@ -137,6 +137,7 @@ def test_hash_sees_every_change(root: Path):
         ("/etc/secret.mp4 0\n", "lies outside of the root"),
         ("path,label\nrun/ann_run.mp4\n", r"list:2: 1 values for the 2 columns"),
         ("path,label\nrun/ann_run.mp4,\n", r"list:2: no label given"),
+        ('path,label,caption\nrun/ann_run.mp4,0,"open\nrun/bob_run.mp4,0,x\n', r"list:2: .*; close the quotes"),
         ("path,label,path\nrun/ann_run.mp4,0,x\n", r"list:1: .* names a column twice"),
         ("run/ann_run.mp4,0\n", "has no label"),
     ],

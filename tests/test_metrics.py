@@ -105,7 +105,16 @@ def test_an_unreadable_video_counts_as_wrong_in_every_share() -> None:
         key: read[key] for key in ("nll", "ece", "confusion")
     }
     nothing = classification_metrics(torch.zeros(3, 2), labels)
-    assert (nothing["top1"]["value"], nothing["nll"], nothing["mean_class"]) == (0.0, None, 0.0)
+    assert (nothing["top1"]["value"], nothing["nll"], nothing["ece"], nothing["mean_class"]) == (0.0, None, None, 0.0)
+
+
+def test_answers_that_are_quite_sure_share_the_last_bin() -> None:
+    sure, nearly = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.94, 0.06]])
+    scores = torch.cat([sure.expand(50, 2), nearly.expand(50, 2)])
+    labels = torch.tensor([0] * 40 + [1] * 10 + [0] * 50)
+    curve, found = calibration_curve(scores, labels), classification_metrics(scores, labels)["ece"]
+    assert curve["count"] == [100]
+    assert found == pytest.approx(abs(curve["accuracy"][0] - curve["confidence"][0])) == pytest.approx(0.07)
 
 
 def test_calibration_curve_is_scikit_learn_s_and_its_weighted_gap_torchmetrics_error(scored) -> None:

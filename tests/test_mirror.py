@@ -23,6 +23,9 @@ def test_opposites_are_exchanged_and_lonely_ones_kept():
     assert mirror_map(names) == [1, 0, 2, 4, 3, None]
     assert mirror_map(["leftovers", "bright light", "anti-clockwise", "clockwise"]) == [0, 1, 3, 2]
     assert mirror_map(["from left to right", "from right to left"]) == [1, 0]
+    for pair in (["left-to-right", "right-to-left"], ["SwipeLeft", "SwipeRight"], ["Leftward pan", "Rightward pan"]):
+        assert mirror_map(pair) == [1, 0]
+    assert mirror_map(["left-hand wave", "wave"]) == [None, 1]
 
 
 def test_an_explicit_map_takes_the_place_of_the_names():

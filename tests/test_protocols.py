@@ -1,6 +1,7 @@
 """What each protocol trains on and asks about."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,7 @@ def test_leave_one_group_out_asks_about_every_video_once() -> None:
 
 def test_overlap_sees_through_spelling() -> None:
     assert overlap(["brush hair", "TaiChi", "run"], ["brush_hair", "Tai chi", "walk"]) == ["brush_hair", "Tai chi"]
+    assert overlap(["कल", "👍"], ["काल", "👎", "की", "कल"]) == ["कल"]
 
 
 @pytest.mark.parametrize(
@@ -163,16 +165,25 @@ def test_folds_hold_out_every_group_once_in_sets_drawn_by_the_seed() -> None:
         held_out = [{sample.group for sample in part.test.samples} for part in parts]
         assert sorted(len(groups) for groups in held_out) == [2, 2, 3]
         assert sorted(group for groups in held_out for group in groups) == sorted(people)
-        for part, groups in zip(parts, held_out, strict=True):
+        for fold, (part, groups) in enumerate(zip(parts, held_out, strict=True)):
             assert part.train is not None
             assert {sample.group for sample in part.train.samples} == people - groups
             assert paths(part.train) | paths(part.test) == paths(everyone)
-            assert part.run == f"fold_{'_'.join(sorted(groups))}"
+            assert part.run == f"fold_{fold}_{'_'.join(sorted(groups))}"
         assert {part.group for part in parts} == {"all"}
         sets[seed] = {frozenset(groups) for groups in held_out}
         again = build_protocol({"name": "leave_one_group_out", "folds": 3, "seed": seed})
         assert [part.run for part in again.parts(everyone, manifest([0, 0]), trained=True)] == [p.run for p in parts]
     assert sets[0] != sets[1]
+
+
+def test_folds_of_many_groups_have_folders_of_their_own() -> None:
+    everyone = manifest([45, 45], groups=90)
+    samples = tuple(replace(sample, group=f"a_name_of_a_person_{i}") for i, sample in enumerate(everyone.samples))
+    protocol = build_protocol({"name": "leave_one_group_out", "folds": 3})
+    parts = protocol.parts(replace(everyone, samples=samples), manifest([0, 0]), trained=True)
+    assert len({part.run for part in parts}) == 3
+    assert max(len(part.run.encode()) for part in parts) < 255
 
 
 def test_folds_need_as_many_groups() -> None:

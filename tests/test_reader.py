@@ -210,6 +210,34 @@ def test_leading_trimmed_frames_do_not_count(folder: Path):
     assert shown == [number_in(image) for image in expected]
 
 
+def test_frames_that_are_never_shown_do_not_count(folder: Path):
+    """VP8 has frames for reference only, each in a packet of its own."""
+    source, path = Recipe("shown.webm", codec="libvpx").write(folder), folder / "hidden.webm"
+    with av.open(str(source)) as whole, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(whole.streams.video[0])
+        for number, packet in enumerate(whole.demux(whole.streams.video[0])):
+            if packet.size:
+                data = bytearray(bytes(packet))
+                data[0] &= 0xFF if number not in (5, 17) else ~0x10 & 0xFF
+                changed = av.Packet(bytes(data))
+                changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
+                changed.is_keyframe, changed.stream = packet.is_keyframe, stream
+                out.mux(changed)
+    expected = [number_in(image) for image in decode_all(path)]
+    assert len(expected) == 38
+    with open_video(path) as video:
+        assert [number_in(frame) for frame in video.read(range(len(video))).numpy()] == expected
+        assert [number_in(frame) for frame in video.read([20, 6]).numpy()] == [expected[20], expected[6]]
+
+
+def test_a_playlist_is_no_video(folder: Path):
+    Recipe("named.mp4").write(folder)
+    path = folder / "list.mp4"
+    path.write_text("ffconcat version 1.0\nfile named.mp4\n")
+    with pytest.raises(VideoError, match="it is a playlist of other files, not a video"):
+        open_video(path)
+
+
 def test_main_stream_of_several(folder: Path):
     path = folder / "two_streams.mkv"
     with av.open(str(path), "w") as out:

@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -204,6 +205,9 @@ def test_shards_of_webdataset(root: Path, tmp_path: Path):
                     member = tarfile.TarInfo(f"{i:04d}.{suffix}")
                     member.size = len(text)
                     tar.addfile(member, io.BytesIO(text.encode()))
+    absolute = load_manifest(root, f"{tmp_path}/train-*.tar", "classes.txt", allow_outside_root=True)
+    assert [sample.label for sample in absolute.samples] == LABELS
+    assert shown(absolute) == WHOLE
     for shards in ("train-{00..01}.tar", "train-*.tar"):
         manifest = load_manifest(tmp_path, shards, root / "classes.txt")
         assert [sample.label for sample in manifest.samples] == LABELS
@@ -213,6 +217,35 @@ def test_shards_of_webdataset(root: Path, tmp_path: Path):
         assert shown(manifest) == WHOLE
     with pytest.raises(FileNotFoundError, match=r"no shard matches val-\*\.tar"):
         load_manifest(tmp_path, "val-*.tar", root / "classes.txt")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.1.mp4": "", "a.2.mp4": "", "a.cls": "0"}, r"a\.1\.mp4 and a\.2\.mp4 have one key"),
+        ({"a.mp4": "", "a.json": "[1]"}, r"\['a\.mp4'\] have no label"),
+        ({"a.mp4": "", "a.json": '{"label": null}'}, r"\['a\.mp4'\] have no label"),
+        ({"._a.mp4": "", "a.cls": "0"}, "it holds no video"),
+    ],
+)
+def test_odd_shards_are_refused(members: dict, message: str, root: Path, tmp_path: Path):
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        for name, text in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    with pytest.raises(ManifestError, match=message):
+        load_manifest(tmp_path, "odd.tar", root / "classes.txt")
+
+
+def test_images_beside_videos_are_no_frames(root: Path, tmp_path: Path):
+    for kind, names in VIDEOS.items():
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        for name in names:
+            (tmp_path / "train" / kind / name).write_bytes((root / "train" / kind / name).read_bytes())
+            Image.new("RGB", (8, 8)).save(tmp_path / "train" / kind / f"{name}.jpg")
+    manifest = load_manifest(tmp_path, "train", None)
+    assert [sample.path for sample in manifest.samples] == [f"train/{path}" for path in PATHS]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -243,6 +276,23 @@ def test_a_parquet_data_set_with_the_videos_inside(root: Path, tmp_path: Path, m
         load_manifest(root, source | {"streaming": True}, "classes.txt")
     with pytest.raises(ManifestError, match=r"columns \['clip', 'kind', 'text'\], but no 'video'"):
         load_manifest(root, source | {"video": "video"}, "classes.txt")
+    pq.write_table(table, tmp_path / "other.parquet")
+    other = load_manifest(root, source | {"data_files": str(tmp_path / "other.parquet")}, "classes.txt")
+    check_splits(manifest, other)
+    assert manifest.hash != other.hash
+    pq.write_table(table.set_column(0, "clip", pa.array([*videos[:3], None])), tmp_path / "null.parquet")
+    with pytest.raises(ManifestError, match="row 3 has no video"):
+        load_manifest(root, source | {"data_files": str(tmp_path / "null.parquet")}, "classes.txt")
+
+
+def test_a_row_of_datasets_without_a_label_is_told(root: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features({"video": datasets.Video(), "label": datasets.ClassLabel(names=["side walk", "up"])})
+    rows = {"video": [str(root / "train" / path) for path in PATHS[:2]], "label": [1, -1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "some.parquet")
+    source = {"name": "datasets", "path": "parquet", "data_files": str(tmp_path / "some.parquet")}
+    with pytest.raises(ManifestError, match="row 1 has the label -1, which is no class"):
+        load_manifest(root, source, "classes.txt")
 
 
 def test_splits_share_the_classes_of_training(root: Path, tmp_path: Path):
@@ -258,6 +308,11 @@ def test_splits_share_the_classes_of_training(root: Path, tmp_path: Path):
     (tmp_path / "val.csv").write_text("path,label,start\n./b.mp4,run,2\n")
     with pytest.raises(ManifestError, match=r"1 videos are in both lists, such as \['b\.mp4'\]"):
         check_splits(train, load_split(config, "val"))
+    (tmp_path / "train.csv").write_text("path,label\n../a.mp4,walk\n")
+    outside = DataConfig(root=str(tmp_path), classes=None, check_files=False, allow_outside_root=True)
+    (tmp_path / "val.csv").write_text("path,label\n../c.mp4,walk\n")
+    assert load_split(outside, "val").class_names == ["walk"]
+    (tmp_path / "val.csv").write_text("path,label\nb.mp4,run\n")
     (tmp_path / "train.csv").unlink()
     assert load_split(config, "val").class_names == ["run"]
 

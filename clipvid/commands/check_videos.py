@@ -91,7 +91,11 @@ def check_all(manifest: Manifest, num_frames: int, num_workers: int | None = Non
         try:
             with ProcessPoolExecutor(workers, initializer=_start, initargs=(manifest, num_frames)) as pool:
                 for index in waiting:
-                    flying[pool.submit(_check, index)] = index
+                    try:
+                        flying[pool.submit(_check, index)] = index
+                    except BrokenProcessPool:
+                        suspects.append(index)
+                        raise
                     while len(flying) >= 4 * workers:
                         yield from _landed(flying)
                 while flying:

@@ -27,12 +27,11 @@ from clipvid.prediction import Average, Journal, ViewScores, predict_views
 from clipvid.protocols import Part, build_protocol
 from clipvid.record import recorded
 from clipvid.report import ClipStrip
-from clipvid.results import Answers, Group, group_figures, read_predictions, write_predictions
+from clipvid.results import Answers, Group, group_figures, metrics_record, read_predictions, write_predictions
 from clipvid.videos import DataConfig, eval_loader, load_split
 
 Control = Literal["reversed", "shuffled", "single", "bag"]
 ALL_CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "single", "bag")
-MOST_CLASSES = 100  # whose confusion matrix is written to metrics.json
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
         if accelerator.is_main_process:
             write_predictions(output / "predictions.parquet", answers, config.average)
             run.write_report(metrics, groups)
-            write_json(output / "metrics.json", _record(metrics))
+            write_json(output / "metrics.json", metrics_record(metrics))
             Journal(output / "partial", "").clear()
         accelerator.wait_for_everyone()
     return metrics
@@ -155,8 +154,10 @@ class _Run:
     def __init__(self, config: EvaluateConfig, accelerator: Accelerator, output: Path) -> None:
         self.config, self.accelerator, self.output = config, accelerator, output
         found = read_predictions(output / "predictions.parquet") if accelerator.is_main_process else {}
+        found = {key: scores for key, scores in found.items() if scores.readable.all()}  # others are tried again
         self.known: dict[str, ViewScores] = broadcast_object_list([found])[0]
         self.trained_on: dict[str, list[str]] = {}
+        self.made: set[str] = set()
         self.title = title_of(config)
         self.model: VideoCLIP
 
@@ -185,17 +186,29 @@ class _Run:
         if config.recipe is None:
             model = load_model(config.model, config.pretrained, config.num_frames, names, config.templates)
             saved = model.trained_state()
+            self._compare_sampling(model)
             trained_on = read_record(find_folder(config.model), config.model)["labels"] if saved else []
         else:
             assert part.train is not None
             folder, trained_on = self.output / part.run, part.train.class_names
-            finetune(
-                self._finetune_config(config.recipe, part, folder), part.train, part.test, self.accelerator, folder
-            )
-            self.accelerator.wait_for_everyone()
-            self.accelerator.free_memory()
+            if part.run not in self.made:
+                recipe = self._finetune_config(config.recipe, part, folder)
+                finetune(recipe, part.train, part.test, self.accelerator, folder)
+                self.accelerator.wait_for_everyone()
+                self.accelerator.free_memory()
+                self.made.add(part.run)
             model = load_model(str(folder), labels=names, templates=config.templates)
         return self._ready(model), trained_on
+
+    def _compare_sampling(self, model: VideoCLIP) -> None:
+        """Say so where a saved model takes its clips in another way than this evaluation."""
+        data = self.config.data
+        asked = {"sampling": {"name": data.sampling, "stride": data.stride}, "resize": data.resize}
+        if model.preprocessing and model.preprocessing != asked:
+            self.accelerator.print(
+                f"beware: {self.config.model} was trained on clips taken as {model.preprocessing}, and is asked about "
+                f"clips taken as {asked}; data.sampling, data.stride and data.resize choose"
+            )
 
     def _finetune_config(self, recipe: Recipe, part: Part, folder: Path) -> FinetuneConfig:
         return FinetuneConfig(
@@ -277,22 +290,3 @@ class _Run:
             )
             for clip, sample, index in zip(frames, shown.samples, chosen, strict=True)
         ]
-
-
-def _record(metrics: dict[str, Any]) -> dict[str, Any]:
-    """For metrics.json: the figures of a single group at the top, as a fine-tuning run has them; no huge confusions."""
-    groups = {name: _without_large(figures) for name, figures in metrics["groups"].items()}
-    others = {name: value for name, value in metrics.items() if name != "groups"}
-    return (next(iter(groups.values())) if len(groups) == 1 else {"groups": groups}) | others
-
-
-def _without_large(figures: dict[str, Any]) -> dict[str, Any]:
-    if len(figures["by_class"]) <= MOST_CLASSES:
-        return figures
-    return _without_confusions(figures)
-
-
-def _without_confusions(figures: Any) -> Any:
-    if not isinstance(figures, dict):
-        return figures
-    return {name: _without_confusions(own) for name, own in figures.items() if name != "confusion"}

@@ -28,7 +28,8 @@ class SuiteConfig:
 
 
 def run_suite(args: list[str]) -> None:
-    """Measure all, write the table after each, and raise RuntimeError at the end where some could not be measured."""
+    """Measure all, write the table after each, and raise RuntimeError at the end where some could not be measured; on
+    several processes the first that cannot ends the suite, and the same command goes on."""
     renamed = ["--config" + arg.removeprefix("--suite") if arg.split("=")[0] == "--suite" else arg for arg in args]
     suite = parse_config(SuiteConfig, renamed, "clipvid evaluate --suite SUITE.yaml")
     if not suite.models or not suite.protocols:
@@ -46,6 +47,8 @@ def run_suite(args: list[str]) -> None:
         try:
             cells[protocol, model] = table_cells(evaluate_protocol(config, accelerator))
         except (ValueError, OSError, RuntimeError) as error:
+            if accelerator.num_processes > 1:
+                raise  # the others may be waiting anywhere
             failed[protocol, model] = str(error)
             accelerator.print(f"{model} under {protocol} could not be measured: {error}")
         accelerator.free_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -61,10 +62,15 @@ class BadVideos:
     def _write(self, new: dict[str, str]) -> None:
         if self.file is None:
             return
-        lines = self.file.read_text().splitlines() if self.file.is_file() else []
-        known = {(entry["split"], entry["path"]) for entry in map(json.loads, lines)}
+        text = self.file.read_text() if self.file.is_file() else ""
+        known = set()
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off when the run was killed
+                entry = json.loads(line)
+                known.add((entry["split"], entry["path"]))
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as out:
+            out.write("\n" if text and not text.endswith("\n") else "")
             for path, reason in new.items():
                 if (self.split, path) not in known:
                     out.write(json.dumps({"split": self.split, "path": path, "reason": reason}) + "\n")

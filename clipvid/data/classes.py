@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ _NUMBERED = re.compile(r"c?(\d+)\s+(\S.*)")
 _MIRRORED = {
     "left": ("right",),
     "right": ("left",),
+    "leftward": ("rightward",),
+    "rightward": ("leftward",),
     "leftwards": ("rightwards",),
     "rightwards": ("leftwards",),
     "clockwise": ("anticlockwise", "counterclockwise", "counter-clockwise", "anti-clockwise"),
@@ -26,7 +28,7 @@ _MIRRORED = {
     "counter-clockwise": ("clockwise",),
     "anti-clockwise": ("clockwise",),
 }
-_MIRRORED_WORD = re.compile(rf"(?<![a-z-])({'|'.join(sorted(_MIRRORED, key=len, reverse=True))})(?![a-z-])", re.I)
+_MIRRORED_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(_MIRRORED, key=len, reverse=True))})(?![a-z])")
 
 
 class ClassList:
@@ -92,15 +94,17 @@ def mirror_map(names: Sequence[str], exchanged: dict[str, str] | None = None) ->
 
     Raises ValueError for names in `exchanged` that no class has.
     """
-    ids = {name.lower(): i for i, name in enumerate(names)}
     if exchanged is not None:
+        ids = {name.lower(): i for i, name in enumerate(names)}
         unknown = sorted(name for name in {*exchanged, *exchanged.values()} if name.lower() not in ids)
         if unknown:
             raise ValueError(f"label_map_flip names {unknown[:5]}, which no class has{suggest(unknown[0], names)}")
         pairs = {ids[a.lower()]: ids[b.lower()] for a, b in exchanged.items()}
         pairs |= {b: a for a, b in pairs.items()}
         return [pairs.get(i, i) for i in range(len(names))]
-    return [next((ids[other] for other in _mirrored(name.lower()) if other in ids), None) for name in names]
+    plain = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower() for name in names]  # SwipeLeft: swipe left
+    ids = {name: i for i, name in enumerate(plain)}
+    return [next((ids[other] for other in _mirrored(name) if other in ids), None) for name in plain]
 
 
 def _mirrored(name: str) -> list[str]:
@@ -124,13 +128,13 @@ def read_lines(file: Path, what: str) -> list[str]:
 
 def read_csv(file: Path, lines: list[str], needed: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """Rows of a CSV file as (line, column -> value)."""
-    reader = csv.reader(lines, skipinitialspace=True)
-    header = [name.strip() for name in next(reader)]
+    rows = _csv_rows(file, lines)
+    header = [name.strip() for name in next(rows)[1]]
     if len(set(header)) < len(header):
         raise ManifestError(f"{file}:1: the header {header} names a column twice; rename one")
     table = []
-    for values in reader:
-        where = f"{file}:{reader.line_num}"
+    for number, values in rows:
+        where = f"{file}:{number}"
         if not any(value.strip() for value in values):
             continue
         if len(values) != len(header):
@@ -139,8 +143,20 @@ def read_csv(file: Path, lines: list[str], needed: tuple[str, ...]) -> list[tupl
         for name in needed:
             if not row[name]:
                 raise ManifestError(f"{where}: no {name} given; every row needs {', '.join(needed)}")
-        table.append((reader.line_num, row))
+        table.append((number, row))
     return table
+
+
+def _csv_rows(file: Path, lines: list[str]) -> Iterator[tuple[int, list[str]]]:
+    reader, before = csv.reader((f"{line}\n" for line in lines), skipinitialspace=True), 0
+    try:
+        for values in reader:
+            if reader.line_num > before + 1:  # a value of several lines, or a quote that nobody has closed
+                next(csv.reader((f"{line}\n" for line in lines[before:]), skipinitialspace=True, strict=True))
+            before = reader.line_num
+            yield before, values
+    except csv.Error as error:
+        raise ManifestError(f"{file}:{before + 1}: {error}; close the quotes of this line") from None
 
 
 def has_columns(line: str, needed: tuple[str, ...]) -> bool:
@@ -168,6 +184,10 @@ def _from_csv(file: Path, lines: list[str]) -> list[ClassInfo]:
         if not number.isdecimal():
             raise ManifestError(f"{file}:{line}: class id {number!r} is not a number; ids count from 0")
         infos.append(ClassInfo(int(number), name, row))
+    for info in infos:
+        partner = info.attributes.get("partner", "-1")
+        if partner != "-1" and not (partner.isdecimal() and int(partner) < len(infos)):
+            raise ManifestError(f"{file}: partner {partner!r} of {info.name!r}: expected the id of a class, or -1")
     return infos
 
 

@@ -30,6 +30,7 @@ TIMED_FORMATS = (*INDEXED_FORMATS, "mpegts", "flv", "avi", "gif")
 EMPTY_MPEG4_BYTES = 16
 
 # PyAV raises IndexError where a damaged file grows a stream on the way.
+_PLAYLISTS = frozenset({"concat", "dash", "hls", "imf"})
 _DEMUX_ERRORS = (av.FFmpegError, IndexError)
 
 
@@ -97,6 +98,8 @@ def opened(source: str | bytes) -> Iterator[Opened]:
     # A playlist is a text file that names other files, or addresses: nothing but the file itself is opened.
     options = {"protocol_whitelist": "file"} if isinstance(source, str) else {"protocol_whitelist": ""}
     with av.open(file, "r", metadata_errors="ignore", options=options) as container:
+        if container.format.name in _PLAYLISTS:
+            raise ValueError("it is a playlist of other files, not a video")
         streams = _video_streams(container)
         if not streams:
             raise ValueError("it has no video stream")
@@ -207,7 +210,8 @@ def _walk(
             if not packet.size:
                 continue
             resets = packet.is_keyframe and (context.name != "h264" or _has_idr_slice(packet, context.extradata))
-            flags = (packet.is_keyframe, packet.is_discard, resets)
+            hidden = context.name == "vp8" and not bytes(packet)[0] & 0x10  # decoded, and never shown
+            flags = (packet.is_keyframe, packet.is_discard or hidden, resets)
             found.append(Packet(packet.pts, packet.dts, packet.size, *flags))
             intact = intact and not packet.is_corrupt
             if parser is not None and intact:

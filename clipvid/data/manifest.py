@@ -203,12 +203,15 @@ def leave_one_group_out(manifest: Manifest) -> Iterator[tuple[str, Manifest, Man
 
 
 def check_splits(first: Manifest, second: Manifest) -> None:
-    """Raise ManifestError where a video is in both manifests, whichever part of it."""
-    if first.root.absolute() != second.root.absolute():
-        return
+    """Raise ManifestError where a video is in both manifests, whichever part of it: by name below one root, by
+    file where the roots differ."""
     smaller, larger = sorted((first, second), key=len)
-    seen = set(smaller.paths())
-    both = sorted({path for path in larger.paths() if path in seen})
+    if first.root.absolute() == second.root.absolute():
+        seen = set(smaller.paths())
+        both = sorted({path for path in larger.paths() if path in seen})
+    else:
+        files = {os.path.realpath(smaller.root / path) for path in smaller.paths()}
+        both = sorted({path for path in larger.paths() if os.path.realpath(larger.root / path) in files})
     if both:
         raise ManifestError(f"{len(both)} videos are in both lists, such as {both[:3]}; drop them from one")
 

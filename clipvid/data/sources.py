@@ -6,6 +6,8 @@ those that it knows; `clipvid.data.manifest` checks them, whatever their source.
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import re
 import tarfile
@@ -96,11 +98,12 @@ class WebDatasetSource:
         return self.shards
 
     def batches(self, root: Path, names: Collection[str]) -> Batches:
-        files = [Path(found) for pattern in _braces(self.shards) for found in sorted(root.glob(pattern))]
+        start = "" if Path(self.shards).is_absolute() else f"{glob.escape(str(root))}/"
+        files = [Path(found) for pattern in _braces(self.shards) for found in sorted(glob.glob(f"{start}{pattern}"))]
         if not files:
             raise FileNotFoundError(f"no shard matches {self.shards} in {root}")
         for file in files:
-            yield _shard_batch(file, file.relative_to(root).as_posix())
+            yield _shard_batch(file, file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file))
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,12 @@ class DatasetsSource:
         line = 0
         labels = getattr(rows.features[self.label], "names", None)
         columns = {"label": self.label, "caption": self.caption, "group": self.group}
-        for part in rows.iter(batch_size=1000):
+        for part in rows.iter(batch_size=16):  # which hold the bytes of their videos
             videos = part[self.video]
+            if None in videos:
+                raise ManifestError(f"{self.title}: row {line + videos.index(None)} has no video; drop it")
             found = {name: part[column] for name, column in columns.items() if column is not None}
-            found["label"] = [labels[i] if labels and isinstance(i, int) else str(i) for i in found["label"]]
+            found["label"] = [self._label(value, labels, line + i) for i, value in enumerate(found["label"])]
             found["path"] = [self._path(video, line + i) for i, video in enumerate(videos)]
             files = [None if video.get("bytes") is not None else video["path"] for video in videos]
             lines = pa.array(range(line, line + len(videos)), pa.int64())
@@ -154,10 +159,18 @@ class DatasetsSource:
         if self.data_dir is not None:
             options["data_dir"] = str(root / self.data_dir)
         rows = datasets.load_dataset(self.path, self.config, split=self.split, streaming=self.streaming, **options)
-        for column in filter(None, (self.video, self.label, self.caption, self.group)):
+        columns = list(filter(None, (self.video, self.label, self.caption, self.group)))
+        for column in columns:
             if column not in rows.features:
                 raise ManifestError(f"{self.title} has the columns {list(rows.features)}, but no {column!r}; name it")
-        return rows.cast_column(self.video, datasets.Video(decode=False))
+        return rows.select_columns(columns).cast_column(self.video, datasets.Video(decode=False))
+
+    def _label(self, value: Any, names: list[str] | None, row: int) -> str:
+        if names is None or not isinstance(value, int):
+            return str(value)
+        if not 0 <= value < len(names):
+            raise ManifestError(f"{self.title}: row {row} has the label {value}, which is no class; drop it")
+        return names[value]
 
     def _path(self, video: dict[str, Any], row: int) -> str:
         if self.streaming and video.get("bytes") is not None:
@@ -165,9 +178,10 @@ class DatasetsSource:
                 f"{self.title} keeps its videos inside of larger files, where none can be fetched by itself; "
                 "set streaming: false"
             )
-        # A data set may use one file name in many folders: the row tells them apart.
-        name = Path(video.get("path") or "video").name
-        return f"{self.path}/{self.split}/{row}/{name}"
+        # A data set may use one file name in many folders, and one split for many files: row and files tell them apart.
+        chosen = (self.config, self.revision, self.data_dir, self.data_files)
+        which = f"-{hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]}" if any(chosen) else ""
+        return f"{self.path}{which}/{self.split}/{row}/{Path(video.get('path') or 'video').name}"
 
 
 class _Fetch:
@@ -209,16 +223,16 @@ def resolve_source(spec: Choice, root: Path) -> Source:
 
 
 def find_videos(folder: Path) -> Iterator[Path]:
-    """Video files and folders of images below a folder, in sorted order."""
-    if any(is_image(entry) for entry in folder.iterdir()):
+    """Video files and folders of images below a folder, in sorted order. Images beside videos or folders are no
+    frames, but thumbnails and the like."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    below = [entry for entry in entries if entry.is_dir() or entry.suffix.lower() in VIDEO_SUFFIXES]
+    if not below and any(map(is_image, entries)):
         yield folder
-        return
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
+    for entry in below:
         if entry.is_dir():
             yield from find_videos(entry)
-        elif entry.suffix.lower() in VIDEO_SUFFIXES:
+        else:
             yield entry
 
 
@@ -248,7 +262,11 @@ def _shard_batch(file: Path, name: str) -> pa.RecordBatch:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 key = f"{folder}/{stem}"
+                if not stem or not member.isfile():  # `._a.mp4` of macOS, folders, links
+                    continue
                 if f".{suffix.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES:
+                    if key in videos:
+                        raise ManifestError(f"{file}: {videos[key].name} and {member.name} have one key; rename one")
                     videos[key] = member
                 elif suffix in ("cls", "txt", "json"):
                     handle = tar.extractfile(member)
@@ -275,5 +293,7 @@ def _shard_batch(file: Path, name: str) -> pa.RecordBatch:
 
 def _told(suffix: str, text: str) -> dict[str, str]:
     if suffix == "json":
-        return {key: str(value) for key, value in json.loads(text).items() if key in ("label", "caption")}
+        content = json.loads(text)
+        found = content if isinstance(content, dict) else {}
+        return {key: str(found[key]) for key in ("label", "caption") if found.get(key) is not None}
     return {"label" if suffix == "cls" else "caption": text.strip()}

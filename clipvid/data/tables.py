@@ -48,7 +48,7 @@ def read_table(file: Path, names: Collection[str]) -> Batches:
     if file.suffix in _READERS:
         batches = _READERS[file.suffix](file)
     elif has_columns(_first_line(file), _NEEDED):
-        batches = _read_large_csv(file) if file.stat().st_size >= LARGE_BYTES else _read_small_csv(file)
+        batches = _read_large_csv(file) if _is_large(file) else _read_small_csv(file)
     else:
         batches = _read_list(file, names)
     empty = True
@@ -71,11 +71,17 @@ def write_without(file: Path, dropped: Collection[int], target: Path) -> None:
         target.write_text(json.dumps(content, indent=1), encoding="utf-8")
     elif has_columns(_first_line(file), _NEEDED):
         reader = csv.reader(lines, skipinitialspace=True)
+        # Arrow, which reads large files, counts rows, and no blank lines.
+        rows = enumerate(filter(None, reader), 1) if _is_large(file) else ((reader.line_num, row) for row in reader)
         with target.open("w", encoding="utf-8", newline="") as out:
-            csv.writer(out, lineterminator="\n").writerows(row for row in reader if reader.line_num not in dropped)
+            csv.writer(out, lineterminator="\n").writerows(row for line, row in rows if line not in dropped)
     else:
         kept = [line for n, line in enumerate(lines, 1) if n not in dropped]
         target.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _is_large(file: Path) -> bool:
+    return file.stat().st_size >= LARGE_BYTES
 
 
 def _first_line(file: Path) -> str:
