@@ -30,6 +30,8 @@ def create_model(
         ValueError, RuntimeError: see `load_backbone`; unknown options are refused by name.
     """
     labels, templates = options.pop("labels", None), options.pop("templates", None)
+    if options.get("init_from") is not None:
+        raise ValueError("init_from is an option of runs; for a model in memory, call clipvid.hub.start_from on it")
     fields = {item.name for item in dataclasses.fields(ModelConfig)}
     adapter_fields = {item.name for config in resolve_adapters(adapter).values() for item in dataclasses.fields(config)}
     for key in options.keys() - fields - adapter_fields:

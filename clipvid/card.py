@@ -89,14 +89,29 @@ def card_text(folder: Path, name: str) -> str:
 
 
 def public_metrics(folder: Path) -> dict[str, Any] | None:
-    """`metrics.json` of a model folder, where there is one, with the paths of this machine cut to their last part."""
+    """`metrics.json` of a model folder, where it tells of videos, with the paths of this machine cut to their last
+    part."""
     path = folder / "metrics.json"
     if not path.is_file():
         return None
     metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    config = metrics["config"]
+    if "data" not in metrics["config"]:
+        return None
+    config = metrics["config"] = without_paths(metrics["config"])
     config["output_dir"], config["data"]["root"] = Path(config["output_dir"]).name, Path(config["data"]["root"]).name
     return metrics
+
+
+def without_paths(value: Any) -> Any:
+    """JSON content, its absolute paths cut to their last part."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    kind, path = ("local-dir:", value.removeprefix("local-dir:")) if value.startswith("local-dir:") else ("", value)
+    return kind + Path(path).name if Path(path).is_absolute() else value
 
 
 def is_edited(text: str) -> bool:

@@ -63,6 +63,8 @@ class TrainingConfig(LoopSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.eval_epochs < 1:
+            raise ValueError(f"eval_epochs={self.eval_epochs} must be at least 1; the last epoch is always evaluated")
         if self.frozen_bf16 and self.mixed_precision != "bf16":
             raise ValueError(f"frozen_bf16 needs mixed_precision: bf16; it is {self.mixed_precision}")
 

@@ -126,7 +126,8 @@ class Trainer:
 
     def _micro_step(self, epoch: int, micro: int, batch: dict[str, Tensor]) -> None:
         samples = batch.get("index")
-        batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+        # Keys of draws are read on the host.
+        batch = send_to_device(batch, self.accelerator.device, non_blocking=True, skip_keys=["index", "epoch"])
         batch["frames"] = self.model.normalise(batch["frames"])
         _seed_everything(self.seed, self.state.step, micro, self.accelerator.process_index)
         with self.accelerator.accumulate(self.wrapped):

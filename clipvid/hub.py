@@ -78,7 +78,8 @@ def _build(
             f"{source} has a backbone of its own (tune={config.tune}): it cannot share that of another model"
         )
     _check_fingerprint(source, record, backbone)
-    model = VideoCLIP(backbone, config, record["num_classes"])
+    model = VideoCLIP(backbone, config, record["num_classes"]).eval()
+    model = model.to(next(backbone.vision.parameters()).device)
     load_strictly(model.saved_state(), state)
     if hasattr(model, "peft_config"):
         load_strictly(model.lora_state(), read_tensors(folder / LORA_WEIGHTS))
@@ -86,7 +87,7 @@ def _build(
         model.set_labels(record["labels"], record["templates"])
     pixels = read_json(folder / "video_preprocessor_config.json")
     model.preprocessing = {key: value for key, value in pixels.items() if key in ("sampling", "resize")}
-    return model.eval()
+    return model
 
 
 def start_from(model: VideoCLIP, source: str | Path) -> None:
@@ -178,6 +179,10 @@ def read_record(folder: Path, source: str | Path | None = None) -> dict[str, Any
         missing += [f"backbone.{key}" for key in _BACKBONE_KEYS if key not in backbone]
     if missing:
         raise ValueError(f"{path} is incomplete: it lacks {', '.join(missing)}")
+    kinds = {"format_version": int, "backbone": dict, "model": dict} | ({"files": dict} if "files" in record else {})
+    wrong = [key for key, kind in kinds.items() if not isinstance(record[key], kind)]
+    if wrong:
+        raise ValueError(f"{path} is damaged: {', '.join(wrong)} is not what it should be. Bring a whole copy of it")
     if record["format_version"] > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {record['format_version']}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid"

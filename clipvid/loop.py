@@ -32,6 +32,8 @@ class LoopSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0.999 is usual, 0 is for none")
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm} must be above 0; .inf clips nothing")
         for name in ("epochs", "max_skipped_steps", "save_total_limit", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

@@ -245,6 +245,8 @@ class VideoCLIP(nn.Module):
         self.backbone = dataclasses.replace(self.backbone, fetchable=False, **parts)
         self._base_fingerprint = None
         self._tuned_parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if self.labels:
+            self.set_labels(self.labels, self.templates)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder: config, what was trained, how frames are prepared, and the backbone's weights where

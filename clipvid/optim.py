@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from clipvid.choices import check_option
 from clipvid.model import VideoCLIP
 
 
@@ -22,6 +23,17 @@ class ParameterGroup:
     weight_decay: float
 
 
+SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+)
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW and its schedule.
@@ -31,7 +43,8 @@ class OptimConfig:
     layer_decay: factor on the lr of pretrained weights for every layer between them and their tower's output (0.65 to
         0.9 is usual with `full`; BEiT, https://arxiv.org/abs/2106.08254); 1 for none. What is new in a tower (adapters,
         LoRA, context) keeps its lr.
-    lr_scheduler_type: a name of `transformers.SchedulerType`. warmup_ratio: share of all steps.
+    lr_scheduler_type: one of `SCHEDULES`, those of `transformers` that need nothing else. warmup_ratio: share of all
+        steps.
     """
 
     lr: float = 5e-4
@@ -46,6 +59,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]; 0.75 is usual, 1 is for none")
+        check_option("optim", "lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

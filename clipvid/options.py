@@ -13,15 +13,24 @@ from jsonargparse import Namespace, auto_cli, capture_parser
 
 ConfigT = TypeVar("ConfigT")
 
-# A run may be continued with other values of these: no result depends on them.
+# A run may be continued with other values of these: no result depends on them (the content of lists is hashed).
 FREE = {
+    "data.max_bad_fraction",
     "data.num_workers",
+    "data.root",
+    "hub.private",
+    "hub.push_to_hub",
+    "hub.repo_id",
+    "hub.revision",
+    "output_dir",
     "training.ddp_timeout",
     "training.max_skipped_steps",
     "training.report_to",
     "training.save_steps",
     "training.save_total_limit",
 }
+# And an unfinished one with other values of these, if the clips per step stay the same; the loop watches over that.
+SPLIT = {"training.gradient_accumulation_steps", "training.per_device_train_batch_size"}
 
 
 def parse_config(
@@ -77,14 +86,19 @@ def claim_output(folder: Path, config: Any) -> None:
             found = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}, the config of the run in {folder}, cannot be read: {error}") from error
-        differing = sorted(set(_differences(found, wanted, config_record(type(config)()))) - FREE)
+        free = FREE if (folder / "metrics.json").is_file() else FREE | SPLIT
+        differing = sorted(set(_differences(found, wanted, config_record(type(config)()))) - free)
         if differing:
             raise FileExistsError(
                 f"{folder} holds a run with another config ({', '.join(differing[:6])} differ). "
                 "Choose another output_dir, or delete this one to start over."
             )
+        if found == wanted:
+            return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(wanted, sort_keys=False))
+    aside = path.with_suffix(".partial")
+    aside.write_text(yaml.safe_dump(wanted, sort_keys=False))
+    aside.replace(path)
 
 
 def _differences(found: Any, wanted: Any, defaults: Any, prefix: str = "") -> list[str]:

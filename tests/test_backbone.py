@@ -10,6 +10,10 @@ import torch
 from conftest import clip_config, random_frames, shake, write_clip
 from open_clip import pretrained as open_clip_pretrained
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from clipvid.attention import SelfAttention
 from clipvid.backbone import NO_TEXT, build_backbone, load_backbone
@@ -237,6 +241,36 @@ def _offline(*args, **kwargs):
 def test_hub_repository_that_cannot_be_reached_says_what_to_do():
     with pytest.raises(RuntimeError, match=r"hf-hub:nobody/nothing could not be loaded(.|\n)*local-dir:/path"):
         load_backbone("hf-hub:nobody/nothing")
+
+
+def test_config_that_could_make_the_tokenizer_run_code_is_refused(tmp_path):
+    """As whoever writes a repository may send it."""
+    text = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    folder = write_clip(tmp_path / "clip", clip_config())
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= text
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tok: pass\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": [None, "code.Tok"]}}))
+    with pytest.raises(ValueError, match=r"hands the tokenizer \['trust_remote_code'\], which could run code"):
+        load_backbone(f"local-dir:{folder}")
+    del config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeError):
+        load_backbone(f"local-dir:{folder}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tokenizer_of_transformers_goes_with_the_saved_folder(tmp_path):
+    words = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "ball": 2, "[PAD]": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    folder = write_clip(tmp_path / "clip", clip_config(text={"hf_tokenizer_name": "somebody/words"}))
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    backbone = load_backbone(f"local-dir:{folder}")
+    backbone.save(tmp_path / "saved")
+    again = load_backbone(f"local-dir:{tmp_path / 'saved'}")
+    assert torch.equal(again.text.tokenizer(["a ball"]), backbone.text.tokenizer(["a ball"]))
+    assert again.fingerprint() == backbone.fingerprint()
 
 
 @pytest.mark.parametrize("missing", ["folder", "config", "weights"])

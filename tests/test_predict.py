@@ -349,6 +349,9 @@ def test_bank_refuses_what_cannot_share(folders, make_model, tmp_path):
         bank.load_adapter(folders["sifa"], "ila")
     with pytest.raises(ValueError, match="no adapter 'other'; adapters: ila"):
         bank.set_adapter("other")
+    for name in ("", "sports.v1", "training"):
+        with pytest.raises(ValueError, match=f"adapter '{name}': choose a word"):
+            bank.load_adapter(folders["sifa"], name)
     make_model(labels=LABELS, tune=["adapters", "layernorm"]).save_pretrained(tmp_path / "tuned")
     with pytest.raises(ValueError, match="has a backbone of its own"):
         bank.load_adapter(tmp_path / "tuned", "tuned")

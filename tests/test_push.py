@@ -31,7 +31,9 @@ METRICS = {
     "nll": 0.5,
     "config": {
         "output_dir": "/home/somebody/outputs/run",
+        "model": {"backbone": "local-dir:/home/somebody/clip", "init_from": "/home/somebody/start"},
         "data": {"root": "/home/somebody/weizmann", "val": "val.txt", "protocol": "holdout"},
+        "also": [{"root": "/home/somebody/more", "videos": "train.txt"}],
         "optim": {"lr": 0.125},
     },
 }

@@ -202,6 +202,23 @@ def test_a_run_that_is_asked_to_end_saves_and_says_so(arguments, tmp_path: Path,
     assert result(tmp_path / "asked") == result(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_run(arguments, tmp_path: Path, number: int) -> None:
+    """As a scheduler sends it: to the process and to those that load its videos."""
+    args = arguments(tmp_path / "asked", data__num_workers=2, training__save_steps=0)
+    worker = finetune(args, tmp_path / "asked.log")
+    assert wait_for(worker, lambda: 5 in steps(tmp_path / "asked"))
+    children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    for child in map(int, children):
+        os.kill(child, number)
+    worker.signal(number)
+    assert worker.ended() == EXIT_CODE, worker.said
+    all_end_well([finetune(args, tmp_path / "asked.log")])
+    all_end_well([finetune(arguments(tmp_path / "whole", training__save_steps=0), tmp_path / "whole.log")])
+    assert result(tmp_path / "asked")["tensors"] == result(tmp_path / "whole")["tensors"]
+
+
 def test_one_process_that_is_asked_ends_all_at_the_same_step(arguments, tmp_path: Path) -> None:
     args = arguments(tmp_path / "run", training__per_device_train_batch_size=2, training__epochs=200)
     workers = finetune_together(2, args, tmp_path)

@@ -10,7 +10,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from test_backbone import TOWERS, text_tokens
-from test_model import LABELS, edit_json
+from test_saving import LABELS, edit_json
 from torch._dynamo.testing import CompileCounter
 
 from clipvid.backbone import load_backbone
@@ -134,6 +134,19 @@ def test_merged_lora_gives_the_same_logits_and_a_model_of_its_own(make_model, ti
     torch.testing.assert_close(loaded(frames).logits, merged, atol=1e-6, rtol=1e-6)
     with pytest.raises(ValueError, match="there is no LoRA to merge"):
         loaded.merge_lora()
+
+
+@torch.no_grad()
+def test_merging_brings_what_the_text_tower_has_learnt(make_model):
+    model = make_model("none", LABELS, tune=[LORA | {"towers": ["text"], "dropout": 0.3}])
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.add_(0.2)
+    frames = random_frames()
+    fresh, before = model.label_features.clone(), model(frames).logits
+    model.merge_lora()
+    assert not torch.allclose(model.label_features, fresh, atol=1e-3)
+    torch.testing.assert_close(model(frames).logits, before, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

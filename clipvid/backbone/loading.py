@@ -24,6 +24,7 @@ from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, take_apa
 from clipvid.backbone.towers import NO_TEXT
 from clipvid.state_dicts import differences, shortened
 
+TOKENIZER_OPTIONS = {"clean", "language", "strip_sep_token"}
 TINY = "tiny"
 RANDOM = "random"
 _TINY_FOLDER = Path(__file__).parent.parent / "weights" / TINY
@@ -45,6 +46,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     """
     source = f"local-dir:{_TINY_FOLDER}" if name == TINY else name
     config = _find_config(name, source)
+    without_code = _refuse_code(name, config)
     options = _weight_options(name, config, pretrained)
     given = _own_weights(source, config, options)
     if pretrained is not None and _is_folder(name, pretrained):
@@ -69,10 +71,24 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
         config["vision_cfg"]["image_size"] = image_size
         _resize(clip.visual, image_size)
     try:
-        tokenizer = open_clip.get_tokenizer(source)
+        tokenizer = open_clip.get_tokenizer(source, **without_code)
     except Exception as error:
         raise RuntimeError(_fetch_advice(name, pretrained, error)) from error
     return take_apart(clip.eval(), tokenizer, name, pretrained, _is_fetchable(name, pretrained), config)
+
+
+def _refuse_code(name: str, config: dict[str, Any]) -> dict[str, bool]:
+    """Options for the tokenizer of a config that may be anybody's: open_clip hands its `tokenizer_kwargs` on to
+    transformers, where some of them run code.
+
+    Raises:
+        ValueError: it asks for others than open_clip's own configs do.
+    """
+    text = config.get("text_cfg", {})
+    unsafe = sorted((text.get("tokenizer_kwargs") or {}).keys() - TOKENIZER_OPTIONS)
+    if unsafe:
+        raise ValueError(f"{name}: its config hands the tokenizer {unsafe}, which could run code; it is not loaded")
+    return {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
 
 
 def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: str) -> Backbone:

@@ -16,6 +16,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.timm_model import TimmModel
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -113,6 +114,8 @@ class Backbone:
             key: value.detach().to("cpu", dtype).contiguous() for key, value in self.open_clip_state_dict().items()
         }
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        if isinstance(self.text.tokenizer, HFTokenizer):  # `local-dir:` looks for it beside the weights
+            self.text.tokenizer.save_pretrained(folder)
 
 
 def take_apart(

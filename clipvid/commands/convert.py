@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
-from safetensors.torch import load_file
 
 from clipvid.card import write_card
 from clipvid.convert import from_ila
+from clipvid.hub import read_tensors
 
 CONVERTERS = {"ila": from_ila}
 
@@ -39,7 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return read_tensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

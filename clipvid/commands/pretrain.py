@@ -51,6 +51,9 @@ class PretrainConfig(VideoRunConfig):
 
     def __post_init__(self) -> None:
         resolve_terms(self.objectives)
+        idle = [name for name in ("mixup", "cutmix", "label_smoothing") if getattr(self.training, name)]
+        if idle:
+            raise ValueError(f"training.{idle[0]} is about labels, and here there are none: leave it out")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -4,6 +4,10 @@ Letters: B clips in a batch, V views of a video (clips x crops), T frames, S pix
 (epoch, index), so workers keep no state and any of them gives the same sample.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
@@ -197,7 +201,7 @@ def build_loader(
         collate_fn=_collate,
         persistent_workers=num_workers > 0,
         prefetch_factor=2 if num_workers > 0 else None,
-        worker_init_fn=_single_thread,
+        worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         # The seeds that a loader draws for its workers would otherwise move torch's global state.
         generator=keyed_generator(0),
@@ -212,5 +216,19 @@ def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {**batch, "failures": failures}
 
 
-def _single_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    """One thread for work, and signals left to the process that it works for: a scheduler sends them to all, and the
+    step under way needs its batch."""
     torch.set_num_threads(1)
+    parent, signals = multiprocessing.parent_process(), {signal.SIGTERM, signal.SIGUSR1}
+    if parent is not None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        threading.Thread(target=_obey, args=(parent.pid, signals), daemon=True).start()
+
+
+def _obey(parent: int | None, signals: set[signal.Signals]) -> None:
+    """End when the parent says so, and when nobody else does."""
+    while True:
+        told = signal.sigwaitinfo(signals)
+        if told.si_signo == signal.SIGTERM and told.si_pid == parent:
+            os._exit(0)
