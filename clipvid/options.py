@@ -87,7 +87,7 @@ def claim_output(folder: Path, config: Any) -> None:
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}, the config of the run in {folder}, cannot be read: {error}") from error
         free = FREE if (folder / "metrics.json").is_file() else FREE | SPLIT
-        differing = sorted(set(_differences(found, wanted, config_record(type(config)()))) - free)
+        differing = sorted(set(differences(found, config)) - free)
         if differing:
             raise FileExistsError(
                 f"{folder} holds a run with another config ({', '.join(differing[:6])} differ). "
@@ -101,8 +101,12 @@ def claim_output(folder: Path, config: Any) -> None:
     aside.replace(path)
 
 
+def differences(found: Any, config: Any) -> list[str]:
+    """Options in which a record differs from a config; those that it is too old to know had their defaults."""
+    return _differences(found, config_record(config), config_record(type(config)()))
+
+
 def _differences(found: Any, wanted: Any, defaults: Any, prefix: str = "") -> list[str]:
-    """Where two configs differ; options that `found` is too old to know had their defaults."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         known = defaults if isinstance(defaults, dict) else {}
         differing = []

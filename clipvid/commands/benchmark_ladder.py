@@ -29,6 +29,7 @@ from clipvid.data.manifest import Manifest
 from clipvid.evaluation import write_json, write_text
 from clipvid.ladder import Prediction, Results, measures_of, same_answers
 from clipvid.ladder_report import draw_ladder, render_ladder
+from clipvid.options import differences
 from clipvid.preemption import Preemption
 from clipvid.protocols import Holdout, LeaveOneGroupOut, build_protocol
 from clipvid.videos import load_split
@@ -109,7 +110,7 @@ class Cell:
         """What is in its metrics.json, which is written last of all; None where it is not finished."""
         file = self.folder / METRICS
         found = json.loads(file.read_text()) if file.is_file() else {}
-        return found if found.get("config") == config_record(self.config) else None
+        return found if "config" in found and not differences(found["config"], self.config) else None
 
     def seconds(self) -> float:
         """What it took, over all its sessions; one that was killed has told nothing."""
