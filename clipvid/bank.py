@@ -50,8 +50,7 @@ class AdapterBank(nn.Module):
             raise ValueError(f"adapter {name!r} is there already; adapters: {', '.join(self.models)}")
         if not name or "." in name or hasattr(self.models, name):
             raise ValueError(f"adapter {name!r}: choose a word without dots that no module has as an attribute")
-        model = from_pretrained(source, revision, self.model.backbone)
-        self.models[name] = model.to(self.model.pixel_mean.device)
+        self.models[name] = from_pretrained(source, revision, self.model.backbone)
 
     def set_adapter(self, name: str) -> None:
         """Let calls go to the adapter `name`.

@@ -81,7 +81,7 @@ def card_text(folder: Path, name: str) -> str:
 
     name: folder or repository that the card's examples load.
     """
-    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    record = without_paths(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     metrics = public_metrics(folder)
     data = _card_data(name, record, metrics)
     text = str(ModelCard.from_template(data, template_str=TEMPLATE, **_sections(name, record, metrics))).strip()

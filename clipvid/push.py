@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from clipvid.card import card_text, is_edited, public_metrics
+from clipvid.card import card_text, is_edited, public_metrics, without_paths
 from clipvid.hub import LOGIN, MODEL_FILES, hub_error, read_record, read_weights
 
 CARD = "README.md"
@@ -35,9 +35,12 @@ def files_to_push(folder: Path, repo_id: str, overwrite_card: bool = False) -> d
     Raises:
         FileNotFoundError, ValueError: not a whole model folder; see `clipvid.hub.from_pretrained`.
     """
-    read_weights(folder, read_record(folder))
+    record = read_record(folder)
+    read_weights(folder, record)
     found = (path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern)))
     files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in found}
+    files["config.json"] = json.dumps(without_paths(record), indent=2).encode()
+    files.pop("metrics.json", None)
     metrics = public_metrics(folder)
     if metrics is not None:
         files["metrics.json"] = json.dumps(metrics, indent=2).encode()

@@ -42,8 +42,8 @@ def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict
     return hashes
 
 
-def check_inputs(output: Path, hashes: dict[str, str]) -> None:
-    """Refuse to go on with, or to take up, what was made of other inputs.
+def taken_up(output: Path, hashes: dict[str, str], accelerator: Accelerator) -> dict[str, Any] | None:
+    """The figures of a run of these inputs that is finished in `output`, None where there is something left to do.
 
     Raises:
         FileExistsError: a list of videos, the templates or the weights to start from are not those that
@@ -56,15 +56,19 @@ def check_inputs(output: Path, hashes: dict[str, str]) -> None:
             f"{output} holds a run on another {' and another '.join(changed)} (the content has changed since); choose "
             "another output_dir, or remove this one"
         )
+    done = finished(output)
+    if done is None:
+        return None
+    accelerator.print(f"{output} is finished already")
+    return done[1]
 
 
 @contextmanager
 def session(
-    config: VideoRunConfig, train: Manifest, val: Manifest, accelerator: Accelerator, output: Path
+    config: VideoRunConfig, hashes: dict[str, str], accelerator: Accelerator, output: Path
 ) -> Iterator[Callable[[Trainer], TrainState]]:
     """One start of a run, on record in `output`/run.json and open to signals that ask it to end; yields what runs its
     trainer."""
-    hashes = input_hashes(config, train, val)
     patience = timedelta(seconds=config.training.ddp_timeout)
     with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), hashes) as record:
 

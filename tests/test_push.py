@@ -415,7 +415,19 @@ def test_card_with_new_figures_replaces_one_that_nobody_touched(call, hub, saved
 
 
 def test_paths_of_this_machine_stay_here(call, hub, saved):
+    record = json.loads((saved / "config.json").read_text())
+    record["backbone"]["name"] = record["model"]["backbone"] = "local-dir:/home/somebody/clip"
+    (saved / "config.json").write_text(json.dumps(record))
     call(push_to_hub, saved, NAME)
+    assert json.loads(hub.files(NAME)["config.json"])["backbone"]["name"] == "local-dir:clip"
+    assert not [path for path, content in hub.files(NAME).items() if b"somebody" in content]
+
+
+def test_figures_of_another_kind_stay_here(call, hub, saved):
+    """Such as those of a CLIP that was trained on stills."""
+    (saved / "metrics.json").write_text(json.dumps({"loss": 1.0, "config": {"output_dir": "/home/somebody/clip"}}))
+    call(push_to_hub, saved, NAME)
+    assert "metrics.json" not in hub.files(NAME)
     assert not [path for path, content in hub.files(NAME).items() if b"somebody" in content]
 
 

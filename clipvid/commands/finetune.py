@@ -21,12 +21,12 @@ from clipvid.evaluation import describe, evaluate, summarise
 from clipvid.prediction import Predictions
 from clipvid.push import check_login, check_repo_id, push_to_hub
 from clipvid.runs import (
-    check_inputs,
     end_trackers,
     finished,
     fresh_model,
     input_hashes,
     session,
+    taken_up,
     write_results,
     write_run,
 )
@@ -91,12 +91,11 @@ def finetune(
 
     A finished run in `output` is left as it is, an interrupted one goes on, one on other inputs is refused.
     """
-    check_inputs(output, input_hashes(config, train, val))
-    done = finished(output)
+    hashes = input_hashes(config, train, val)
+    done = taken_up(output, hashes, accelerator)
     if done is not None:
-        accelerator.print(f"{output} is finished already")
-        return done[1]
-    with session(config, train, val, accelerator, output) as run:
+        return done
+    with session(config, hashes, accelerator, output) as run:
         model = fresh_model(config, train, accelerator)
         objective = classification(config, len(train.classes))
         trainer = build_trainer(config, model, objective, train, accelerator, output)

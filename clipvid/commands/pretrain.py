@@ -19,7 +19,7 @@ from clipvid.ensembling import zero_shot_model
 from clipvid.evaluation import describe, evaluate
 from clipvid.pretext import resolve_terms
 from clipvid.pretraining import Student, WithoutLabels
-from clipvid.runs import check_inputs, end_trackers, finished, fresh_model, input_hashes, session, write_run
+from clipvid.runs import end_trackers, fresh_model, input_hashes, session, taken_up, write_run
 from clipvid.state_dicts import load_strictly
 from clipvid.videos import eval_loader, load_split
 
@@ -76,12 +76,11 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
     if accelerator.is_main_process:
         claim_output(output, config)
     accelerator.wait_for_everyone()
-    check_inputs(output, input_hashes(config, train, val))
-    done = finished(output)
+    hashes = input_hashes(config, train, val)
+    done = taken_up(output, hashes, accelerator)
     if done is not None:
-        accelerator.print(f"{output} is finished already")
-        return done[1]
-    with session(config, train, val, accelerator, output) as run:
+        return done
+    with session(config, hashes, accelerator, output) as run:
         terms = resolve_terms(config.objectives)
         model = fresh_model(config, val, accelerator)
         student = Student(model, terms).to(accelerator.device)

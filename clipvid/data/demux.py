@@ -29,8 +29,8 @@ TIMED_FORMATS = (*INDEXED_FORMATS, "mpegts", "flv", "avi", "gif")
 # An MPEG-4 packet of so few bytes holds no picture, only the word that the one before it stays.
 EMPTY_MPEG4_BYTES = 16
 
-# PyAV raises IndexError where a damaged file grows a stream on the way.
 _PLAYLISTS = frozenset({"concat", "dash", "hls", "imf"})
+# PyAV raises IndexError where a damaged file grows a stream on the way.
 _DEMUX_ERRORS = (av.FFmpegError, IndexError)
 
 
