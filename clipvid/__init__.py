@@ -2,13 +2,13 @@
 
 from clipvid import convert
 from clipvid.adapters import ADAPTERS
-from clipvid.auto import ClipVidConfig, ClipVidForVideoClassification, ClipVidVideoProcessor
-from clipvid.bank import AdapterBank
-from clipvid.builder import create_model
-from clipvid.hub import from_pretrained
-from clipvid.model import ModelConfig, VideoCLIP, VideoCLIPOutput
-from clipvid.predictor import Predictor
-from clipvid.push import push_to_hub
+from clipvid.hub.loading import from_pretrained
+from clipvid.hub.push import push_to_hub
+from clipvid.inference.auto_classes import ClipVidConfig, ClipVidForVideoClassification, ClipVidVideoProcessor
+from clipvid.inference.bank import AdapterBank
+from clipvid.inference.predictor import Predictor
+from clipvid.model.factory import create_model
+from clipvid.model.video_clip import ModelConfig, VideoCLIP, VideoCLIPOutput
 
 __version__ = "0.1.0"
 __all__ = [

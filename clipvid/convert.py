@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from clipvid.backbone import NO_TEXT, build_backbone
-from clipvid.model import ModelConfig, VideoCLIP
-from clipvid.state_dicts import load_strictly
+from clipvid.backbone.state_dicts import load_strictly
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
 
 _BLOCK = "visual.transformer.resblocks."
 _CONVS = {

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipvid.adapters import ADAPTERS, Adapter, AdapterOutput, BlockInfo
-from clipvid.attention import SelfAttention
 from clipvid.backbone import Backbone, load_backbone, loading
-from clipvid.model import ModelConfig, VideoCLIP
+from clipvid.layers.attention import SelfAttention
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
 
 torch.set_num_threads(1)  # on tensors this small threads only wait for each other
 

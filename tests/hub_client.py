@@ -11,7 +11,7 @@ import torch
 from transformers import pipeline
 
 from clipvid import commands
-from clipvid.hub import from_pretrained
+from clipvid.hub.loading import from_pretrained
 
 torch.set_num_threads(1)
 

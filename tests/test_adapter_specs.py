@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipvid.adapters import ADAPTERS, Adapter, AdapterOutput, resolve_adapters, select_layers
-from clipvid.builder import create_model
-from clipvid.encoder import VideoBlock
-from clipvid.hub import from_pretrained
+from clipvid.hub.loading import from_pretrained
+from clipvid.model.encoder import VideoBlock
+from clipvid.model.factory import create_model
 
 NAMES = [name for name in ADAPTERS if name != "none"]
 LABELS = ["walking", "running", "jumping"]

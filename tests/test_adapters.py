@@ -8,7 +8,7 @@ from conftest import SMALL, STEADY, make_adapter, random_frames, random_tokens, 
 from torch.nn import functional as F
 
 from clipvid.adapters import ADAPTERS
-from clipvid.hub import from_pretrained
+from clipvid.hub.loading import from_pretrained
 
 NAMES = [name for name in ADAPTERS if name != "none"]
 IDENTITIES = [name for name in NAMES if ADAPTERS[name].identity_at_init]
@@ -233,7 +233,7 @@ def test_gradient_checkpointing_is_for_training_only(make_model, name, monkeypat
 
     model = make_model(name, LABELS)
     model.encoder.gradient_checkpointing = True
-    monkeypatch.setattr("clipvid.encoder.checkpoint", refuse)
+    monkeypatch.setattr("clipvid.model.encoder.checkpoint", refuse)
     model.eval()(random_frames())
     with torch.no_grad():
         model.train()(random_frames())

@@ -17,7 +17,7 @@ from clipvid.adapters.ata import ATA, ATAConfig, compose, frame_similarity, tube
 from clipvid.adapters.base import AdapterConfig
 from clipvid.adapters.matching import assign, invert, matching_gap
 from clipvid.adapters.temporal_attention import TemporalAttention
-from clipvid.attention import SelfAttention
+from clipvid.layers.attention import SelfAttention
 
 WIDTH, HEADS = 16, 2
 NAMES = ["ata", "attention"]

@@ -15,9 +15,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from clipvid.attention import SelfAttention
 from clipvid.backbone import NO_TEXT, build_backbone, load_backbone
-from clipvid.model import ModelConfig, VideoCLIP
+from clipvid.layers.attention import SelfAttention
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
 
 SMALL_TEXT = {"vocab_size": 50}
 POOLER = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}

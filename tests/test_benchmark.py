@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipvid.adapters import ADAPTERS
-from clipvid.commands import VERBS, run
-from clipvid.commands.benchmark import main
-from clipvid.commands.benchmark_adapters import (
+from clipvid.benchmarks.adapters import (
     BARS,
     NUM_CLASSES,
     AdapterBenchmark,
@@ -25,8 +23,10 @@ from clipvid.commands.benchmark_adapters import (
     markdown_table,
     measure_adapters,
 )
-from clipvid.config import parse_config
-from clipvid.cost import Pass, count_macs, peak_memory, time_passes
+from clipvid.benchmarks.cost import Pass, count_macs, peak_memory, time_passes
+from clipvid.commands import VERBS, run
+from clipvid.commands.benchmark import main
+from clipvid.runs.config_files import parse_config
 
 FRAMES, WIDTH, PATCHES, EMBED = 3, 64, 16, 32  # of the tiny CLIP of conftest, on clips of three frames
 TOKENS = PATCHES + 1

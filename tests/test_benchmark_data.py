@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_loader import grey_video
 
-from clipvid.commands import benchmark_data
+from clipvid.benchmarks import data as benchmark_data
 
 
 def options(tmp_path: Path, *more: str) -> list[str]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from clipvid.commands import benchmark_pretraining as command
+from clipvid.benchmarks import pretraining as command
 from clipvid.commands.benchmark import main
-from clipvid.commands.pretrain import PretrainConfig
-from clipvid.config import TrainingConfig
+from clipvid.training.config import TrainingConfig
+from clipvid.training.pretrain import PretrainConfig
 
 CONFIG = {
     "adapters": {"st": {"name": "st_adapter", "channels": 8}},

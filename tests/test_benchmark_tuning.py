@@ -5,8 +5,8 @@ import statistics
 
 import pytest
 
+from clipvid.benchmarks.tuning import ROWS, TuningBenchmark
 from clipvid.commands.benchmark import main
-from clipvid.commands.benchmark_tuning import ROWS, TuningBenchmark
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from clipvid.data.broken import BadVideos, Failure, TooManyBadVideos
 from clipvid.data.loader import EvalBatches, TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import ClassInfo, Manifest, Sample
 from clipvid.data.sampling import FrameSampling
-from clipvid.data.synthetic import WorldConfig, build_world
+from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.data.transforms import eval_transforms, train_transform
 
 NUM_VIDEOS, BROKEN = 12, {2: b"not a video", 7: b"", 9: None}

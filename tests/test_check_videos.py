@@ -13,9 +13,9 @@ import pytest
 from test_loader import grey_video
 
 from clipvid.commands import check_videos
-from clipvid.commands.check_videos import check_all
-from clipvid.data import tables
+from clipvid.data.lists import tables
 from clipvid.data.manifest import Manifest, Sample, load_manifest
+from clipvid.data.scan import check_all
 
 NASTY = Path(os.environ.get("CLIPVID_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")) / "nasty"
 GOOD, BAD = (

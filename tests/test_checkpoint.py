@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipvid.checkpoint import (
+from clipvid.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     list_checkpoints,

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipvid.commands.benchmark_ladder import LadderConfig
-from clipvid.commands.benchmark_pretraining import PretrainingBenchmark
-from clipvid.commands.measuring import EvaluateConfig
-from clipvid.commands.pretrain import PretrainConfig
-from clipvid.commands.pretrain_clip import PretrainClipConfig
-from clipvid.commands.suite import SuiteConfig
-from clipvid.config import FinetuneConfig, claim_output, config_record, parse_config
+from clipvid.benchmarks.ladder import LadderConfig
+from clipvid.benchmarks.pretraining import PretrainingBenchmark
+from clipvid.experiments.run import EvaluateConfig
+from clipvid.experiments.suite import SuiteConfig
+from clipvid.runs.config_files import claim_output, config_record, parse_config
+from clipvid.training.config import FinetuneConfig
+from clipvid.training.pretrain import PretrainConfig
+from clipvid.training.pretrain_clip import PretrainClipConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "accelerate" not in path.parts)

@@ -8,7 +8,7 @@ from reference_ila import ila_forward, jitter_at
 from torch import nn
 
 from clipvid.convert import from_ila
-from clipvid.hub import from_pretrained, load_model
+from clipvid.hub.loading import from_pretrained, load_model
 
 VARIANTS = ["k400", "ssv2"]
 

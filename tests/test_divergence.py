@@ -12,11 +12,12 @@ from test_survival import arguments, here, world  # noqa: F401
 from torch import Tensor, nn
 
 import clipvid
-from clipvid.batch_size import largest_batch_size
-from clipvid.checkpoint import load_checkpoint
-from clipvid.config import TrainingConfig, build_accelerator
-from clipvid.objectives import Classification
-from clipvid.optim import OptimConfig, build_optimizer
+from clipvid.training.batch_size import largest_batch_size
+from clipvid.training.build import build_accelerator
+from clipvid.training.checkpoint import load_checkpoint
+from clipvid.training.config import TrainingConfig
+from clipvid.training.objectives import Classification
+from clipvid.training.optim import OptimConfig, build_optimizer
 
 BATCH_NORM = "{name: ila, hidden: 16, norm: batch}"
 

@@ -5,8 +5,8 @@ import torch
 from conftest import SMALL, random_frames, shake
 
 from clipvid.adapters import ADAPTERS
-from clipvid.ensembling import WeightSpace, model_key, zero_shot_model
-from clipvid.hub import from_pretrained
+from clipvid.evaluation.weight_space import WeightSpace, model_key, zero_shot_model
+from clipvid.hub.loading import from_pretrained
 
 LABELS = ["walking", "running", "jumping"]
 

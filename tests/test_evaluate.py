@@ -19,11 +19,11 @@ from test_report import Page
 from clipvid.commands import evaluate as command
 from clipvid.data.reader import open_video
 from clipvid.data.sampling import uniform_indices
-from clipvid.data.synthetic import WorldConfig, build_world
+from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.data.transforms import eval_transform
-from clipvid.hub import from_pretrained
-from clipvid.prediction import Journal, ViewScores
-from clipvid.results import read_predictions
+from clipvid.evaluation.loop import Journal, ViewScores
+from clipvid.evaluation.results import read_predictions
+from clipvid.hub.loading import from_pretrained
 
 WORLD = WorldConfig(
     objects=("ball", "star"), motions=("horizontal",), num_frames=6, image_size=32,

@@ -5,8 +5,8 @@ import torch
 from conftest import SMALL, clip_config, random_frames, shake, write_clip
 from torch.nn import functional as F
 
-from clipvid.heads import MIT, MITConfig
-from clipvid.prompts import TEMPLATES, class_prompts, resolve_templates
+from clipvid.model.pooling import MIT, MITConfig
+from clipvid.model.prompts import TEMPLATES, class_prompts, resolve_templates
 
 LABELS = ["ride_bike", "swim", "play the guitar"]
 ILA = {"name": "ila", **SMALL["ila"]}

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_checkpoint import mutate
 
-from clipvid.config import FinetuneConfig, claim_output, config_record, parse_config
 from clipvid.data.manifest import ManifestError, load_manifest
+from clipvid.runs.config_files import claim_output, config_record, parse_config
+from clipvid.training.config import FinetuneConfig
 
 RECORD = config_record(FinetuneConfig())
 SCALARS = st.one_of(

@@ -14,8 +14,8 @@ from test_towers import create_little, frames_of
 
 from clipvid.backbone import load_backbone
 from clipvid.backbone.hugging_face import read_hugging_face
-from clipvid.hub import from_pretrained
-from clipvid.model import ModelConfig, VideoCLIP
+from clipvid.hub.loading import from_pretrained
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
 
 
 @pytest.fixture

@@ -26,13 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipvid.adapters.base import BlockInfo
 from clipvid.adapters.ila import ILA, ILAConfig, _halve, align, point_mask
 from clipvid.backbone import NO_TEXT, build_backbone
-from clipvid.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from clipvid.config import FinetuneConfig, parse_config
+from clipvid.backbone.state_dicts import load_strictly
 from clipvid.convert import from_ila
-from clipvid.hub import from_pretrained
-from clipvid.model import ModelConfig, VideoCLIP
-from clipvid.optim import build_optimizer
-from clipvid.state_dicts import load_strictly
+from clipvid.hub.loading import from_pretrained
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.runs.config_files import parse_config
+from clipvid.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from clipvid.training.config import FinetuneConfig
+from clipvid.training.optim import build_optimizer
 
 HIDDEN = 64
 K400 = ("0.depthwise_conv.0", "0.depthwise_conv.1", None, "0.pointwise_conv.0", "0.pointwise_conv.1", None, "1", "2")

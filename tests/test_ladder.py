@@ -17,11 +17,17 @@ from conftest import REPOSITORY
 from processes import Worker
 from scipy.stats import binomtest
 
+from clipvid.benchmarks.ladder import LadderConfig, ladder_cells
+from clipvid.benchmarks.seed_statistics import (
+    Prediction,
+    accuracy_over_seeds,
+    difference_over_seeds,
+    mean_variance,
+    measures,
+)
 from clipvid.commands.benchmark import main
-from clipvid.commands.benchmark_ladder import LadderConfig, ladder_cells
-from clipvid.config import parse_config
 from clipvid.data.manifest import ClassInfo
-from clipvid.ladder import Prediction, accuracy_over_seeds, difference_over_seeds, mean_variance, measures
+from clipvid.runs.config_files import parse_config
 
 ROWS = {"none": {"model.adapter": "none"}, "shift": {"model.adapter": {"name": "shift", "fraction": 0.25}}}
 PREDICTIONS = [

@@ -10,7 +10,7 @@ from sklearn.calibration import calibration_curve as reference_curve
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from clipvid.metrics import (
+from clipvid.evaluation.metrics import (
     attribute_accuracy,
     bootstrap_intervals,
     calibration_curve,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clipvid.data.classes import mirror_map, read_classes
-from clipvid.data.synthetic import WorldConfig, world_classes
+from clipvid.data.lists.classes import mirror_map, read_classes
+from clipvid.data.synthetic.world import WorldConfig, world_classes
 
 SHARED_LABELS = Path(os.environ.get("CLIPVID_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")) / "labels"
 

@@ -8,12 +8,12 @@ from conftest import SMALL, clip_config, random_frames, shake, write_clip
 from safetensors.torch import load_file
 
 from clipvid.backbone import load_backbone
-from clipvid.builder import create_model
-from clipvid.heads import MIT
-from clipvid.hub import from_pretrained
-from clipvid.model import ModelConfig, VideoCLIP
-from clipvid.prompts import TEMPLATES
-from clipvid.state_dicts import load_strictly
+from clipvid.backbone.state_dicts import load_strictly
+from clipvid.hub.loading import from_pretrained
+from clipvid.model.factory import create_model
+from clipvid.model.pooling import MIT
+from clipvid.model.prompts import TEMPLATES
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
 
 LABELS = ["ride_bike", "swim", "play the guitar"]
 ILA = {"name": "ila", **SMALL["ila"]}

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipvid.adapters.base import adjacent_pair_mean, split_prefix, zero_init
-from clipvid.adapters.norm import FrozenBatchNorm2d, PausableBatchNorm2d, build_norm, hold_statistics
+from clipvid.layers.norm import FrozenBatchNorm2d, PausableBatchNorm2d, build_norm, hold_statistics
 
 # Small pieces
 

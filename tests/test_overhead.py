@@ -3,7 +3,7 @@
 import pytest
 
 import clipvid
-from clipvid.overhead import loop_overhead
+from clipvid.benchmarks.overhead import loop_overhead
 
 
 @pytest.mark.slow

@@ -17,15 +17,15 @@ from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoP
 
 import clipvid
 from clipvid import commands
-from clipvid.bank import AdapterBank
 from clipvid.commands.predict import find_videos, separate
+from clipvid.data.config import DataConfig, eval_loader
 from clipvid.data.manifest import load_manifest
 from clipvid.data.reader import VideoError, open_video
-from clipvid.data.synthetic import WorldConfig, build_world
-from clipvid.hub import from_pretrained
-from clipvid.prediction import predict
-from clipvid.predictor import Predictor
-from clipvid.videos import DataConfig, eval_loader
+from clipvid.data.synthetic.world import WorldConfig, build_world
+from clipvid.evaluation.loop import predict
+from clipvid.hub.loading import from_pretrained
+from clipvid.inference.bank import AdapterBank
+from clipvid.inference.predictor import Predictor
 
 LABELS = ["walking", "running", "jumping"]
 WORLD = WorldConfig(

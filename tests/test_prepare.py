@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from clipvid.commands import prepare
+from clipvid.data.lists.public_datasets import read_official
 from clipvid.data.manifest import load_manifest
-from clipvid.data.official import read_official
 
 SHARED_LABELS = Path(os.environ.get("CLIPVID_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")) / "labels"
 

@@ -14,14 +14,15 @@ from safetensors.torch import load_file
 import clipvid
 from clipvid.commands import finetune as finetune_command
 from clipvid.commands import pretrain as command
-from clipvid.config import build_accelerator, parse_config
 from clipvid.data.manifest import ManifestError
 from clipvid.data.sampling import keyed_generator
-from clipvid.data.synthetic import WorldConfig, build_world
-from clipvid.hub import start_from, weights_hash
-from clipvid.metrics import effective_rank
-from clipvid.pretext import OrderConfig, draw_order, resolve_terms, seen_when, tube_mask
-from clipvid.pretraining import Student, WithoutLabels, variety
+from clipvid.data.synthetic.world import WorldConfig, build_world
+from clipvid.hub.folder import weights_hash
+from clipvid.hub.loading import start_from
+from clipvid.runs.config_files import parse_config
+from clipvid.training.build import build_accelerator
+from clipvid.training.pretext_tasks import OrderConfig, draw_order, resolve_terms, seen_when, tube_mask
+from clipvid.training.self_supervised import Student, WithoutLabels, effective_rank, variety
 
 WORLD = WorldConfig(
     objects=("ball", "star"), motions=("horizontal",), num_frames=8, image_size=48,

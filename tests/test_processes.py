@@ -17,14 +17,15 @@ from torch.utils.data import Dataset
 
 import clipvid
 from clipvid.adapters import ADAPTERS
-from clipvid.checkpoint import load_checkpoint
-from clipvid.config import TrainingConfig, build_accelerator
 from clipvid.data.loader import TrainBatches, build_loader
-from clipvid.engine import Trainer
-from clipvid.model import ModelConfig, VideoCLIP
-from clipvid.objectives import Classification
-from clipvid.optim import OptimConfig, build_optimizer, build_scheduler
-from clipvid.sharding import is_sharded
+from clipvid.distributed import is_sharded
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.training.build import build_accelerator
+from clipvid.training.checkpoint import load_checkpoint
+from clipvid.training.config import TrainingConfig
+from clipvid.training.objectives import Classification
+from clipvid.training.optim import OptimConfig, build_optimizer, build_scheduler
+from clipvid.training.trainer import Trainer
 
 OTHERS = [name for name in ADAPTERS if name not in ("none", "ila")]
 STEPS, CLIPS = 10, 4

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvid.ensembling import check_texts_differ, set_descriptions
-from clipvid.prompts import TEMPLATES, class_prompts, read_descriptions, resolve_templates
+from clipvid.evaluation.weight_space import check_texts_differ, set_descriptions
+from clipvid.model.prompts import TEMPLATES, class_prompts, read_descriptions, resolve_templates
 
 
 def test_the_sets_of_data_sets_are_as_many_as_clip_s_and_fit() -> None:

@@ -8,7 +8,8 @@ import pytest
 from conftest import REPOSITORY
 
 from clipvid.data.manifest import ClassInfo, Manifest, ManifestError, Sample
-from clipvid.protocols import build_protocol, few_shot, of_classes, overlap, published
+from clipvid.evaluation.results import overlap
+from clipvid.experiments.protocols import build_protocol, few_shot, of_classes, published
 
 NAMES = ["jump", "run", "skip", "walk"]
 

@@ -19,9 +19,9 @@ from hub_server import CUT, LOSE_ANSWER, READER, WRITER, Fault, Hub
 from huggingface_hub import ModelCard
 
 from clipvid.adapters import ADAPTERS
-from clipvid.card import card_text, is_edited, write_card
-from clipvid.data.synthetic import WorldConfig, build_world
-from clipvid.push import push_to_hub
+from clipvid.data.synthetic.world import WorldConfig, build_world
+from clipvid.hub.card import card_text, is_edited, write_card
+from clipvid.hub.push import push_to_hub
 
 LABELS = ["walking", "running", "jumping"]
 NAME = "user/model"
@@ -283,7 +283,7 @@ def test_what_does_not_pass_is_told_and_nothing_is_published(call, hub, saved, p
 
 def test_push_killed_in_mid_upload_publishes_nothing(call, hub, saved, tmp_path):
     hub.faults = [Fault("PUT", "/lfs/", CUT, times=100)]
-    script = "import sys; from clipvid.push import push_to_hub; push_to_hub(sys.argv[1], sys.argv[2])"
+    script = "import sys; from clipvid.hub.push import push_to_hub; push_to_hub(sys.argv[1], sys.argv[2])"
     process = subprocess.Popen(
         [sys.executable, "-c", script, saved, NAME],
         env=os.environ | hub_environment(hub, tmp_path / "hf") | {"PYTHONPATH": python_path(), "HF_TOKEN": WRITER},

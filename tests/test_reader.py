@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid.data import demux, fast_readers, reader
+from clipvid.data import reader
+from clipvid.data.decoding import demux, fast_readers
 from clipvid.data.reader import VideoError, open_video, read_frames
 
 HAS_DECORD = importlib.util.find_spec("decord") is not None

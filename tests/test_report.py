@@ -11,8 +11,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from clipvid.metrics import proportion
-from clipvid.report import ClipStrip, Curve, Row, markdown_table, save_strips, strip_image, write_report
+from clipvid.evaluation.metrics import proportion
+from clipvid.evaluation.report import ClipStrip, Curve, Row, markdown_table, save_strips, strip_image, write_report
 
 VOID = {"meta", "link", "img"}
 NASTY = 'a <b>&"quoted"</b> $name_{x'

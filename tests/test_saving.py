@@ -9,8 +9,9 @@ from conftest import SMALL, clip_config, random_frames, shake, write_clip
 from safetensors.torch import load_file, save_file
 
 from clipvid.backbone import load_backbone
-from clipvid.hub import from_pretrained
-from clipvid.saving import FORMAT_VERSION, hash_file
+from clipvid.files import hash_file
+from clipvid.hub.loading import from_pretrained
+from clipvid.model.saving import FORMAT_VERSION
 
 LABELS = ["ride_bike", "swim", "play the guitar"]
 ILA = {"name": "ila", **SMALL["ila"]}

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from clipvid.adapters import ADAPTERS
-from clipvid.model import ModelConfig, VideoCLIP
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
 
 NAMES = [name for name in ADAPTERS if name != "none"]
 UNITS = ("blocks", "linears")

@@ -8,7 +8,7 @@ from conftest import random_frames
 
 from clipvid.adapters.base import BlockInfo
 from clipvid.adapters.shift import Shift, ShiftConfig
-from clipvid.hub import from_pretrained
+from clipvid.hub.loading import from_pretrained
 
 WIDTH = 16
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from clipvid.adapters.base import BlockInfo
 from clipvid.adapters.sifa import SIFA, SIFAConfig
-from clipvid.builder import create_model
-from clipvid.data.synthetic import WorldConfig
-from clipvid.videos import DataConfig, eval_loader, load_split
+from clipvid.data.config import DataConfig, eval_loader, load_split
+from clipvid.data.synthetic.world import WorldConfig
+from clipvid.model.factory import create_model
 
 BLOCKS = 2  # of the tower, after which it is looked
 FEATURES = 1024

@@ -17,14 +17,14 @@ from PIL import Image
 from test_loader import grey_video, levels
 
 from clipvid.data import manifest as manifest_module
-from clipvid.data import tables
 from clipvid.data.batches import EvalBatches
-from clipvid.data.classes import read_classes
+from clipvid.data.config import DataConfig, load_split
+from clipvid.data.lists import tables
+from clipvid.data.lists.classes import read_classes
 from clipvid.data.loader import VideoDataset, build_loader
 from clipvid.data.manifest import Manifest, ManifestError, Sample, check_splits, load_manifest
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.transforms import eval_transforms
-from clipvid.videos import DataConfig, load_split
 
 SHARED_LABELS = Path(os.environ.get("CLIPVID_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")) / "labels"
 VIDEOS = {"up": ["a.mp4", "b.mp4"], "side walk": ["c.mp4", "d.mp4"]}

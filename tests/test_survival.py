@@ -14,12 +14,14 @@ from processes import all_end_well, finetune, finetune_together
 from safetensors.torch import load_file
 from test_checkpoint import write_format_1
 
-from clipvid.checkpoint import list_checkpoints, load_checkpoint
-from clipvid.commands.finetune import finetune as finetune_here
-from clipvid.config import FinetuneConfig, build_accelerator, parse_config
-from clipvid.data.synthetic import WorldConfig, build_world
-from clipvid.preemption import EXIT_CODE
-from clipvid.videos import load_split
+from clipvid.data.config import load_split
+from clipvid.data.synthetic.world import WorldConfig, build_world
+from clipvid.runs.config_files import parse_config
+from clipvid.runs.preemption import EXIT_CODE
+from clipvid.training.build import build_accelerator
+from clipvid.training.checkpoint import list_checkpoints, load_checkpoint
+from clipvid.training.config import FinetuneConfig
+from clipvid.training.finetune import finetune as finetune_here
 
 WORLD = WorldConfig(
     objects=("ball", "star"), motions=("horizontal",), num_frames=4, image_size=32,
@@ -237,7 +239,7 @@ def here(args: list[str], output: Path) -> dict:
 
 def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
     """From the second epoch's end on no file can be written whole, until the last epoch begins."""
-    from clipvid import prediction
+    from clipvid.evaluation import loop as prediction
 
     before, seen = resource.getrlimit(resource.RLIMIT_FSIZE), []
     evaluate = prediction.predict
@@ -248,7 +250,7 @@ def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(arguments, tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if len(seen) == 1 else before[0], before[1]))
         return found
 
-    monkeypatch.setattr("clipvid.evaluation.predict", fill)
+    monkeypatch.setattr("clipvid.evaluation.summary.predict", fill)
     try:
         here(arguments(tmp_path / "full"), tmp_path / "full")
     finally:

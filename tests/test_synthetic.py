@@ -14,8 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from clipvid.data.rendering import COLOURS, MOTIONS, SHAPES, TEXTURES, draw_frames, draw_scene
-from clipvid.data.synthetic import (
+from clipvid.data.synthetic.rendering import COLOURS, MOTIONS, SHAPES, TEXTURES, draw_frames, draw_scene
+from clipvid.data.synthetic.world import (
     WorldClass,
     WorldConfig,
     build_world,

@@ -15,8 +15,8 @@ from test_tuning import LORA, move, trained
 from clipvid.adapters import ADAPTERS
 from clipvid.backbone import Backbone, build_backbone, load_backbone
 from clipvid.backbone.towers import NO_TEXT
-from clipvid.hub import from_pretrained
-from clipvid.model import ModelConfig, VideoCLIP
+from clipvid.hub.loading import from_pretrained
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
 
 KINDS = ("vit_", "eva", "vitamin_")  # how timm's names of ViTs begin; ViTamin's upper part is one
 OTHERS = ("vit_relpos",)

@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 
 import clipvid
 from clipvid.commands import finetune as command
-from clipvid.commands.finetune import finetune
-from clipvid.config import FinetuneConfig, build_accelerator, build_finetune_model, parse_config
-from clipvid.data.synthetic import WorldConfig, build_world
-from clipvid.optim import OptimConfig, ParameterGroup, build_optimizer, build_scheduler
-from clipvid.videos import load_split
+from clipvid.data.config import load_split
+from clipvid.data.synthetic.world import WorldConfig, build_world
+from clipvid.runs.config_files import parse_config
+from clipvid.training.build import build_accelerator, build_finetune_model
+from clipvid.training.config import FinetuneConfig
+from clipvid.training.finetune import finetune
+from clipvid.training.optim import OptimConfig, ParameterGroup, build_optimizer, build_scheduler
 
 ROOT = Path(__file__).parent.parent
 WORLD = WorldConfig(
@@ -149,7 +151,7 @@ def test_a_killed_run_ends_equal_to_one_that_was_never_stopped(
     run(parse(world, whole, *extra), whole)
     config, calls = parse(world, broken, *extra), 0
 
-    from clipvid.objectives import Classification
+    from clipvid.training.objectives import Classification
 
     original = Classification.__call__
 

@@ -14,9 +14,9 @@ from test_saving import LABELS, edit_json
 from torch._dynamo.testing import CompileCounter
 
 from clipvid.backbone import load_backbone
-from clipvid.bank import AdapterBank
-from clipvid.hub import from_pretrained
-from clipvid.optim import OptimConfig, build_optimizer, build_scheduler, describe_groups
+from clipvid.hub.loading import from_pretrained
+from clipvid.inference.bank import AdapterBank
+from clipvid.training.optim import OptimConfig, build_optimizer, build_scheduler, describe_groups
 
 ILA = {"name": "ila", **SMALL["ila"]}
 LORA = {"name": "lora", "rank": 4, "alpha": 8}

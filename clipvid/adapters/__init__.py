@@ -10,7 +10,7 @@ from clipvid.adapters.shift import Shift
 from clipvid.adapters.sifa import SIFA
 from clipvid.adapters.st_adapter import STAdapter
 from clipvid.adapters.temporal_attention import TemporalAttention
-from clipvid.choices import Choice, resolve_choice
+from clipvid.registry import Choice, resolve_choice
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "none": Adapter,

@@ -21,7 +21,7 @@ from torch import Tensor
 from clipvid.adapters.base import AdapterConfig, AdapterOutput, split_prefix
 from clipvid.adapters.matching import SOLVERS, Solver, assign, invert, matched_similarity
 from clipvid.adapters.temporal_attention import TemporalAttention
-from clipvid.choices import check_option
+from clipvid.registry import check_option
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix, zero_init
-from clipvid.choices import check_option
+from clipvid.registry import check_option
 
 
 @dataclass(frozen=True)

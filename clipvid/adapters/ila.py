@@ -27,8 +27,8 @@ from clipvid.adapters.base import (
     split_prefix,
     zero_init,
 )
-from clipvid.adapters.norm import POLICIES, build_norm
-from clipvid.choices import check_option
+from clipvid.layers.norm import POLICIES, build_norm
+from clipvid.registry import check_option
 
 POINT_RANGE = 0.75
 MASK_RADIUS = 0.25

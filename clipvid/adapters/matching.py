@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from clipvid.choices import check_option
+from clipvid.registry import check_option
 
 Solver = Literal["exact", "greedy"]
 SOLVERS = ("exact", "greedy")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix
-from clipvid.choices import check_option
+from clipvid.registry import check_option
 
 FIRST_FRAME = (0, 0, 0, 0, 1, 0)
 LAST_FRAME = (0, 0, 0, 0, 0, 1)

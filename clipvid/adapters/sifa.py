@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix, zero_init
 from clipvid.adapters.deformable import Taps, check_kernel_size, gather_taps, place_taps, scatter_taps
-from clipvid.choices import check_option
+from clipvid.registry import check_option
 
 NORMALIZE = (None, "softmax")
 MOTIONS = ("feature", "difference")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvid.adapters.base import Adapter, AdapterOutput, BlockInfo, split_prefix, zero_init
-from clipvid.attention import SelfAttention
+from clipvid.layers.attention import SelfAttention
 
 
 class TemporalAttention(Adapter):

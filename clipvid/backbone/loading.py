@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from clipvid.backbone.hugging_face import read_hugging_face
 from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, take_apart
+from clipvid.backbone.state_dicts import differences, shortened
 from clipvid.backbone.towers import NO_TEXT
-from clipvid.state_dicts import differences, shortened
 
 TOKENIZER_OPTIONS = {"clean", "language", "strip_sep_token"}
 TINY = "tiny"

@@ -16,8 +16,8 @@ from timm.models.vision_transformer import Block as ViTBlock
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
-from clipvid.attention import SelfAttention
 from clipvid.backbone.towers import split_parameters
+from clipvid.layers.attention import SelfAttention
 
 
 class TimmBlock(nn.Module):

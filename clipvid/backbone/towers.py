@@ -12,7 +12,7 @@ import torch
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from clipvid.attention import SelfAttention, fuse_projection
+from clipvid.layers.attention import SelfAttention, fuse_projection
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from clipvid.preemption import EXIT_CODE, Preempted
+from clipvid.runs.preemption import EXIT_CODE, Preempted
 
 VERBS = {
     "finetune": "train a model on labelled video",

@@ -1,11 +1,11 @@
-"""What things cost and reach on this machine: `clipvid benchmark <subject>`, a module `benchmark_<subject>` each."""
+"""What things cost and reach on this machine: `clipvid benchmark <subject>`, a module of `clipvid.benchmarks` each."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-from clipvid.choices import suggest
+from clipvid.registry import suggest
 
 SUBJECTS = ("adapters", "data", "ladder", "pretraining", "tuning")
 
@@ -21,6 +21,6 @@ def main(args: list[str] | None = None) -> None:
     if subject in ("-h", "--help"):
         print(f"usage: clipvid benchmark <subject> [options], of the subjects {known}")
     elif subject in SUBJECTS:
-        importlib.import_module(f"clipvid.commands.benchmark_{subject}").main(options)
+        importlib.import_module(f"clipvid.benchmarks.{subject}").main(options)
     else:
         raise ValueError(f"the first word {subject!r} is no subject{suggest(subject, SUBJECTS)}; known: {known}")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from clipvid.card import write_card
 from clipvid.convert import from_ila
-from clipvid.hub import read_tensors
+from clipvid.hub.card import write_card
+from clipvid.hub.folder import read_tensors
 
 CONVERTERS = {"ila": from_ila}
 

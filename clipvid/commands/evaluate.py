@@ -9,10 +9,10 @@ import sys
 
 from accelerate import Accelerator
 
-from clipvid.commands.measuring import EvaluateConfig, evaluate_protocol
-from clipvid.commands.suite import run_suite
-from clipvid.config import parse_config
-from clipvid.evaluation import describe
+from clipvid.evaluation.summary import describe
+from clipvid.experiments.run import EvaluateConfig, evaluate_protocol
+from clipvid.experiments.suite import run_suite
+from clipvid.runs.config_files import parse_config
 
 
 def main(args: list[str] | None = None) -> None:

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import torch
-from accelerate import Accelerator
-
-from clipvid.config import (
-    FinetuneConfig,
-    build_accelerator,
-    build_trainer,
-    claim_output,
-    classification,
-    parse_config,
-)
-from clipvid.data.manifest import Manifest, check_splits, leave_one_group_out
-from clipvid.evaluation import describe, evaluate, summarise
-from clipvid.prediction import Predictions
-from clipvid.push import check_login, check_repo_id, push_to_hub
-from clipvid.runs import (
+from clipvid.data.config import load_split
+from clipvid.data.manifest import check_splits
+from clipvid.evaluation.summary import describe
+from clipvid.runs.config_files import claim_output, parse_config
+from clipvid.training.build import build_accelerator
+from clipvid.training.config import FinetuneConfig
+from clipvid.training.finetune import check_hub, cross_validate, finetune, push_run
+from clipvid.training.session import (
     end_trackers,
-    finished,
-    fresh_model,
-    input_hashes,
-    session,
-    taken_up,
-    write_results,
-    write_run,
 )
-from clipvid.sharding import is_sharded
-from clipvid.state_dicts import load_strictly
-from clipvid.videos import eval_loader, load_split
 
 
 def main(args: list[str] | None = None) -> None:
@@ -56,92 +37,3 @@ def main(args: list[str] | None = None) -> None:
     end_trackers(accelerator)
     if config.hub.push_to_hub and accelerator.is_main_process:
         print(push_run(config, output))
-
-
-def check_hub(config: FinetuneConfig) -> None:
-    """Find out before the training whether the push after it can work."""
-    if config.data.protocol != "holdout":
-        raise ValueError(
-            f"hub.push_to_hub: {config.data.protocol} makes a model for each group; leave it off, and push the one "
-            "that you want with `clipvid push`"
-        )
-    if config.hub.repo_id is None:
-        raise ValueError("hub.push_to_hub needs hub.repo_id: user/name")
-    check_repo_id(config.hub.repo_id)
-    check_login()
-
-
-def push_run(config: FinetuneConfig, output: Path) -> str:
-    """Push the model folder of a finished run; the URL of the commit."""
-    hub = config.hub
-    assert hub.repo_id is not None
-    try:
-        return push_to_hub(output, hub.repo_id, hub.private, hub.revision).url
-    except (OSError, ValueError) as error:
-        raise type(error)(
-            f"{error}\nThe run is finished and whole; push it later: "
-            f"clipvid push --model {output} --repo_id {hub.repo_id}"
-        ) from error
-
-
-def finetune(
-    config: FinetuneConfig, train: Manifest, val: Manifest, accelerator: Accelerator, output: Path
-) -> dict[str, Any]:
-    """Train on one manifest, evaluate on the other, write the model folder; returns the figures.
-
-    A finished run in `output` is left as it is, an interrupted one goes on, one on other inputs is refused.
-    """
-    hashes = input_hashes(config, train, val)
-    done = taken_up(output, hashes, accelerator)
-    if done is not None:
-        return done
-    with session(config, hashes, accelerator, output) as run:
-        model = fresh_model(config, train, accelerator)
-        objective = classification(config, len(train.classes))
-        trainer = build_trainer(config, model, objective, train, accelerator, output)
-        batch_size = config.training.per_device_eval_batch_size
-        loader = eval_loader(config.data, model, val, accelerator, batch_size, output_dir=output)
-        best_wanted = config.training.load_best_model_at_end
-
-        def on_epoch_end(epoch: int) -> dict[str, Any]:
-            last = epoch + 1 == config.training.epochs
-            if not (best_wanted if last else (epoch + 1) % config.training.eval_epochs == 0):
-                return {}
-            _, figures = evaluate(accelerator, model, loader, val.classes)
-            accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}: {describe(figures)}")
-            return {"val_top1": figures["top1"]["value"]}
-
-        trainer.on_epoch_end = on_epoch_end
-        state = run(trainer)
-        weights = trainer.result()
-        if is_sharded(model) or config.training.frozen_bf16:
-            model = fresh_model(config, train, accelerator)
-        load_strictly(model.trained_state(), weights)
-        predictions, figures = evaluate(accelerator, model, loader, val.classes)
-        if state.best is not None:
-            figures["selected"] = state.best | {"by": config.training.metric_for_best_model}
-        write_run(output, model, state, predictions, figures, config, accelerator)
-    return figures
-
-
-def cross_validate(
-    config: FinetuneConfig, manifest: Manifest, accelerator: Accelerator, output: Path
-) -> dict[str, Any]:
-    """Hold out each group in turn, each fold in a folder of its own; figures over all held-out videos together."""
-    folds: list[Predictions] = []
-    for group, train, val in leave_one_group_out(manifest):
-        folder = output / f"fold_{group}"
-        accelerator.print(f"fold {group}: {len(train)} videos to train on, {len(val)} held out")
-        finetune(config, train, val, accelerator, folder)
-        accelerator.wait_for_everyone()
-        done = finished(folder)
-        if done is None:
-            raise RuntimeError(f"{folder} lost its metrics.json while the run was going on")
-        folds.append(done[0])
-        accelerator.free_memory()
-    pooled = Predictions(*(torch.cat(parts) for parts in zip(*folds, strict=True)))
-    figures = summarise(pooled, manifest.classes)
-    if accelerator.is_main_process:
-        write_results(output, pooled, figures, config, accelerator)
-    accelerator.wait_for_everyone()
-    return figures

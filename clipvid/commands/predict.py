@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clipvid.data.classes import read_classes
+from clipvid.data.lists.classes import read_classes
 from clipvid.data.reader import Source, VideoError
-from clipvid.hub import load_model
-from clipvid.predictor import Prediction, Predictor, Timeline
+from clipvid.hub.loading import load_model
+from clipvid.inference.predictor import Prediction, Predictor, Timeline
 
 STDIN = "-"
 SUFFIXES = (

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipvid.choices import check_option
-from clipvid.config import parse_config
+from clipvid.data.lists.public_datasets import READERS, located, read_official
+from clipvid.data.lists.sources import find_videos
 from clipvid.data.manifest import ManifestError, check_splits, load_manifest
-from clipvid.data.official import READERS, located, read_official
-from clipvid.data.sources import find_videos
+from clipvid.registry import check_option
+from clipvid.runs.config_files import parse_config
 
 
 @dataclass(frozen=True)

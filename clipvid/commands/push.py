@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from clipvid.push import check_repo_id, files_to_push, push_to_hub
+from clipvid.hub.push import check_repo_id, files_to_push, push_to_hub
 
 
 def main(args: list[str] | None = None) -> None:

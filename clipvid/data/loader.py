@@ -59,7 +59,7 @@ class VideoDataset(Dataset[VideoItem]):
         frame_order: evaluation on clips with time destroyed: `reversed`, `shuffled` (keyed by seed, index and
             clip), or `single` (the first frame repeated).
         mirror: for training, the class that a mirrored clip of each class shows, None where it is not to be mirrored
-            (`clipvid.data.classes.mirror_map`); half of the others are. Without it no clip is.
+            (`clipvid.data.lists.classes.mirror_map`); half of the others are. Without it no clip is.
         backend: video reader, see `open_video`.
     """
 

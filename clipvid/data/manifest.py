@@ -15,12 +15,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipvid.choices import Choice
-from clipvid.data.checks import Checks, check_files_exist, checked, compile_pattern
-from clipvid.data.classes import ClassList, read_classes
-from clipvid.data.samples import ClassInfo, ManifestError, Rows, Sample
-from clipvid.data.sources import DatasetsSource, ListSource, Source, resolve_source
-from clipvid.data.tables import LARGE_BYTES, Batches
+from clipvid.data.lists.checks import Checks, check_files_exist, checked, compile_pattern
+from clipvid.data.lists.classes import ClassList, read_classes
+from clipvid.data.lists.samples import ClassInfo, ManifestError, Rows, Sample
+from clipvid.data.lists.sources import DatasetsSource, ListSource, Source, resolve_source
+from clipvid.data.lists.tables import LARGE_BYTES, Batches
+from clipvid.registry import Choice
 
 __all__ = [
     "ClassInfo",
@@ -105,9 +105,9 @@ def load_manifest(
         root: folder that the paths in the list start from, and `source` and `classes` unless absolute.
         source: a file with lines `path label`, or with columns `path`, `label` and perhaps `start`, `end` (seconds),
             `caption`, `group` in CSV, JSON, JSON lines or Parquet; a folder of folders named as the classes;
-            `name-{000..009}.tar` of WebDataset; or `{name: datasets, ...}`. See `clipvid.data.sources`.
+            `name-{000..009}.tar` of WebDataset; or `{name: datasets, ...}`. See `clipvid.data.lists.sources`.
             A label is a class id or a class name.
-        classes: a class list, see `clipvid.data.classes.read_classes`, or the classes themselves. None: the labels
+        classes: a class list, see `classes.read_classes`, or the classes themselves. None: the labels
             are names, and the classes are those of the source, in sorted order.
         group_pattern: regular expression, searched in each path; its first group is the sample's group, in place
             of the column. Weizmann by person: `[^/]+/([a-z]+)_`.

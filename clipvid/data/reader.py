@@ -6,7 +6,7 @@ come upright (the container's rotation applied) as RGB. The packets are walked f
 - where they do not (damage, B-frames in AVI, raw streams), frames are counted as the decoder gives them, from
   the start, once when opening and once per read. Slow and right.
 The others are used for the files where they were seen to return the frame that was asked for; see
-`clipvid.data.fast_readers`.
+`clipvid.data.decoding.fast_readers`.
 """
 
 import contextlib
@@ -23,10 +23,20 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from clipvid.data.demux import INDEXED_FORMATS, Keyframe, Opened, Scan, decoded, opened, packets, scan, skipped_to
-from clipvid.data.errors import VideoError, checked_indices
-from clipvid.data.fast_readers import FastReader, Refused, open_fast
-from clipvid.data.frames import FrameFolder
+from clipvid.data.decoding.demux import (
+    INDEXED_FORMATS,
+    Keyframe,
+    Opened,
+    Scan,
+    decoded,
+    opened,
+    packets,
+    scan,
+    skipped_to,
+)
+from clipvid.data.decoding.errors import VideoError, checked_indices
+from clipvid.data.decoding.fast_readers import FastReader, Refused, open_fast
+from clipvid.data.decoding.frames import FrameFolder
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 Backend: TypeAlias = Literal["auto", "decord", "torchcodec", "pyav"]

@@ -1,0 +1,259 @@
+"""`clipvid benchmark adapters`: what every adapter costs around one backbone, in time, multiply-adds and memory.
+
+All is measured in one run and told relative to the forward pass of the plain backbone (`none`).
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.markdown import Markdown
+from torch import Tensor
+
+from clipvid.adapters import ADAPTERS, resolve_adapters
+from clipvid.backbone import RANDOM, Backbone, load_backbone
+from clipvid.benchmarks.cost import Pass, count_macs, describe_machine, peak_memory, time_passes, trained_parameters
+from clipvid.files import write_json
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.registry import Choice, build_config
+from clipvid.runs.config_files import claim_output, config_record, parse_config
+from clipvid.training.objectives import Classification
+
+BASELINE = "none"
+ENCODE_IMAGE = "encode_image"  # of open_clip, on the same frames
+NUM_CLASSES = 400
+
+Key = tuple[str, bool]  # a row, and whether its training pass
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The most time that a row should take, relative to the forward pass of `none`.
+
+    forward, training: of the two passes; unset, no bar. above: a row whose own relative times are added.
+    """
+
+    forward: float | None = None
+    training: float | None = None
+    above: str | None = None
+
+
+BARS: dict[str, dict[str, Any]] = {
+    BASELINE: {"above": ENCODE_IMAGE, "forward": 0.0},
+    "ila": {"forward": 1.5, "training": 3.6},
+    "gta": {"forward": 1.3, "training": 3.3},
+    "sifa": {"forward": 1.15, "training": 3.0},
+    "attention": {"forward": 1.6, "training": 3.6},
+    "ata": {"above": "attention", "forward": 0.15, "training": 0.15},
+    "shift": {"forward": 1.05},
+}
+
+
+@dataclass(frozen=True)
+class AdapterBenchmark:
+    """Adapters around one backbone, with nothing but the adapter trained.
+
+    backbone, pretrained: see `clipvid.backbone.load_backbone`. Random weights cost what trained ones do, but for the
+        search of `ata`, which is quicker where frames are alike.
+    adapters: names of `clipvid.ADAPTERS` or `{name: ..., options}`, a row each; `none` is always measured.
+    batch_size: clips of noise. repeats: of each measurement, of which the median counts.
+    threads: of the CPU; unset, as many as torch takes by itself.
+    bars: by row, each with fields of `Bar`. Those given stand for ViT-B-32 with 8 frames.
+    """
+
+    output_dir: str = "outputs/benchmark/adapters"
+    backbone: str = "ViT-B-32"
+    pretrained: str | None = RANDOM
+    adapters: list[Choice] = field(default_factory=lambda: list(ADAPTERS))
+    num_frames: int = 8
+    batch_size: int = 4
+    repeats: int = 5
+    threads: int | None = None
+    bars: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(BARS))
+
+    def __post_init__(self) -> None:
+        for option in ("num_frames", "batch_size", "repeats", "threads"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise ValueError(f"{option}={value} must be at least 1")
+        for choice in self.adapters:
+            resolve_adapters(choice)
+        names = [row_name(choice) for choice in self.adapters]
+        if len(set(names)) < len(names):
+            raise ValueError(f"adapters: each may stand once, got {names}")
+        for name, options in self.bars.items():
+            build_config(Bar, options, f"the bar of {name!r}")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One kind of pass.
+
+    seconds: of each repeat. macs: multiply-adds for one clip. time_ratio, mac_ratio: to the forward pass of `none`, the
+    times by their medians. time_per_mac: the one ratio over the other. bar: for time_ratio, if there is one.
+    """
+
+    seconds: list[float]
+    macs: int
+    time_ratio: float
+    mac_ratio: float
+    time_per_mac: float
+    bar: float | None
+    missed: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one adapter costs.
+
+    forward: in evaluation mode, without gradients. training: forward and backward pass in training mode.
+    peak_memory: bytes at most during the latter, beyond weights and frames, see `clipvid.benchmarks.cost.peak_memory`.
+    Training and memory are None where nothing is trained.
+    """
+
+    name: str
+    trained_parameters: int
+    forward: Cost
+    training: Cost | None
+    peak_memory: int | None
+
+
+def main(args: list[str]) -> None:
+    """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    config = parse_config(AdapterBenchmark, args, "clipvid benchmark adapters")
+    output = Path(config.output_dir)
+    claim_output(output, config)
+    rows = measure_adapters(config)
+    table = markdown_table(rows, config)
+    Console().print(Markdown(table))
+    (output / "table.md").write_text(table)
+    record = {"machine": describe_machine(), "config": config_record(config)}
+    write_json(output / "metrics.json", {"rows": [asdict(row) for row in rows]} | record)
+
+
+def measure_adapters(config: AdapterBenchmark) -> list[Row]:
+    """Rows for `none`, open_clip's `encode_image` and the adapters in their order.
+
+    All models share the frozen parts of one backbone; each has fresh adapters.
+
+    Raises:
+        ValueError, RuntimeError: see `load_backbone`; an adapter that does not fit the backbone.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = Accelerator().device
+    torch.manual_seed(0)
+    backbone = load_backbone(config.backbone, config.pretrained)
+    models = {row_name(choice): _build(backbone, choice, config) for choice in [BASELINE, *config.adapters]}
+    passes = _passes(models, backbone.open_clip_model())
+    for one in passes.values():
+        one.model.to(device)
+    frames = torch.randn(config.batch_size, config.num_frames, 3, *backbone.vision.image_shape, device=device)
+    macs = {key: count_macs(one, frames[:1]) for key, one in passes.items()}
+    memory = {name: peak_memory(one, frames) for (name, training), one in passes.items() if training}
+    seconds = time_passes(passes, frames, config.repeats)
+    sizes = {name: trained_parameters(one.model) for (name, training), one in passes.items() if training}
+    bars = {name: Bar(**options) for name, options in config.bars.items()}
+    return compare(seconds, macs, memory, sizes, bars)
+
+
+def row_name(choice: Choice) -> str:
+    """`ila`, or with options `ila variant=ssv2`."""
+    options = {"name": choice} if isinstance(choice, str) else choice
+    return " ".join([options["name"], *(f"{key}={value}" for key, value in options.items() if key != "name")])
+
+
+def _build(backbone: Backbone, choice: Choice, config: AdapterBenchmark) -> VideoCLIP:
+    names: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained, "adapter": choice}
+    model = ModelConfig(num_frames=config.num_frames, head="linear", tune=["adapters"], **names)
+    return VideoCLIP(backbone, model, NUM_CLASSES)
+
+
+def _passes(models: dict[str, VideoCLIP], open_clip_model: Any) -> dict[Key, Pass]:
+    def encode_image(frames: Tensor) -> Tensor:
+        return open_clip_model.encode_image(frames.flatten(0, 1))
+
+    passes = {(BASELINE, False): Pass(models[BASELINE], models[BASELINE].encode_video)}
+    passes[ENCODE_IMAGE, False] = Pass(open_clip_model, encode_image)
+    for name, model in models.items():
+        passes[name, False] = Pass(model, model.encode_video)
+        if trained_parameters(model):
+            passes[name, True] = Pass(model, partial(training_loss, model), training=True)
+    return passes
+
+
+def training_loss(model: VideoCLIP, frames: Tensor) -> Tensor:
+    """Cross-entropy of a model of `NUM_CLASSES` on frames [B, T, 3, S, S]."""
+    batch = {"frames": frames, "label": torch.zeros(len(frames), dtype=torch.long, device=frames.device)}
+    loss, _ = Classification(NUM_CLASSES, seed=0)(model, batch, epoch=0)
+    return loss
+
+
+def compare(
+    seconds: dict[Key, list[float]],
+    macs: dict[Key, int],
+    memory: dict[str, int | None],
+    sizes: dict[str, int],
+    bars: dict[str, Bar],
+) -> list[Row]:
+    """Rows from what was measured of the passes, of which (`none`, False) is the measure of all."""
+    base = (BASELINE, False)
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    ratios = {key: median / medians[base] for key, median in medians.items()}
+
+    def cost(key: Key) -> Cost:
+        ratio, mac_ratio, bar = ratios[key], macs[key] / macs[base], _limit(bars.get(key[0]), key[1], ratios)
+        missed = bar is not None and ratio > bar
+        return Cost(seconds[key], macs[key], ratio, mac_ratio, ratio / mac_ratio, bar, missed)
+
+    def row(name: str) -> Row:
+        training = cost((name, True)) if (name, True) in seconds else None
+        return Row(name, sizes.get(name, 0), cost((name, False)), training, memory.get(name))
+
+    return [row(name) for name, training in seconds if not training]
+
+
+def _limit(bar: Bar | None, training: bool, ratios: dict[Key, float]) -> float | None:
+    share = None if bar is None else bar.training if training else bar.forward
+    if bar is None or share is None or bar.above is None:
+        return share
+    below = ratios.get((bar.above, training))
+    return None if below is None else below + share
+
+
+def markdown_table(rows: list[Row], config: AdapterBenchmark) -> str:
+    """The rows, and below them what was run. `1.62 > 1.6 ✗` is a missed bar."""
+    titles = ["", "forward", "forward + backward", "MACs", "time/MACs", "MiB", "trained"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
+    for row in rows:
+        costs = [cost for cost in (row.forward, row.training) if cost]
+        cells = [
+            row.name.replace("|", "\\|"),
+            _time(row.forward),
+            _time(row.training) if row.training else "-",
+            ", ".join(f"{cost.mac_ratio:.2f}" for cost in costs),
+            ", ".join(f"{cost.time_per_mac:.2f}" for cost in costs),
+            "-" if row.peak_memory is None else f"{row.peak_memory / 2**20:.0f}",
+            f"{row.trained_parameters / 1e6:.2f} M" if row.trained_parameters else "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    base = rows[0].forward
+    seconds = f"{statistics.median(base.seconds):.3g} s ({min(base.seconds):.3g} to {max(base.seconds):.3g})"
+    what = f"{config.backbone}, {config.num_frames} frames, batch {config.batch_size}, median of {config.repeats}"
+    lines += ["", f"{what}; {', '.join(describe_machine().values())}."]
+    lines += [f"1 is the forward pass of `{BASELINE}`: {seconds}, {base.macs / 1e9:.3g} G MACs (multiply-adds) a clip."]
+    lines += ["MiB: what a training step holds at most, beyond weights and frames."]
+    return "\n".join(lines) + "\n"
+
+
+def _time(cost: Cost) -> str:
+    if cost.bar is None:
+        return f"{cost.time_ratio:.2f}"
+    return f"{cost.time_ratio:.2f} > {cost.bar:.3g} ✗" if cost.missed else f"{cost.time_ratio:.2f} ≤ {cost.bar:.3g}"

@@ -1,0 +1,146 @@
+"""What a pass through a model costs: seconds, multiply-adds, memory.
+
+Shapes: B clips, T frames, S image side.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A call of a model on frames [B, T, 3, S, S].
+
+    call: returns any tensor, or in training the scalar loss, from which the backward pass starts.
+    training: forward and backward pass in training mode; else a forward pass in evaluation mode, without gradients.
+    """
+
+    model: nn.Module
+    call: Callable[[Tensor], Tensor]
+    training: bool = False
+
+    def prepare(self) -> None:
+        """Set the mode and drop old gradients: what is not measured."""
+        self.model.train(self.training)
+        self.model.zero_grad(set_to_none=True)
+
+    def run(self, frames: Tensor) -> None:
+        """What is measured."""
+        with torch.set_grad_enabled(self.training):
+            result = self.call(frames)
+            if self.training:
+                result.backward()
+
+
+def time_passes(passes: Mapping[KeyT, Pass], frames: Tensor, repeats: int) -> dict[KeyT, list[float]]:
+    """Seconds of every pass, `repeats` times each.
+
+    Goes in rounds over all passes, so that a slow spell of the machine meets them all; a first round is not counted.
+    """
+    seconds: dict[KeyT, list[float]] = {key: [] for key in passes}
+    for _ in track(range(repeats + 1), "timing, in rounds", console=Console(stderr=True), transient=True):
+        for key, one in passes.items():
+            one.prepare()
+            _wait_for(frames.device)
+            start = time.perf_counter()
+            one.run(frames)
+            _wait_for(frames.device)
+            seconds[key].append(time.perf_counter() - start)
+            one.prepare()
+    return {key: values[1:] for key, values in seconds.items()}
+
+
+def count_macs(one: Pass, frames: Tensor) -> int:
+    """Multiply-adds of the matrix products and convolutions of a pass: half of what torch calls FLOPs.
+
+    Counted with gradients and unfused attention, since fused kernels can escape the counter.
+    """
+    one.prepare()
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        result = one.call(frames)
+        if one.training:
+            result.backward()
+    one.prepare()
+    return counter.get_total_flops() // 2
+
+
+def _convolution_backward_flops(grad: Any, x: Any, weight: Any, *args: Any, **_: Any) -> int:
+    """The gradient of the input and that of the weight each cost what the forward pass does.
+
+    torch's own formula (2.15) takes a grouped convolution's weight gradient for an ungrouped one: for a depthwise
+    convolution of C channels, C times too much. Arguments are the shapes of aten::convolution_backward.
+    """
+    transposed, output_mask = args[4], args[7]
+    places = x[2:] if transposed else grad[2:]
+    return 2 * x[0] * prod(places) * prod(weight) * sum(output_mask[:2])
+
+
+def peak_memory(one: Pass, frames: Tensor) -> int | None:
+    """Bytes that torch holds at most during a pass beyond what it held before: activations, gradients, temporaries.
+
+    Asked of the allocator: CUDA's own count, and for the CPU the profiler's record of it. Unlike a process's resident
+    size this knows nothing of imports and weights and is the same in every run; buffers that BLAS or scipy take for
+    themselves are not seen. None on other devices.
+    """
+    one.prepare()
+    measure = {"cpu": _peak_on_cpu, "cuda": _peak_on_cuda}.get(frames.device.type)
+    peak = None if measure is None else measure(one, frames)
+    one.prepare()
+    return peak
+
+
+def _peak_on_cpu(one: Pass, frames: Tensor) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells stderr of itself
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        one.run(frames)
+    assert record.profiler is not None
+    events = record.profiler.kineto_results.events()
+    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"), default=0)
+
+
+def _peak_on_cuda(one: Pass, frames: Tensor) -> int:
+    torch.cuda.reset_peak_memory_stats(frames.device)
+    before = torch.cuda.memory_allocated(frames.device)
+    one.run(frames)
+    return torch.cuda.max_memory_allocated(frames.device) - before
+
+
+def _wait_for(device: torch.device) -> None:
+    """Return when the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def trained_parameters(model: nn.Module) -> int:
+    """How many numbers a training step changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def describe_machine() -> dict[str, str]:
+    """Device, threads and torch's version."""
+    device = Accelerator().device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "device": name,
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} CPU threads",
+        "torch": f"torch {torch.__version__}",
+    }

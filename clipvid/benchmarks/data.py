@@ -1,0 +1,247 @@
+"""What reading videos costs: the training loader beside the plainest loop, views beside views decoded one by one, and
+the opening of a very long manifest."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from clipvid.data.batches import Key
+from clipvid.data.decoding.demux import known_scan
+from clipvid.data.lists.sources import find_videos
+from clipvid.data.loader import TrainBatches, VideoDataset, build_loader
+from clipvid.data.manifest import Manifest, Sample
+from clipvid.data.reader import open_video
+from clipvid.data.sampling import FrameSampling, keyed_generator
+from clipvid.data.transforms import eval_transforms, train_transform
+from clipvid.files import write_json
+from clipvid.runs.config_files import claim_output, config_record, parse_config
+
+CLIPS, CROPS = 4, 3
+MEASURE_MANIFEST = """
+import json, resource, sys, time
+from clipvid.data.batches import TrainBatches
+from clipvid.data.manifest import ClassInfo, load_manifest
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+classes = [ClassInfo(i, f"class {i}") for i in range(400)]
+before, start = peak(), time.perf_counter()
+manifest = load_manifest(sys.argv[1], "list.csv", classes, check_files=False)
+opened, middle = time.perf_counter() - start, time.perf_counter()
+batch = next(iter(TrainBatches(len(manifest), 16, seed=0)))
+samples = [manifest.samples[index] for _, index in batch]
+print(json.dumps([opened, peak() - before, time.perf_counter() - middle, len(manifest)]))
+"""
+
+
+@dataclass(frozen=True)
+class DataBenchmark:
+    """Reading videos, in ratios of one run.
+
+    videos: a folder of videos; unset, 24 are made of 320 x 240 pixels and 250 frames.
+    processes: of the loader and of the plain loop. repeats: of each measurement, of which the median counts.
+    lines: of the manifest, a CSV of path and label; 0 to leave it out.
+    """
+
+    output_dir: str = "outputs/benchmark/data"
+    videos: str | None = None
+    num_frames: int = 8
+    image_size: int = 224
+    processes: int = 2
+    batch_size: int = 4
+    repeats: int = 5
+    lines: int = 5_000_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Median seconds of ours and of theirs for the same videos; ratio: how many times faster ours is, and its bar."""
+
+    name: str
+    ours: float
+    plain: float
+    ratio: float
+    bar: float
+
+
+def main(args: list[str]) -> None:
+    """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    config = parse_config(DataBenchmark, args, "clipvid benchmark data")
+    output = Path(config.output_dir)
+    claim_output(output, config)
+    torch.set_num_threads(1)
+    root = Path(config.videos) if config.videos is not None else _made_videos(output / "videos")
+    samples = tuple(Sample(path.relative_to(root).as_posix(), 0) for path in find_videos(root))
+    if not samples:
+        raise ValueError(f"no video in or below {root}")
+    manifest = Manifest(samples, (), root)
+    rows = [compare_training(manifest, config, 1, first_epoch=True)]
+    rows += [compare_training(manifest, config, count) for count in sorted({1, config.processes})]
+    rows.append(compare_views(manifest, config))
+    long_manifest = measure_manifest(output / "manifest", config.lines) if config.lines else None
+    table = markdown_table(rows, long_manifest, config, len(manifest))
+    Console().print(Markdown(table))
+    (output / "table.md").write_text(table)
+    write_json(
+        output / "metrics.json",
+        {"rows": [asdict(row) for row in rows], "manifest": long_manifest, "config": config_record(config)},
+    )
+
+
+def compare_training(
+    manifest: Manifest, config: DataBenchmark, processes: int, first_epoch: bool = False
+) -> Comparison:
+    """Training clips of the loader, with its random crop, beside a loop that decodes the same frames and resizes
+    them whole, each on so many processes. In a first epoch no file has been looked through before."""
+    sampling = FrameSampling("uniform", config.num_frames)
+    dataset = VideoDataset(manifest, sampling, train_transform(config.image_size), seed=0, training=True)
+    passes = 1 if first_epoch else 4
+    batches = TrainBatches(len(manifest), config.batch_size, seed=0, repeats=passes)
+    loader = build_loader(dataset, batches, processes if processes > 1 else 0)
+    keys = [key for batch in TrainBatches(len(manifest), config.batch_size, seed=0, repeats=passes) for key in batch]
+    jobs = [(str(manifest.video(key[1])), _indices(manifest, key, sampling), config.image_size) for key in keys]
+
+    def ours() -> None:
+        batches.set_position(0)
+        if first_epoch:
+            known_scan.cache_clear()
+        _consume(loader)
+
+    if processes == 1:
+        name = f"training, 1 process{', first epoch' if first_epoch else ''}"
+        return _compared(name, ours, lambda: _consume(map(_plain, jobs)), config.repeats, 0.9)
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        name = f"training, {processes} processes"
+        return _compared(name, ours, lambda: _consume(pool.map(_plain, jobs, chunksize=4)), config.repeats, 0.9)
+
+
+def compare_views(manifest: Manifest, config: DataBenchmark) -> Comparison:
+    """4 x 3 views of the first videos, beside opening and decoding each view by itself."""
+    sampling, chosen = FrameSampling("uniform", config.num_frames), range(min(4, len(manifest)))
+    transforms = eval_transforms(config.image_size, num_crops=CROPS)
+    dataset = VideoDataset(manifest, sampling, transforms, seed=0, training=False, clips=CLIPS, crops=CROPS)
+
+    def alone(index: int) -> Iterable[Tensor]:
+        for clip in range(CLIPS):
+            for transform in transforms:
+                with open_video(manifest.video(index)) as video:
+                    frames = video.read(sampling.indices(len(video), clip=clip, num_clips=CLIPS))
+                yield transform(frames.permute(0, 3, 1, 2))
+
+    return _compared(
+        f"{CLIPS} x {CROPS} views",
+        lambda: _consume(dataset[(0, index)] for index in chosen),
+        lambda: _consume(view for index in chosen for view in alone(index)),
+        config.repeats,
+        3.0,
+    )
+
+
+def measure_manifest(folder: Path, lines: int) -> dict[str, Any]:
+    """Seconds and MiB to open a CSV of so many lines, first and again, and seconds to shuffle it and take a batch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "list.csv").open("w") as out:
+        out.write("path,label\n")
+        out.writelines(f"train/{i % 400:03d}/video_{i:08d}.mp4,{i % 400}\n" for i in range(lines))
+    for cached in (folder / "cache").glob("manifests/*"):
+        cached.unlink()
+    runs = []
+    for _ in range(2):
+        command = [sys.executable, "-c", MEASURE_MANIFEST, str(folder)]
+        environment = os.environ | {"CLIPVID_CACHE": str(folder / "cache")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise ValueError(f"opening the manifest failed: {done.stderr.strip().splitlines()[-1]}")
+        runs.append([float(part) for part in done.stdout.strip("[]\n").split(",")])
+    (first, memory, shuffle, count), (second, *_) = runs
+    return {"lines": int(count), "first_s": first, "memory_mib": memory, "second_s": second, "shuffle_s": shuffle}
+
+
+def markdown_table(rows: list[Comparison], manifest: dict[str, Any] | None, config: DataBenchmark, videos: int) -> str:
+    """The comparisons, the manifest, and what was run."""
+    lines = ["| | ours, s | plain, s | times as fast | bar |", "|---|---:|---:|---:|---:|"]
+    for row in rows:
+        mark = "" if row.ratio >= row.bar else " ✗"
+        lines.append(f"| {row.name} | {row.ours:.2f} | {row.plain:.2f} | {row.ratio:.2f}{mark} | {row.bar} |")
+    lines += ["", f"{videos} videos, {config.num_frames} frames of {config.image_size} px, median of {config.repeats}."]
+    if manifest is not None:
+        lines.append(
+            f"A CSV manifest of {manifest['lines']:,} lines opens in {manifest['first_s']:.2f} s with "
+            f"{manifest['memory_mib']:.0f} MiB more memory at most, again in {manifest['second_s']:.2f} s; shuffling "
+            f"it and taking a batch: {manifest['shuffle_s']:.2f} s."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _compared(name: str, ours: Callable[[], None], plain: Callable[[], None], repeats: int, bar: float) -> Comparison:
+    """Both in turns, after a round that does not count."""
+    ours()
+    plain()
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(repeats):
+        for mine, run in ((True, ours), (False, plain)):
+            start = time.perf_counter()
+            run()
+            seconds[mine].append(time.perf_counter() - start)
+    ours_s, plain_s = (statistics.median(seconds[mine]) for mine in (True, False))
+    return Comparison(name, ours_s, plain_s, plain_s / ours_s, bar)
+
+
+def _indices(manifest: Manifest, key: Key, sampling: FrameSampling) -> list[int]:
+    with open_video(manifest.video(key[1])) as video:
+        return sampling.indices(len(video), generator=keyed_generator(0, *key)).tolist()
+
+
+def _plain(job: tuple[str, list[int], int]) -> Tensor:
+    """Decode the frames and resize them, by the shortest way there is."""
+    path, indices, size = job
+    try:
+        import decord
+
+        frames = torch.from_numpy(decord.VideoReader(path, num_threads=1).get_batch(indices).asnumpy())
+    except ImportError:
+        with open_video(path) as video:
+            frames = video.read(indices)
+    return F.resize(frames.permute(0, 3, 1, 2), [size, size], F.InterpolationMode.BICUBIC, antialias=True)
+
+
+def _consume(items: Iterable[object]) -> None:
+    for _ in items:
+        pass
+
+
+def _made_videos(folder: Path) -> Path:
+    """24 videos of a picture that drifts, 320 x 240 pixels, 250 frames, coded as downloaded ones usually are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(24):
+        path = folder / f"{number:02d}.mp4"
+        if path.is_file():
+            continue
+        coarse = np.random.default_rng(number).integers(0, 256, (1, 3, 30, 40), dtype=np.uint8)
+        size = [240, 320]
+        picture = F.resize(torch.from_numpy(coarse), size, F.InterpolationMode.BICUBIC)[0].permute(1, 2, 0).numpy()
+        aside = path.with_suffix(".partial")
+        with av.open(str(aside), "w", format="mp4") as out:
+            stream = out.add_stream("libx264", rate=25, options={"preset": "veryfast"})
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            for i in range(250):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, (i, 2 * i), (0, 1)), format="rgb24")))
+            out.mux(stream.encode())
+        aside.replace(path)
+    return folder

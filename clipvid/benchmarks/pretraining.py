@@ -1,0 +1,230 @@
+"""`clipvid benchmark pretraining`: what training without labels is worth, by adapter, objectives and labels per class.
+
+Everything is kept as it is made: the same command goes on from where it was interrupted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+from rich.console import Console
+from rich.markdown import Markdown
+
+from clipvid.adapters import AdapterSpec
+from clipvid.benchmarks.seed_statistics import accuracy_over_seeds, difference_over_seeds
+from clipvid.experiments.protocols import FewShot, build_protocol
+from clipvid.experiments.run import EvaluateConfig, Recipe, evaluate_protocol
+from clipvid.files import write_json, write_text
+from clipvid.registry import Choice, config_to_choice
+from clipvid.runs.config_files import claim_output, config_record, parse_config
+from clipvid.training.pretrain import PretrainConfig, pretrain
+
+FRESH = "fresh"
+MOST_LOST = 0.02
+
+
+@dataclass(frozen=True)
+class PretrainingBenchmark:
+    """Few-shot accuracy of adapters that start fresh, and of adapters that start from training without labels.
+
+    adapters: by name. stages: the objectives of each training without labels, by name; `fresh` is always there.
+    pretrain: how it trains; `model.adapter`, `objectives` and `output_dir` are the benchmark's. Trained once for each
+        adapter and stage.
+    evaluate: how it is measured: a recipe, whose `model.adapter` and `model.init_from` are the benchmark's, and a
+        protocol `few_shot`. `name` and `output_dir` are the benchmark's.
+    epochs: of the fine-tuning, by labels per class; without, those of the recipe.
+    fewer, more: the hypothesis is that `fewer` labels per class after a stage do what `more` do without, while the
+        zero-shot accuracy of objects falls by at most 0.02; where classes tell no objects, the zero-shot top-1 is told
+        and not judged.
+    """
+
+    output_dir: str = "outputs/benchmark/pretraining"
+    adapters: dict[str, AdapterSpec] = field(default_factory=lambda: {"ila": "ila", "gta": "gta"})
+    stages: dict[str, list[Choice]] = field(
+        default_factory=lambda: {
+            "order": ["order", "distillation"],
+            "masked": ["masked", "distillation"],
+            "mix": ["order", "masked", "distillation"],
+        }
+    )
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    evaluate: EvaluateConfig = field(
+        default_factory=lambda: EvaluateConfig(
+            recipe=Recipe(), protocol={"name": "few_shot", "shots": [2, 5, 20]}, controls=[], zero_shot=False
+        )
+    )
+    epochs: dict[int, int] = field(default_factory=dict)
+    fewer: int = 2
+    more: int = 5
+
+    def __post_init__(self) -> None:
+        protocol = shots_of(self)
+        if self.evaluate.recipe is None or not isinstance(protocol, FewShot):
+            raise ValueError("evaluate: expected a recipe and the protocol few_shot")
+        if not {self.fewer, self.more} <= set(protocol.shots):
+            raise ValueError(f"fewer={self.fewer}, more={self.more}: both must be among shots={protocol.shots}")
+        if not set(self.epochs) <= set(protocol.shots):
+            raise ValueError(f"epochs={self.epochs}: by labels per class, which are {protocol.shots}")
+        if FRESH in self.stages:
+            raise ValueError(f"stages: {FRESH!r} is the name of the start without any; choose another")
+        if self.pretrain.training.load_best_model_at_end:
+            raise ValueError(
+                "pretrain.training.load_best_model_at_end would choose the weights on the very videos that are asked "
+                "about; leave it off"
+            )
+        precision = self.pretrain.training.mixed_precision, self.evaluate.mixed_precision
+        if len(set(precision)) > 1:
+            raise ValueError(f"mixed_precision of pretrain.training and evaluate: {precision}; let them be the same")
+        for objectives in self.stages.values():
+            replace(self.pretrain, objectives=objectives)
+
+
+def shots_of(config: PretrainingBenchmark) -> FewShot:
+    """The protocol of a study."""
+    found: Any = build_protocol(config.evaluate.protocol or config.evaluate.data.protocol)
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One adapter after one stage. shots: top-1 by labels per class (`seed_statistics.accuracy_over_seeds`). gain:
+    accuracy with `fewer` labels less that of the fresh adapter with `more` (`difference_over_seeds`). before, after:
+    zero-shot accuracy of CLIP and of the stage, of `kind` (`object` or `top1`); None without a stage."""
+
+    adapter: str
+    stage: str
+    shots: dict[int, dict[str, Any]]
+    gain: dict[str, Any] | None = None
+    kind: str | None = None
+    before: float | None = None
+    after: float | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether the hypothesis did."""
+        lost = (self.before or 0) - (self.after or 0) if self.kind == "object" else 0
+        return self.gain is not None and self.gain["mean"] >= 0 and lost <= MOST_LOST + 1e-9
+
+
+def main(args: list[str]) -> None:
+    """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    config = parse_config(PretrainingBenchmark, args, "clipvid benchmark pretraining")
+    output = Path(config.output_dir)
+    accelerator = Accelerator(mixed_precision=config.evaluate.mixed_precision)
+    if accelerator.is_main_process:
+        claim_output(output, config)
+    accelerator.wait_for_everyone()
+    rows: list[Row] = []
+    for adapter in config.adapters:
+        correct: dict[int, np.ndarray] = {}
+        for stage in (FRESH, *config.stages):
+            row, answers = measure(config, adapter, stage, correct.get(config.more), accelerator)
+            correct = correct or answers
+            rows.append(row)
+            if accelerator.is_main_process:
+                write_text(output / "table.md", markdown_table(rows, config))
+                record = {"config": config_record(config)}
+                write_json(
+                    output / "metrics.json", {"rows": [asdict(row) | {"held": row.held} for row in rows]} | record
+                )
+    if accelerator.is_main_process:
+        Console().print(Markdown(markdown_table(rows, config)))
+
+
+def measure(
+    config: PretrainingBenchmark, adapter: str, stage: str, fresh: np.ndarray | None, accelerator: Accelerator
+) -> tuple[Row, dict[int, np.ndarray]]:
+    """A row, and by labels per class which answers were right, [seeds, videos]; `fresh` are those of the fresh adapter
+    with `more` labels."""
+    folder, spec = Path(config.output_dir) / adapter / stage, config.adapters[adapter]
+    zero_shot: dict[str, Any] = {}
+    start = None
+    if stage != FRESH:
+        start = str(folder / "pretrained")
+        measured = pretrain(
+            replace(
+                config.pretrain,
+                output_dir=start,
+                objectives=config.stages[stage],
+                model=replace(config.pretrain.model, adapter=spec),
+            ),
+            accelerator,
+        )
+        kind = "object" if "object" in measured else "top1"
+        zero_shot = {"kind": kind, "before": measured["before"][kind]["value"], "after": measured[kind]["value"]}
+        accelerator.free_memory()
+    right = {shots: few_shot(config, adapter, stage, shots, start, accelerator) for shots in shots_of(config).shots}
+    videos = [str(number) for number in range(next(iter(right.values())).shape[1])]
+    gain = None if fresh is None else difference_over_seeds(right[config.fewer], fresh, videos)
+    figures = {shots: accuracy_over_seeds(found, videos) for shots, found in right.items()}
+    return Row(adapter, stage, figures, gain, **zero_shot), right
+
+
+def few_shot(
+    config: PretrainingBenchmark, adapter: str, stage: str, shots: int, start: str | None, accelerator: Accelerator
+) -> np.ndarray:
+    """Fine-tune from `start` with so many labels per class, once for each seed; which answers are right."""
+    folder = Path(config.output_dir) / adapter / stage / f"k{shots}"
+    recipe, protocol = config.evaluate.recipe, shots_of(config)
+    assert recipe is not None
+    epochs = config.epochs.get(shots, recipe.training.epochs)
+    recipe = replace(
+        recipe,
+        model=replace(recipe.model, adapter=config.adapters[adapter], init_from=start),
+        training=replace(recipe.training, epochs=epochs, eval_epochs=epochs),
+    )
+    evaluation = replace(
+        config.evaluate,
+        name=f"{adapter}, {stage}",
+        output_dir=str(folder),
+        recipe=recipe,
+        protocol=config_to_choice("few_shot", replace(protocol, shots=[shots])),
+    )
+    evaluate_protocol(evaluation, accelerator)
+    accelerator.free_memory()
+    return read_right(folder, shots, protocol.seeds)
+
+
+def read_right(folder: Path, shots: int, seeds: list[int]) -> np.ndarray:
+    """Which answers of an evaluation are right: float [seeds, videos]."""
+    columns = ["group", "condition", "label", "scores", "readable"]
+    found = pq.read_table(folder / "predictions.parquet", columns=columns).to_pylist()
+    groups = [
+        [row for row in found if (row["group"], row["condition"]) == (f"K={shots} seed={seed}", "forward")]
+        for seed in seeds
+    ]
+    right = [[row["readable"] and np.argmax(row["scores"]) == row["label"] for row in rows] for rows in groups]
+    return np.array(right, dtype=float)
+
+
+def markdown_table(rows: list[Row], config: PretrainingBenchmark) -> str:
+    """A line for each adapter and stage, and below them what the hypothesis came to."""
+    shots, fewer, more = shots_of(config).shots, config.fewer, config.more
+    objects = any(row.kind == "object" for row in rows)
+    zero_shot = f"zero-shot {'object' if objects else 'top-1'}"
+    head = ["adapter", "start", *(f"K={k}" for k in shots), f"K={fewer} less fresh K={more}", zero_shot, "held"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
+    for row in rows:
+        cells = [row.adapter, row.stage, *(_told(row.shots[k]) for k in shots)]
+        if row.gain is None:
+            cells += ["-", "-", "-"]
+        else:
+            cells += [_told(row.gain, "+"), f"{row.before:.2f} → {row.after:.2f}", "yes" if row.held else "no"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Top-1 by labels per class (K), mean over {len(shots_of(config).seeds)} seeds; in brackets 95% "]
+    lines[-1] += "intervals over seeds and videos. Each stage was trained once."
+    lines += [f"Held: K={fewer} after the stage is at least K={more} of the fresh adapter, in the mean"]
+    lines[-1] += f", and zero-shot accuracy of objects has not fallen by more than {MOST_LOST}." if objects else "."
+    held = sum(row.held for row in rows)
+    tried = sum(row.gain is not None for row in rows)
+    lines += [f"The hypothesis held for {held} of {tried}."]
+    return "\n".join(lines) + "\n"
+
+
+def _told(figure: dict[str, Any], sign: str = "") -> str:
+    return f"{figure['mean']:{sign}.2f} ({figure['low']:{sign}.2f} to {figure['high']:{sign}.2f})"

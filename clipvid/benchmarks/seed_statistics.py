@@ -1,0 +1,204 @@
+"""What the rows of a ladder reached over seeds, and what became of the predictions.
+
+Shapes: S seeds, V videos, C clusters of videos, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from scipy.stats import norm, t
+from torch import Tensor
+
+from clipvid.data.manifest import ClassInfo
+from clipvid.evaluation.metrics import answered, mean_and_spread
+
+TOP1, PAIRS, FORWARD = "top1", "pairs", "forward"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is expected of a row, written down before it is measured.
+
+    row, over: names of rows; with `over`, it is the difference of their accuracies that is expected, else the accuracy.
+    measure: `top1`, `pairs` (a motion told from its reverse), or the name of one of the pairs.
+    under: `forward`, or a control (`reversed`, `shuffled`, `single`), for both rows.
+    at_least, at_most: between them the figure should lie. Without both, the prediction is words and is not judged.
+    why: the reason to expect it.
+    """
+
+    row: str
+    why: str
+    over: str | None = None
+    measure: str = TOP1
+    under: str = FORWARD
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __str__(self) -> str:
+        what = f"{self.row} − {self.over}" if self.over else self.row
+        where = self.measure + (f", {self.under}" if self.under != FORWARD else "")
+        bounds = (("≥", self.at_least), ("≤", self.at_most))
+        told = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+        return f"{what} on {where} {told}".rstrip()
+
+    def judge(self, value: float) -> bool | None:
+        """Whether `value` is as expected; None where no bounds are given."""
+        if self.at_least is None and self.at_most is None:
+            return None
+        low = -math.inf if self.at_least is None else self.at_least
+        return low <= value <= (math.inf if self.at_most is None else self.at_most)
+
+
+class Hits(NamedTuple):
+    """What one evaluation got right: right [V] of 0 and 1 for the videos `names` (sorted), by condition and measure."""
+
+    right: dict[tuple[str, str], np.ndarray]
+    names: dict[str, list[str]]
+
+
+def read_hits(predictions: Path, classes: Sequence[ClassInfo]) -> Hits:
+    """From a `predictions.parquet`; see `measures_of`."""
+    table = pq.read_table(predictions, columns=["condition", "path", "label", "scores"])
+    right, names = {}, {}
+    for condition in table["condition"].unique().to_pylist():
+        own = table.filter(np.asarray(table["condition"]) == condition).sort_by([("path", "ascending")])
+        scores, labels = torch.tensor(own["scores"].to_pylist()), torch.tensor(own["label"].to_pylist())
+        for measure, (asked, hits) in measures(scores, labels, classes).items():
+            right[condition, measure] = hits[asked].double().numpy()
+            names[measure] = [path for path, kept in zip(own["path"].to_pylist(), asked.tolist(), strict=True) if kept]
+    return Hits(right, names)
+
+
+def measures_of(classes: Sequence[ClassInfo]) -> list[str]:
+    """`top1` and, where classes have a `partner`, `pairs` and the name of each pair."""
+    attributes = [info.attributes for info in classes]
+    if not all("partner" in own for own in attributes):
+        return [TOP1]
+    pairs = sorted({own["pair"] for own in attributes if int(own["partner"]) >= 0})
+    return [TOP1, PAIRS, *pairs] if pairs else [TOP1]
+
+
+def measures(scores: Tensor, labels: Tensor, classes: Sequence[ClassInfo]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Which videos each measure asks about, and which are right: two of bool [V] by measure, from scores [V, K]."""
+    found = {TOP1: (torch.ones(len(labels), dtype=torch.bool), (scores.argmax(1) == labels) & answered(scores))}
+    pairs = measures_of(classes)[2:]
+    if not pairs:
+        return found
+    partners = torch.tensor([int(info.attributes["partner"]) for info in classes])[labels]
+    rows = torch.arange(len(labels))
+    hits = scores[rows, labels] > scores[rows, partners.clamp(min=0)]
+    found[PAIRS] = (partners >= 0, hits)
+    shown = [classes[label].attributes["pair"] for label in labels.tolist()]
+    for pair in pairs:
+        found[pair] = (torch.tensor([own == pair for own in shown]) & (partners >= 0), hits)
+    return {measure: (asked, right) for measure, (asked, right) in found.items() if asked.any()}
+
+
+class Results:
+    """What the rows reached, seed by seed. clusters: by path of a video, what it comes from."""
+
+    def __init__(self, classes: Sequence[ClassInfo], clusters: dict[str, str]) -> None:
+        self.classes, self.clusters = classes, clusters
+        self.hits: dict[str, dict[int, Hits]] = {}
+
+    def add(self, row: str, seed: int, predictions: Path) -> None:
+        """A finished cell by its `predictions.parquet`."""
+        self.hits.setdefault(row, {})[seed] = read_hits(predictions, self.classes)
+
+    def figures(self, row: str) -> dict[str, Any]:
+        """`seeds` that are there, and `figures`: by condition and measure, `accuracy_over_seeds`."""
+        found = self.hits.get(row, {})
+        figures: dict[str, dict[str, Any]] = {}
+        for condition, measure in next(iter(found.values())).right if found else []:
+            right, clusters = self._stacked(list(found.values()), condition, measure)
+            figures.setdefault(condition, {})[measure] = accuracy_over_seeds(right, clusters)
+        return {"seeds": sorted(found), "figures": figures}
+
+    def outcome(self, prediction: Prediction) -> dict[str, Any]:
+        """`found`, the figure that is spoken of, over the seeds that its rows share, and whether the prediction
+        `held`; both None where there is nothing yet."""
+        rows = [self.hits.get(row, {}) for row in (prediction.row, prediction.over) if row is not None]
+        seeds = sorted(set.intersection(*(set(row) for row in rows)))
+        if not seeds:
+            return {"found": None, "held": None}
+        stacks = [self._stacked([row[seed] for seed in seeds], prediction.under, prediction.measure) for row in rows]
+        right, clusters = stacks[0]
+        single = len(stacks) == 1
+        found = accuracy_over_seeds(right, clusters) if single else difference_over_seeds(right, stacks[1][0], clusters)
+        return {"found": found, "held": prediction.judge(found["mean"])}
+
+    def _stacked(self, hits: list[Hits], condition: str, measure: str) -> tuple[np.ndarray, list[str]]:
+        right = np.stack([each.right[condition, measure] for each in hits])
+        return right, [self.clusters[name] for name in hits[0].names[measure]]
+
+
+def same_answers(first: Path, second: Path) -> bool:
+    """Whether two `predictions.parquet` hold the same logits of the same videos, to the bit."""
+    columns = ["group", "condition", "path", "label", "readable", "view_logits"]
+    return pq.read_table(first, columns=columns).equals(pq.read_table(second, columns=columns))
+
+
+def accuracy_over_seeds(right: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
+    """`mean`, `std` and `values` over seeds (`mean_and_spread`), and the 95% interval `low` to `high` of the mean.
+
+    The interval is about seeds and videos together, for both are drawn: Wilson's, at the number of videos that would
+    make a plain share as uncertain as `mean_variance` says (Kish's effective sample size, never more than V), with
+    Student's t in place of the normal quantile (Dean and Pagano, https://doi.org/10.1093/jssam/smv024).
+
+    Args:
+        right: [S, V] of 0 and 1.
+        clusters: [V], what videos come from that cannot be taken for independent (a person, a source).
+    """
+    found = mean_and_spread(right.mean(axis=1).tolist())
+    share, count = found["mean"], right.shape[1]
+    variance, quantile = mean_variance(right, clusters)
+    size = min(count, share * (1 - share) / variance) if variance > 0 and 0 < share < 1 else count
+    squared = quantile**2 / size
+    centre = (share + squared / 2) / (1 + squared)
+    half = quantile / (1 + squared) * math.sqrt(share * (1 - share) / size + squared / (4 * size))
+    return found | {
+        "low": max(0.0, min(share, centre - half)),
+        "high": min(1.0, max(share, centre + half)),
+        "count": count,
+    }
+
+
+def difference_over_seeds(right: np.ndarray, over: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
+    """Of two rows on the same seeds and videos, [S, V] each: as `accuracy_over_seeds`, with a t interval."""
+    found = mean_and_spread((right - over).mean(axis=1).tolist())
+    variance, quantile = mean_variance(right - over, clusters)
+    half = quantile * math.sqrt(variance)
+    return found | {"low": found["mean"] - half, "high": found["mean"] + half, "count": right.shape[1]}
+
+
+def mean_variance(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, float]:
+    """Variance of the mean of values [S, V] as seeds and clusters of videos vary, and the quantile for 95%.
+
+    Two-way analysis of variance without replicates, seeds x clusters, both random; a component below zero counts as
+    zero, and with it goes what it was reckoned from; degrees of freedom after Satterthwaite. With one seed nothing is
+    known of seeds, and the videos alone vary.
+    """
+    names, place = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.stack([np.bincount(place, row, len(names)) for row in values])
+    cells = sums * len(names) / values.shape[1]  # their plain mean is that of the values
+    seeds, count = cells.shape
+    rows, columns, mean = cells.mean(axis=1), cells.mean(axis=0), cells.mean()
+    rest = cells - rows[:, None] - columns + mean
+    freedom = np.array([seeds - 1, count - 1, (seeds - 1) * (count - 1)])
+    squares = np.array([count * ((rows - mean) ** 2).sum(), seeds * ((columns - mean) ** 2).sum(), (rest**2).sum()])
+    between_seeds, between_clusters, noise = squares / np.maximum(freedom, 1)
+    kept = [between_seeds > noise, between_clusters > noise]
+    parts = np.array([kept[0] * between_seeds, kept[1] * between_clusters, (1 - sum(kept)) * noise])
+    total = float(parts.sum())
+    if total < 1e-12:
+        return 0.0, float(norm.ppf(0.975))
+    degrees = total**2 / float((parts[freedom > 0] ** 2 / freedom[freedom > 0]).sum())
+    return total / cells.size, float(t.ppf(0.975, degrees))

@@ -1,0 +1,162 @@
+"""`clipvid benchmark tuning`: what a training step costs by what of the model is trained, in time and memory.
+
+All is measured in one run and told relative to tuning the whole image tower.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.markdown import Markdown
+
+from clipvid.backbone import RANDOM, load_backbone
+from clipvid.benchmarks.adapters import NUM_CLASSES, training_loss
+from clipvid.benchmarks.cost import Pass, describe_machine, peak_memory, time_passes, trained_parameters
+from clipvid.files import write_json
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.registry import build_config
+from clipvid.runs.config_files import claim_output, config_record, parse_config
+
+BASELINE = "full"
+ROWS: dict[str, dict[str, Any]] = {
+    BASELINE: {"tune": ["full", "head"]},
+    "adapters in all blocks": {"adapter": "st_adapter", "tune": ["adapters", "head"], "time": 0.9},
+    "adapters in the upper half": {
+        "adapter": {"name": "st_adapter", "layers": "upper"},
+        "tune": ["adapters", "head"],
+        "time": 0.6,
+        "memory": 0.5,
+    },
+    "lora": {"tune": ["lora", "head"]},
+    "layernorm": {"tune": ["layernorm", "head"]},
+    "partial, 4 blocks": {"tune": [{"name": "partial", "blocks": 4}, "head"]},
+    "head": {"tune": ["head"]},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of tuning.
+
+    tune, adapter: see `clipvid.model.ModelConfig`. time, memory: the most that a training step should take, relative
+    to `full`; unset, no bar.
+    """
+
+    tune: list[Any]
+    adapter: Any = "none"
+    time: float | None = None
+    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class TuningBenchmark:
+    """Training steps (forward and backward pass of a linear head's loss) around one kind of tower.
+
+    backbone, pretrained: see `clipvid.backbone.load_backbone`; random weights cost what trained ones do.
+    rows: by name, each with fields of `Row`; `full` must be one. Bars stand for ViT-B-16, 8 frames, batch 4.
+    batch_size: clips of noise. repeats: of each measurement, of which the median counts. threads: of the CPU; unset, as
+    many as torch takes by itself.
+    """
+
+    output_dir: str = "outputs/benchmark/tuning"
+    backbone: str = "ViT-B-16"
+    pretrained: str | None = RANDOM
+    rows: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(ROWS))
+    num_frames: int = 8
+    batch_size: int = 4
+    repeats: int = 3
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if BASELINE not in self.rows:
+            raise ValueError(f"rows: {BASELINE!r}, which the others are measured by, is missing from {list(self.rows)}")
+        for name, options in self.rows.items():
+            build_config(Row, options, f"row {name!r}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """seconds of each repeat; peak_memory: bytes at most beyond weights and frames, see `cost.peak_memory`;
+    both relative to `full`, the times by their medians."""
+
+    name: str
+    trained_parameters: int
+    seconds: list[float]
+    peak_memory: int | None
+    time_ratio: float
+    memory_ratio: float | None
+
+
+def main(args: list[str]) -> None:
+    """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    config = parse_config(TuningBenchmark, args, "clipvid benchmark tuning")
+    output = Path(config.output_dir)
+    claim_output(output, config)
+    steps = measure_tuning(config)
+    table = markdown_table(steps, config)
+    Console().print(Markdown(table))
+    (output / "table.md").write_text(table)
+    record = {"machine": describe_machine(), "config": config_record(config)}
+    write_json(output / "metrics.json", {"rows": [asdict(step) for step in steps]} | record)
+
+
+def measure_tuning(config: TuningBenchmark) -> list[Step]:
+    """A step of every row, each with a tower of its own."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = Accelerator().device
+    torch.manual_seed(0)
+    models = {name: _build(config, Row(**options)).to(device) for name, options in config.rows.items()}
+    passes = {name: Pass(model, partial(training_loss, model), training=True) for name, model in models.items()}
+    size = models[BASELINE].image_size
+    frames = torch.randn(config.batch_size, config.num_frames, 3, size, size, device=device)
+    memory = {name: peak_memory(one, frames) for name, one in passes.items()}
+    seconds = time_passes(passes, frames, config.repeats)
+    base = statistics.median(seconds[BASELINE])
+    whole = memory[BASELINE]
+    return [
+        Step(
+            name,
+            trained_parameters(models[name]),
+            seconds[name],
+            peak,
+            statistics.median(seconds[name]) / base,
+            peak / whole if peak is not None and whole else None,
+        )
+        for name, peak in memory.items()
+    ]
+
+
+def _build(config: TuningBenchmark, row: Row) -> VideoCLIP:
+    names: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained, "head": "linear"}
+    model = ModelConfig(adapter=row.adapter, tune=row.tune, num_frames=config.num_frames, **names)
+    return VideoCLIP(load_backbone(config.backbone, config.pretrained), model, NUM_CLASSES)
+
+
+def markdown_table(steps: list[Step], config: TuningBenchmark) -> str:
+    """The rows, and below them what was run. `0.7 > 0.6 ✗` is a missed bar."""
+    lines = ["| | time | memory | MiB | trained |", "|---|---:|---:|---:|---:|"]
+    for step in steps:
+        row = Row(**config.rows[step.name])
+        peak = "-" if step.peak_memory is None else f"{step.peak_memory / 2**20:.0f}"
+        cells = [_beside(step.time_ratio, row.time), _beside(step.memory_ratio, row.memory), peak]
+        lines.append(f"| {step.name} | {' | '.join(cells)} | {step.trained_parameters / 1e6:.2f} M |")
+    what = f"{config.backbone}, {config.num_frames} frames, batch {config.batch_size}, median of {config.repeats}"
+    base = next(step for step in steps if step.name == BASELINE)
+    lines += ["", f"{what}; {', '.join(describe_machine().values())}."]
+    lines += [f"1 is a step that tunes the whole image tower: {statistics.median(base.seconds):.3g} s."]
+    lines += ["MiB: what a step holds at most, beyond weights, gradients of earlier steps and frames."]
+    return "\n".join(lines) + "\n"
+
+
+def _beside(ratio: float | None, bar: float | None) -> str:
+    if ratio is None or bar is None:
+        return "-" if ratio is None else f"{ratio:.2f}"
+    return f"{ratio:.2f} > {bar:g} ✗" if ratio > bar else f"{ratio:.2f} ≤ {bar:g}"

@@ -1,0 +1,80 @@
+"""A folder of images as a video."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipvid.data.decoding.errors import VideoError, checked_indices
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"))
+
+
+class FrameFolder:
+    """The images of a folder in the order of the numbers in their names (`img_2.jpg` before `img_10.jpg`).
+
+    To be used as `clipvid.data.reader.Video`. Raises `VideoError` where the folder holds no image.
+    """
+
+    backend = "images"
+    fps: float | None = None
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(folder)
+        try:
+            found = [path for path in Path(folder).iterdir() if is_image(path)]
+        except OSError as error:
+            raise VideoError(self.name, f"cannot look into the folder ({error.strerror})") from None
+        self.files = sorted(found, key=_natural)
+        if not self.files:
+            raise VideoError(self.name, "no image in the folder")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __enter__(self) -> FrameFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def read(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Frames at `indices`: uint8 [T, H, W, 3] RGB. Errors as `Video.read`; all images must be of one size."""
+        wanted = checked_indices(self.name, indices, len(self))
+        images = {index: self._image(index) for index in sorted(set(wanted))}
+        sizes = {image.shape[:2] for image in images.values()}
+        if len(sizes) > 1:
+            raise VideoError(self.name, f"its images differ in size: {sorted(sizes)} (height, width)")
+        return torch.from_numpy(np.stack([images[index] for index in wanted]))
+
+    def frames_between(self, start: float | None, end: float | None) -> range:
+        """All frames: a folder has no times to take a part by."""
+        if start is not None or end is not None:
+            raise VideoError(self.name, f"a folder of frames has no times to take {start} to {end} seconds by")
+        return range(len(self))
+
+    def _image(self, index: int) -> np.ndarray:
+        try:
+            with Image.open(self.files[index]) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise VideoError(self.name, f"{self.files[index].name} is not a readable image ({error})") from None
+
+
+def is_image(path: Path) -> bool:
+    """Whether a path looks like a frame of a video: an image that is not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -1,0 +1,1 @@
+"""Lists of videos: sources, tables, class lists, checks and the files of public data sets."""

@@ -1,0 +1,161 @@
+"""Columns of a source made into those of samples, or a message that says which line is wrong and how."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipvid.data.lists.classes import ClassList
+from clipvid.data.lists.samples import COLUMNS, ManifestError, Rows
+from clipvid.data.lists.tables import Batches
+
+_SHOWN_PROBLEMS = 5
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What turns the columns of a source into those of samples, or says what is wrong with them."""
+
+    root: Path
+    title: str
+    classes: ClassList
+    pattern: re.Pattern[str] | None
+    allow_outside_root: bool
+
+    def batch(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch as those of `COLUMNS` that its source gives."""
+        columns = {name: rows[name] for name in rows.schema.names if name in COLUMNS.names}
+        columns["path"] = self._inside(rows)
+        columns["label"] = self._labels(rows)
+        if self.pattern is not None:
+            paths = zip(columns["path"].to_pylist(), rows["line"].to_pylist(), strict=True)
+            columns["group"] = [_group(path, self.where(line), self.pattern) for path, line in paths]
+        arrays = {
+            name: pa.array(column, COLUMNS.field(name).type) if isinstance(column, list) else column
+            for name, column in columns.items()
+        }
+        if {"start", "end"} & arrays.keys():
+            self._check_times(arrays, rows["line"])
+        schema = pa.schema([field for field in COLUMNS if field.name in arrays])
+        return pa.record_batch(arrays).select(schema.names).cast(schema)
+
+    def where(self, line: int) -> str:
+        return f"{self.title}:{line}"
+
+    def _labels(self, rows: pa.RecordBatch) -> pa.Array:
+        encoded = pc.dictionary_encode(rows["label"])
+        ids = []
+        for label in encoded.dictionary.to_pylist():
+            try:
+                ids.append(self.classes.id_of(label))
+            except ManifestError as error:
+                line = rows["line"][pc.index(rows["label"], label).as_py()]
+                raise ManifestError(f"{self.where(line)}: {error}") from None
+        return pa.array(ids, pa.int32()).take(encoded.indices)
+
+    def _inside(self, rows: pa.RecordBatch) -> pa.Array:
+        """The paths from the root, normalised. Links are not followed: who makes a link means it."""
+        paths = rows["path"]
+        if "file" in rows.schema.names:  # a name of ours, not a path
+            return paths
+        odd = pc.or_(pc.or_(pc.starts_with(paths, "/"), pc.starts_with(paths, ".")), pc.match_substring(paths, "./"))
+        odd = pc.or_(pc.or_(odd, pc.match_substring(paths, "//")), pc.or_(pc.ends_with(paths, "/"), os.sep != "/"))
+        odd = pc.or_(odd, pc.ends_with(paths, "."))
+        if not pc.any(odd).as_py():
+            return paths
+        base, normal = os.path.abspath(self.root), paths.to_pylist()
+        for i in np.flatnonzero(odd.to_numpy(zero_copy_only=False)):
+            relative = os.path.relpath(os.path.join(base, normal[i]), base).replace(os.sep, "/")
+            if (relative == ".." or relative.startswith("../")) and not self.allow_outside_root:
+                raise ManifestError(
+                    f"{self.where(rows['line'][i])}: {normal[i]!r} lies outside of the root {base}; move it, or set "
+                    "allow_outside_root"
+                )
+            normal[i] = relative
+        return pa.array(normal, pa.string())
+
+    def _check_times(self, arrays: dict[str, pa.Array], lines: pa.Array) -> None:
+        nothing = pa.nulls(len(lines), pa.float64())
+        start = pc.fill_null(arrays.get("start", nothing), 0.0)
+        end = pc.fill_null(arrays.get("end", nothing), float("inf"))
+        right = pc.and_(pc.greater_equal(start, 0.0), pc.less(start, end))
+        place = pc.index(right, False).as_py()
+        if place >= 0:
+            raise ManifestError(
+                f"{self.where(lines[place])}: start {start[place]} and end {end[place]} in seconds; expected "
+                "0 <= start < end"
+            )
+
+
+def checked(batches: Batches, checks: Checks) -> Batches:
+    """Batches of `COLUMNS`; after the last, nothing may have been listed twice."""
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    for rows in batches:
+        batch = checks.batch(rows)
+        parts.append((_identities(batch), batch["line"].to_numpy()))
+        yield batch
+    identities, lines = (np.concatenate(part) for part in zip(*parts, strict=True))
+    ordered = np.sort(identities)
+    if (ordered[1:] != ordered[:-1]).all():
+        return
+    order = np.argsort(identities, kind="stable")
+    same = np.flatnonzero(identities[order][1:] == identities[order][:-1])
+    repeats = sorted((lines[order[i + 1]], lines[order[i]]) for i in same)
+    listed = [f"{checks.where(line)}: already listed at {checks.where(first)}" for line, first in repeats]
+    _refuse(listed, "Drop the repeated lines.")
+
+
+def _identities(batch: pa.RecordBatch) -> np.ndarray:
+    """A 64-bit hash of each video and part of it, good for this process."""
+    paths = batch["path"].to_numpy(zero_copy_only=False)
+    times = [batch[name] for name in ("start", "end") if name in batch.schema.names]
+    told = zip(paths, *(pc.fill_null(column, -1.0).to_pylist() for column in times), strict=True) if times else paths
+    return np.fromiter(map(hash, told), np.int64, len(batch))
+
+
+def check_files_exist(rows: Rows, title: str, root: Path) -> None:
+    """Raise ManifestError where a video that should be a file below the root is not there."""
+    if rows.media is not None:
+        return
+    table = rows.table
+    if "file" in table.column_names:
+        table = table.filter(pc.is_null(table["file"]))
+    missing = [
+        f"{title}:{line}: no video at {root / path}"
+        for batch in table.select(["path", "line"]).to_batches()
+        for path, line in zip(batch["path"].to_pylist(), batch["line"].to_pylist(), strict=True)
+        if not os.path.exists(root / path)
+    ]
+    if missing:
+        _refuse(missing, "Correct the list, or its root; clipvid check-videos --fix writes a list without them.")
+
+
+def _refuse(problems: list[str], advice: str) -> None:
+    more = [f"... and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
+    raise ManifestError("\n".join([*problems[:_SHOWN_PROBLEMS], *more, advice]))
+
+
+def compile_pattern(group_pattern: str | None) -> re.Pattern[str] | None:
+    """The regular expression; ManifestError where it is none, or has no group."""
+    if group_pattern is None:
+        return None
+    try:
+        pattern = re.compile(group_pattern)
+    except re.error as error:
+        raise ManifestError(f"group_pattern {group_pattern!r} is not a regular expression: {error}") from None
+    if pattern.groups < 1:
+        raise ManifestError(f"group_pattern {group_pattern!r} has no group; put the part to take in parentheses")
+    return pattern
+
+
+def _group(path: str, where: str, pattern: re.Pattern[str]) -> str:
+    match = pattern.search(path)
+    if match is None or match.group(1) is None:
+        raise ManifestError(f"{where}: group_pattern {pattern.pattern!r} finds no group in {path!r}; correct it")
+    return match.group(1)

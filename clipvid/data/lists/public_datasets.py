@@ -1,0 +1,172 @@
+"""Annotation files of video data sets as their authors publish them.
+
+Each reader takes the folder of the annotations, and gives the class names in id order and, by split, (name, label) of
+each video: the name is that of its file without suffix, or of its folder of frames. Videos without a label are left
+out.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipvid.data.lists.classes import parse_json, read_classes, read_lines
+from clipvid.data.lists.samples import ManifestError
+
+Labelled = list[tuple[tuple[str, ...], str]]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """classes: names in id order. splits: split -> (possible names, class name) of each video."""
+
+    classes: list[str]
+    splits: dict[str, Labelled]
+
+
+def kinetics(folder: Path, split: int) -> Annotations:
+    """Kinetics-400/600/700 (https://arxiv.org/abs/1705.06950): CSV with label, youtube_id, time_start, time_end, split.
+
+    Videos are `<id>_<start>_<end>`, six digits each, or `<id>`.
+    """
+    splits: dict[str, Labelled] = {}
+    for file in sorted(folder.rglob("*.csv")):
+        rows = list(csv.DictReader(read_lines(file, "annotation")))
+        if not rows or not {"label", "youtube_id"} <= rows[0].keys() or not rows[0]["label"]:
+            continue
+        for row in rows:
+            names: tuple[str, ...] = (row["youtube_id"],)
+            if row.get("time_start"):
+                start, end = (int(float(row[key])) for key in ("time_start", "time_end"))
+                names = (f"{row['youtube_id']}_{start:06d}_{end:06d}", row["youtube_id"])
+            part = (row.get("split") or file.stem).lower()
+            part = next((kind for word, kind in _SPLIT_WORDS.items() if word in part), part)
+            splits.setdefault(part, []).append((names, row["label"]))
+    _need(splits, folder, "CSV files with the columns label and youtube_id")
+    return Annotations(sorted({label for rows in splits.values() for _, label in rows}), splits)
+
+
+def something_something(folder: Path, split: int) -> Annotations:
+    """Something-Something V2 (https://arxiv.org/abs/1706.04261): labels.json, train.json, validation.json."""
+    classes = [info.name for info in read_classes(_one(folder, "*labels.json")).classes]
+    splits: dict[str, Labelled] = {}
+    for part, pattern in (("train", "*train.json"), ("val", "*validation.json")):
+        file = _one(folder, pattern)
+        rows = parse_json(file, "\n".join(read_lines(file, "annotation")))
+        splits[part] = [((str(row["id"]),), re.sub(r"[\[\]]", "", row["template"])) for row in rows]
+    return Annotations(classes, splits)
+
+
+def ucf101(folder: Path, split: int) -> Annotations:
+    """UCF101 (https://arxiv.org/abs/1212.0402): classInd.txt, trainlist0N.txt, testlist0N.txt."""
+    classes = [info.name for info in read_classes(_one(folder, "classInd.txt")).classes]
+    splits: dict[str, Labelled] = {}
+    for part, name in (("train", "trainlist"), ("val", "testlist")):
+        lines = read_lines(_one(folder, f"{name}{split:02d}.txt"), "annotation")
+        paths = [line.split()[0] for line in lines if line.strip()]
+        splits[part] = [((Path(path).stem,), path.split("/")[0]) for path in paths]
+    return Annotations(classes, splits)
+
+
+def hmdb51(folder: Path, split: int) -> Annotations:
+    """HMDB51 (Kuehne et al., ICCV 2011): `<class>_test_splitN.txt`, with 1 for training and 2 for testing."""
+    splits: dict[str, Labelled] = {"train": [], "val": []}
+    classes = []
+    for file in sorted(folder.rglob(f"*_test_split{split}.txt")):
+        name = file.name.removesuffix(f"_test_split{split}.txt").replace("_", " ")
+        classes.append(name)
+        for line in filter(str.strip, read_lines(file, "annotation")):
+            video, use = line.rsplit(maxsplit=1)
+            if use in ("1", "2"):
+                splits["train" if use == "1" else "val"].append(((Path(video).stem,), name))
+    _need(splits["train"], folder, f"files <class>_test_split{split}.txt")
+    return Annotations(classes, splits)
+
+
+def diving48(folder: Path, split: int) -> Annotations:
+    """Diving48 (Li et al., ECCV 2018): Diving48_vocab.json, Diving48_V2_train.json, Diving48_V2_test.json."""
+    classes = [info.name for info in read_classes(_one(folder, "*vocab.json")).classes]
+    splits: dict[str, Labelled] = {}
+    for part, pattern in (("train", "*train.json"), ("val", "*test.json")):
+        file = _one(folder, pattern)
+        rows = parse_json(file, "\n".join(read_lines(file, "annotation")))
+        splits[part] = [((str(row["vid_name"]),), _name(classes, int(row["label"]), file)) for row in rows]
+    return Annotations(classes, splits)
+
+
+def jester(folder: Path, split: int) -> Annotations:
+    """Jester (Materzynska et al., ICCVW 2019): `*labels.csv`, `*train.csv`, `*validation.csv` with `id;label`."""
+    classes = [line.strip() for line in read_lines(_one(folder, "*labels.csv"), "annotation") if line.strip()]
+    splits: dict[str, Labelled] = {}
+    for part, pattern in (("train", "*train.csv"), ("val", "*validation.csv")):
+        lines = read_lines(_one(folder, pattern), "annotation")
+        splits[part] = [((video,), label) for video, label in csv.reader(filter(str.strip, lines), delimiter=";")]
+    return Annotations(classes, splits)
+
+
+_SPLIT_WORDS = {"train": "train", "val": "val", "test": "test"}
+READERS: dict[str, Callable[[Path, int], Annotations]] = {
+    "k400": kinetics,
+    "k600": kinetics,
+    "k700": kinetics,
+    "ssv2": something_something,
+    "ucf101": ucf101,
+    "hmdb51": hmdb51,
+    "diving48": diving48,
+    "jester": jester,
+}
+
+
+def read_official(dataset: str, folder: Path, split: int) -> Annotations:
+    """The annotations of a data set of `READERS`; `split` of those that have several (UCF101 and HMDB51: 1 to 3).
+
+    Raises ManifestError for files that are not as their authors publish them, FileNotFoundError where one is missing.
+    """
+    try:
+        found = READERS[dataset](folder, split)
+    except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
+        if isinstance(error, ManifestError):
+            raise
+        raise ManifestError(f"the annotations of {dataset} in {folder} are not as published ({error!r})") from None
+    known = set(found.classes)
+    for part, rows in found.splits.items():
+        unknown = sorted({label for _, label in rows} - known)
+        if unknown:
+            raise ManifestError(f"{folder}: {part} has labels that are no class of {dataset}: {unknown[:5]}")
+    return found
+
+
+def _one(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.rglob(pattern), key=lambda path: (len(path.parts), path.name))
+    if not found:
+        raise FileNotFoundError(f"no {pattern} in or below {folder}; --annotations says where the annotations are")
+    return found[0]
+
+
+def _need(found: Iterable[Any], folder: Path, what: str) -> None:
+    if not any(True for _ in found):
+        raise FileNotFoundError(f"no {what} in or below {folder}; --annotations says where the annotations are")
+
+
+def _name(classes: list[str], label: int, file: Path) -> str:
+    if not 0 <= label < len(classes):
+        raise ManifestError(f"{file}: label {label} is outside of the {len(classes)} classes")
+    return classes[label]
+
+
+def located(root: Path, videos: Iterator[Path], rows: Labelled) -> tuple[list[tuple[str, str]], list[str]]:
+    """(path from the root, class name) of the videos that are there, found by name; and the names of those missing."""
+    places = {path.stem if path.is_file() else path.name: path.relative_to(root).as_posix() for path in videos}
+    found, missing = [], []
+    for names, label in rows:
+        place = next((places[name] for name in names if name in places), None)
+        if place is None:
+            missing.append(names[0])
+        else:
+            found.append((place, label))
+    return found, missing

@@ -1,0 +1,219 @@
+"""Lists of videos in files: lines `path label`, CSV, JSON, JSON lines and Parquet, as batches of Arrow columns.
+
+A batch has `path` and `label` (as written, strings), `line` (or row), and of `group`, `caption`, `start`, `end`
+those that the file has.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from clipvid.data.lists.classes import csv_header, has_columns, parse_json, read_csv, read_lines
+from clipvid.data.lists.samples import ManifestError
+
+TEXT_COLUMNS = ("path", "label", "group", "caption")
+NUMBER_COLUMNS = ("start", "end")
+# Files from this size on are read by Arrow, in pieces; smaller ones line by line, which is more lenient and says
+# more about what is wrong.
+LARGE_BYTES = 16 << 20
+_NEEDED = ("path", "label")
+_FRAME_LIST = re.compile(r"(\S+)\s+\d+\s+(\d+)")
+
+Batches = Iterator[pa.RecordBatch]
+
+
+def read_table(file: Path, names: Collection[str]) -> Batches:
+    """Batches of any of the kinds of list, told apart by suffix and first line.
+
+    Args:
+        file: the list.
+        names: the names of classes, which may have several words, at the end of lines `path label`; where there are
+            none yet, a name is the last word.
+
+    Raises ManifestError, with file and line, for what is no such list; FileNotFoundError.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no list of videos at {file}; its path is taken from the root unless absolute")
+    if file.suffix in _READERS:
+        batches = _READERS[file.suffix](file)
+    elif has_columns(_first_line(file), _NEEDED):
+        batches = _read_large_csv(file) if _is_large(file) else _read_small_csv(file)
+    else:
+        batches = _read_list(file, names)
+    empty = True
+    for batch in batches:
+        empty = empty and not len(batch)
+        yield batch
+    if empty:
+        raise ManifestError(f"{file}: no video is listed; expected lines `path label`, or CSV with path,label")
+
+
+def write_without(file: Path, dropped: Collection[int], target: Path) -> None:
+    """Write the list `file` to `target` without the entries whose `line` is in `dropped`, in its own format."""
+    if file.suffix == ".parquet":
+        table = pq.read_table(file)
+        pq.write_table(table.filter(pa.array([n not in dropped for n in range(1, len(table) + 1)])), target)
+        return
+    lines = read_lines(file, "list of videos")
+    if file.suffix == ".json":
+        content = [row for n, row in enumerate(parse_json(file, "\n".join(lines)), 1) if n not in dropped]
+        target.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    elif has_columns(_first_line(file), _NEEDED):
+        reader = csv.reader(lines, skipinitialspace=True)
+        # Arrow, which reads large files, counts rows, and no blank lines.
+        rows = enumerate(filter(None, reader), 1) if _is_large(file) else ((reader.line_num, row) for row in reader)
+        with target.open("w", encoding="utf-8", newline="") as out:
+            csv.writer(out, lineterminator="\n").writerows(row for line, row in rows if line not in dropped)
+    else:
+        kept = [line for n, line in enumerate(lines, 1) if n not in dropped]
+        target.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _is_large(file: Path) -> bool:
+    return file.stat().st_size >= LARGE_BYTES
+
+
+def _first_line(file: Path) -> str:
+    with file.open(encoding="utf-8-sig", errors="replace") as handle:
+        return handle.readline()
+
+
+def _read_list(file: Path, names: Collection[str]) -> Batches:
+    """Lines `path label`, `path frames label` (folders of frames), or `path` alone in a folder named as its class."""
+    lines = [(n, line.strip()) for n, line in enumerate(read_lines(file, "list of videos"), 1) if line.strip()]
+    framed = [_FRAME_LIST.fullmatch(line) for _, line in lines]
+    if lines and all(framed):
+        rows = [(match[1], match[2]) for match in framed if match]
+    else:
+        rows = [_split(line, names, f"{file}:{n}") for n, line in lines]
+    yield _batch([{"path": path, "label": label} for path, label in rows], [n for n, _ in lines])
+
+
+def _split(text: str, names: Collection[str], where: str) -> tuple[str, str]:
+    words = [match.start() for match in re.finditer(r"\s+\S", text)]
+    for start in words[:-1]:
+        if text[start:].strip() in names:
+            return text[:start], text[start:].strip()
+    folder = text.rpartition("/")[0].rpartition("/")[2]
+    if folder in names and not re.search(r",\d+$", text) and (not words or "/" in text[words[-1] :]):
+        return text, folder
+    if not words:
+        raise ManifestError(f"{where}: {text!r} has no label; expected `path label`, or CSV with a header")
+    return text[: words[-1]].rstrip(), text[words[-1] :].strip()
+
+
+def _read_small_csv(file: Path) -> Batches:
+    table = read_csv(file, read_lines(file, "list of videos"), _NEEDED)
+    yield _batch([row for _, row in table], [line for line, _ in table], str(file))
+
+
+def _read_large_csv(file: Path) -> Batches:
+    header = csv_header(_first_line(file))
+    kept = [name for name in header if name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)]
+    line = 2
+    try:
+        reader = pa.csv.open_csv(
+            file,
+            pa.csv.ReadOptions(column_names=header, skip_rows=1, block_size=8 << 20),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=kept, column_types=dict.fromkeys(kept, pa.string()), strings_can_be_null=False
+            ),
+        )
+        for batch in reader:
+            columns = {name: pc.ascii_trim_whitespace(batch[name]) for name in kept}
+            yield _typed(columns, pa.array(np.arange(line, line + len(batch))), str(file))
+            line += len(batch)
+    except pa.ArrowInvalid as error:
+        read_csv(file, read_lines(file, "list of videos"), _NEEDED)  # says where the trouble is
+        raise ManifestError(f"{file}: {error}; write it as plain CSV") from None
+
+
+def _read_json(file: Path) -> Batches:
+    text = "\n".join(read_lines(file, "list of videos"))
+    if file.suffix == ".jsonl":
+        numbered = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [n for n, _ in numbered]
+        content = [_parse_line(file, n, line) for n, line in numbered]
+    else:
+        content = parse_json(file, text)
+        lines = list(range(1, len(content) + 1))
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise ManifestError(f"{file}: expected a list of objects with path and label")
+    yield _batch(content, lines, str(file))
+
+
+def _parse_line(file: Path, n: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{file}:{n}: not a line of JSON ({error.msg}); correct it") from None
+
+
+def _read_parquet(file: Path) -> Batches:
+    try:
+        source = pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise ManifestError(f"{file}: not a Parquet file ({error}); write it again") from None
+    present = source.schema_arrow.names
+    kept = [name for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS) if name in present]
+    if not set(_NEEDED) <= set(kept):
+        raise ManifestError(f"{file}: its columns are {present}; expected path and label among them")
+    line = 1
+    for batch in source.iter_batches(columns=kept):
+        columns = {name: _as_text(batch[name]) for name in kept}
+        yield _typed(columns, pa.array(np.arange(line, line + len(batch))), str(file))
+        line += len(batch)
+
+
+_READERS: dict[str, Callable[[Path], Batches]] = {
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".parquet": _read_parquet,
+}
+
+
+def _batch(rows: list[dict[str, Any]], lines: list[int], file: str = "") -> pa.RecordBatch:
+    """Rows of a file as columns; numbers may be numbers or text."""
+    names = [name for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS) if name in _NEEDED or any(name in row for row in rows)]
+    columns = {
+        name: pa.array([None if row.get(name) is None else str(row[name]) for row in rows], pa.string())
+        for name in names
+    }
+    return _typed(columns, pa.array(lines, pa.int64()), file)
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    decoded = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+    return pc.cast(decoded, pa.string())
+
+
+def _typed(columns: dict[str, pa.Array], lines: pa.Array, file: str) -> pa.RecordBatch:
+    """The batch of text columns; times become numbers, and empty fields null, but for path and label."""
+    found = {}
+    for name, column in columns.items():
+        if name in _NEEDED:
+            bad = pc.fill_null(pc.equal(column, ""), True)
+            if pc.any(bad).as_py():
+                where = f"{file}:{lines[pc.index(bad, True).as_py()]}"
+                raise ManifestError(f"{where}: no {name} given; every row needs {', '.join(_NEEDED)}")
+            found[name] = column
+            continue
+        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+        if name in NUMBER_COLUMNS:
+            try:
+                column = pc.cast(column, pa.float64())
+            except pa.ArrowInvalid as error:
+                raise ManifestError(f"{file}: column {name!r} is in seconds, a number or empty ({error})") from None
+        found[name] = column
+    return pa.record_batch({**found, "line": lines})

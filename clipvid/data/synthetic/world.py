@@ -1,0 +1,311 @@
+"""A synthetic video world: textured objects moving over clutter, as real H.264 files, and captioned stills.
+
+A class is an object and a motion. Motions come in pairs that play each other backwards, and a pair is
+airtight: it has one canonical distribution of clips, that of its first motion; a clip of the second motion is
+an independent canonical clip with its frames in reverse order. The set of frames therefore has the same
+distribution for both, and whoever ignores order is at chance. This holds for the frames of the file: a reader
+that takes frames 0, 2, 4, ... of 16 shifts the two motions apart by a frame, so sample symmetrically in time (the
+24 frames of the default world give 8 segments of 3, each with a middle).
+"""
+
+import itertools
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from pathlib import Path
+
+import av
+import numpy as np
+from rich.progress import track
+
+from clipvid.data.synthetic.rendering import MOTIONS, SHAPES, Scene, draw_frames, draw_scene
+
+SPLITS = ("train", "val", "test")
+WORLD_VERSION = 2  # raise when the same config would give other pixels
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What a world holds. `image_size` in pixels (even, for 4:2:0 video), `fps` in frames per second, the
+    `*_per_class` in clips. Raises ValueError for a value that no world can have."""
+
+    seed: int = 0
+    image_size: int = 64
+    num_frames: int = 24
+    fps: int = 8
+    objects: tuple[str, ...] = ("ball", "box", "star", "cross")
+    motions: tuple[str, ...] = tuple(MOTIONS)
+    train_per_class: int = 20
+    val_per_class: int = 4
+    test_per_class: int = 6
+
+    def __post_init__(self) -> None:
+        for field, known in (("objects", SHAPES), ("motions", MOTIONS)):
+            names = tuple(getattr(self, field))
+            object.__setattr__(self, field, names)
+            if not names or len(set(names)) < len(names) or not set(names) <= set(known):
+                raise ValueError(f"{field}={names}: expected one or more different names of {tuple(known)}")
+        smallest = {"image_size": 32, "num_frames": 2, "fps": 1, "seed": 0}
+        for field, least in {**smallest, **{f"{split}_per_class": 0 for split in SPLITS}}.items():
+            if getattr(self, field) < least:
+                raise ValueError(f"{field}={getattr(self, field)}: expected at least {least}")
+        if self.image_size % 2:
+            raise ValueError(f"image_size={self.image_size}: expected an even number of pixels")
+
+
+@dataclass(frozen=True)
+class WorldClass:
+    """One label: `pair` is the motion's pair, `partner` the id of the class with the reversed motion."""
+
+    id: int
+    name: str
+    object: str
+    motion: str
+    pair: str
+    partner: int
+
+    @property
+    def reverses(self) -> bool:
+        """True for the second motion of a pair, whose clips are canonical clips played backwards."""
+        return self.motion == MOTIONS[self.pair][1]
+
+
+def world_classes(config: WorldConfig) -> list[WorldClass]:
+    """All classes of the world, in order of id; partners are neighbours."""
+    kinds = itertools.product(config.objects, config.motions, (0, 1))
+    return [
+        WorldClass(i, f"{name} {MOTIONS[pair][member]}", name, MOTIONS[pair][member], pair, i ^ 1)
+        for i, (name, pair, member) in enumerate(kinds)
+    ]
+
+
+def _key(word: str) -> int:
+    return zlib.crc32(word.encode())
+
+
+def clip_stream(config: WorldConfig, label: WorldClass, split: str, index: int) -> np.random.Generator:
+    """The random stream of one clip: it depends on seed and names, not on what else the world holds."""
+    words = [_key(word) for word in (split, label.object, label.motion)]
+    return np.random.default_rng([config.seed, *words, index])
+
+
+def render_canonical(config: WorldConfig, name: str, pair: str, rng: np.random.Generator) -> np.ndarray:
+    """A clip of object `name` in the first motion of `pair`, all drawn from `rng`: uint8 RGB [T, H, W, 3]."""
+    scene = draw_scene(rng, name, pair, config.num_frames, config.image_size)
+    return draw_frames(scene, np.arange(config.num_frames), rng)
+
+
+def render_clip(config: WorldConfig, class_id: int, split: str, index: int) -> np.ndarray:
+    """Clip `index` of a class in `split`: uint8 RGB [T, H, W, 3]. The same whatever else is rendered."""
+    label = world_classes(config)[class_id]
+    frames = render_canonical(config, label.object, label.pair, clip_stream(config, label, split, index))
+    return np.ascontiguousarray(frames[::-1]) if label.reverses else frames
+
+
+def draw_still(config: WorldConfig, index: int, split: str) -> tuple[Scene, int, np.random.Generator]:
+    """The scene behind a still, the frame number to show, and the stream for what remains to be drawn.
+
+    Clips keep to the middle and mostly upright; stills show the object anywhere, a quarter of them at any angle.
+    """
+    rng = np.random.default_rng([config.seed, _key(split), _key("still"), index])
+    name, pair = str(rng.choice(config.objects)), str(rng.choice(config.motions))
+    frame = int(rng.integers(config.num_frames))
+    scene = draw_scene(rng, name, pair, config.num_frames, config.image_size)
+    margin = scene.radius[frame]
+    x, y = (scene.x * 0 + rng.uniform(margin, 1 - margin) for _ in range(2))
+    angle = scene.angle + rng.uniform(-np.pi, np.pi) * (rng.random() < 0.25)
+    return replace(scene, x=x, y=y, angle=angle), frame, rng
+
+
+def render_still(config: WorldConfig, index: int, split: str = "stills") -> tuple[np.ndarray, str]:
+    """A frame of the world, uint8 RGB [H, W, 3], and a true caption (see `caption`)."""
+    scene, frame, rng = draw_still(config, index, split)
+    image = draw_frames(scene, np.array([frame]), rng)[0]
+    return image, caption(scene, frame, rng)
+
+
+def _place_phrases(x: float, y: float) -> list[str]:
+    """True phrases for a centre at (x, y), in frame widths from the top left; empty where none is clear."""
+    across = "left" if x < 0.38 else "right" if x > 0.62 else ""
+    along = "top" if y < 0.38 else "bottom" if y > 0.62 else ""
+    high = {"top": "up", "bottom": "down"}.get(along, "")
+    if across and along:
+        return [f"{high} on the {across}", f"{high} {across}", f"at the {along} {across}", f"on the {across}", high]
+    if across:
+        return [f"on the {across}", f"to the {across}", across]
+    if along:
+        return [f"at the {along}", f"{high} at the {along}", high]
+    return ["in the centre", "in the middle"]
+
+
+def _posture_phrases(angle: float) -> list[str]:
+    """True phrases for an angle in radians clockwise from upright; empty between two words."""
+    degrees = (np.rad2deg(angle) + 180) % 360 - 180
+    if abs(degrees) < 15:
+        return ["upright", "the right way up"]
+    if abs(degrees) > 150:
+        return ["upside down"]
+    if 22 < degrees < 110:
+        return ["tilted right", "turned clockwise", "clockwise"]
+    if -110 < degrees < -22:
+        return ["tilted left", "turned anticlockwise", "anticlockwise"]
+    return []
+
+
+def _size_phrases(radius: float) -> tuple[list[str], list[str]]:
+    """True adjectives and true phrases for a radius in frame widths; empty between two words."""
+    if radius < 0.155:
+        return ["small", "tiny"], ["far away", "away from us", "away"]
+    if radius > 0.205:
+        return ["large", "big"], ["close up", "closer to us", "closer"]
+    return [], []
+
+
+def caption(scene: Scene, frame: int, rng: np.random.Generator) -> str:
+    """A true caption of one frame, for example "a photo of a small striped star on the left, upside down".
+
+    The object is always named; colour, texture, size, position and posture are each named at random where a
+    word clearly fits, and the sentence takes one of several forms. The words are chosen so that a text tower
+    that has read captions has met what class names are made of (left, right, up, down, clockwise,
+    anticlockwise, closer, away, red, blue), but none speaks of motion: "turned clockwise" is a posture. A
+    tenth of the captions name nothing but the object.
+    """
+    talkative = rng.random() < 0.9
+
+    def maybe(phrases: list[str], chance: float) -> str:
+        return str(rng.choice(phrases)) if talkative and phrases and rng.random() < chance else ""
+
+    sizes, distances = _size_phrases(float(scene.radius[frame]))
+    adjectives = [maybe(sizes, 0.2), maybe([scene.colour_name[frame]], 0.3), maybe([scene.texture], 0.1)]
+    where = maybe(_place_phrases(float(scene.x[frame]), float(scene.y[frame])), 0.95)
+    details = [maybe(distances, 0.2), maybe(_posture_phrases(float(scene.angle[frame])), 0.6)]
+    noun = " ".join(filter(None, [*adjectives, scene.shape]))
+    noun = f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+    opening = str(rng.choice(["", "a photo of", "a picture of", "an image of", "this is", "there is"]))
+    if where and not opening and rng.random() < 0.4:
+        return ", ".join(filter(None, [where, noun, *details]))
+    sentence = " ".join(filter(None, [opening, noun, where]))
+    return ", ".join(filter(None, [sentence, *details]))
+
+
+def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int) -> None:
+    """Write RGB frames, uint8 [T, H, W, 3] with H and W even, as H.264 in mp4.
+
+    Every frame is an intra frame at a constant quantiser and does not depend on its neighbours: the reversed
+    frames decode to the reversed video, bit for bit. The file is written aside and renamed, so that `path`
+    never holds half a video. Raises ValueError for frames of another shape or type.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"frames of {width}x{height} pixels: H.264 with 4:2:0 colour needs even sizes")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        with av.open(aside, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=fps)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.thread_count = 1
+            stream.options = {"preset": "veryfast", "x264-params": "qp=18:keyint=1:bframes=0:scenecut=0"}
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _holds_video(path: Path, config: WorldConfig) -> bool:
+    """True when `path` opens as a video of the right size; a cut mp4 has lost its index and does not open."""
+    if not path.exists():
+        return False
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            size = (stream.frames, stream.height, stream.width)
+    except (av.FFmpegError, IndexError):
+        return False
+    return size == (config.num_frames, config.image_size, config.image_size)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Whole or not at all; a file that holds the text is left alone, for others may be reading it."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _write_table(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    _write_text(path, "".join(",".join(str(cell) for cell in row) + "\n" for row in rows))
+
+
+def _claim(config: WorldConfig, root: Path) -> None:
+    """Make `root` the folder of this world, or raise FileExistsError when it is another's."""
+    wanted = {"version": WORLD_VERSION, **json.loads(json.dumps(asdict(config)))}
+    described = root / "world.json"
+    if described.exists():
+        found = json.loads(described.read_text(encoding="utf-8"))
+        differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        if differing:
+            told = ", ".join(f"{key}={found.get(key)} (asked: {wanted.get(key)})" for key in differing)
+            raise FileExistsError(
+                f"{root} holds a world with another config: {told}. "
+                "Build into another folder, ask for the config that is there, or delete this folder first."
+            )
+    elif any((root / split).exists() for split in SPLITS):
+        raise FileExistsError(
+            f"{root} has split folders but no world.json to say what they are. "
+            "Build into another folder or delete them first."
+        )
+    else:
+        root.mkdir(parents=True, exist_ok=True)
+        _write_text(described, json.dumps(wanted, indent=2) + "\n")
+
+
+def build_world(config: WorldConfig, root: str | os.PathLike[str], progress: bool = True) -> Path:
+    """Write the world's videos and tables under `root` and return it; run by one process at a time.
+
+    `world.json` (the config) comes first, then `<split>/<class_name>/<index>.mp4`, last `classes.csv`
+    (`id,name,object,motion,pair,partner`) and `<split>.csv` (`path,label`, the path relative to `root`).
+    Whole files are kept: a build that was cut off continues, a second one writes no video again.
+    Raises FileExistsError when `root` holds a world with another config.
+    """
+    root = Path(root)
+    _claim(config, root)
+    for leftover in root.glob("*/*/.*.mp4.*.tmp"):
+        leftover.unlink()
+    labels = world_classes(config)
+    clips = [
+        (split, f"{split}/{label.name.replace(' ', '_')}/{index:04d}.mp4", label.id, index)
+        for split in SPLITS
+        for label in labels
+        for index in range(getattr(config, f"{split}_per_class"))
+    ]
+
+    def make(clip: tuple[str, str, int, int]) -> None:
+        split, name, class_id, index = clip
+        write_video(root / name, render_clip(config, class_id, split, index), config.fps)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        whole = pool.map(lambda clip: _holds_video(root / clip[1], config), clips)
+        missing = [clip for clip, there in zip(clips, whole, strict=True) if not there]
+        done = pool.map(make, missing)
+        for _ in track(done, f"synthetic world in {root}", total=len(missing), disable=not (progress and missing)):
+            pass
+    columns = [field.name for field in fields(WorldClass)]
+    _write_table(root / "classes.csv", [columns, *(astuple(label) for label in labels)])
+    for split in SPLITS:
+        rows = [(name, class_id) for of, name, class_id, _ in clips if of == split]
+        _write_table(root / f"{split}.csv", [("path", "label"), *rows])
+    return root

@@ -1,0 +1,1 @@
+"""Evaluation loop, metrics, results, weight space and reports."""

@@ -1,0 +1,144 @@
+"""Figures of merit from scores: pure functions over tensors on the CPU.
+
+Shapes: V videos, K classes. Scores are probabilities [V, K], labels int64 [V]. A row of zeros is a video that could
+not be read: it counts as wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+
+def proportion(hits: int, total: int) -> dict[str, Any]:
+    """A share with its 95% Wilson score interval: `value`, `low`, `high`, `count`."""
+    if total == 0:
+        raise ValueError("no videos to take a share of: the evaluation set is empty")
+    interval = binomtest(hits, total).proportion_ci(method="wilson")
+    return {"value": hits / total, "low": float(interval.low), "high": float(interval.high), "count": total}
+
+
+def top_k(scores: Tensor, labels: Tensor, k: int) -> dict[str, Any]:
+    """Share of videos whose label is among the k highest scores (all K where K < k)."""
+    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    hits = (best == labels[:, None]).any(dim=1) & answered(scores)
+    return proportion(int(hits.sum()), len(labels))
+
+
+def answered(scores: Tensor) -> Tensor:
+    """Which rows hold an answer at all: bool [V]."""
+    return (scores != 0).any(dim=1)
+
+
+def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
+    """top1, top5 and mean_class with intervals or values, nll, ece (15 bins), the confusion matrix [K][K] and the
+    number of unreadable videos. These count as wrong in the shares, and have no part in nll, ece and confusion."""
+    if not torch.isfinite(scores).all():
+        rows = (~torch.isfinite(scores)).any(dim=1).nonzero()[:5, 0].tolist()
+        raise ValueError(f"scores with NaN or infinity for videos {rows}: the model gives no usable output")
+    classes = scores.shape[1]
+    figures = {"top1": top_k(scores, labels, 1), "top5": top_k(scores, labels, 5)}
+    averages, given = _averages(scores, labels), answered(scores)
+    scores, labels = scores[given], labels[given]
+    confusion = torch.bincount(labels * classes + scores.argmax(dim=1), minlength=classes**2).view(classes, classes)
+    return figures | averages | {"confusion": confusion.tolist(), "unreadable": int((~given).sum())}
+
+
+def _averages(scores: Tensor, labels: Tensor) -> dict[str, float | None]:
+    """`mean_class`, `nll` and `ece`, as `classification_metrics` has them."""
+    found = [share for share in class_accuracy(scores, labels) if share is not None]
+    given = answered(scores)
+    scores, labels = scores[given], labels[given]
+    confidence, guess = scores.double().max(dim=1)
+    counts, sure, right = _calibration(confidence, guess == labels)
+    return {
+        "mean_class": float(np.mean(found)),
+        "nll": float(-scores.gather(1, labels[:, None]).clamp(min=1e-12).log().mean()) if len(scores) else None,
+        "ece": float((counts * (sure - right).abs()).sum() / len(scores)) if len(scores) else None,
+    }
+
+
+def bootstrap_intervals(scores: Tensor, labels: Tensor, resamples: int = 1000) -> dict[str, tuple[float, float]]:
+    """95% percentile intervals of `mean_class`, `nll` and `ece` of `classification_metrics` over resampled videos.
+
+    The draws are keyed: the same scores have the same intervals. Empty where fewer than two videos could be read.
+    """
+    given = answered(scores)
+    if int(given.sum()) < 2:
+        return {}
+    confidence, guess = scores.double().max(dim=1)
+    right = (guess == labels) & given
+    losses = -scores.double().gather(1, labels[:, None])[:, 0].clamp(min=1e-12).log()
+
+    def figures(drawn: np.ndarray) -> tuple[float, float, float]:
+        rows = torch.from_numpy(drawn)
+        counts, hits = labels[rows].bincount(), labels[rows].bincount(right[rows].double())
+        read = rows[given[rows]]
+        counted, *means = _calibration(confidence[read], right[read])
+        gap = (counted * (means[0] - means[1]).abs()).sum() / counted.sum()
+        return float((hits / counts)[counts > 0].mean()), float(losses[read].mean()), float(gap)
+
+    rng = np.random.default_rng(0)
+    drawn = [figures(rng.integers(len(labels), size=len(labels))) for _ in range(resamples)]
+    low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("mean_class", "nll", "ece"))}
+
+
+def calibration_curve(scores: Tensor, labels: Tensor) -> dict[str, list[float]]:
+    """`count`, mean `confidence` and `accuracy` of the videos whose highest score lies in each of 15 equal bins of
+    (0, 1]; empty bins are left out, and so are unreadable videos."""
+    given = answered(scores)
+    confidence, guess = scores[given].double().max(dim=1)
+    found = _calibration(confidence, guess == labels[given])
+    return dict(zip(("count", "confidence", "accuracy"), (column.tolist() for column in found), strict=True))
+
+
+def _calibration(confidence: Tensor, right: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean confidence and accuracy of each bin with anything in it, from float64 [V] and bool [V]."""
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    counts = place.bincount()
+    filled = counts > 0
+    counted = counts[filled]
+    return counted, place.bincount(confidence)[filled] / counted, place.bincount(right.double())[filled] / counted
+
+
+def class_accuracy(scores: Tensor, labels: Tensor) -> list[float | None]:
+    """Share of the videos of each class that are answered right, None for a class without videos."""
+    counts = labels.bincount(minlength=scores.shape[1])
+    right = (scores.argmax(dim=1) == labels) & answered(scores)
+    hits = labels.bincount(right.double(), scores.shape[1])
+    return [hit / count if count else None for hit, count in zip(hits.tolist(), counts.tolist(), strict=True)]
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """Of two shares; 0 where one of them is."""
+    return 2 * first * second / (first + second) if first and second else 0.0
+
+
+def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
+    """`mean`, `std` (of the sample: over n - 1; None for one value) and the `values`."""
+    found = torch.tensor(values, dtype=torch.float64)
+    return {"mean": float(found.mean()), "std": float(found.std()) if len(values) > 1 else None, "values": list(values)}
+
+
+def pair_accuracy(scores: Tensor, labels: Tensor, partners: Sequence[int]) -> dict[str, Any]:
+    """Share of videos that score their class above its partner (-1: no partner, left out). Chance is one half."""
+    other = torch.tensor(partners)[labels]
+    paired = other >= 0
+    rows = torch.arange(len(labels))[paired]
+    hits = scores[rows, labels[paired]] > scores[rows, other[paired]]
+    return proportion(int(hits.sum()), len(rows))
+
+
+def attribute_accuracy(scores: Tensor, labels: Tensor, attribute: Sequence[str]) -> dict[str, Any]:
+    """Share of videos whose attribute (one value per class, such as the object) gets the highest total score."""
+    values = sorted(set(attribute))
+    membership = torch.tensor([values.index(value) for value in attribute])
+    totals = torch.zeros(len(scores), len(values)).index_add_(1, membership, scores.float())
+    hits = (totals.argmax(dim=1) == membership[labels]) & answered(scores)
+    return proportion(int(hits.sum()), len(labels))

@@ -1,0 +1,216 @@
+"""What an evaluation answered, group by group and condition by condition, and `predictions.parquet`, which holds it.
+
+A condition is a model and an order of frames: `forward`, a control, `zero-shot`, or an `alpha`. Shapes: V videos,
+C views, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from clipvid.data.lists.samples import Sample
+from clipvid.data.manifest import ClassInfo, Manifest
+from clipvid.evaluation.loop import Average, Predictions, ViewScores
+from clipvid.evaluation.metrics import proportion, top_k
+from clipvid.evaluation.summary import summarise, summarise_thoroughly
+
+MOST_CLASSES = 100  # whose confusion matrix is written to metrics.json
+_UNITS = b"clipvid"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model said of one manifest under one condition. key: of all that it depends on."""
+
+    group: str
+    condition: str
+    key: str
+    manifest: Manifest
+    scores: ViewScores
+
+
+def write_predictions(path: Path, answers: Sequence[Answers], average: Average) -> None:
+    """A row per video and condition: group, condition, path, label, class, readable, scores [K], view_logits [C][K]."""
+    units = [{"group": each.group, "condition": each.condition, "key": each.key} for each in answers]
+    aside = path.with_name(f".{path.name}.partial")
+    tables = [_table(each, average) for each in answers]
+    schema = tables[0].schema.with_metadata({_UNITS: json.dumps(units).encode()})
+    with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=max(len(table), 1))
+    aside.replace(path)
+
+
+def read_predictions(path: Path) -> dict[str, ViewScores]:
+    """The scores of each key in a file of `write_predictions`; nothing where there is none, or a damaged one."""
+    try:
+        file = pq.ParquetFile(path)
+        units = json.loads(file.schema_arrow.metadata[_UNITS])
+        return {unit["key"]: _scores(file.read_row_group(number)) for number, unit in enumerate(units)}
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _table(answers: Answers, average: Average) -> pa.Table:
+    scores, manifest = answers.scores, answers.manifest
+    samples = [manifest.samples[index] for index in scores.indices.tolist()]
+    count, views, classes = scores.logits.shape
+    return pa.table(
+        {
+            "group": pa.array([answers.group] * count, pa.string()),
+            "condition": pa.array([answers.condition] * count, pa.string()),
+            "index": scores.indices.numpy(),
+            "path": pa.array([sample.path for sample in samples], pa.string()),
+            "label": scores.labels.numpy(),
+            "class": pa.array([manifest.class_names[sample.label] for sample in samples], pa.string()),
+            "readable": scores.readable.numpy(),
+            "scores": _lists(scores.averaged(average).scores.flatten(), count, classes),
+            "view_logits": pa.ListArray.from_arrays(
+                _offsets(count, views), _lists(scores.logits.flatten(), count * views, classes)
+            ),
+        }
+    )
+
+
+def _lists(values: Tensor, count: int, length: int) -> pa.ListArray:
+    return pa.ListArray.from_arrays(_offsets(count, length), pa.array(values.numpy()))
+
+
+def _offsets(count: int, length: int) -> pa.Array:
+    return pa.array(np.arange(count + 1, dtype=np.int32) * length)
+
+
+def _scores(table: pa.Table) -> ViewScores:
+    def column(name: str) -> Tensor:
+        return torch.from_numpy(table[name].to_numpy().copy())
+
+    flat = table["view_logits"].combine_chunks().flatten().flatten().to_numpy()
+    classes = len(table["scores"][0])
+    logits = torch.from_numpy(flat.copy()).view(len(table), -1, classes)
+    return ViewScores(column("index"), column("label"), column("readable"), logits)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The answers of the parts of a group, taken together: the videos of all, and what each condition says of them."""
+
+    name: str
+    manifest: Manifest
+    conditions: dict[str, ViewScores]
+
+    @classmethod
+    def of(cls, name: str, answers: Sequence[Answers]) -> Group:
+        """From the answers of one group, condition by condition in the order of the parts."""
+        found: dict[str, list[Answers]] = {}
+        for each in answers:
+            found.setdefault(each.condition, []).append(each)
+        first = next(iter(found.values()))
+        samples: tuple[Sample, ...] = tuple(sample for each in first for sample in each.manifest.samples)
+        manifest = Manifest(samples, first[0].manifest.classes, first[0].manifest.root)
+        return cls(name, manifest, {condition: _renumbered(parts) for condition, parts in found.items()})
+
+    def predictions(self, condition: str, average: Average) -> Predictions:
+        """One answer per video."""
+        return self.conditions[condition].averaged(average)
+
+
+def _renumbered(parts: Sequence[Answers]) -> ViewScores:
+    """Indices into the manifest of all parts together."""
+    before, moved = 0, []
+    for part in parts:
+        moved.append(part.scores._replace(indices=part.scores.indices + before))
+        before += len(part.manifest)
+    return ViewScores.joined(moved)
+
+
+def group_figures(group: Group, average: Average, trained_on: Sequence[str]) -> dict[str, Any]:
+    """`summarise_thoroughly` of the forward clips and, where they are there, `zero_shot` likewise, `controls` by name
+    (`summarise`), `by_view` (top-1 of each view alone), `sweep` (top-1 by alpha), and `overlap` with the classes
+    that the model was trained on.
+
+    Raises:
+        ValueError: scores with NaN; names the videos.
+    """
+    classes = group.manifest.classes
+    for condition, scores in group.conditions.items():
+        _check_finite(group, condition, scores)
+    forward = group.predictions("forward", average)
+    figures = summarise_thoroughly(forward, classes)
+    if group.conditions["forward"].logits.shape[1] > 1:
+        views = group.conditions["forward"].views()
+        figures["by_view"] = [top_k(view.scores, view.labels, 1) for view in views]
+    for condition in group.conditions:
+        predictions = group.predictions(condition, average)
+        if condition == "zero-shot":
+            figures["zero_shot"] = summarise_thoroughly(predictions, classes)
+        elif condition.startswith("alpha="):
+            top1 = top_k(predictions.scores, predictions.labels, 1)
+            figures.setdefault("sweep", []).append({"alpha": float(condition.removeprefix("alpha=")), "top1": top1})
+        elif condition != "forward":
+            figures.setdefault("controls", {})[condition] = summarise(predictions, classes)
+    return figures | _overlap(forward, classes, trained_on)
+
+
+def _overlap(forward: Predictions, classes: Sequence[ClassInfo], trained_on: Sequence[str]) -> dict[str, Any]:
+    """`overlap`: classes that were trained on, and top-1 on the videos of the others; nothing for a model that was
+    trained on exactly these classes, or on none."""
+    names = [info.name for info in classes]
+    shared = overlap(trained_on, names)
+    if not trained_on or len(shared) == len(names) == len(trained_on):
+        return {}
+    unseen = torch.tensor([name not in shared for name in names])[forward.labels]
+    guesses = forward.scores.argmax(dim=1) == forward.labels
+    hits = int((guesses & unseen & (forward.scores != 0).any(dim=1)).sum())
+    told = {"trained_on": len(trained_on), "asked": len(names), "shared": shared}
+    return {"overlap": told | ({"unseen_top1": proportion(hits, int(unseen.sum()))} if unseen.any() else {})}
+
+
+def _check_finite(group: Group, condition: str, scores: ViewScores) -> None:
+    broken = ~torch.isfinite(scores.logits).flatten(1).all(dim=1) & scores.readable
+    if broken.any():
+        paths = [group.manifest.samples[index].path for index in scores.indices[broken].tolist()]
+        raise ValueError(
+            f"the model's scores ({condition}) hold NaN or infinity for {len(paths)} of {len(scores.indices)} videos, "
+            f"such as {paths[:3]}: its weights are damaged, or mixed_precision overflows (try `no` or `bf16`)"
+        )
+
+
+def metrics_record(metrics: dict[str, Any]) -> dict[str, Any]:
+    """For metrics.json: the figures of a single group at the top, as a fine-tuning run has them; no huge confusions."""
+    groups = {name: _without_large(figures) for name, figures in metrics["groups"].items()}
+    others = {name: value for name, value in metrics.items() if name != "groups"}
+    return (next(iter(groups.values())) if len(groups) == 1 else {"groups": groups}) | others
+
+
+def _without_large(figures: dict[str, Any]) -> dict[str, Any]:
+    if len(figures["by_class"]) <= MOST_CLASSES:
+        return figures
+    return _without_confusions(figures)
+
+
+def _without_confusions(figures: Any) -> Any:
+    if not isinstance(figures, dict):
+        return figures
+    return {name: _without_confusions(own) for name, own in figures.items() if name != "confusion"}
+
+
+def overlap(trained_on: Sequence[str], asked: Sequence[str]) -> list[str]:
+    """Names of `asked` that a model has been trained on: equal but for case, spaces, underscores and CamelCase."""
+    known = {_plain(name) for name in trained_on}
+    return [name for name in asked if _plain(name) in known]
+
+
+def _plain(name: str) -> str:
+    """Letters with their marks, digits and symbols; spaces, dashes and other punctuation make no difference."""
+    return "".join(sign for sign in name.lower() if unicodedata.category(sign)[0] in "LMNS")

@@ -1,0 +1,75 @@
+"""From predictions to the figures that a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from clipvid.data.manifest import ClassInfo
+from clipvid.evaluation.loop import Predictions, predict
+from clipvid.evaluation.metrics import (
+    attribute_accuracy,
+    bootstrap_intervals,
+    calibration_curve,
+    class_accuracy,
+    classification_metrics,
+    pair_accuracy,
+)
+from clipvid.model.video_clip import VideoCLIP
+
+
+def summarise(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    """`clipvid.evaluation.metrics.classification_metrics`, and what the attributes of the classes allow besides.
+
+    `pairs`: share scored above the class's `partner`, over all and by `pair`; `object`: share whose object is right.
+    """
+    labels, scores = predictions.labels, predictions.scores
+    figures = classification_metrics(scores, labels)
+    attributes = [info.attributes for info in classes]
+    if all({"partner", "pair"} <= values.keys() for values in attributes):
+        partners = [int(values["partner"]) for values in attributes]
+        shown = {attributes[label]["pair"] for label in labels.tolist() if partners[label] >= 0}
+        if shown:
+            figures["pairs"] = pair_accuracy(scores, labels, partners)
+            figures["by_pair"] = {}
+        for pair in sorted(shown):
+            chosen = [values["partner"] if values["pair"] == pair else -1 for values in attributes]
+            figures["by_pair"][pair] = pair_accuracy(scores, labels, list(map(int, chosen)))
+    if all("object" in values for values in attributes):
+        figures["object"] = attribute_accuracy(scores, labels, [values["object"] for values in attributes])
+    return figures
+
+
+def summarise_thoroughly(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    """`summarise`, and what one wants of a finished evaluation.
+
+    `intervals`: 95% bootstrap intervals of mean_class, nll and ece; `calibration`: `metrics.calibration_curve`;
+    `by_class`: accuracy by class name, None for a class without videos.
+    """
+    labels, scores = predictions.labels, predictions.scores
+    names = [info.name for info in classes]
+    return summarise(predictions, classes) | {
+        "intervals": bootstrap_intervals(scores, labels),
+        "calibration": calibration_curve(scores, labels),
+        "by_class": dict(zip(names, class_accuracy(scores, labels), strict=True)),
+    }
+
+
+def evaluate(
+    accelerator: Accelerator, model: VideoCLIP, loader: DataLoader, classes: Sequence[ClassInfo]
+) -> tuple[Predictions, dict[str, Any]]:
+    """Predictions for every video of the loader, and their figures."""
+    predictions = predict(accelerator, model, loader)
+    return predictions, summarise(predictions, classes)
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """The headline figures in one line, with 95% intervals."""
+    names = {"top1": "top-1", "pairs": "motion pairs", "object": "object"}
+    shares = [(name, figures[key]) for key, name in names.items() if key in figures]
+    told = [f"{name} {share['value']:.3f} ({share['low']:.3f}-{share['high']:.3f})" for name, share in shares]
+    unreadable = f" ({figures['unreadable']} unreadable, counted as wrong)" if figures.get("unreadable") else ""
+    return f"{', '.join(told)}, {figures['top1']['count']} videos{unreadable}"

@@ -1,0 +1,152 @@
+"""Between the zero-shot model and the fine-tuned one: weight-space ensembles, and what zero-shot means for a model.
+
+WiSE-FT (https://arxiv.org/abs/2109.01903): weights `(1 - alpha) * zero_shot + alpha * fine_tuned`; alpha 0 is the
+zero-shot model, alpha 1 the fine-tuned one. Beware that ratios elsewhere also run the other way.
+
+Shapes: K classes, E embedding, S image side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipvid.backbone.state_dicts import load_strictly
+from clipvid.model.factory import build_model
+from clipvid.model.prompts import read_descriptions
+from clipvid.model.video_clip import VideoCLIP
+
+
+def zero_shot_model(model: VideoCLIP) -> VideoCLIP:
+    """The plain CLIP that a model stands on, with the same class names: frames averaged, nothing trained.
+
+    Raises:
+        ValueError, RuntimeError, OSError: the backbone cannot be brought again by its name.
+    """
+    config = dataclasses.replace(model.config, adapter="none", pooling="mean", head="text", tune=["head"])
+    return build_model(config, model.labels, model.templates).eval().to(model.pixel_mean.device)
+
+
+class WeightSpace:
+    """The line of models from zero-shot (alpha 0) to a fine-tuned one (alpha 1), which `at` moves along in place.
+
+    What started from a known value (CLIP's own weights, projections that begin at zero) moves from there. What was
+    drawn at random when the model was made has no zero-shot value: it stays as it was trained, behind the zeros that
+    hide it at alpha 0. Buffers stay, too. The model is for evaluation then: its weights are frozen, since torch takes
+    other kernels for attention, with other last digits, where gradients are wanted.
+
+    Raises:
+        ValueError: the model has no zero-shot state: a linear head, or parts that are not the identity when they are
+            new (MIT pooling, video-specific prompts, context tokens, temporal shift).
+    """
+
+    def __init__(self, model: VideoCLIP) -> None:
+        if not model.head.needs_text:
+            raise ValueError(
+                "weight-space ensembling goes from zero-shot to fine-tuned, and a linear head has no zero-shot"
+            )
+        self.model = model.requires_grad_(False)
+        self.end = {name: tensor.detach().clone() for name, tensor in model.trained_state().items()}
+        first, second = (self._fresh(seed) for seed in (0, 1))
+        trained = {name for name, _ in model.named_parameters(remove_duplicate=False) if name in self.end}
+        known = {name for name in trained if torch.equal(first[name], second[name])}
+        self.start = {name: first[name] if name in known else tensor for name, tensor in self.end.items()}
+        self._check()
+
+    def at(self, alpha: float) -> VideoCLIP:
+        """The model at `alpha`; at 0 and 1 the zero-shot and the fine-tuned one: to the bit, but for LoRA in the text
+        tower, within 1e-5 at 0."""
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha={alpha}: expected 0 (zero-shot) to 1 (fine-tuned)")
+        weights = {
+            name: torch.lerp(self.start[name], end, alpha) if end.is_floating_point() else end
+            for name, end in self.end.items()
+        }
+        load_strictly(self.model.trained_state(), weights)
+        self.model.set_labels(self.model.labels, self.model.templates)
+        return self.model
+
+    def _fresh(self, seed: int) -> dict[str, Tensor]:
+        """The weights of the model before it was trained, with what is random drawn from `seed`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = build_model(self.model.config).to(self.model.pixel_mean.device)
+        return {name: tensor.detach() for name, tensor in fresh.trained_state().items()}
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """That alpha 0 is zero-shot, seen on a clip of noise."""
+        height, width = self.model.backbone.vision.image_shape
+        generator = torch.Generator().manual_seed(0)
+        clip = torch.randint(256, (1, self.model.num_frames, 3, height, width), dtype=torch.uint8, generator=generator)
+        clip = clip.to(self.model.pixel_mean.device)
+        expected = zero_shot_model(self.model)(clip).logits
+        found = self.at(0)(clip).logits
+        self.at(1)
+        # LoRA in the text tower comes with another kernel for attention, and so with other last digits.
+        if not torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
+            apart = float((found - expected).abs().max())
+            raise ValueError(
+                "weight-space ensembling needs a model that is zero-shot CLIP before training, and this one is not "
+                f"(its logits differ by up to {apart:.3g}): MIT pooling, video-specific prompts, context tokens "
+                "(`coop`) and the adapter `shift` change a model from the start"
+            )
+
+
+@torch.no_grad()
+def set_descriptions(model: VideoCLIP, names: Sequence[str], file: str) -> None:
+    """Know K classes by descriptions from a JSON file (`prompts.read_descriptions`) in place of their names.
+
+    Each description goes into each template; a class is the mean direction of its descriptions, at their mean length.
+    The model is for evaluation then: its weights are frozen.
+    """
+    if not model.head.needs_text:
+        raise ValueError(f"descriptions={file}: a linear head knows no text")
+    texts, templates = read_descriptions(file, names), model.templates
+    model.set_labels([text for group in texts for text in group], templates)
+    assert model.label_features is not None
+    groups = model.label_features.split([len(group) for group in texts])
+    model.label_features = torch.stack([_mean_direction(group) for group in groups])
+    model.labels = list(names)
+    model.requires_grad_(False)
+
+
+def _mean_direction(features: Tensor) -> Tensor:
+    """[n, E] -> [E]; one is itself, to the bit."""
+    if len(features) == 1:
+        return features[0]
+    return F.normalize(F.normalize(features, dim=-1).mean(dim=0), dim=-1) * features.norm(dim=-1).mean()
+
+
+@torch.no_grad()
+def check_texts_differ(model: VideoCLIP) -> None:
+    """Raise ValueError where two classes are the same text to the model, so that no score could tell them apart."""
+    if not model.head.needs_text or model.label_features is None:
+        return
+    directions = F.normalize(model.label_features.float(), dim=-1)
+    same = (directions @ directions.T > 1 - 1e-6).triu(diagonal=1).nonzero().tolist()
+    if same:
+        pairs = [(model.labels[i], model.labels[j]) for i, j in same]
+        raise ValueError(
+            f"{len(pairs)} pairs of classes are one and the same text to this model, such as {pairs[:3]}: rename them "
+            "in the class list, or give --descriptions"
+        )
+
+
+def model_key(model: VideoCLIP) -> str:
+    """SHA-256 over all that decides what a model answers: config, class names, texts, weights."""
+    names = [dataclasses.asdict(model.config), model.labels, model.templates]
+    digest = hashlib.sha256(json.dumps(names, sort_keys=True, default=str).encode())
+    tensors = dict(model.state_dict())
+    if model.label_tokens is not None:
+        tensors["label_tokens"] = model.label_tokens
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Protocols, evaluations, suites and the demo."""

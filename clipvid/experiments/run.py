@@ -1,0 +1,307 @@
+"""A model measured under a protocol: what `clipvid evaluate` does for one model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from clipvid.adapters import resolve_adapters
+from clipvid.data.config import DataConfig, eval_loader, load_split
+from clipvid.data.loader import FrameOrder
+from clipvid.data.manifest import check_splits
+from clipvid.evaluation.loop import Average, Journal, ViewScores, predict_views
+from clipvid.evaluation.report import ClipStrip
+from clipvid.evaluation.report_page import best_answers, hardest, write_evaluation_report
+from clipvid.evaluation.results import (
+    Answers,
+    Group,
+    group_figures,
+    metrics_record,
+    read_predictions,
+    write_predictions,
+)
+from clipvid.evaluation.weight_space import (
+    WeightSpace,
+    check_texts_differ,
+    model_key,
+    set_descriptions,
+    zero_shot_model,
+)
+from clipvid.experiments.protocols import Part, build_protocol
+from clipvid.files import write_json
+from clipvid.hub.folder import find_folder, read_record
+from clipvid.hub.loading import load_model
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.registry import Choice
+from clipvid.runs.config_files import claim_output, config_record
+from clipvid.runs.record import recorded
+from clipvid.training.config import FinetuneConfig, TrainingConfig
+from clipvid.training.finetune import finetune
+from clipvid.training.optim import OptimConfig
+
+Control = Literal["reversed", "shuffled", "single", "bag"]
+ALL_CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "single", "bag")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the protocol trains a model on its own training videos; see `clipvid.training.config.FinetuneConfig`."""
+
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """A model under a protocol.
+
+    name: what the model is called in reports; null for `model`, or the adapter of the recipe.
+    model: a model folder, a repository on the Hub, or the name of a plain CLIP (`tiny`, `ViT-B-16` with `pretrained`).
+    num_frames: of a plain CLIP.
+    recipe: train under the protocol, in place of `model`.
+    templates: for the class names: a set of `prompts.TEMPLATES`, a text file, or a list; null keeps those of a
+        saved model (`single` for a plain CLIP and for a recipe).
+    descriptions: JSON file, class name -> description or descriptions, which take the places of the names.
+    protocol: `holdout`, `leave_one_group_out`, `few_shot` or `base_to_novel`, or a mapping with options
+        (`clipvid.experiments.protocols`); null for `data.protocol`.
+    average: what is averaged over the views of a video.
+    controls: orders of frames to measure the model on besides: `reversed`, `shuffled`, `single` (the first, repeated),
+        `bag` (each frame alone).
+    zero_shot: measure the plain CLIP that the model stands on, too.
+    alpha: the model is the weight-space ensemble `(1 - alpha) * zero-shot + alpha * fine-tuned`.
+    sweep: further alphas to measure, for the curve.
+    hardest_clips: how many the report shows.
+    torch_compile: compile the blocks of the image tower with their adapters; the last digits are others then.
+    """
+
+    name: str | None = None
+    model: str = "tiny"
+    pretrained: str | None = None
+    num_frames: int = 8
+    recipe: Recipe | None = None
+    templates: str | list[str] | None = None
+    descriptions: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    protocol: Choice | None = None
+    average: Average = "probabilities"
+    controls: list[Control] = field(default_factory=lambda: list(ALL_CONTROLS))
+    zero_shot: bool = True
+    alpha: float = 1.0
+    sweep: list[float] = field(default_factory=list)
+    hardest_clips: int = 8
+    batch_size: int = 16
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    torch_compile: bool = False
+    output_dir: str = "outputs/evaluate"
+
+    def __post_init__(self) -> None:
+        outside = [alpha for alpha in (self.alpha, *self.sweep) if not 0 <= alpha <= 1]
+        if outside:
+            raise ValueError(f"alpha or sweep: {outside} lie outside of 0 (zero-shot) to 1 (fine-tuned)")
+        if self.recipe is not None and self.recipe.training.mixed_precision != self.mixed_precision:
+            raise ValueError(
+                f"mixed_precision={self.mixed_precision} and recipe.training.mixed_precision="
+                f"{self.recipe.training.mixed_precision}: training and evaluation share it, let them be the same"
+            )
+        if self.recipe is not None and self.recipe.training.load_best_model_at_end:
+            raise ValueError(
+                "recipe.training.load_best_model_at_end would choose the weights on the very videos that are asked "
+                "about; leave it off"
+            )
+
+
+def title_of(config: EvaluateConfig) -> str:
+    """What the model is called in reports."""
+    if config.name is not None:
+        return config.name
+    if config.recipe is None:
+        return config.model
+    return f"{' + '.join(resolve_adapters(config.recipe.model.adapter)) or 'frames averaged'}, fine-tuned"
+
+
+def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """Measure, and write `metrics.json`, `predictions.parquet` and `report.html` to `config.output_dir`.
+
+    What was scored or trained before an interruption, by the same config and weights, is taken up again.
+
+    Returns: what metrics.json holds, on all processes.
+    """
+    output, protocol = Path(config.output_dir), build_protocol(config.protocol or config.data.protocol)
+    trained = config.recipe is not None
+    with accelerator.main_process_first():
+        test = load_split(config.data, "val")
+        train = load_split(config.data, "train") if trained or protocol.train_is_asked else None
+    if train is not None:
+        check_splits(train, test)
+    if accelerator.is_main_process:
+        claim_output(output, config)
+    accelerator.wait_for_everyone()
+    parts = protocol.parts(train, test, trained)
+    hashes = {"val": test.hash} | ({"train": train.hash} if train is not None else {})
+    with recorded(output, accelerator, config_record(config), hashes):
+        run = _Run(config, accelerator, output)
+        answers = [answer for part in parts for answer in run.answers(part)]
+        names = list(dict.fromkeys(answer.group for answer in answers))
+        groups = [Group.of(name, [answer for answer in answers if answer.group == name]) for name in names]
+        figures = {group.name: group_figures(group, config.average, run.trained_on[group.name]) for group in groups}
+        metrics: dict[str, Any] = {"name": title_of(config), "groups": figures} | protocol.summary(figures)
+        metrics |= {"processes": accelerator.num_processes, "config": config_record(config)}
+        if accelerator.is_main_process:
+            write_predictions(output / "predictions.parquet", answers, config.average)
+            run.write_report(metrics, groups)
+            write_json(output / "metrics.json", metrics_record(metrics))
+            Journal(output / "partial", "").clear()
+        accelerator.wait_for_everyone()
+    return metrics
+
+
+class _Run:
+    """One evaluation: its models, and the scores that it has already, by key."""
+
+    def __init__(self, config: EvaluateConfig, accelerator: Accelerator, output: Path) -> None:
+        self.config, self.accelerator, self.output = config, accelerator, output
+        found = read_predictions(output / "predictions.parquet") if accelerator.is_main_process else {}
+        found = {key: scores for key, scores in found.items() if scores.readable.all()}  # others are tried again
+        self.known: dict[str, ViewScores] = broadcast_object_list([found])[0]
+        self.trained_on: dict[str, list[str]] = {}
+        self.made: set[str] = set()
+        self.title = title_of(config)
+        self.model: VideoCLIP
+
+    def answers(self, part: Part) -> list[Answers]:
+        """What the model of a part says of its videos, under every condition."""
+        self.model, self.trained_on[part.group] = self._model(part)
+        model = self.model
+        plain = not model.trained_state() and not model.encoder.adapters()
+        space = WeightSpace(model) if not plain and (self.config.alpha != 1 or self.config.sweep) else None
+        if space is not None:
+            self._name(space.at(self.config.alpha))
+        check_texts_differ(model)
+        key = model_key(model)
+        answers = [self._answer(part, model, key, order) for order in ("forward", *self.config.controls)]
+        if self.config.zero_shot and not plain:
+            answers += self._zero_shot(part, model)
+        if space is not None:
+            for alpha in self.config.sweep:
+                self._name(space.at(alpha))
+                answers.append(self._answer(part, model, model_key(model), f"alpha={alpha:g}"))
+        return answers
+
+    def _model(self, part: Part) -> tuple[VideoCLIP, list[str]]:
+        """The model of a part with the names of its classes, and the names of the classes that it was trained on."""
+        config, names = self.config, part.test.class_names
+        if config.recipe is None:
+            model = load_model(config.model, config.pretrained, config.num_frames, names, config.templates)
+            saved = model.trained_state()
+            self._compare_sampling(model)
+            trained_on = read_record(find_folder(config.model), config.model)["labels"] if saved else []
+        else:
+            assert part.train is not None
+            folder, trained_on = self.output / part.run, part.train.class_names
+            if part.run not in self.made:
+                recipe = self._finetune_config(config.recipe, part, folder)
+                finetune(recipe, part.train, part.test, self.accelerator, folder)
+                self.accelerator.wait_for_everyone()
+                self.accelerator.free_memory()
+                self.made.add(part.run)
+            model = load_model(str(folder), labels=names, templates=config.templates)
+        return self._ready(model), trained_on
+
+    def _compare_sampling(self, model: VideoCLIP) -> None:
+        """Say so where a saved model takes its clips in another way than this evaluation."""
+        data = self.config.data
+        asked = {"sampling": {"name": data.sampling, "stride": data.stride}, "resize": data.resize}
+        if model.preprocessing and model.preprocessing != asked:
+            self.accelerator.print(
+                f"beware: {self.config.model} was trained on clips taken as {model.preprocessing}, and is asked about "
+                f"clips taken as {asked}; data.sampling, data.stride and data.resize choose"
+            )
+
+    def _finetune_config(self, recipe: Recipe, part: Part, folder: Path) -> FinetuneConfig:
+        return FinetuneConfig(
+            output_dir=str(folder),
+            seed=recipe.seed if part.seed is None else part.seed,
+            model=recipe.model,
+            templates=self.config.templates or "single",
+            data=self.config.data,
+            training=recipe.training,
+            optim=recipe.optim,
+        )
+
+    def _ready(self, model: VideoCLIP) -> VideoCLIP:
+        self._name(model)
+        if self.config.torch_compile:
+            model.encoder.compile_blocks()
+        return model.to(self.accelerator.device)
+
+    def _name(self, model: VideoCLIP) -> None:
+        if self.config.descriptions is not None:
+            set_descriptions(model, model.labels, self.config.descriptions)
+
+    def _zero_shot(self, part: Part, model: VideoCLIP) -> list[Answers]:
+        """What the plain CLIP says; nothing, and a word about it, where it is not to be had."""
+        try:
+            plain = zero_shot_model(model)
+        except (ValueError, RuntimeError, OSError) as error:
+            self.accelerator.print(f"no zero-shot CLIP to set beside the model: {error}")
+            return []
+        self._ready(plain)
+        return [self._answer(part, plain, model_key(plain), "zero-shot")]
+
+    def _answer(self, part: Part, model: VideoCLIP, model_hash: str, condition: str) -> Answers:
+        config, test = self.config, part.test
+        order: FrameOrder = condition if condition in ("reversed", "shuffled", "single") else "forward"  # type: ignore
+        sampling = {
+            name: getattr(config.data, name) for name in ("sampling", "stride", "resize", "test_clips", "test_crops")
+        }
+        texts = Path(config.descriptions).read_text() if config.descriptions is not None else ""
+        what = [model_hash, test.hash, sampling, order, condition == "bag", texts]
+        what += [config.batch_size, config.mixed_precision, config.torch_compile]
+        key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        if key not in self.known:
+            self.accelerator.print(f"{self.title}, {part.group}, {condition}: {len(test)} videos")
+            journal = Journal(self.output / "partial" / key[:16], key)
+            loader = eval_loader(config.data, model, test, self.accelerator, config.batch_size, order, self.output)
+            self.known[key] = predict_views(self.accelerator, model, loader, journal, condition == "bag")
+        return Answers(part.group, condition, key, test, self.known[key])
+
+    def write_report(self, metrics: dict[str, Any], groups: list[Group]) -> None:
+        """`report.html`."""
+        details = {
+            "model": self.title,
+            "protocol": json.dumps(self.config.protocol or self.config.data.protocol),
+            "videos": ", ".join(f"{len(group.manifest)} ({group.name})" for group in groups),
+            "config": json.dumps(metrics["config"]),
+        }
+        clips = self._hardest_clips(groups[-1])
+        path = self.output / "report.html"
+        write_evaluation_report(path, self.title, metrics, groups, clips, details)
+
+    def _hardest_clips(self, group: Group) -> list[ClipStrip]:
+        """The clips of a group that the model is most wrong about, and what it and zero-shot CLIP say of them."""
+        chosen, names = hardest(group, self.config.average, self.config.hardest_clips), group.manifest.class_names
+        if not chosen:
+            return []
+        said = {self.title: "forward"}
+        said = ({"zero-shot CLIP": "zero-shot"} if "zero-shot" in group.conditions else {}) | said
+        answers = {label: group.predictions(condition, self.config.average) for label, condition in said.items()}
+        shown = group.manifest.subset(chosen)
+        loader = eval_loader(self.config.data, self.model, shown, self.accelerator, len(shown))
+        frames = next(iter(loader))["frames"][:, 0]
+        return [
+            ClipStrip(
+                clip,
+                names[sample.label],
+                {label: best_answers(predictions, names, index) for label, predictions in answers.items()},
+                sample.path,
+            )
+            for clip, sample, index in zip(frames, shown.samples, chosen, strict=True)
+        ]

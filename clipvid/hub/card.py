@@ -1,0 +1,222 @@
+"""The model card: what a model folder says of itself, made from its own files, never over an edited one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from clipvid.adapters import ADAPTERS
+from clipvid.backbone import hub_repository
+from clipvid.model.pooling import POOLING
+
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A video model made with clipvid: the image encoder of CLIP `{{ backbone }}` over \
+{{ num_frames }} frames, temporal adapter: {{ adapter }}, pooling: {{ pooling }}, head: {{ head }}. \
+Trained: {{ tune }}.
+
+## Use
+
+```
+clipvid predict --model {{ name }} clip.mp4
+```
+```python
+import clipvid
+
+model = clipvid.from_pretrained("{{ name }}")  # a folder, or an id on the Hub; revision=... for a branch or commit
+print(clipvid.Predictor(model)("clip.mp4"))  # [{"label": ..., "score": ...}, ...]
+```
+```python
+import clipvid  # makes the model known to transformers
+from transformers import pipeline
+
+print(pipeline("video-classification", model="{{ name }}")("clip.mp4"))
+```
+
+## Measured
+
+{{ measured }}
+
+## Classes
+
+{{ classes }}
+
+## Training
+
+{{ training }}
+
+## Papers
+
+{{ papers }}
+"""
+PAPERS = (
+    "CLIP: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020",
+    "open_clip: Ilharco et al., 2021, https://doi.org/10.5281/zenodo.5143773",
+)
+_MARK = "<!-- Written by clipvid, SHA-256 of the text above {}. An edited card is kept as it is. -->"
+_FIGURES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+
+
+def write_card(folder: Path) -> Path:
+    """Write `README.md` into a model folder, unless an edited one stands there; see `card_text`."""
+    path = folder / "README.md"
+    if not (path.is_file() and is_edited(path.read_text(encoding="utf-8"))):
+        path.write_text(card_text(folder, folder.name), encoding="utf-8")
+    return path
+
+
+def card_text(folder: Path, name: str) -> str:
+    """The card of a model folder from its `config.json` and, where there is one, its `metrics.json`.
+
+    name: folder or repository that the card's examples load.
+    """
+    record = without_paths(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    metrics = public_metrics(folder)
+    data = _card_data(name, record, metrics)
+    text = str(ModelCard.from_template(data, template_str=TEMPLATE, **_sections(name, record, metrics))).strip()
+    return f"{text}\n\n{_MARK.format(_digest(text))}\n"
+
+
+def public_metrics(folder: Path) -> dict[str, Any] | None:
+    """`metrics.json` of a model folder, where it tells of videos, with the paths of this machine cut to their last
+    part."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return None
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "data" not in metrics["config"]:
+        return None
+    config = metrics["config"] = without_paths(metrics["config"])
+    config["output_dir"], config["data"]["root"] = Path(config["output_dir"]).name, Path(config["data"]["root"]).name
+    return metrics
+
+
+def without_paths(value: Any) -> Any:
+    """JSON content, its absolute paths cut to their last part."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    kind, path = ("local-dir:", value.removeprefix("local-dir:")) if value.startswith("local-dir:") else ("", value)
+    return kind + Path(path).name if Path(path).is_absolute() else value
+
+
+def is_edited(text: str) -> bool:
+    """Whether a card differs from what `card_text` once wrote, by the mark at its end."""
+    body, _, mark = text.strip().rpartition("\n")
+    return mark.strip() != _MARK.format(_digest(body))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256("\n".join(line.rstrip() for line in text.strip().splitlines()).encode()).hexdigest()
+
+
+def _card_data(name: str, record: dict[str, Any], metrics: dict[str, Any] | None) -> ModelCardData:
+    backbone = record["backbone"]
+    return ModelCardData(
+        library_name="clipvid",
+        pipeline_tag="video-classification",
+        base_model=hub_repository(backbone["name"], backbone["pretrained"]),
+        tags=["clipvid", "clip", "video-classification", *_adapters(record)],
+        model_name=name if metrics is not None else None,
+        eval_results=None if metrics is None else _eval_results(metrics),
+    )
+
+
+def _eval_results(metrics: dict[str, Any]) -> list[EvalResult]:
+    """The card's model-index: accuracies with their intervals, and on what."""
+    data = metrics["config"]["data"]
+    dataset = data["root"]
+    return [
+        EvalResult(
+            task_type="video-classification",
+            dataset_type=re.sub(r"[^\w.-]+", "-", dataset),
+            dataset_name=dataset,
+            dataset_split=data["val"],
+            metric_type="accuracy",
+            metric_name=title,
+            metric_value=metrics[key]["value"],
+            metric_args={name: metrics[key][name] for name in ("low", "high", "count")},
+        )
+        for key, title in _FIGURES.items()
+    ]
+
+
+def _sections(name: str, record: dict[str, Any], metrics: dict[str, Any] | None) -> dict[str, str]:
+    model, backbone = record["model"], record["backbone"]
+    weights = f" ({backbone['pretrained']})" if backbone["pretrained"] else ""
+    return {
+        "name": name,
+        "backbone": backbone["name"] + weights,
+        "num_frames": str(model["num_frames"]),
+        "adapter": _named(model["adapter"]),
+        "pooling": _named(model["pooling"]),
+        "head": _named(model["head"]),
+        "tune": _named(model["tune"]),
+        "measured": "Nothing was measured yet." if metrics is None else _measured(metrics),
+        "classes": ", ".join(record["labels"]) or "Any that are named: `model.set_labels([...])`.",
+        "training": "Not recorded." if metrics is None else _training(metrics["config"]),
+        "papers": "\n".join(f"- {paper}" for paper in (*PAPERS, *_papers(record))),
+    }
+
+
+def _adapters(record: dict[str, Any]) -> list[str]:
+    adapter = record["model"]["adapter"]
+    return [] if adapter == "none" else [choice["name"] for choice in adapter]
+
+
+def _papers(record: dict[str, Any]) -> list[str]:
+    """Citations in parentheses, with a link to arXiv, from the docstrings of what the model is made of."""
+    pooling = record["model"]["pooling"]
+    pooling = pooling if isinstance(pooling, str) else pooling["name"]
+    sources = {name: sys.modules[ADAPTERS[name].__module__].__doc__ for name in _adapters(record)}
+    sources |= {pooling: POOLING[pooling][1].__doc__}
+    found = {
+        name: re.findall(r"\(([^()]*https://arxiv\.org/abs/[\d.]+)\)", text or "") for name, text in sources.items()
+    }
+    return [f"{name}: {' '.join(paper.split())}" for name, papers in found.items() for paper in papers]
+
+
+def _named(choice: Any) -> str:
+    """A choice, or a list of them, in words: `ila (hidden 64, norm group)`."""
+    if isinstance(choice, list):
+        return ", ".join(map(_named, choice))
+    if isinstance(choice, str):
+        return choice
+    options = ", ".join(f"{key} {value}" for key, value in choice.items() if key != "name")
+    return f"{choice['name']} ({options})" if options else str(choice["name"])
+
+
+def _measured(metrics: dict[str, Any]) -> str:
+    data = metrics["config"]["data"]
+    lines = [
+        f"`{data['protocol']}` on `{data['val']}` of `{data['root']}`, {metrics['top1']['count']} videos, "
+        "95% Wilson intervals.",
+        "",
+        "| figure | value |",
+        "|---|---|",
+    ]
+    for key, value in metrics.items():
+        if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+            lines.append(f"| {key} | {value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f}) |")
+        elif isinstance(value, float):
+            lines.append(f"| {key} | {value:.3f} |")
+    return "\n".join(lines)
+
+
+def _training(config: dict[str, Any]) -> str:
+    shown = yaml.safe_dump(config, sort_keys=False).strip()
+    return f"<details><summary>The run's config</summary>\n\n```yaml\n{shown}\n```\n\n</details>"

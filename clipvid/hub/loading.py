@@ -1,0 +1,144 @@
+"""Model folders: read from disk or from the Hugging Face Hub, strictly; only safetensors and JSON, no code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clipvid.backbone import Backbone, load_backbone
+from clipvid.backbone.state_dicts import load_strictly
+from clipvid.hub.folder import find_folder, read_json, read_record, read_tensors, read_weights
+from clipvid.model.factory import create_model
+from clipvid.model.saving import LORA_WEIGHTS
+from clipvid.model.tuning import SHARES_BACKBONE, resolve_tuning
+from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.registry import build_config
+
+
+def from_pretrained(source: str | Path, revision: str | None = None, backbone: Backbone | None = None) -> VideoCLIP:
+    """A saved model, in evaluation mode.
+
+    Args:
+        source: a folder that `save_pretrained` wrote, or the id of such a repository on the Hub.
+        revision: branch, tag or commit on the Hub.
+        backbone: of a model in memory, to share its frozen weights instead of loading them again.
+
+    Raises:
+        FileNotFoundError: no folder of that name, and no such repository or revision either.
+        PermissionError, ConnectionError: the Hub refuses, or fails.
+        ValueError: not a model of clipvid, damaged files, weights that do not fit, or another backbone than the one
+            trained on.
+    """
+    folder = find_folder(source, revision)
+    record = read_record(folder, source)
+    state = read_weights(folder, record)
+    try:
+        return _build(folder, source, record, state, backbone)
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise ValueError(f"{folder}/config.json is damaged: its values make no model ({error!r})") from error
+
+
+def _build(
+    folder: Path, source: str | Path, record: dict[str, Any], state: dict[str, Tensor], backbone: Backbone | None
+) -> VideoCLIP:
+    config = build_config(ModelConfig, record["model"], f"{folder}/config.json")
+    if backbone is None:
+        backbone = _load_backbone(folder, record, config)
+    elif not resolve_tuning(config.tune).keys() <= SHARES_BACKBONE:
+        raise ValueError(
+            f"{source} has a backbone of its own (tune={config.tune}): it cannot share that of another model"
+        )
+    _check_fingerprint(source, record, backbone)
+    model = VideoCLIP(backbone, config, record["num_classes"]).eval()
+    model = model.to(next(backbone.vision.parameters()).device)
+    load_strictly(model.saved_state(), state)
+    if hasattr(model, "peft_config"):
+        load_strictly(model.lora_state(), read_tensors(folder / LORA_WEIGHTS))
+    if record["labels"]:
+        model.set_labels(record["labels"], record["templates"])
+    pixels = read_json(folder / "video_preprocessor_config.json")
+    model.preprocessing = {key: value for key, value in pixels.items() if key in ("sampling", "resize")}
+    return model
+
+
+def start_from(model: VideoCLIP, source: str | Path) -> None:
+    """Copy adapters and pooling of a saved model into `model`, which stands on the same backbone.
+
+    Raises:
+        ValueError: another backbone, or other adapters or pooling; says what differs. Also see `from_pretrained`.
+    """
+    saved = from_pretrained(source)
+    wanted, found = model.backbone.fingerprint(), saved.backbone.fingerprint()
+    if found != wanted:
+        raise ValueError(
+            f"init_from {source}: its adapters stand on another backbone ({saved.backbone.name}, SHA-256 of weights "
+            f"{found[:12]}...) than the model ({model.backbone.name}, {wanted[:12]}...), or on one trained with them"
+        )
+    try:
+        load_strictly(model.temporal_state(), saved.temporal_state())
+    except ValueError as error:
+        raise ValueError(f"init_from {source}: {error}. Give the run the model.adapter and pooling of it") from error
+
+
+def load_model(
+    name: str,
+    pretrained: str | None = None,
+    num_frames: int = 8,
+    labels: list[str] | None = None,
+    templates: str | list[str] | None = None,
+    revision: str | None = None,
+) -> VideoCLIP:
+    """A saved model by folder or repository, or a plain CLIP by name (`tiny`, `ViT-B-16`), in evaluation mode.
+
+    Args:
+        name, revision: of a saved model, see `from_pretrained`; or the backbone of a plain CLIP.
+        pretrained, num_frames: of a plain CLIP.
+        labels: class names; None keeps those of a saved model.
+        templates: for the names; None keeps those of a saved model, and is `single` for a plain CLIP.
+
+    Raises:
+        ValueError: a linear head that was trained on other classes; `pretrained` for a saved model, or `revision` for
+            a plain CLIP.
+    """
+    saved = Path(name).is_dir() or ("/" in name and ":" not in name)
+    if saved and pretrained is not None:
+        raise ValueError(f"pretrained={pretrained!r} has no meaning for {name}, a saved model: leave it out")
+    if not saved and revision is not None:
+        raise ValueError(f"revision={revision!r} has no meaning for {name}, a plain CLIP: leave it out")
+    if saved:
+        model = from_pretrained(name, revision)
+    else:
+        model = create_model(name, pretrained, adapter="none", num_frames=num_frames).eval()
+        templates = templates or "single"
+    wanted = model.labels if labels is None else labels
+    unnamed = not model.labels and not model.head.needs_text  # converted: its classes are those of its data set
+    if not model.head.needs_text and wanted != model.labels and not unnamed:
+        raise ValueError(
+            f"{name} has a linear head for {len(model.labels)} classes that are not the {len(wanted)} asked for; "
+            "only a text head can name new classes"
+        )
+    if wanted and (wanted != model.labels or templates is not None):
+        model.set_labels(wanted, templates if templates is not None else model.templates)
+    return model
+
+
+def _load_backbone(folder: Path, record: dict[str, Any], config: ModelConfig) -> Backbone:
+    wanted = record["backbone"]
+    if not wanted["embedded"]:
+        if wanted["name"].startswith("local-dir:"):
+            raise ValueError(f"{folder}/config.json names a backbone of another machine: {wanted['name']}")
+        return load_backbone(wanted["name"], wanted["pretrained"], config.image_size)
+    backbone = load_backbone(f"local-dir:{folder / 'backbone'}")
+    backbone.name, backbone.pretrained = wanted["name"], wanted["pretrained"]
+    return backbone
+
+
+def _check_fingerprint(source: str | Path, record: dict[str, Any], backbone: Backbone) -> None:
+    wanted, found = record["backbone"], backbone.fingerprint()
+    if found != wanted["sha256"]:
+        raise ValueError(
+            f"{source} was trained on another backbone: {wanted['name']} (pretrained={wanted['pretrained']}) has "
+            f"weights with SHA-256 {found[:12]}..., expected {wanted['sha256'][:12]}..."
+        )

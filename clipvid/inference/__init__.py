@@ -1,0 +1,1 @@
+"""From videos to scores: predictor, bank of adapters, transformers' Auto classes."""

@@ -1,0 +1,67 @@
+"""Several trained models on one backbone in memory, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from clipvid.hub.loading import from_pretrained
+from clipvid.model.video_clip import VideoCLIP, VideoCLIPOutput
+
+
+class AdapterBank(nn.Module):
+    """Models that share the frozen weights of one backbone, each with its own adapters, pooling, head and labels.
+
+    Calls go to the one that is set, which `model` is:
+
+        bank = AdapterBank(clipvid.from_pretrained("user/gestures"), "gestures")
+        bank.load_adapter("user/sports", "sports")
+        bank.set_adapter("sports")
+        bank(clip).logits  # [B, number of sports]
+    """
+
+    def __init__(self, model: VideoCLIP, name: str = "default"):
+        super().__init__()
+        self.models = nn.ModuleDict({name: model})
+        self.active = name
+
+    @property
+    def model(self) -> VideoCLIP:
+        """The one that is set."""
+        model = self.models[self.active]
+        assert isinstance(model, VideoCLIP)
+        return model
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """In the order of loading."""
+        return list(self.models)
+
+    def load_adapter(self, source: str | Path, name: str, revision: str | None = None) -> None:
+        """Add a saved model, a folder or a repository; the one that is set stays so.
+
+        Raises:
+            ValueError: the name is taken, the model was trained on another backbone, or it trained the backbone too;
+                and what `clipvid.from_pretrained` raises.
+        """
+        if name in self.models:
+            raise ValueError(f"adapter {name!r} is there already; adapters: {', '.join(self.models)}")
+        if not name or "." in name or hasattr(self.models, name):
+            raise ValueError(f"adapter {name!r}: choose a word without dots that no module has as an attribute")
+        self.models[name] = from_pretrained(source, revision, self.model.backbone)
+
+    def set_adapter(self, name: str) -> None:
+        """Let calls go to the adapter `name`.
+
+        Raises:
+            ValueError: no such adapter.
+        """
+        if name not in self.models:
+            raise ValueError(f"no adapter {name!r}; adapters: {', '.join(self.models)}")
+        self.active = name
+
+    def forward(self, *args: Any, **kwargs: Any) -> VideoCLIPOutput:
+        """See `VideoCLIP.forward`."""
+        return self.model(*args, **kwargs)

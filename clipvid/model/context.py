@@ -1,0 +1,62 @@
+"""Learned context tokens of the text tower (CoOp)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clipvid.backbone import TextTower
+
+_PLACEHOLDER = "X"  # one token wherever it stands
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """Vectors learned in place of the words before a class name (CoOp, https://arxiv.org/abs/2109.01134).
+
+    tokens: how many, the same for all classes. init: words that the first of them start as; the rest are random.
+    """
+
+    tokens: int = 4
+    init: str = "a video of a"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"coop: tokens={self.tokens} must be at least 1")
+
+
+class ContextTokens(nn.Module):
+    """Learned context of a text tower. `vectors` [C, width] stand between the start token and the class name."""
+
+    def __init__(self, config: ContextConfig, text: TextTower):
+        super().__init__()
+        embedding, length = text.transformer.token_embedding.weight, text.transformer.context_length
+        if config.tokens > length - 3:  # beside them stand a start, an end and a name
+            raise ValueError(f"coop: tokens={config.tokens}; a text of this tower has {length} tokens in all")
+        self.vectors = nn.Parameter(0.02 * torch.randn(config.tokens, embedding.shape[1]))
+        count = text.count_tokens(config.init)
+        if count > config.tokens:
+            raise ValueError(f"coop: init={config.init!r} has {count} tokens, more than tokens={config.tokens}")
+        with torch.no_grad():
+            self.vectors[:count] = embedding[text.tokenize([config.init])[0, 1 : 1 + count]]
+
+    def tokenize(self, text: TextTower, names: list[str]) -> Tensor:
+        """Class names -> token ids [K, 1, L] with places for the context.
+
+        Raises:
+            ValueError: names that are too long beside the context.
+        """
+        prompts = [
+            " ".join([_PLACEHOLDER] * len(self.vectors) + [f"{name.replace('_', ' ').strip()}."]) for name in names
+        ]
+        tokens = text.tokenize(prompts)
+        room = tokens.shape[1] - 2
+        long = [name for name, prompt in zip(names, prompts, strict=True) if text.count_tokens(prompt) > room]
+        if long:
+            raise ValueError(
+                f"coop: {len(self.vectors)} context tokens leave no room for {', '.join(long[:3])} in the text tower's "
+                f"{room} tokens: choose fewer"
+            )
+        return tokens[:, None]

@@ -1,0 +1,132 @@
+"""The video encoder: a CLIP image tower run over frames, with temporal adapters between its blocks.
+
+Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width, E embedding, S image side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from clipvid.adapters import Adapter, AdapterConfig, BlockInfo, build_adapters
+from clipvid.backbone import Backbone, Block, TimmBlock
+from clipvid.layers.norm import hold_statistics
+
+Traces = dict[str, dict[str, Tensor]]
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder makes of clips.
+
+    frame_features: [B, T, E], the tower's own image features, not normalised.
+    patch_tokens: [B, T, N, D] of the last block, before the tower's final norm.
+    losses: scalar auxiliary losses by `<adapter>.<block>`.
+    traces: what adapters show of themselves, by `<adapter>.<block>`; empty unless asked for.
+    """
+
+    frame_features: Tensor
+    patch_tokens: Tensor
+    losses: dict[str, Tensor]
+    traces: Traces
+
+
+class VideoBlock(nn.Module):
+    """One block of the tower with its adapters: before attention, attention, after attention, MLP."""
+
+    def __init__(self, block: Block | TimmBlock, adapters: dict[str, Adapter]):
+        super().__init__()
+        self.block = block
+        self.adapters: Any = nn.ModuleDict(adapters)
+
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int], trace: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor], Traces]:
+        """Tokens [B, T, P+N, D] -> tokens [B, T, P+N, D], losses and traces by adapter."""
+        losses: dict[str, Tensor] = {}
+        traces: Traces = {}
+        for place, half in (
+            ("before_attention", self.block.attention),
+            ("after_attention", self.block.feed_forward),
+        ):
+            for name, adapter in self.adapters.items():
+                if adapter.place != place:
+                    continue
+                output = adapter(tokens, grid, trace)
+                tokens = tokens + output.update
+                if output.loss is not None:
+                    losses[name] = output.loss
+                if output.trace is not None:
+                    traces[name] = output.trace
+            tokens = tokens + half(tokens.flatten(0, 1)).view_as(tokens)
+        return tokens, losses, traces
+
+
+class VideoEncoder(nn.Module):
+    """Frames -> frame features, through the blocks of `backbone` with fresh adapters of `configs` among them."""
+
+    def __init__(self, backbone: Backbone, configs: dict[str, AdapterConfig], num_frames: int):
+        super().__init__()
+        width, heads, depth = backbone.vision.width, backbone.num_heads, len(backbone.blocks)
+        self.tower = backbone.vision
+        self.layers: Any = nn.ModuleList(
+            VideoBlock(
+                block,
+                build_adapters(configs, index, depth, BlockInfo(width, heads, num_frames, block.attn, block.ln_1)),
+            )
+            for index, block in enumerate(backbone.blocks)
+        )
+        self.gradient_checkpointing = False
+
+    def adapters(self) -> list[Adapter]:
+        """Every adapter, first block first."""
+        return [adapter for layer in self.layers for adapter in layer.adapters.values()]
+
+    def image_tower(self) -> list[nn.Module]:
+        """The modules that came from CLIP: embedding and pooling head, then the blocks."""
+        return [self.tower, *(layer.block for layer in self.layers)]
+
+    def compile_blocks(self, **options: Any) -> None:
+        """`torch.compile` every block with its adapters, with its options; equal blocks share one compilation."""
+        for layer in self.layers:
+            layer.compile(**options)
+
+    def lower_frozen_precision(self) -> None:
+        """Frozen linears and convolutions of the image tower in bfloat16: half the memory, and under autocast to
+        bfloat16 the same results to the bit, which casts them at every use otherwise."""
+        for module in (child for part in self.image_tower() for child in part.modules()):
+            if isinstance(module, nn.Linear | nn.Conv2d) and not _trained(module.parameters()):
+                module.to(torch.bfloat16)
+
+    def forward(self, frames: Tensor, trace: bool = False) -> EncoderOutput:
+        """Normalised frames [B, T, 3, S, S] -> `EncoderOutput`. What lies below all that is trained keeps no graph."""
+        b, t = frames.shape[:2]
+        graph = torch.is_grad_enabled()
+        needed = frames.requires_grad or _trained(self.tower.ends()[0])
+        with torch.set_grad_enabled(graph and needed):
+            tokens = rearrange(self.tower.embed(frames.flatten(0, 1)), "(b t) n d -> b t n d", b=b, t=t)
+        losses: dict[str, Tensor] = {}
+        traces: Traces = {}
+        for index, layer in enumerate(self.layers):
+            needed = needed or _trained(layer.parameters())
+            with torch.set_grad_enabled(graph and needed):
+                tokens, layer_losses, layer_traces = self._run(layer, tokens, trace)
+            losses |= {f"{name}.{index}": loss for name, loss in layer_losses.items()}
+            traces |= {f"{name}.{index}": seen for name, seen in layer_traces.items()}
+        features = self.tower.head(tokens.flatten(0, 1)).unflatten(0, (b, t))
+        return EncoderOutput(features, tokens[:, :, self.tower.num_prefix :], losses, traces)
+
+    def _run(self, layer: nn.Module, tokens: Tensor, trace: bool) -> tuple[Tensor, dict[str, Tensor], Traces]:
+        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
+            return layer(tokens, self.tower.grid, trace)
+        # The second pass sees the same batch again: BatchNorm must not count it twice.
+        passes = (torch.enable_grad(), hold_statistics(layer))
+        return checkpoint(layer, tokens, self.tower.grid, trace, use_reentrant=False, context_fn=lambda: passes)
+
+
+def _trained(parameters: Iterable[nn.Parameter]) -> bool:
+    return any(parameter.requires_grad for parameter in parameters)

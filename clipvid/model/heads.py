@@ -1,0 +1,108 @@
+"""From frame features to logits: pooling over time, and classification heads.
+
+Shapes: B clips, T frames, N patches, D tower width, E embedding, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipvid.layers.attention import CrossAttention, feed_forward
+
+
+@dataclass(frozen=True)
+class TextHeadConfig:
+    """Cosine with the text features of the classes.
+
+    prompt_layers: decoder layers of video-specific prompting (X-CLIP, ILA); 0 for none.
+    """
+
+    prompt_layers: int = 0
+
+
+@dataclass(frozen=True)
+class LinearHeadConfig:
+    """L2 norm, LayerNorm, dropout, linear (ILA on Something-Something). `num_classes` None: as many as labels."""
+
+    num_classes: int | None = None
+    dropout: float = 0.5
+
+
+class PromptDecoderLayer(nn.Module):
+    """Text features [B, K, E] look at the video [B, N, E]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.cross_attn = CrossAttention(width)
+        self.mlp = feed_forward(width)
+
+    def forward(self, text: Tensor, video: Tensor) -> Tensor:
+        text = text + self.cross_attn(self.norm1(text), video)
+        return text + self.mlp(self.norm3(text))
+
+
+class VideoSpecificPrompts(nn.Module):
+    """Text features moved by what the clip shows: `text + alpha * decoder(text, patches)`."""
+
+    def __init__(self, width: int, embed_dim: int, layers: int):
+        super().__init__()
+        self.visual_ln = nn.LayerNorm(width)
+        self.visual_proj = nn.Linear(width, embed_dim, bias=False)
+        self.norm = nn.LayerNorm(embed_dim)
+        self.layers = nn.ModuleList(PromptDecoderLayer(embed_dim) for _ in range(layers))
+        self.alpha = nn.Parameter(torch.full((embed_dim,), 0.1))
+
+    def forward(self, text: Tensor, patch_tokens: Tensor) -> Tensor:
+        """Text features [K, E] and patch tokens [B, T, N, D] -> [B, K, E]."""
+        video = self.norm(self.visual_proj(self.visual_ln(patch_tokens)).mean(dim=1))
+        decoded = text.expand(len(video), *text.shape)
+        for layer in self.layers:
+            decoded = layer(decoded, video)
+        return text + self.alpha * decoded
+
+
+class TextHead(nn.Module):
+    """Cosine logits against text features."""
+
+    needs_text = True
+
+    def __init__(self, config: TextHeadConfig, width: int, embed_dim: int, num_classes: int | None):
+        super().__init__()
+        layers = config.prompt_layers
+        self.video_prompts = VideoSpecificPrompts(width, embed_dim, layers) if layers else None
+
+    def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor) -> Tensor:
+        """Video features [B, E], patch tokens [B, T, N, D], text features [K, E] -> cosines [B, K]."""
+        prompts = text[None] if self.video_prompts is None else self.video_prompts(text, patch_tokens)
+        return torch.einsum(
+            "be,bke->bk", F.normalize(video, dim=-1), F.normalize(prompts, dim=-1).expand(len(video), -1, -1)
+        )
+
+
+class LinearHead(nn.Module):
+    """Logits without text."""
+
+    needs_text = False
+
+    def __init__(self, config: LinearHeadConfig, width: int, embed_dim: int, num_classes: int | None):
+        super().__init__()
+        classes = config.num_classes or num_classes
+        if not classes:
+            raise ValueError(
+                "a linear head needs to know its classes: give labels=[...] or head={name: linear, num_classes: K}"
+            )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.linear = nn.Linear(embed_dim, classes)
+
+    def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor | None) -> Tensor:
+        """Video features [B, E] -> logits [B, K]."""
+        return self.linear(self.dropout(self.norm(F.normalize(video, dim=-1))))
+
+
+HEADS = {"text": (TextHead, TextHeadConfig), "linear": (LinearHead, LinearHeadConfig)}

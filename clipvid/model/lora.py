@@ -1,0 +1,107 @@
+"""Low-rank updates of the towers' linears (LoRA), by peft."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from clipvid.backbone import TextTower
+from clipvid.layers.attention import MaskedAttention, SelfAttention
+
+# Names of linears in the blocks of open_clip and of timm.
+_LINEARS = {
+    "q": r"attn\.(?:q|q_proj)",
+    "k": r"attn\.(?:k|k_proj)",
+    "v": r"attn\.(?:v|v_proj)",
+    "out": r"attn\.(?:out|proj)",
+    "c_fc": r"mlp\.(?:c_fc|fc1)",
+    "c_proj": r"mlp\.(?:c_proj|fc2)",
+}
+
+
+_BLOCKS = {"image": r"encoder\.layers\.\d+\.block", "text": r"text\.clip(\.text)?\.transformer\.resblocks\.\d+"}
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates `scale * B A` beside linears (https://arxiv.org/abs/2106.09685), `scale = alpha / rank`.
+
+    targets: linears of a block: `q`, `k`, `v`, `out` of the attention, `c_fc`, `c_proj` of the MLP.
+    towers: `image`, `text` or both. dropout: of what goes into A.
+    """
+
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: ["q", "k", "v", "out"])
+    towers: list[str] = field(default_factory=lambda: ["image"])
+
+    def __post_init__(self) -> None:
+        for name, known in (("targets", _LINEARS), ("towers", _BLOCKS)):
+            given = getattr(self, name)
+            if not given or not isinstance(given, list) or not set(given) <= set(known):
+                raise ValueError(f"lora: {name}={given!r}; expected a list of some of {', '.join(known)}")
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"lora: rank={self.rank} must be at least 1, dropout={self.dropout} lie in [0, 1)")
+
+
+def add_lora(model: nn.Module, text: TextTower, config: LoraConfig) -> None:
+    """Put peft's LoRA layers into the towers of a `VideoCLIP`; zero at first, and all else frozen by peft.
+
+    Raises:
+        ValueError: a tower without such linears.
+    """
+    if "text" in config.towers:
+        for block in text.transformer.transformer.resblocks:
+            if isinstance(block.attn, nn.MultiheadAttention):
+                block.attn = MaskedAttention.from_fused(block.attn)
+    names = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if config.rank > max(linear.in_features for linear in names.values()):
+        raise ValueError(f"lora: rank={config.rank} is more than any linear of the model is wide; 4 to 64 are usual")
+    for tower, target in product(config.towers, config.targets):
+        if not any(re.fullmatch(rf"{_BLOCKS[tower]}\.{_LINEARS[target]}", name) for name in names):
+            raise ValueError(
+                f"lora: the {tower} tower's attention or MLP is of a kind of its own and has no linear {target}; "
+                "choose other targets, or layernorm, partial or full"
+            )
+    blocks = "|".join(_BLOCKS[tower] for tower in config.towers)
+    linears = "|".join(_LINEARS[target] for target in config.targets)
+    inject_adapter_in_model(
+        PeftConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
+            lora_dropout=config.dropout,
+            target_modules=rf"(?:{blocks})\.(?:{linears})",
+        ),
+        model,
+    )
+
+
+def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices A and B of every LoRA layer."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return [value for layer in layers for part in (layer.lora_A, layer.lora_B) for value in part.parameters()]
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module, text: TextTower) -> None:
+    """Every LoRA layer becomes one linear with the update in its weight, which is a new tensor."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            linear: Any = layer.get_base_layer()
+            update: Any = layer
+            weight = linear.weight + update.get_delta_weight("default")
+            linear.weight = nn.Parameter(weight, linear.weight.requires_grad)
+            model.set_submodule(name, linear)
+    for block in (module for module in text.modules() if isinstance(getattr(module, "attn", None), MaskedAttention)):
+        attention: SelfAttention = block.attn  # type: ignore[assignment]
+        block.attn = attention.fused().requires_grad_(False)
+    del model.peft_config

@@ -1,0 +1,68 @@
+"""Pooling of frame features over time.
+
+Shapes: B clips, T frames, E embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipvid.layers.attention import SelfAttention, feed_forward, heads_of
+
+
+@dataclass(frozen=True)
+class MeanPoolConfig:
+    """Mean over frames."""
+
+
+@dataclass(frozen=True)
+class MITConfig:
+    """Multi-frame integration transformer (X-CLIP, https://arxiv.org/abs/2208.02816), as ILA uses it."""
+
+    layers: int = 1
+
+
+class MeanPool(nn.Module):
+    """Frame features [B, T, E] -> [B, E]."""
+
+    def __init__(self, config: MeanPoolConfig, embed_dim: int, num_frames: int):
+        super().__init__()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.mean(dim=1)
+
+
+class MITBlock(nn.Module):
+    """Pre-norm transformer block over frames, [B, T, E] -> [B, T, E]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = SelfAttention(width, heads_of(width))
+        self.mlp = feed_forward(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class MIT(nn.Module):
+    """`mean_t(x + blocks(x + position))`. Other frame counts than trained resample the positions linearly."""
+
+    def __init__(self, config: MITConfig, embed_dim: int, num_frames: int):
+        super().__init__()
+        self.position = nn.Parameter(0.02 * torch.randn(num_frames, embed_dim))
+        self.blocks = nn.Sequential(*(MITBlock(embed_dim) for _ in range(config.layers)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        position: Tensor = self.position
+        if features.shape[1] != len(position):
+            position = F.interpolate(position.T[None], features.shape[1], mode="linear")[0].T
+        return (features + self.blocks(features + position)).mean(dim=1)
+
+
+POOLING = {"mean": (MeanPool, MeanPoolConfig), "mit": (MIT, MITConfig)}

@@ -1,0 +1,1 @@
+"""Config files, run record, preemption and progress of a run."""

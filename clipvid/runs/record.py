@@ -1,0 +1,136 @@
+"""`run.json`: what a run was, on what it ran and how it went, a session for every time it was started."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from clipvid.files import write_json
+from clipvid.runs.preemption import Preempted
+
+FORMAT_VERSION = 1
+
+
+@contextmanager
+def recorded(
+    folder: Path, accelerator: Accelerator, config: dict[str, Any], manifests: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Write `folder/run.json` at the start of the block and at its end; yields the session's entry, to be added to.
+
+    A session that was killed has no `outcome`; the others ended `finished`, `preempted`, or with their error.
+    config: the resolved config, seed included. manifests: hash of each list of videos, of the templates, and of the
+        weights that `init_from` names.
+    """
+    path = folder / "run.json"
+    session: dict[str, Any] = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_revision(Path(__file__).parent),
+        "packages": package_versions(),
+        "hardware": hardware(accelerator),
+    }
+    record = {"format_version": FORMAT_VERSION, "config": config, "manifests": manifests, "sessions": []}
+    record["sessions"] = [*_earlier_sessions(path), session]
+    start = time.perf_counter()
+    _write(path, record, accelerator)
+    outcome = "killed"
+    try:
+        yield session
+        outcome = "finished"
+    except Preempted:
+        outcome = "preempted"
+        raise
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        session |= {
+            "outcome": outcome,
+            "wall_seconds": round(time.perf_counter() - start, 3),
+            "peak_memory_bytes": peak_memory(accelerator),
+        }
+        _write(path, record, accelerator)
+
+
+def recorded_inputs(folder: Path) -> dict[str, str]:
+    """`manifests` of `folder/run.json`, nothing where it cannot be read."""
+    try:
+        return dict(json.loads((folder / "run.json").read_text())["manifests"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, of this package and of all that it requires and finds."""
+    found = {"python": platform.python_version()}
+    try:
+        lines = [line for line in requires("clipvid") or [] if "extra ==" not in line]
+        needed = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines]
+    except PackageNotFoundError:
+        needed = ["torch", "open_clip_torch", "accelerate"]
+    for name in ("clipvid", *needed):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision(folder: Path) -> str | None:
+    """Commit that the code in `folder` is of, with `-dirty` where files differ from it; None outside of git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware(accelerator: Accelerator) -> dict[str, Any]:
+    """Machine, device, processes and how they work together."""
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cpu_cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(accelerator.device) if cuda else str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "distributed_type": accelerator.distributed_type.value,
+        "mixed_precision": accelerator.mixed_precision,
+    }
+
+
+def peak_memory(accelerator: Accelerator) -> int:
+    """Most memory of this process so far, in bytes: of its GPU, or resident where it has none."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _earlier_sessions(path: Path) -> list[dict[str, Any]]:
+    try:
+        sessions: list[dict[str, Any]] = json.loads(path.read_text())["sessions"]
+        return list(sessions)
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _write(path: Path, record: dict[str, Any], accelerator: Accelerator) -> None:
+    if not accelerator.is_main_process:
+        return
+    try:
+        write_json(path, record)
+    except OSError as error:
+        accelerator.print(f"{path} could not be written ({error}); the run goes on")

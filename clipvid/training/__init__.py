@@ -1,0 +1,1 @@
+"""Config, trainer, objectives, optimizer, checkpoints, averaging and self-supervision."""

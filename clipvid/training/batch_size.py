@@ -1,0 +1,48 @@
+"""How many clips fit into the memory of a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size, gather_object, send_to_device
+from torch.utils.data import default_collate
+
+from clipvid.layers.norm import hold_statistics
+from clipvid.model.video_clip import VideoCLIP
+from clipvid.training.objectives import Objective
+from clipvid.training.self_supervised import Student
+
+
+def largest_batch_size(
+    accelerator: Accelerator, model: VideoCLIP | Student, objective: Objective, item: dict[str, Any], wanted: int
+) -> int:
+    """The largest divisor of `wanted` with which every process gets through a forward and a backward.
+
+    A divisor, so that accumulation makes up for it exactly. item: one sample of the training set, repeated to fill a
+    batch. The model is as before afterwards.
+
+    Raises:
+        RuntimeError: not even one clip fits.
+    """
+    smaller = (size for size in range(wanted - 1, 0, -1) if wanted % size == 0)
+
+    def attempt(batch_size: int) -> int:
+        batch = send_to_device(default_collate([item] * batch_size), accelerator.device)
+        batch["frames"] = model.normalise(batch["frames"])
+        with accelerator.autocast(), hold_statistics(model):
+            loss, _ = objective(model, batch, 0)
+        loss.backward()
+        return batch_size
+
+    search = find_executable_batch_size(
+        attempt, starting_batch_size=wanted, reduce_batch_size_fn=lambda: next(smaller, 0)
+    )
+    training = model.training
+    model.train()
+    try:
+        found = search()
+    finally:
+        model.zero_grad()
+        model.train(training)
+    return int(min(gather_object([found])))

@@ -1,0 +1,143 @@
+"""The typed configs of runs, and the only place where they become objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from torch.utils.data import DataLoader
+
+from clipvid.data.broken import BadVideos
+from clipvid.data.config import BAD_VIDEOS, train_dataset
+from clipvid.data.loader import TrainBatches, VideoDataset, build_loader
+from clipvid.data.manifest import Manifest
+from clipvid.distributed import follow_launch_file
+from clipvid.hub.loading import start_from
+from clipvid.model.factory import build_model
+from clipvid.model.video_clip import VideoCLIP
+from clipvid.runs.config_files import claim_output as claim_output
+from clipvid.runs.config_files import config_record as config_record
+from clipvid.runs.config_files import parse_config as parse_config
+from clipvid.training.batch_size import largest_batch_size
+from clipvid.training.config import FinetuneConfig, TrainingConfig, VideoRunConfig
+from clipvid.training.objectives import Classification, Objective
+from clipvid.training.optim import build_optimizer, build_scheduler, describe_groups
+from clipvid.training.self_supervised import Student
+from clipvid.training.trainer import Trainer
+
+
+def train_loader(
+    config: VideoRunConfig,
+    dataset: VideoDataset,
+    training: TrainingConfig,
+    accelerator: Accelerator,
+    output_dir: Path,
+) -> DataLoader:
+    """Keyed batches of training clips for this process; unreadable videos go to `output_dir`/bad_videos.jsonl."""
+    batches = TrainBatches(
+        len(dataset),
+        training.per_device_train_batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        accumulation=training.gradient_accumulation_steps,
+        repeats=config.data.repeats,
+        seed=config.seed,
+    )
+    bad = BadVideos("train", len(dataset), config.data.max_bad_fraction, output_dir / BAD_VIDEOS)
+    return build_loader(dataset, batches, config.data.num_workers, bad)
+
+
+def fit_memory(
+    training: TrainingConfig,
+    model: VideoCLIP | Student,
+    objective: Objective,
+    dataset: VideoDataset,
+    accelerator: Accelerator,
+) -> TrainingConfig:
+    """`training` with as many clips at once as fit, and the accumulation that makes up for it."""
+    wanted = training.per_device_train_batch_size
+    found = largest_batch_size(accelerator, model, objective, dict(dataset[0, 0]), wanted)
+    steps = training.gradient_accumulation_steps * (wanted // found)
+    accelerator.print(f"{found} clips at once on each process, {steps} times per step")
+    return dataclasses.replace(training, per_device_train_batch_size=found, gradient_accumulation_steps=steps)
+
+
+def classification(config: FinetuneConfig, num_classes: int) -> Objective:
+    """What fine-tuning minimises."""
+    training = config.training
+    return Classification(num_classes, config.seed, training.label_smoothing, training.mixup, training.cutmix)
+
+
+def build_accelerator(training: TrainingConfig, output_dir: str) -> Accelerator:
+    """Accelerate's door to devices, processes, precision and trackers."""
+    accelerator = Accelerator(
+        mixed_precision=training.mixed_precision,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        log_with=None if training.report_to == "none" else training.report_to,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=f"{output_dir}/logs"),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=training.ddp_timeout))],
+    )
+    follow_launch_file(accelerator)
+    return accelerator
+
+
+def build_finetune_model(config: VideoRunConfig, labels: list[str]) -> VideoCLIP:
+    """The model to train, with its labels, from where `init_from` left it; pretrained weights are required, or
+    `random` by name."""
+    own_weights = ":" in config.model.backbone or config.model.backbone == "tiny"
+    if config.model.pretrained is None and not own_weights:
+        raise ValueError(
+            f"model.pretrained is missing for {config.model.backbone}: name the weights (openai, laion2b_s34b_b79k, "
+            "a file ...), or `random` to train from scratch"
+        )
+    model = build_model(config.model, labels, config.templates)
+    if config.model.init_from is not None:
+        start_from(model, config.model.init_from)
+    model.encoder.gradient_checkpointing = config.training.gradient_checkpointing
+    if config.training.torch_compile:
+        model.encoder.compile_blocks()
+    model.preprocessing = {
+        "sampling": {"name": config.data.sampling, "stride": config.data.stride},
+        "resize": config.data.resize,
+    }
+    return model
+
+
+def build_trainer(
+    config: VideoRunConfig,
+    model: VideoCLIP | Student,
+    objective: Objective,
+    manifest: Manifest,
+    accelerator: Accelerator,
+    output_dir: Path,
+) -> Trainer:
+    """The trainer of a run of a model on its device; its `on_epoch_end` is left to the caller."""
+    training = config.training
+    if accelerator.is_fsdp2 and (training.torch_compile or training.frozen_bf16):
+        raise ValueError("training.torch_compile and training.frozen_bf16 do not go with FSDP2: leave them out")
+    if training.frozen_bf16:
+        model.encoder.lower_frozen_precision()
+    dataset = train_dataset(config.data, model, manifest, config.seed)
+    if training.auto_find_batch_size:
+        training = fit_memory(training, model, objective, dataset, accelerator)
+    accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
+    loader = train_loader(config, dataset, training, accelerator, output_dir)
+    optimizer = build_optimizer(model, config.optim)
+    batches: TrainBatches = loader.batch_sampler  # type: ignore[assignment]
+    accelerator.print(describe_groups(model, optimizer))
+    scheduler = build_scheduler(optimizer, config.optim, training.epochs * batches.steps_per_epoch)
+    return Trainer(
+        accelerator,
+        model,
+        objective,
+        loader,
+        optimizer,
+        scheduler,
+        training,
+        config.seed,
+        output_dir,
+        name_of=lambda index: manifest.samples[index].path,
+    )

@@ -1,0 +1,86 @@
+"""Typed configs of training runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clipvid.data.config import DataConfig
+from clipvid.model.video_clip import ModelConfig
+from clipvid.runs.config_files import claim_output as claim_output
+from clipvid.runs.config_files import config_record as config_record
+from clipvid.runs.config_files import parse_config as parse_config
+from clipvid.training.optim import OptimConfig
+from clipvid.training.state import LoopSettings
+
+
+@dataclass(frozen=True)
+class TrainingConfig(LoopSettings):
+    """The loop's settings and what else a run needs.
+
+    per_device_train_batch_size x processes x gradient_accumulation_steps clips make one optimiser step.
+    mixed_precision: `no`, `bf16` or `fp16`. eval_epochs: epochs between evaluations (the last is always evaluated).
+    auto_find_batch_size: take fewer clips at once where the memory does not suffice, and as many more accumulation
+        steps: the clips of an optimiser step stay the same (MixUp and BatchNorm see the smaller batches).
+    mixup, cutmix: alphas, 0 for off. report_to: a tracker of Accelerate (`tensorboard`, `wandb`, ...) or `none`.
+    ddp_timeout: seconds after which a process that waits for a dead or hanging one ends with an error.
+    torch_compile: compile the blocks of the image tower with their adapters, for training and its evaluations.
+    frozen_bf16: keep frozen linears of the image tower in bfloat16 during training; needs `mixed_precision: bf16`,
+        under which the results are the same to the bit.
+    """
+
+    per_device_train_batch_size: int = 16
+    per_device_eval_batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    eval_epochs: int = 1
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    report_to: str = "tensorboard"
+    auto_find_batch_size: bool = False
+    ddp_timeout: int = 1800
+    torch_compile: bool = False
+    frozen_bf16: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval_epochs < 1:
+            raise ValueError(f"eval_epochs={self.eval_epochs} must be at least 1; the last epoch is always evaluated")
+        if self.frozen_bf16 and self.mixed_precision != "bf16":
+            raise ValueError(f"frozen_bf16 needs mixed_precision: bf16; it is {self.mixed_precision}")
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Where a finished run is pushed to; see `clipvid.push`. The token is that of `hf auth login`, or HF_TOKEN."""
+
+    push_to_hub: bool = False
+    repo_id: str | None = None
+    private: bool = False
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class VideoRunConfig:
+    """What every training on video needs.
+
+    templates: a set of `clipvid.prompts.TEMPLATES` or a list of templates, for the class names.
+    """
+
+    output_dir: str = "outputs/run"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    templates: str | list[str] = "single"
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(VideoRunConfig):
+    """Fine-tuning on labelled video."""
+
+    output_dir: str = "outputs/finetune"
+    hub: HubConfig = field(default_factory=HubConfig)

@@ -1,0 +1,169 @@
+"""Optimiser groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from clipvid.model.video_clip import VideoCLIP
+from clipvid.registry import check_option
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters whose name matches `match` (shell pattern) get their own lr and weight_decay."""
+
+    match: str
+    lr: float
+    weight_decay: float
+
+
+SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule.
+
+    groups: first match wins; parameters that match none take `lr` and `weight_decay`. Biases and other
+        one-dimensional parameters have no decay.
+    layer_decay: factor on the lr of pretrained weights for every layer between them and their tower's output (0.65 to
+        0.9 is usual with `full`; BEiT, https://arxiv.org/abs/2106.08254); 1 for none. What is new in a tower (adapters,
+        LoRA, context) keeps its lr.
+    lr_scheduler_type: one of `SCHEDULES`, those of `transformers` that need nothing else. warmup_ratio: share of all
+        steps.
+    """
+
+    lr: float = 5e-4
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    groups: list[ParameterGroup] = field(default_factory=list)
+    layer_decay: float = 1.0
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]; 0.75 is usual, 1 is for none")
+        check_option("optim", "lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over exactly the parameters that require gradients; its fused step obeys `found_inf` on the device.
+
+    Raises:
+        ValueError: nothing to train, or a group that matches nothing.
+    """
+    depths = {} if config.layer_decay == 1 else layers_above(model)
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    unmatched = {group.match for group in config.groups}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group = next((group for group in config.groups if fnmatch(name, group.match)), None)
+        if group is not None:
+            unmatched.discard(group.match)
+        lr, decay = (group.lr, group.weight_decay) if group else (config.lr, config.weight_decay)
+        # Scalars stay whole where all else is sharded, and a fused step takes one kind at a time.
+        lr *= config.layer_decay ** depths.get(id(parameter), 0)
+        key = (lr, decay if parameter.ndim > 1 else 0.0, parameter.ndim == 0)
+        groups.setdefault(key, []).append(parameter)
+    if unmatched:
+        raise ValueError(
+            f"optim.groups: no trained parameter matches {sorted(unmatched)}; see model.named_parameters()"
+        )
+    if not groups:
+        raise ValueError(
+            "nothing to train: no parameter requires a gradient. Choose an adapter (model.adapter=ila), a trainable "
+            "head (model.head=linear) or more of the tower (model.tune=[full])"
+        )
+    return torch.optim.AdamW(
+        [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay, _), params in groups.items()],
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def layers_above(model: nn.Module) -> dict[int, int]:
+    """How many layers stand between a pretrained parameter, by its id, and the output of its tower: 0 for what follows
+    the blocks."""
+    stages = model.backbone.stages() if isinstance(model, VideoCLIP) else []
+    return {
+        id(parameter): above for tower in stages for above, stage in enumerate(reversed(tower)) for parameter in stage
+    }
+
+
+def describe_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """A table of what is trained, and how: modules, their parameters, lr, weight decay and share of the model."""
+    settings = {id(value): group for group in optimizer.param_groups for value in group["params"]}
+    rows: dict[tuple[str, str, str], tuple[int, set[int]]] = {}
+    for name, parameter in model.named_parameters():
+        group = settings.get(id(parameter))
+        module, index = _module_of(name) if group else ("frozen", None)
+        # The scheduler sets `lr` before the first step; what was asked for is `initial_lr`.
+        key = (
+            (module, f"{group.get('initial_lr', group['lr']):.3g}", f"{group['weight_decay']:g}")
+            if group
+            else (module, "", "")
+        )
+        count, indices = rows.get(key, (0, set()))
+        rows[key] = count + parameter.numel(), indices | ({index} if index is not None else set())
+    total = sum(count for count, _ in rows.values())
+    frozen = rows.pop(("frozen", "", ""), (0, set()))
+    trained = total - frozen[0]
+    lines = [("module", "parameters", "lr", "weight decay", "share")]
+    lines += [
+        (_with_range(module, indices), f"{count:,}", lr, decay, f"{count / total:.2%}")
+        for (module, lr, decay), (count, indices) in rows.items()
+    ]
+    lines += [("trained", f"{trained:,}", "", "", f"{trained / total:.2%}")]
+    lines += [("frozen", f"{frozen[0]:,}", "", "", f"{frozen[0] / total:.2%}")]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Warm-up and decay over `num_steps` optimiser steps."""
+    warmup = round(config.warmup_ratio * num_steps)
+    return get_scheduler(config.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
+
+
+def _module_of(name: str) -> tuple[str, int | None]:
+    """The row of a parameter, with `{}` for the number of its block, and that number."""
+    block = re.match(r"(.+\.(?:layers|resblocks))\.(\d+)\.((?:adapters\.)?\w+(?:\.attn|\.mlp)?)", name)
+    if block is None:
+        return ".".join(name.split(".")[:3]), None
+    part = f"{block[3]} (lora)" if ".lora_" in name else block[3]
+    return f"{block[1]}.{{}}.{part}", int(block[2])
+
+
+def _with_range(module: str, indices: set[int]) -> str:
+    """`encoder.layers.{}.block` with the numbers of its blocks: `6-11`, or `0,5,11` where there are gaps."""
+    if not indices:
+        return module
+    first, last = min(indices), max(indices)
+    whole = last - first + 1 == len(indices) > 1
+    return module.format(f"{first}-{last}" if whole else ",".join(map(str, sorted(indices))))

@@ -1,0 +1,131 @@
+"""Training of adapters on video without labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from clipvid.backbone.state_dicts import load_strictly
+from clipvid.data.config import eval_loader, load_split
+from clipvid.data.manifest import ClassInfo, Manifest, check_splits, load_manifest
+from clipvid.evaluation.summary import describe, evaluate
+from clipvid.evaluation.weight_space import zero_shot_model
+from clipvid.registry import Choice
+from clipvid.runs.config_files import claim_output
+from clipvid.training.build import build_trainer
+from clipvid.training.config import VideoRunConfig
+from clipvid.training.pretext_tasks import resolve_terms
+from clipvid.training.self_supervised import Student, WithoutLabels
+from clipvid.training.session import fresh_model, input_hashes, session, taken_up, write_run
+
+UNLABELLED = (ClassInfo(0, "unlabelled"),)
+
+
+@dataclass(frozen=True)
+class Videos:
+    """A list of videos elsewhere; see `clipvid.videos.DataConfig`."""
+
+    root: str
+    videos: Choice
+    classes: str | None = None
+
+
+@dataclass(frozen=True)
+class PretrainConfig(VideoRunConfig):
+    """Training of adapters on video without labels, CLIP frozen.
+
+    data: `train` is learnt from, its labels ignored; on `val` the zero-shot accuracy is followed.
+    also: further lists to learn from.
+    objectives: any of `masked`, `order`, `distillation`, by name or with options (`{"name": "order", "weight": 0.5}`);
+        see `clipvid.pretext`.
+    """
+
+    output_dir: str = "outputs/pretrain"
+    also: list[Videos] = field(default_factory=list)
+    objectives: list[Choice] = field(default_factory=lambda: ["masked", "order", "distillation"])
+
+    def __post_init__(self) -> None:
+        resolve_terms(self.objectives)
+        idle = [name for name in ("mixup", "cutmix", "label_smoothing") if getattr(self.training, name)]
+        if idle:
+            raise ValueError(f"training.{idle[0]} is about labels, and here there are none: leave it out")
+
+
+def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """Train, and write the model folder; returns the figures of metrics.json: zero-shot on `val`, and `before` those of
+    the plain CLIP. A finished run in `output_dir` is left as it is, an interrupted one goes on."""
+    if accelerator.is_fsdp2:
+        raise ValueError("training without labels knows no FSDP (teacher and student share their blocks); use DDP")
+    output = Path(config.output_dir)
+    with accelerator.main_process_first():
+        train, val = unlabelled(config), load_split(config.data, "val")
+    if accelerator.is_main_process:
+        claim_output(output, config)
+    accelerator.wait_for_everyone()
+    hashes = input_hashes(config, train, val)
+    done = taken_up(output, hashes, accelerator)
+    if done is not None:
+        return done
+    with session(config, hashes, accelerator, output) as run:
+        terms = resolve_terms(config.objectives)
+        model = fresh_model(config, val, accelerator)
+        student = Student(model, terms).to(accelerator.device)
+        objective = WithoutLabels(config.seed, tuple(terms))
+        augment = replace(config.data.augment, label_map_flip=None)  # there are no names to exchange
+        unnamed = replace(config, data=replace(config.data, augment=augment))
+        trainer = build_trainer(unnamed, student, objective, train, accelerator, output)
+        loader = eval_loader(config.data, model, val, accelerator, config.training.per_device_eval_batch_size)
+
+        def on_epoch_end(epoch: int) -> dict[str, Any]:
+            warning = collapse(trainer.state.history)
+            if warning:
+                accelerator.print(warning)
+            if (epoch + 1) % config.training.eval_epochs and epoch + 1 < config.training.epochs:
+                return {}
+            _, figures = evaluate(accelerator, model, loader, val.classes)
+            accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}, zero-shot: {describe(figures)}")
+            return {f"val_{name}": figures[name]["value"] for name in ("top1", "object") if name in figures}
+
+        trainer.on_epoch_end = on_epoch_end
+        state = run(trainer)
+        weights = trainer.result()
+        if config.training.frozen_bf16:
+            model = fresh_model(config, val, accelerator)
+            student = Student(model, terms).to(accelerator.device)
+        load_strictly(student.trained_state(), weights)
+        predictions, figures = evaluate(accelerator, model, loader, val.classes)
+        figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
+        write_run(output, model, state, predictions, figures, config, accelerator)
+    return figures
+
+
+def unlabelled(config: PretrainConfig) -> Manifest:
+    """All videos to learn from, as of one class.
+
+    Raises:
+        ManifestError: one of them is in `data.val`.
+    """
+    data, train, val = config.data, load_split(config.data, "train"), load_split(config.data, "val")
+    check_splits(train, val)
+    samples = [replace(sample, label=0) for sample in train.samples]
+    for more in config.also:
+        found = load_manifest(more.root, more.videos, more.classes, check_files=data.check_files)
+        check_splits(found, val)
+        for place, sample in enumerate(found.samples):
+            media = sample.media or partial(str, found.video(place))
+            samples.append(replace(sample, path=f"{Path(more.root).name}/{sample.path}", label=0, media=media))
+    return Manifest(tuple(samples), UNLABELLED, train.root)
+
+
+def collapse(history: list[dict[str, Any]]) -> str | None:
+    """What to say where the features of the last log entry vary much less than those of CLIP for the same clips."""
+    last = next((entry for entry in reversed(history) if "effective_rank" in entry), None)
+    if last is None:
+        return None
+    fallen = [name for name in ("feature_std", "effective_rank") if last[name] < last[f"clip_{name}"] / 2]
+    told = ", ".join(f"{name} is {last[name]:.3g}, that of CLIP {last[f'clip_{name}']:.3g}" for name in fallen)
+    return f"the features are collapsing: {told}; lower optim.lr or give distillation more weight" if told else None

@@ -1,0 +1,131 @@
+"""A run of training in its folder: what it starts from, what it is recorded as, what it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from clipvid.data.manifest import Manifest
+from clipvid.evaluation.loop import Predictions
+from clipvid.files import write_json
+from clipvid.hub.card import write_card
+from clipvid.hub.folder import weights_hash
+from clipvid.model.prompts import resolve_templates
+from clipvid.model.video_clip import VideoCLIP
+from clipvid.runs.config_files import config_record
+from clipvid.runs.preemption import Preemption
+from clipvid.runs.record import recorded, recorded_inputs
+from clipvid.training.build import build_finetune_model
+from clipvid.training.config import VideoRunConfig
+from clipvid.training.state import TrainState
+from clipvid.training.trainer import Trainer
+
+
+def fresh_model(config: VideoRunConfig, labelled: Manifest, accelerator: Accelerator) -> VideoCLIP:
+    """The model before training, the same every time."""
+    torch.manual_seed(config.seed)
+    return build_finetune_model(config, labelled.class_names).to(accelerator.device)
+
+
+def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict[str, str]:
+    """Of the lists of videos, of the templates, and of the weights that training starts from."""
+    templates = hashlib.sha256(json.dumps(resolve_templates(config.templates)).encode()).hexdigest()
+    hashes = {"train": train.hash, "val": val.hash, "templates": templates}
+    if config.model.init_from is not None:
+        hashes["model.init_from"] = weights_hash(config.model.init_from)
+    return hashes
+
+
+def taken_up(output: Path, hashes: dict[str, str], accelerator: Accelerator) -> dict[str, Any] | None:
+    """The figures of a run of these inputs that is finished in `output`, None where there is something left to do.
+
+    Raises:
+        FileExistsError: a list of videos, the templates or the weights to start from are not those that
+            `output`/run.json names.
+    """
+    known = recorded_inputs(output)
+    changed = [name for name, value in hashes.items() if known.get(name, value) != value]
+    if changed:
+        raise FileExistsError(
+            f"{output} holds a run on another {' and another '.join(changed)} (the content has changed since); choose "
+            "another output_dir, or remove this one"
+        )
+    done = finished(output)
+    if done is None:
+        return None
+    accelerator.print(f"{output} is finished already")
+    return done[1]
+
+
+@contextmanager
+def session(
+    config: VideoRunConfig, hashes: dict[str, str], accelerator: Accelerator, output: Path
+) -> Iterator[Callable[[Trainer], TrainState]]:
+    """One start of a run, on record in `output`/run.json and open to signals that ask it to end; yields what runs its
+    trainer."""
+    patience = timedelta(seconds=config.training.ddp_timeout)
+    with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), hashes) as record:
+
+        def run(trainer: Trainer) -> TrainState:
+            if accelerator.log_with:
+                accelerator.init_trackers("logs")
+            trainer.stop = stop
+            try:
+                return trainer.run()
+            finally:
+                record.update(trainer.throughput())
+
+        yield run
+
+
+def write_run(
+    output: Path,
+    model: VideoCLIP,
+    state: TrainState,
+    predictions: Predictions,
+    figures: dict[str, Any],
+    config: VideoRunConfig,
+    accelerator: Accelerator,
+) -> None:
+    """Model folder, history, results and card, by the first process while the others wait."""
+    if accelerator.is_main_process:
+        model.save_pretrained(output)
+        write_json(output / "history.json", state.history)
+        write_results(output, predictions, figures, config, accelerator)
+        write_card(output)
+    accelerator.wait_for_everyone()
+
+
+def write_results(
+    output: Path, predictions: Predictions, figures: dict[str, Any], config: Any, accelerator: Accelerator
+) -> None:
+    """predictions.json (indices, labels, scores) and, last of all, metrics.json (figures, processes, config)."""
+    rows = {name: getattr(predictions, name).tolist() for name in Predictions._fields}
+    write_json(output / "predictions.json", rows)
+    record = {"processes": accelerator.num_processes, "config": config_record(config)}
+    write_json(output / "metrics.json", figures | record)
+
+
+def finished(output: Path) -> tuple[Predictions, dict[str, Any]] | None:
+    """What a finished run left; metrics.json is written last of all."""
+    if not (output / "metrics.json").is_file():
+        return None
+    rows = json.loads((output / "predictions.json").read_text())
+    predictions = Predictions(*(torch.tensor(rows[name]) for name in Predictions._fields))
+    return predictions, json.loads((output / "metrics.json").read_text())
+
+
+def end_trackers(accelerator: Accelerator) -> None:
+    """Close the trackers, whose troubles take nothing from a finished run."""
+    try:
+        accelerator.end_training()
+    except Exception as error:
+        accelerator.print(f"the tracker could not be closed ({error!r})")

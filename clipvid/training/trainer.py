@@ -1,0 +1,263 @@
+"""One training loop, for any objective, on one process or many. It takes finished objects: the model, the loader, the
+optimiser. `clipvid.evaluation.loop` has the evaluation loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clipvid.backbone.state_dicts import load_strictly
+from clipvid.data.loader import TrainBatches
+from clipvid.data.sampling import keyed_generator
+from clipvid.distributed import full, load_optimizer_state, prepare, whole
+from clipvid.model.video_clip import VideoCLIP
+from clipvid.runs.preemption import Preempted, Preemption
+from clipvid.runs.progress import Progress, Window
+from clipvid.training.averaging import TrainedWeights
+from clipvid.training.checkpoint import Checkpoint, load_checkpoint, load_newest, save_checkpoint
+from clipvid.training.nonfinite import StepGuard, diverged
+from clipvid.training.objectives import Objective
+from clipvid.training.self_supervised import Student
+from clipvid.training.state import LoopSettings, TrainState
+
+
+@dataclass
+class Trainer:
+    """A run over `loader`, whose batch sampler decides what each step sees. The optimiser has a fused step.
+
+    on_epoch_end: called with the number of the finished epoch (from 0); its figures join the history.
+    name_of: what a sample is called in messages, by its index.
+    stop: signals that it listens to.
+    """
+
+    accelerator: Accelerator
+    model: VideoCLIP | Student
+    objective: Objective
+    loader: DataLoader
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    settings: LoopSettings
+    seed: int
+    output_dir: Path
+    on_epoch_end: Callable[[int], dict[str, Any]] | None = None
+    name_of: Callable[[int], str] = str
+    stop: Preemption = field(default_factory=Preemption)
+    state: TrainState = field(default_factory=TrainState)
+    _steps: int = field(default=0, init=False)
+    _seconds: float = field(default=0.0, init=False)
+
+    def run(self) -> TrainState:
+        """Train to the end, from the newest whole checkpoint in `output_dir` where there is one.
+
+        Raises:
+            Preempted: a signal asked for it; the state was saved.
+            RuntimeError: the run diverged; says in which samples.
+        """
+        found = self._find_checkpoint()
+        if found is not None:
+            load_strictly(self.model.trained_state(), found.weights["model"])
+        names = list(self.model.trained_state())
+        self.wrapped, self._stepper = prepare(self.accelerator, self.model, self.optimizer)
+        self._weights = TrainedWeights(self.model, names, self.settings.ema_decay)
+        self._saved_step = -1
+        if found is not None:
+            self._restore(found)
+        self._window = Window(self.accelerator, self.state.windows)
+        self._guard = StepGuard(self.accelerator, self.model, self.optimizer)
+        self._tracking = True
+        total = self.settings.epochs * self.batches.steps_per_epoch
+        with Progress(total, self.state.step, self.accelerator.is_main_process) as self._progress:
+            for epoch in range(self.state.epoch, self.settings.epochs):
+                with self.stop.deferred():
+                    self._run_epoch(epoch)
+                self._finish_epoch(epoch)
+        return self.state
+
+    def result(self) -> dict[str, Tensor]:
+        """The weights that the run was for, whole, on the CPU: the best, the averaged or the last ones. All processes
+        call it together."""
+        return self._weights.result(best=self.settings.load_best_model_at_end)
+
+    def throughput(self) -> dict[str, float]:
+        """Steps and clips of this session, seconds spent on them, evaluation and saving left out, and clips per
+        second."""
+        clips = self._steps * self.batches.global_batch
+        rate = {"clips_per_second": clips / self._seconds} if self._seconds else {}
+        return {"steps": self._steps, "clips": clips, "training_seconds": self._seconds} | rate
+
+    @property
+    def batches(self) -> TrainBatches:
+        """What each step sees."""
+        return self.loader.batch_sampler  # type: ignore[return-value]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of this run's checkpoints."""
+        return self.output_dir / "checkpoints"
+
+    def _run_epoch(self, epoch: int) -> None:
+        """From where the run stands in the epoch to its last step, and a checkpoint of it."""
+        if self.state.step_in_epoch < self.batches.steps_per_epoch:
+            for adapter in self.model.encoder.adapters():
+                adapter.start_epoch(epoch)
+            self.wrapped.train()
+            self.batches.set_position(epoch, self.state.step_in_epoch)
+            started = time.perf_counter()
+            for number, batch in enumerate(self.loader):
+                self._micro_step(epoch, number % self.batches.accumulation, batch)
+                if self.accelerator.sync_gradients:
+                    self._steps, self._seconds = self._steps + 1, self._seconds + time.perf_counter() - started
+                    self._finish_step(epoch)
+                    started = time.perf_counter()
+        if self._saved_step != self.state.step:
+            self._save()
+        if self.stop.agreed(now=True):
+            raise Preempted
+
+    def _micro_step(self, epoch: int, micro: int, batch: dict[str, Tensor]) -> None:
+        samples = batch.get("index")
+        # Keys of draws are read on the host.
+        batch = send_to_device(batch, self.accelerator.device, non_blocking=True, skip_keys=["index", "epoch"])
+        batch["frames"] = self.model.normalise(batch["frames"])
+        _seed_everything(self.seed, self.state.step, micro, self.accelerator.process_index)
+        with self.accelerator.accumulate(self.wrapped):
+            loss, parts = self.objective(self.wrapped, batch, epoch)
+            self.accelerator.backward(loss)
+            self._guard.watch(loss, samples)
+            if self.accelerator.sync_gradients:
+                norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.max_grad_norm)
+                parts["grad_norm"] = full(norm)
+                self._guard.close(parts["grad_norm"])
+            self._stepper.step()
+            self._stepper.zero_grad()
+        self._window.add(parts, len(batch["frames"]) * self.accelerator.num_processes)
+
+    def _finish_step(self, epoch: int) -> None:
+        self._weights.follow()
+        self.scheduler.step()
+        self.state.step += 1
+        self.state.step_in_epoch += 1
+        last = self.state.step_in_epoch == self.batches.steps_per_epoch
+        if self.state.step % self.settings.logging_steps == 0 or last:
+            self._judge()
+            entry = {"step": self.state.step, "epoch": epoch, "lr": self.scheduler.get_last_lr()[0]}
+            entry |= self._window.take()
+            self.state.history.append(entry)
+            self._track(entry)
+            self._progress.show(entry)
+        self._progress.advance(self.state.step)
+        due = self.settings.save_steps and self.state.step % self.settings.save_steps == 0
+        stop = self.stop.agreed()
+        if stop or (due and not last):
+            saved = self._save()
+            if stop and not saved:
+                raise RuntimeError(f"asked to end at step {self.state.step}, and it could not be saved: see above")
+        if stop:
+            raise Preempted
+
+    def _finish_epoch(self, epoch: int) -> None:
+        """Evaluate; the checkpoint before it stands, so that an interrupted evaluation is begun again."""
+        with self._weights.evaluated():
+            figures = self.on_epoch_end(epoch) if self.on_epoch_end else {}
+            self._compare(epoch, figures)
+        if figures:
+            self.state.history.append({"step": self.state.step, "epoch": epoch, **figures})
+            self._track(figures)
+        self.state.epoch, self.state.step_in_epoch = epoch + 1, 0
+
+    def _compare(self, epoch: int, figures: dict[str, Any]) -> None:
+        if not self.settings.load_best_model_at_end or not figures:
+            return
+        name = self.settings.metric_for_best_model
+        if name not in figures:
+            raise ValueError(f"metric_for_best_model={name!r}: the evaluation gives {', '.join(figures)}")
+        if self.state.best is None or figures[name] > self.state.best["value"]:
+            self.state.best = {"value": figures[name], "epoch": epoch}
+            self._weights.keep_best()
+
+    def _judge(self) -> None:
+        """Count the skipped steps since the last call, say which samples were in them, give up past the limit."""
+        for step in self._guard.take():
+            self.state.count(step.skipped)
+            if step.skipped:
+                names = [self.name_of(number) for number in step.samples]
+                self.state.history.append({"before_step": self.state.step, "skipped_samples": names})
+                self.accelerator.print(f"step skipped, loss or gradients are not finite; samples: {', '.join(names)}")
+                if self.state.skipped_in_row >= self.settings.max_skipped_steps:
+                    raise RuntimeError(diverged(self.state.skipped_in_row, self.state.step, names))
+
+    def _track(self, figures: dict[str, Any]) -> None:
+        """Tell the trackers; one that fails is given up, not the run."""
+        if not self._tracking:
+            return
+        try:
+            self.accelerator.log(figures, step=self.state.step)
+        except Exception as error:
+            self._tracking = False
+            self.accelerator.print(f"the tracker is lost ({error!r}); the run goes on, history.json has its figures")
+
+    def _save(self) -> bool:
+        """Whether the state of the run is on the disk; what was there before is, in any case."""
+        self._judge()
+        weights, scaler = self._weights.state(), self.accelerator.scaler
+        optimizer = {
+            "optimizer": whole(self.optimizer.state_dict()),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        self.state.windows = gather_object([self._window.held()])
+        progress = asdict(self.state) | {"global_batch": self.batches.global_batch}
+        saved = True
+        if self.accelerator.is_main_process:
+            try:
+                save_checkpoint(
+                    self.checkpoints, Checkpoint(weights, optimizer, progress), self.settings.save_total_limit
+                )
+            except OSError as error:
+                saved = False
+                self.accelerator.print(f"step {self.state.step} could not be saved: {error}")
+        self._saved_step = self.state.step
+        self.accelerator.wait_for_everyone()
+        return saved
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint, as the first process sees it."""
+        found = load_newest(self.checkpoints) if self.accelerator.is_main_process else None
+        path = broadcast_object_list([found[0] if found else None])[0]
+        if path is None:
+            return None
+        checkpoint = found[1] if found else load_checkpoint(path)
+        before = checkpoint.progress.get("global_batch", self.batches.global_batch)
+        if before != self.batches.global_batch:
+            raise ValueError(
+                f"{path} was trained with {before} clips per step, this run has {self.batches.global_batch} "
+                "(per_device_train_batch_size x processes x gradient_accumulation_steps): choose them so that it is "
+                f"{before} again, or another output_dir"
+            )
+        return checkpoint
+
+    def _restore(self, found: Checkpoint) -> None:
+        load_optimizer_state(self.optimizer, found.optimizer["optimizer"])
+        self.scheduler.load_state_dict(found.optimizer["scheduler"])
+        if found.optimizer["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(found.optimizer["scaler"])
+        self._weights.load(found.weights)
+        known = {item.name for item in fields(TrainState)} & found.progress.keys()
+        self.state = TrainState(**{name: found.progress[name] for name in known})
+        self._saved_step = self.state.step
+        self.accelerator.print(f"going on from epoch {self.state.epoch}, step {self.state.step}")
+
+
+def _seed_everything(*key: int) -> None:
+    """What is random inside the model (dropout, drop path) is a function of the key too."""
+    torch.manual_seed(keyed_generator(*key).initial_seed())
