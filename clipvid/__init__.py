@@ -1,28 +1,51 @@
-"""clipvid: CLIP image models made into video models."""
+"""clipvid: CLIP image models made into video models.
 
-from clipvid import convert
-from clipvid.adapters import ADAPTERS
-from clipvid.hub.loading import from_pretrained
-from clipvid.hub.push import push_to_hub
-from clipvid.inference.auto_classes import ClipVidConfig, ClipVidForVideoClassification, ClipVidVideoProcessor
-from clipvid.inference.bank import AdapterBank
-from clipvid.inference.predictor import Predictor
-from clipvid.model.factory import create_model
-from clipvid.model.video_clip import ModelConfig, VideoCLIP, VideoCLIPOutput
+Public names are loaded when they are first used, so that the command line starts without torch.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
-__all__ = [
-    "ADAPTERS",
-    "AdapterBank",
-    "ClipVidConfig",
-    "ClipVidForVideoClassification",
-    "ClipVidVideoProcessor",
-    "ModelConfig",
-    "Predictor",
-    "VideoCLIP",
-    "VideoCLIPOutput",
-    "convert",
-    "create_model",
-    "from_pretrained",
-    "push_to_hub",
-]
+_HOMES = {
+    "ADAPTERS": "clipvid.adapters",
+    "AdapterBank": "clipvid.inference.bank",
+    "ClipVidConfig": "clipvid.inference.auto_classes",
+    "ClipVidForVideoClassification": "clipvid.inference.auto_classes",
+    "ClipVidVideoProcessor": "clipvid.inference.auto_classes",
+    "ModelConfig": "clipvid.model",
+    "Predictor": "clipvid.inference.predictor",
+    "VideoCLIP": "clipvid.model",
+    "VideoCLIPOutput": "clipvid.model",
+    "create_model": "clipvid.model.factory",
+    "from_pretrained": "clipvid.hub",
+    "push_to_hub": "clipvid.hub",
+}
+_MODULES = ("convert",)
+__all__ = [*_HOMES, *_MODULES, "ClipvidError", "InputError", "RunError"]
+
+
+class ClipvidError(Exception):
+    """Base class of the errors meant for users. The command line prints them as one line, without a traceback."""
+
+
+class InputError(ClipvidError, ValueError):
+    """An option, a file or an argument that cannot be used as given."""
+
+
+class RunError(ClipvidError, RuntimeError):
+    """An operation that could not be carried out although its input was valid."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"clipvid.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'clipvid' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.backbone import NO_TEXT, build_backbone
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
@@ -52,14 +53,14 @@ def from_ila(
     """
     state = dict(state_dict.get("model", state_dict))
     if f"{_BLOCK}0.message_fc.weight" not in state:
-        raise ValueError(f"not an ILA checkpoint: no tensor {_BLOCK}0.message_fc.weight among {len(state)} entries")
+        raise InputError(f"not an ILA checkpoint: no tensor {_BLOCK}0.message_fc.weight among {len(state)} entries")
     variant = "k400" if any("depthwise_conv" in key for key in state) else "ssv2"
     for key in ("mit.positional_embedding", "visual.proj", "visual.conv1.weight", "visual.positional_embedding"):
         if key not in state:
-            raise ValueError(f"not a whole ILA checkpoint: no tensor {key}")
+            raise InputError(f"not a whole ILA checkpoint: no tensor {key}")
     trained_frames = state["mit.positional_embedding"].shape[1]
     if trained_frames != num_frames:
-        raise ValueError(f"num_frames={num_frames}, but the checkpoint was trained with {trained_frames}")
+        raise InputError(f"num_frames={num_frames}, but the checkpoint was trained with {trained_frames}")
     clip_state = {key: value.float() for key, value in state.items() if _is_clip(key)}
     backbone = build_backbone(_clip_config(clip_state), clip_state, "ila-checkpoint")
     options = {"variant": variant, "norm": norm, "eval_batch_stats": eval_batch_stats}
@@ -128,7 +129,7 @@ def _rename(state: Mapping[str, Tensor], variant: str, known: Any, wanted: set[s
             renamed |= _rename_one(key, value, variant)
     homeless = [key for key in renamed if key not in wanted]
     if homeless:
-        raise ValueError(f"the checkpoint has tensors that an ILA model of its sizes has no place for: {homeless[:8]}")
+        raise InputError(f"the checkpoint has tensors that an ILA model of its sizes has no place for: {homeless[:8]}")
     return {key: torch.tensor(0.2) for key in wanted if key.endswith(".jitter")} | renamed
 
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
+from clipvid import InputError
+
 
 def follow_launch_file(accelerator: Accelerator) -> None:
     """Have FSDP2 where the launch asked for FSDP, on CPUs too.
@@ -26,7 +28,7 @@ def follow_launch_file(accelerator: Accelerator) -> None:
         ValueError: FSDP of version 1, FSDP without a launcher of several processes, or DeepSpeed.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError(
+        raise InputError(
             "DeepSpeed keeps optimiser states that these checkpoints cannot hold; FSDP2 shards the same things: take "
             "configs/accelerate/fsdp2_zero2.yaml for ZeRO-2, configs/accelerate/fsdp2.yaml for ZeRO-3"
         )
@@ -38,7 +40,7 @@ def follow_launch_file(accelerator: Accelerator) -> None:
             state.distributed_type = DistributedType.FSDP
     if not accelerator.is_fsdp2:
         found = f"{accelerator.distributed_type.value} with {accelerator.num_processes} process(es)"
-        raise ValueError(
+        raise InputError(
             f"the launch file asks for FSDP, and Accelerate gives {found}; expected fsdp_version: 2 and at least 2 "
             "processes: see configs/accelerate/fsdp2.yaml, or leave FSDP out"
         )

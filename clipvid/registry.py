@@ -1,58 +1,153 @@
-"""Choices by name: `"ila"` or `{"name": "ila", "hidden": 64}` becomes a registered config, strictly."""
+"""Named choices: `"ila"` or `{"name": "ila", "hidden": 64}` becomes a typed, frozen config.
+
+Every list of choices (adapters, heads, sources, protocols ...) is a `Registry`. Other packages add entries through
+entry points of the registry's group.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeAlias, get_type_hints
+
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+from clipvid import InputError
 
 Choice: TypeAlias = str | dict[str, Any]
 
 
-def resolve_choice(spec: Choice, registry: Mapping[str, type], kind: str) -> tuple[str, Any]:
-    """The name and the config object that `spec` asks for.
+class Registry(dict[str, Any]):
+    """Entries by name. An entry is a class. Its options are the fields of its `Config`, or its own for a dataclass.
 
     Args:
-        spec: a registered name, or a mapping with `name` and fields of that name's config dataclass.
-        registry: name -> config dataclass.
-        kind: what is chosen, for the error's sake ("adapter", "head").
-
-    Raises:
-        ValueError: unknown name or unknown field; says which exist.
-        TypeError: `spec` is neither a name nor a mapping with one.
+        kind: what is chosen, as users type it ("adapter", "head").
+        entries: the built-in ones.
+        group: entry-point group through which other packages add entries, such as `clipvid.adapters`.
     """
-    options = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else None
-    if options is None or not isinstance(options.get("name"), str):
-        raise TypeError(f"{kind}: expected a name or a mapping with 'name', got {spec!r}; names: {', '.join(registry)}")
-    name = options.pop("name")
-    if name not in registry:
-        raise ValueError(f"unknown {kind} {name!r}{suggest(name, registry)}; known: {', '.join(registry)}")
-    return name, build_config(registry[name], options, f"{kind} {name!r}")
+
+    def __init__(self, kind: str, entries: Mapping[str, type], group: str | None = None) -> None:
+        super().__init__(entries)
+        self.kind, self.group = kind, group
+
+    def config_class(self, name: str) -> type:
+        """Return the dataclass of the options of an entry."""
+        entry = self[name]
+        config: type = getattr(entry, "Config", entry)
+        return config
+
+    def resolve(self, choice: Any) -> tuple[str, Any]:
+        """Return the name and the config that `choice` describes.
+
+        Args:
+            choice: a name, or a mapping with `name` and options.
+
+        Raises:
+            InputError: an unknown name or option, or a value of the wrong type; names the nearest valid one.
+        """
+        options = {"name": choice} if isinstance(choice, str) else dict(choice) if isinstance(choice, Mapping) else {}
+        name = options.pop("name", None)
+        if not isinstance(name, str):
+            raise InputError(
+                f"{self.kind}: expected a name or a mapping with `name`, got {choice!r}; names: {', '.join(self)}"
+            )
+        if name not in self:
+            self.load_plugins()
+        if name not in self:
+            raise InputError(f"unknown {self.kind} {name!r}{suggest(name, self)}; known: {', '.join(self)}")
+        return name, build_config(self.config_class(name), options, f"{self.kind} {name!r}")
+
+    def resolve_many(self, choices: list[Any]) -> dict[str, Any]:
+        """Return configs by name, in order.
+
+        Raises:
+            InputError: see `resolve`; the same name twice.
+        """
+        resolved = [self.resolve(choice) for choice in choices]
+        names = [name for name, _ in resolved]
+        if len(set(names)) < len(names):
+            raise InputError(f"{self.kind}: each may stand once in a list, got {names}")
+        return dict(resolved)
+
+    def load_plugins(self) -> None:
+        """Add the entries that installed packages offer in this registry's entry-point group."""
+        if self.group is not None:
+            for point in entry_points(group=self.group):
+                if point.name not in self:
+                    self[point.name] = point.load()
 
 
 def build_config(config_class: type, options: Mapping[str, Any], owner: str) -> Any:
-    """`config_class(**options)`, with unknown fields refused by name."""
-    fields = {field.name for field in dataclasses.fields(config_class)}
+    """Return `config_class(**options)` after a strict check of names and types.
+
+    Args:
+        options: JSON types. A boolean is not an integer, and a number is not a string.
+        owner: subject of the error message, such as `adapter 'ila'`.
+
+    Raises:
+        InputError: an unknown name or a value of the wrong type; names the option, the value and what was expected.
+    """
+    hints = _field_types(config_class)
     for key in options:
-        if key not in fields:
-            known = ", ".join(sorted(fields)) or "none"
-            raise ValueError(f"{owner} has no option {key!r}{suggest(key, fields)}; its options: {known}")
-    return config_class(**options)
+        if key not in hints:
+            known = ", ".join(sorted(hints)) or "none"
+            raise InputError(f"{owner} has no option {key!r}{suggest(key, hints)}; its options: {known}")
+    return config_class(**{key: check_type(value, hints[key], f"{owner}: {key}") for key, value in options.items()})
+
+
+def check_type(value: Any, hint: Any, owner: str) -> Any:
+    """Return `value`, made of JSON types, as the type `hint`.
+
+    Raises:
+        InputError: it has another type.
+    """
+    adapter = _type_adapter(hint)
+    if adapter is None:
+        return value
+    try:
+        return adapter.validate_json(json.dumps(value, default=_not_json), strict=True)
+    except ValidationError as error:
+        wanted = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
+        raise InputError(f"{owner}={value!r}: expected {' or '.join(wanted)}") from None
+    except TypeError:
+        raise InputError(f"{owner}={value!r}: expected a value that JSON can hold") from None
 
 
 def config_to_choice(name: str, config: Any) -> dict[str, Any]:
-    """The inverse of `resolve_choice`: a JSON-ready mapping with every field written out."""
+    """Return the inverse of `Registry.resolve`: a JSON-ready mapping with every option written out."""
     return {"name": name, **dataclasses.asdict(config)}
 
 
 def check_option(owner: str, option: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Refuse a value outside `allowed`, saying what is."""
+    """Raise InputError for a value outside `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{owner}: {option}={value!r} is not one of {', '.join(map(str, allowed))}")
+        near = suggest(value, map(str, allowed)) if isinstance(value, str) else ""
+        raise InputError(f"{owner}: {option}={value!r} is not one of {', '.join(map(str, allowed))}{near}")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the nearest known word, or nothing."""
+    """Return ` (did you mean 'x'?)` for the nearest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@cache
+def _field_types(config_class: type) -> dict[str, Any]:
+    hints = get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_class) if field.init}
+
+
+def _type_adapter(hint: Any) -> TypeAdapter[Any] | None:
+    """Return a checker of JSON values for a type; None for a type that JSON values cannot have."""
+    try:
+        return TypeAdapter(hint)
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        return None
+
+
+def _not_json(value: Any) -> Any:
+    raise TypeError(f"{type(value).__name__} is not a JSON type")

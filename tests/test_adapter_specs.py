@@ -104,8 +104,8 @@ def test_unknown_adapter_is_refused_with_the_near_one():
 
 
 @pytest.mark.parametrize("spec", [{"layers": "all"}, 3, None, ["ila", None], {"name": 3}])
-def test_adapter_without_a_name_is_a_type_error(spec):
-    with pytest.raises(TypeError, match="adapter: expected a name or a mapping with 'name'"):
+def test_adapter_without_a_name_is_refused(spec):
+    with pytest.raises(ValueError, match="adapter: expected a name or a mapping with `name`"):
         resolve_adapters(spec)
 
 

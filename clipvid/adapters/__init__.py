@@ -10,18 +10,22 @@ from clipvid.adapters.shift import Shift
 from clipvid.adapters.sifa import SIFA
 from clipvid.adapters.st_adapter import STAdapter
 from clipvid.adapters.temporal_attention import TemporalAttention
-from clipvid.registry import Choice, resolve_choice
+from clipvid.registry import Choice, Registry
 
-ADAPTERS: dict[str, type[Adapter]] = {
-    "none": Adapter,
-    "ila": ILA,
-    "ata": ATA,
-    "attention": TemporalAttention,
-    "gta": GTA,
-    "shift": Shift,
-    "sifa": SIFA,
-    "st_adapter": STAdapter,
-}
+ADAPTERS = Registry(
+    "adapter",
+    {
+        "none": Adapter,
+        "ila": ILA,
+        "ata": ATA,
+        "attention": TemporalAttention,
+        "gta": GTA,
+        "shift": Shift,
+        "sifa": SIFA,
+        "st_adapter": STAdapter,
+    },
+    group="clipvid.adapters",
+)
 
 AdapterSpec = Choice | list[Choice]
 
@@ -32,12 +36,8 @@ def resolve_adapters(spec: AdapterSpec) -> dict[str, AdapterConfig]:
     Raises:
         ValueError: an unknown adapter or option, or the same adapter twice.
     """
-    registry = {name: adapter.Config for name, adapter in ADAPTERS.items()}
-    chosen = [resolve_choice(item, registry, "adapter") for item in (spec if isinstance(spec, list) else [spec])]
-    names = [name for name, _ in chosen]
-    if len(set(names)) < len(names):
-        raise ValueError(f"adapter: each may stand once in a list, got {names}")
-    return {name: config for name, config in chosen if name != "none"}
+    chosen = ADAPTERS.resolve_many(spec if isinstance(spec, list) else [spec])
+    return {name: config for name, config in chosen.items() if name != "none"}
 
 
 def build_adapters(

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from clipvid import InputError
+
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv1d, nn.Conv2d)
 LayerSpec = str | list[int] | tuple[int, ...]
 
@@ -84,7 +86,7 @@ def split_prefix(tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]
     num_patches = grid[0] * grid[1]
     num_prefix = tokens.shape[2] - num_patches
     if num_prefix < 0:
-        raise ValueError(f"{tokens.shape[2]} tokens per frame do not cover a grid of {grid[0]} x {grid[1]} patches")
+        raise InputError(f"{tokens.shape[2]} tokens per frame do not cover a grid of {grid[0]} x {grid[1]} patches")
     return tokens[:, :, :num_prefix], tokens[:, :, num_prefix:]
 
 
@@ -103,10 +105,10 @@ def select_layers(spec: LayerSpec, num_layers: int) -> tuple[int, ...]:
         return tuple(range((num_layers - 1) % int(every), num_layers, int(every)))
     indices: list[Any] = [] if isinstance(spec, str) or not isinstance(spec, Sequence) else list(spec)
     if not indices or not all(isinstance(index, int) for index in indices):
-        raise ValueError(f"layers={spec!r}: expected all, upper, every_<k> or a list of block indices")
+        raise InputError(f"layers={spec!r}: expected all, upper, every_<k> or a list of block indices")
     outside = [index for index in indices if not -num_layers <= index < num_layers]
     if outside:
-        raise ValueError(
+        raise InputError(
             f"layers={indices}: {outside} outside of a tower with {num_layers} blocks (0..{num_layers - 1})"
         )
     return tuple(sorted({index % num_layers for index in indices}))

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clipvid import InputError
+
 
 class Taps(NamedTuple):
     """Where the taps of every cell read.
@@ -29,7 +31,7 @@ class Taps(NamedTuple):
 def check_kernel_size(owner: str, kernel_size: int) -> None:
     """Refuse a kernel without a middle tap."""
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"{owner}: kernel_size={kernel_size} must be odd and positive, for a tap to be in the middle")
+        raise InputError(f"{owner}: kernel_size={kernel_size} must be odd and positive, for a tap to be in the middle")
 
 
 def place_taps(offsets: Tensor, grid: tuple[int, int], kernel_size: int) -> Taps:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipvid import InputError
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix, zero_init
 from clipvid.registry import check_option
 
@@ -41,9 +42,9 @@ class GTAConfig(AdapterConfig):
         check_option("gta", "cross_channel", self.cross_channel, (True, False))
         check_option("gta", "normalize", self.normalize, ("none", "softmax"))
         if self.groups < 1:
-            raise ValueError(f"gta: groups={self.groups} must be at least 1")
+            raise InputError(f"gta: groups={self.groups} must be at least 1")
         if self.regions < 0 or self.regions == 1:
-            raise ValueError(f"gta: regions={self.regions} must be at least 2, or 0 for no region branch")
+            raise InputError(f"gta: regions={self.regions} must be at least 2, or 0 for no region branch")
 
 
 class TemporalMix(nn.Module):
@@ -106,7 +107,7 @@ class GTA(Adapter):
         super().__init__(config, block)
         width = block.width
         if width % config.groups:
-            raise ValueError(
+            raise InputError(
                 f"gta: groups={config.groups} does not divide the tower's width {width}; choose a divisor of it"
             )
         self.norm = nn.LayerNorm(width)

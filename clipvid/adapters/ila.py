@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from clipvid import InputError
 from clipvid.adapters.base import (
     Adapter,
     AdapterConfig,
@@ -60,14 +61,14 @@ class ILAConfig(AdapterConfig):
         check_option("ila", "variant", self.variant, ("k400", "ssv2"))
         check_option("ila", "norm", self.norm, POLICIES)
         if self.eval_batch_stats and self.norm != "batch":
-            raise ValueError(
+            raise InputError(
                 f"ila: eval_batch_stats=True with norm={self.norm!r}, which uses no batch statistics; expected "
                 "norm='batch': set it, or leave eval_batch_stats out"
             )
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"ila: drop_path={self.drop_path} must lie in [0, 1)")
+            raise InputError(f"ila: drop_path={self.drop_path} must lie in [0, 1)")
         if self.hidden <= 0 or self.hidden % 8:
-            raise ValueError(f"ila: hidden={self.hidden} must be a positive multiple of 8")
+            raise InputError(f"ila: hidden={self.hidden} must be a positive multiple of 8")
 
     def build_norm(self, channels: int) -> nn.Module:
         """A normalisation of the policy asked for."""

@@ -17,6 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.registry import check_option
 
 Solver = Literal["exact", "greedy"]
@@ -44,7 +45,7 @@ def assign(similarity: Tensor, solver: Solver = "exact") -> Tensor:
     check_option("matching", "solver", solver, SOLVERS)
     sides = similarity.shape[-2:]
     if len(sides) < 2 or sides[0] != sides[1] or sides[0] < 1 or not similarity.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"similarity: expected matrices [..., N, N], N >= 1, of floating point, "
             f"got {list(similarity.shape)} of {similarity.dtype}"
         )
@@ -81,7 +82,7 @@ def _assign_exact(similarity: Tensor) -> Tensor:
     matrices = similarity.cpu().double().reshape(similarity.shape[:-2].numel(), size, size).numpy()
     nan, infinite = int(np.isnan(matrices).sum()), int(np.isinf(matrices).sum())
     if nan or infinite:
-        raise ValueError(
+        raise InputError(
             f"similarity: {nan} NaN and {infinite} infinite of {matrices.size} values in matrices {size} x {size}; "
             f"expected finite ones: look for an overflow in the tokens that were compared"
         )

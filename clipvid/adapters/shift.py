@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix
 from clipvid.registry import check_option
 
@@ -38,7 +39,7 @@ class ShiftConfig(AdapterConfig):
     def __post_init__(self) -> None:
         check_option("shift", "tokens", self.tokens, ("patches", "prefix", "both"))
         if not 0 < self.fraction <= 0.5:
-            raise ValueError(f"shift: fraction={self.fraction} must lie in (0, 0.5]")
+            raise InputError(f"shift: fraction={self.fraction} must lie in (0, 0.5]")
 
 
 class Shift(Adapter):
@@ -58,7 +59,7 @@ class Shift(Adapter):
         super().__init__(config, block)
         self.channels = int(config.fraction * block.width)
         if self.channels < 1:
-            raise ValueError(
+            raise InputError(
                 f"shift: fraction={config.fraction} of the tower's width {block.width} is less than one channel; "
                 f"choose at least {1 / block.width:.3g}"
             )
@@ -66,7 +67,7 @@ class Shift(Adapter):
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
         num_prefix = split_prefix(tokens, grid)[0].shape[2]
         if self.config.tokens == "prefix" and num_prefix == 0:
-            raise ValueError("shift: tokens='prefix', but this tower has no prefix tokens; use tokens='patches'")
+            raise InputError("shift: tokens='prefix', but this tower has no prefix tokens; use tokens='patches'")
         first = num_prefix if self.config.tokens == "patches" else 0
         last = num_prefix if self.config.tokens == "prefix" else tokens.shape[2]
         shifted = tokens[:, :, first:last, : 2 * self.channels]

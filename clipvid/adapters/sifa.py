@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from clipvid import InputError
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix, zero_init
 from clipvid.adapters.deformable import Taps, check_kernel_size, gather_taps, place_taps, scatter_taps
 from clipvid.registry import check_option
@@ -137,7 +138,7 @@ def inter_frame_attention(
     check_option("inter_frame_attention", "normalize", normalize, NORMALIZE)
     expected = (x.shape[0], 2 * kernel_size**2, *x.shape[2:])
     if x.ndim != 5 or offsets.shape != expected:
-        raise ValueError(
+        raise InputError(
             f"inter_frame_attention: x [N, C, T, H, W] and offsets [N, 2 * {kernel_size} * {kernel_size}, T, H, W] "
             f"expected, got {tuple(x.shape)} and {tuple(offsets.shape)}"
         )

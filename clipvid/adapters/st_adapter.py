@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipvid import InputError
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix, zero_init
 
 PAPER_CHANNELS = 384
@@ -33,9 +34,9 @@ class STAdapterConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         if self.channels is not None and self.channels < 1:
-            raise ValueError(f"st_adapter: channels={self.channels} must be at least 1, or unset")
+            raise InputError(f"st_adapter: channels={self.channels} must be at least 1, or unset")
         if not _is_kernel(self.kernel_size):
-            raise ValueError(
+            raise InputError(
                 f"st_adapter: kernel_size={self.kernel_size!r} must be three odd sizes, [frames, rows, columns]"
             )
         object.__setattr__(self, "kernel_size", tuple(self.kernel_size))

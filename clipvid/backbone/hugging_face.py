@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from clipvid import InputError
+
 # What stands around the layers, by the beginning of its name.
 _CLIP = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
@@ -61,7 +63,7 @@ def read_hugging_face(folder: Path) -> tuple[dict[str, Tensor], bool]:
     names = {"clip": _CLIP, "siglip": _SIGLIP}.get(config.model_type)
     files = sorted(folder.glob("*.safetensors"))
     if names is None or not files:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds a model of type {config.model_type!r} in {len(files)} safetensors files; expected `clip` "
             "or `siglip` (transformers' CLIPModel, SiglipModel) and at least one file"
         )

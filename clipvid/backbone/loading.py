@@ -19,6 +19,7 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clipvid import InputError, RunError
 from clipvid.backbone.hugging_face import read_hugging_face
 from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, take_apart
 from clipvid.backbone.state_dicts import differences, shortened
@@ -52,7 +53,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     if pretrained is not None and _is_folder(name, pretrained):
         given, quick_gelu = read_hugging_face(Path(pretrained))
         if config.get("quick_gelu") and not quick_gelu:
-            raise ValueError(f"{pretrained} was trained with GELU, {name} has QuickGELU: take the name without it")
+            raise InputError(f"{pretrained} was trained with GELU, {name} has QuickGELU: take the name without it")
         options["force_quick_gelu"] = quick_gelu
     if not options.get("load_weights", True):
         logging.disable(logging.WARNING)  # open_clip warns of random weights
@@ -63,7 +64,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
             clip.load_state_dict(given)
     except Exception as error:
         problems = _misfit(name, pretrained, given)
-        raise RuntimeError(_fetch_advice(name, pretrained, problems or error)) from error
+        raise RunError(_fetch_advice(name, pretrained, problems or error)) from error
     finally:
         logging.disable(logging.NOTSET)
     config |= {"quick_gelu": options["force_quick_gelu"]} if options.get("force_quick_gelu") else {}
@@ -73,7 +74,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     try:
         tokenizer = open_clip.get_tokenizer(source, **without_code)
     except Exception as error:
-        raise RuntimeError(_fetch_advice(name, pretrained, error)) from error
+        raise RunError(_fetch_advice(name, pretrained, error)) from error
     return take_apart(clip.eval(), tokenizer, name, pretrained, _is_fetchable(name, pretrained), config)
 
 
@@ -87,7 +88,7 @@ def _refuse_code(name: str, config: dict[str, Any]) -> dict[str, bool]:
     text = config.get("text_cfg", {})
     unsafe = sorted((text.get("tokenizer_kwargs") or {}).keys() - TOKENIZER_OPTIONS)
     if unsafe:
-        raise ValueError(f"{name}: its config hands the tokenizer {unsafe}, which could run code; it is not loaded")
+        raise InputError(f"{name}: its config hands the tokenizer {unsafe}, which could run code; it is not loaded")
     return {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
 
 
@@ -103,7 +104,7 @@ def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: 
     try:
         clip.load_state_dict(state_dict)
     except RuntimeError as error:
-        raise ValueError(f"the weights of {name} do not fit its config: {error}") from error
+        raise InputError(f"the weights of {name} do not fit its config: {error}") from error
     tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
     return take_apart(clip.eval(), tokenizer, name, None, False, config)
 
@@ -149,7 +150,7 @@ def _resize(visual: nn.Module, image_size: int | tuple[int, int]) -> None:
 
 def _check_patches(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
     if any(side % step for side, step in zip(size, patch, strict=True)):
-        raise ValueError(f"image_size={size[0]} is no multiple of the tower's patches of {patch[0]} pixels")
+        raise InputError(f"image_size={size[0]} is no multiple of the tower's patches of {patch[0]} pixels")
 
 
 def _is_fetchable(name: str, pretrained: str | None) -> bool:
@@ -167,9 +168,9 @@ def _find_config(name: str, source: str) -> dict[str, Any]:
     try:
         config = open_clip.get_model_config(source)
     except Exception as error:
-        raise RuntimeError(_fetch_advice(name, None, error)) from error
+        raise RunError(_fetch_advice(name, None, error)) from error
     if config is None:
-        raise ValueError(
+        raise InputError(
             f"unknown backbone {name!r}: expected tiny, a name of open_clip.list_models() such as ViT-B-16, "
             "hf-hub:org/repo or local-dir:/path"
         )
@@ -182,7 +183,7 @@ def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -
     if pretrained == RANDOM:
         return {"load_weights": False, "pretrained_text": False}
     if own_weights and pretrained:
-        raise ValueError(f"backbone {name!r} brings its own weights; leave pretrained={pretrained!r} out")
+        raise InputError(f"backbone {name!r} brings its own weights; leave pretrained={pretrained!r} out")
     if pretrained is not None and _is_folder(name, pretrained):
         return _weight_options(name, config, RANDOM)
     if own_weights:
@@ -197,7 +198,7 @@ def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -
     tag = get_pretrained_cfg(name, pretrained)
     if not tag and not Path(pretrained).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ValueError(f"{name} has no weights {pretrained!r}: neither a file, a folder nor one of its tags ({tags})")
+        raise InputError(f"{name} has no weights {pretrained!r}: neither a file, a folder nor one of its tags ({tags})")
     options: dict[str, Any] = {"pretrained": pretrained, "require_pretrained": True}
     if tag and tag.get("quick_gelu") and not config.get("quick_gelu"):
         options["force_quick_gelu"] = True

@@ -21,6 +21,7 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from clipvid import InputError
 from clipvid.backbone.timm_towers import TimmBlock, TimmTower, take_timm_apart
 from clipvid.backbone.towers import NO_TEXT, Block, TextTower, VisionTower
 
@@ -141,7 +142,7 @@ def take_apart(
     elif isinstance(visual, TimmModel):
         vision, blocks = take_timm_apart(visual, name)
     else:
-        raise ValueError(
+        raise InputError(
             f"backbone {name!r} has a {type(visual).__name__} image tower without ViT blocks; supported: open_clip's "
             "native ViTs (ViT-B-32, ViT-L-14, ... of OpenAI, LAION, DataComp, MetaCLIP) and timm's (SigLIP, PE-Core, "
             "EVA)"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from clipvid import InputError
+
 
 def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """What keeps `given` from being loaded into `own`: names that are missing or unexpected, shapes that differ."""
@@ -33,7 +35,7 @@ def load_strictly(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Non
     """
     problems = differences(own, state)
     if problems:
-        raise ValueError(f"the weights do not fit the model's config: {shortened(problems)}")
+        raise InputError(f"the weights do not fit the model's config: {shortened(problems)}")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block as ViTBlock
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
+from clipvid import InputError
 from clipvid.backbone.towers import split_parameters
 from clipvid.layers.attention import SelfAttention
 
@@ -133,12 +134,12 @@ def take_timm_apart(visual: TimmModel, name: str) -> tuple[TimmTower, list[Any]]
     known = (ViTBlock, ResPostBlock, EvaBlock, EvaBlockPostNorm)
     if not isinstance(trunk, VisionTransformer | Eva) or any(type(block) not in known for block in trunk.blocks):
         kinds = {type(trunk).__name__, *(type(block).__name__ for block in getattr(trunk, "blocks", []))}
-        raise ValueError(
+        raise InputError(
             f"backbone {name!r} has an image tower of timm that is no plain ViT ({', '.join(sorted(kinds))}); those of "
             "SigLIP, SigLIP2, PE-Core, MobileCLIP-B and EVA are"
         )
     if getattr(trunk, "rope_mixed", False):
-        raise ValueError(f"backbone {name!r} has rotary embeddings that differ between its blocks: not supported")
+        raise InputError(f"backbone {name!r} has rotary embeddings that differ between its blocks: not supported")
     rope = getattr(trunk, "rope", None)
     if rope is not None:
         rope = rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=trunk.patch_embed.grid_size)

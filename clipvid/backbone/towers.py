@@ -12,6 +12,7 @@ import torch
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
+from clipvid import InputError, RunError
 from clipvid.layers.attention import SelfAttention, fuse_projection
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
@@ -108,7 +109,7 @@ class TextTower(nn.Module):
         """
         tower = getattr(self.clip, "text", self.clip)
         if not hasattr(tower, "token_embedding") or not hasattr(tower.transformer, "resblocks"):
-            raise ValueError(
+            raise InputError(
                 f"the text tower is a {type(tower).__name__}, which can only be frozen or trained whole; LoRA and "
                 "context tokens need one of open_clip's own"
             )
@@ -125,7 +126,7 @@ class TextTower(nn.Module):
             ValueError: a tokenizer that marks no start.
         """
         if not isinstance(self.tokenizer, open_clip.SimpleTokenizer):
-            raise ValueError(
+            raise InputError(
                 f"context tokens follow the token that starts a text; a {type(self.tokenizer).__name__} gives none"
             )
         return len(self.tokenizer.encode(text))
@@ -136,7 +137,7 @@ class TextTower(nn.Module):
         context: [C, width] in place of the embeddings of the C tokens after the first.
         """
         if not self.present:
-            raise RuntimeError("this model has no text tower (it was converted from a checkpoint without one)")
+            raise RunError("this model has no text tower (it was converted from a checkpoint without one)")
         if context is None:
             return self.clip.encode_text(tokens, normalize=False)
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.adapters import ADAPTERS, resolve_adapters
 from clipvid.backbone import RANDOM, Backbone, load_backbone
 from clipvid.benchmarks.cost import Pass, count_macs, describe_machine, peak_memory, time_passes, trained_parameters
@@ -82,12 +83,12 @@ class AdapterBenchmark:
         for option in ("num_frames", "batch_size", "repeats", "threads"):
             value = getattr(self, option)
             if value is not None and value < 1:
-                raise ValueError(f"{option}={value} must be at least 1")
+                raise InputError(f"{option}={value} must be at least 1")
         for choice in self.adapters:
             resolve_adapters(choice)
         names = [row_name(choice) for choice in self.adapters]
         if len(set(names)) < len(names):
-            raise ValueError(f"adapters: each may stand once, got {names}")
+            raise InputError(f"adapters: each may stand once, got {names}")
         for name, options in self.bars.items():
             build_config(Bar, options, f"the bar of {name!r}")
 

@@ -22,6 +22,7 @@ from rich.markdown import Markdown
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from clipvid import InputError
 from clipvid.data.batches import Key
 from clipvid.data.decoding.demux import known_scan
 from clipvid.data.lists.sources import find_videos
@@ -89,7 +90,7 @@ def main(args: list[str]) -> None:
     root = Path(config.videos) if config.videos is not None else _made_videos(output / "videos")
     samples = tuple(Sample(path.relative_to(root).as_posix(), 0) for path in find_videos(root))
     if not samples:
-        raise ValueError(f"no video in or below {root}")
+        raise InputError(f"no video in or below {root}")
     manifest = Manifest(samples, (), root)
     rows = [compare_training(manifest, config, 1, first_epoch=True)]
     rows += [compare_training(manifest, config, count) for count in sorted({1, config.processes})]
@@ -167,7 +168,7 @@ def measure_manifest(folder: Path, lines: int) -> dict[str, Any]:
         environment = os.environ | {"CLIPVID_CACHE": str(folder / "cache")}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
-            raise ValueError(f"opening the manifest failed: {done.stderr.strip().splitlines()[-1]}")
+            raise InputError(f"opening the manifest failed: {done.stderr.strip().splitlines()[-1]}")
         runs.append([float(part) for part in done.stdout.strip("[]\n").split(",")])
     (first, memory, shuffle, count), (second, *_) = runs
     return {"lines": int(count), "first_s": first, "memory_mib": memory, "second_s": second, "shuffle_s": shuffle}

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
+from clipvid import InputError, RunError
 from clipvid.benchmarks.adapters import BASELINE
 from clipvid.benchmarks.cost import describe_machine
 from clipvid.benchmarks.ladder_costs import measured_once
@@ -64,29 +65,29 @@ class LadderConfig:
 
     def __post_init__(self) -> None:
         if self.cell.recipe is None:
-            raise ValueError("cell.recipe is missing: a ladder trains its rows")
+            raise InputError("cell.recipe is missing: a ladder trains its rows")
         protocol = build_protocol(self.cell.protocol or self.cell.data.protocol)
         if not isinstance(protocol, Holdout | LeaveOneGroupOut):
-            raise ValueError(
+            raise InputError(
                 f"cell.protocol={self.cell.protocol}: a ladder's seeds are those of its trainings; take holdout or "
                 "leave_one_group_out, or `clipvid evaluate` for the others"
             )
         if BASELINE not in self.rows:
-            raise ValueError(f"rows: {BASELINE!r}, which the others are measured by, is missing from {list(self.rows)}")
+            raise InputError(f"rows: {BASELINE!r}, which the others are measured by, is missing from {list(self.rows)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds}: expected one or more different ones")
+            raise InputError(f"seeds={self.seeds}: expected one or more different ones")
         for option in ("jobs", "threads", "cost_repeats"):
             if getattr(self, option) < 1:
-                raise ValueError(f"{option}={getattr(self, option)} must be at least 1")
+                raise InputError(f"{option}={getattr(self, option)} must be at least 1")
         told = [("repeat", self.repeat)]
         told += [(f"prediction {str(each)!r}", row) for each in self.predictions for row in (each.row, each.over)]
         for owner, row in told:
             if row is not None and row not in self.rows:
-                raise ValueError(f"{owner}: {row!r} is no row; rows: {', '.join(self.rows)}")
+                raise InputError(f"{owner}: {row!r} is no row; rows: {', '.join(self.rows)}")
         for each in self.predictions:
             if each.under not in ("forward", *self.cell.controls):
                 known = ", ".join(self.cell.controls)
-                raise ValueError(f"prediction {str(each)!r}: cell.controls has no {each.under!r}, only {known}")
+                raise InputError(f"prediction {str(each)!r}: cell.controls has no {each.under!r}, only {known}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def main(args: list[str]) -> None:
     known = measures_of([manifest.classes[label] for label in sorted({sample.label for sample in manifest.samples})])
     for each in config.predictions:
         if each.measure not in known:
-            raise ValueError(f"prediction {str(each)!r}: nothing like {each.measure!r} here, only {', '.join(known)}")
+            raise InputError(f"prediction {str(each)!r}: nothing like {each.measure!r} here, only {', '.join(known)}")
     output = Path(config.output_dir)
     missing = {cell.name: cell for cell in cells if cell.metrics() is None}
     torch.set_num_threads(config.threads)
@@ -152,7 +153,7 @@ def main(args: list[str]) -> None:
     print(f"-> {output}/table.md, ladder.png, metrics.json")
     if failed:
         told = "\n".join(f"  {name}: {error}" for name, error in failed.items())
-        raise RuntimeError(f"{len(failed)} of {len(cells)} cells failed, the others stand:\n{told}")
+        raise RunError(f"{len(failed)} of {len(cells)} cells failed, the others stand:\n{told}")
 
 
 def ladder_cells(config: LadderConfig) -> list[Cell]:
@@ -162,7 +163,7 @@ def ladder_cells(config: LadderConfig) -> list[Cell]:
         ValueError: rows whose folders would be the same. Options that do not exist end the program.
     """
     if len({folder_name(row) for row in config.rows}) < len(config.rows):
-        raise ValueError(f"rows: two of {list(config.rows)} give the same folder; let them differ in letters or digits")
+        raise InputError(f"rows: two of {list(config.rows)} give the same folder; let them differ in letters or digits")
     chosen = [(row, seed, False) for seed in config.seeds for row in config.rows]
     chosen += [(config.repeat, config.seeds[0], True)] if config.repeat is not None else []
     return [Cell(row, seed, _cell_config(config, row, seed, again), again) for row, seed, again in chosen]

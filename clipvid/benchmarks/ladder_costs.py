@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from clipvid import InputError
 from clipvid.benchmarks.adapters import BASELINE, Row, compare
 from clipvid.benchmarks.cost import Pass, count_macs, describe_machine, peak_memory, time_passes, trained_parameters
 from clipvid.experiments.run import Recipe
@@ -55,7 +56,7 @@ def _measure(
     shapes = {row: _shape(passes[row, False].model, recipe) for row, recipe in recipes.items()}
     other = [row for row in shapes if shapes[row] != shapes[BASELINE]]
     if other:
-        raise ValueError(
+        raise InputError(
             f"rows: costs are measured side by side on the same clips, {BASELINE!r} takes {shapes[BASELINE]} [B, T, 3, "
             f"S, S] and {other[0]!r} {shapes[other[0]]}; compare other sizes in a ladder of their own"
         )

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.markdown import Markdown
 
+from clipvid import InputError
 from clipvid.adapters import AdapterSpec
 from clipvid.benchmarks.seed_statistics import accuracy_over_seeds, difference_over_seeds
 from clipvid.experiments.protocols import FewShot, build_protocol
@@ -65,21 +66,21 @@ class PretrainingBenchmark:
     def __post_init__(self) -> None:
         protocol = shots_of(self)
         if self.evaluate.recipe is None or not isinstance(protocol, FewShot):
-            raise ValueError("evaluate: expected a recipe and the protocol few_shot")
+            raise InputError("evaluate: expected a recipe and the protocol few_shot")
         if not {self.fewer, self.more} <= set(protocol.shots):
-            raise ValueError(f"fewer={self.fewer}, more={self.more}: both must be among shots={protocol.shots}")
+            raise InputError(f"fewer={self.fewer}, more={self.more}: both must be among shots={protocol.shots}")
         if not set(self.epochs) <= set(protocol.shots):
-            raise ValueError(f"epochs={self.epochs}: by labels per class, which are {protocol.shots}")
+            raise InputError(f"epochs={self.epochs}: by labels per class, which are {protocol.shots}")
         if FRESH in self.stages:
-            raise ValueError(f"stages: {FRESH!r} is the name of the start without any; choose another")
+            raise InputError(f"stages: {FRESH!r} is the name of the start without any; choose another")
         if self.pretrain.training.load_best_model_at_end:
-            raise ValueError(
+            raise InputError(
                 "pretrain.training.load_best_model_at_end would choose the weights on the very videos that are asked "
                 "about; leave it off"
             )
         precision = self.pretrain.training.mixed_precision, self.evaluate.mixed_precision
         if len(set(precision)) > 1:
-            raise ValueError(f"mixed_precision of pretrain.training and evaluate: {precision}; let them be the same")
+            raise InputError(f"mixed_precision of pretrain.training and evaluate: {precision}; let them be the same")
         for objectives in self.stages.values():
             replace(self.pretrain, objectives=objectives)
 

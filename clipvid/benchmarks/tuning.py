@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.markdown import Markdown
 
+from clipvid import InputError
 from clipvid.backbone import RANDOM, load_backbone
 from clipvid.benchmarks.adapters import NUM_CLASSES, training_loss
 from clipvid.benchmarks.cost import Pass, describe_machine, peak_memory, time_passes, trained_parameters
@@ -76,7 +77,7 @@ class TuningBenchmark:
 
     def __post_init__(self) -> None:
         if BASELINE not in self.rows:
-            raise ValueError(f"rows: {BASELINE!r}, which the others are measured by, is missing from {list(self.rows)}")
+            raise InputError(f"rows: {BASELINE!r}, which the others are measured by, is missing from {list(self.rows)}")
         for name, options in self.rows.items():
             build_config(Row, options, f"row {name!r}")
 

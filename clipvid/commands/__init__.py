@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from clipvid import ClipvidError
 from clipvid.runs.preemption import EXIT_CODE, Preempted
 
 VERBS = {
@@ -40,8 +41,6 @@ def run(verb: str, args: list[str] | None = None) -> None:
     except Preempted:
         print(f"clipvid {verb}: asked to end; the same command goes on from here", file=sys.stderr)
         sys.exit(EXIT_CODE)
-    except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
-            raise
+    except (ClipvidError, OSError) as error:
         print(f"clipvid {verb}: {error}", file=sys.stderr)
         sys.exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from clipvid import InputError
 from clipvid.registry import suggest
 
 SUBJECTS = ("adapters", "data", "ladder", "pretraining", "tuning")
@@ -23,4 +24,4 @@ def main(args: list[str] | None = None) -> None:
     elif subject in SUBJECTS:
         importlib.import_module(f"clipvid.benchmarks.{subject}").main(options)
     else:
-        raise ValueError(f"the first word {subject!r} is no subject{suggest(subject, SUBJECTS)}; known: {known}")
+        raise InputError(f"the first word {subject!r} is no subject{suggest(subject, SUBJECTS)}; known: {known}")

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from clipvid import InputError
 from clipvid.data.broken import BadVideos, Failure
 from clipvid.data.lists.classes import read_classes
 from clipvid.data.lists.sources import ListSource
@@ -20,7 +21,7 @@ def main(args: list[str] | None = None) -> None:
     config = parse_config(CheckVideosConfig, args, "clipvid check-videos", as_positional=True)
     root, source = _source(config)
     if config.fix and not isinstance(source, ListSource | EveryVideo):
-        raise ValueError(f"--fix writes lists and folders anew, but not {source.title}")
+        raise InputError(f"--fix writes lists and folders anew, but not {source.title}")
     known = AnyClass() if config.classes is None else read_classes(root / config.classes)
     rows = checked_rows(source, root, known, allow_outside_root=config.allow_outside_root)
     manifest = Manifest(rows, known.classes, root)

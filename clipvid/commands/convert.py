@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+from clipvid import InputError
 from clipvid.convert import from_ila
 from clipvid.hub.card import write_card
 from clipvid.hub.folder import read_tensors
@@ -43,7 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is no checkpoint of tensors alone: {error}") from error
+        raise InputError(f"{path} is no checkpoint of tensors alone: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a state dict")
+        raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict")
     return content

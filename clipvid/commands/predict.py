@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clipvid import InputError
 from clipvid.data.lists.classes import read_classes
 from clipvid.data.reader import Source, VideoError
 from clipvid.hub.loading import load_model
@@ -33,11 +34,11 @@ def main(args: list[str] | None = None) -> None:
     options = build_parser().parse_args(args)
     labels, videos = separate(options.labels, options.videos)
     if not videos:
-        raise ValueError("no video was named: give files, folders, patterns, or - for standard input")
+        raise InputError("no video was named: give files, folders, patterns, or - for standard input")
     if labels is not None and options.labels_file is not None:
-        raise ValueError("--labels and --labels_file exclude each other; give one")
+        raise InputError("--labels and --labels_file exclude each other; give one")
     if options.top_k < 1:
-        raise ValueError(f"--top_k {options.top_k}: expected at least 1")
+        raise InputError(f"--top_k {options.top_k}: expected at least 1")
     if options.labels_file is not None:
         labels = [info.name for info in read_classes(options.labels_file).classes]
     model = load_model(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from clipvid import InputError
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.synthetic.stills import StillsDataset
 from clipvid.files import write_json
@@ -23,7 +24,7 @@ def main(args: list[str] | None = None) -> None:
     config = parse_config(PretrainClipConfig, args, "clipvid pretrain-clip")
     accelerator = build_accelerator(config.training, config.output_dir)
     if accelerator.is_fsdp2:
-        raise ValueError("pretraining knows no FSDP: the small CLIP fits on any device; use DDP")
+        raise InputError("pretraining knows no FSDP: the small CLIP fits on any device; use DDP")
     output = Path(config.output_dir)
     if accelerator.is_main_process:
         claim_output(output, config)

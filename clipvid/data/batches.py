@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from clipvid import InputError
 from clipvid.data.sampling import keyed_generator
 
 Key: TypeAlias = tuple[int, int]
@@ -59,10 +60,10 @@ class TrainBatches(Sampler[list[Key]]):
             ("repeats", repeats),
         ):
             if value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
+                raise InputError(f"{name} is {value}; expected at least 1")
         self.global_batch = per_device_batch * world_size * accumulation
         if num_samples * repeats < self.global_batch:
-            raise ValueError(
+            raise InputError(
                 f"{num_samples * repeats} training videos do not fill one global batch of {self.global_batch} "
                 f"(per_device_batch {per_device_batch} x world_size {world_size} x accumulation {accumulation}); "
                 "lower per_device_batch or accumulation, or use fewer processes"
@@ -79,7 +80,7 @@ class TrainBatches(Sampler[list[Key]]):
     def set_position(self, epoch: int, step: int = 0) -> None:
         """Begin the next iteration at optimiser step `step` of `epoch`; its end is the start of the next epoch."""
         if epoch < 0 or not 0 <= step <= self.steps_per_epoch:
-            raise ValueError(f"epoch {epoch}, step {step}: expected epoch >= 0, step in 0..{self.steps_per_epoch}")
+            raise InputError(f"epoch {epoch}, step {step}: expected epoch >= 0, step in 0..{self.steps_per_epoch}")
         self.epoch, self.step = (epoch, step) if step < self.steps_per_epoch else (epoch + 1, 0)
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ class EvalBatches(Sampler[list[Key]]):
     def __init__(self, num_samples: int, batch_size: int, *, world_size: int = 1, rank: int = 0) -> None:
         _check_rank(rank, world_size)
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+            raise InputError(f"batch_size is {batch_size}; expected at least 1")
         self.num_samples, self.batch_size, self.world_size, self.rank = num_samples, batch_size, world_size, rank
         self.skipped: frozenset[int] = frozenset()
 
@@ -133,4 +134,4 @@ class EvalBatches(Sampler[list[Key]]):
 
 def _check_rank(rank: int, world_size: int) -> None:
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank} of world_size {world_size}; expected 0 <= rank < world_size")
+        raise InputError(f"rank is {rank} of world_size {world_size}; expected 0 <= rank < world_size")

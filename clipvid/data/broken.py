@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from clipvid import InputError
+
 _SHOWN = 20
 
 
@@ -20,7 +22,7 @@ class Failure(NamedTuple):
     reason: str
 
 
-class TooManyBadVideos(ValueError):
+class TooManyBadVideos(InputError):
     """More of the videos than the run allows cannot be read; the message lists them."""
 
 

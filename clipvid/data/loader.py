@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from clipvid import InputError
 from clipvid.data.batches import EvalBatches, Key, TrainBatches
 from clipvid.data.broken import BadVideos, Failure
 from clipvid.data.manifest import Manifest
@@ -79,11 +80,11 @@ class VideoDataset(Dataset[VideoItem]):
     ) -> None:
         self.transforms = list(transform) if isinstance(transform, Sequence) else [transform]
         if len(self.transforms) != crops:
-            raise ValueError(f"{len(self.transforms)} transforms given for {crops} crops; expected one per crop")
+            raise InputError(f"{len(self.transforms)} transforms given for {crops} crops; expected one per crop")
         if clips < 1 or (training and (clips, crops) != (1, 1)):
-            raise ValueError(f"clips {clips}, crops {crops}: expected at least 1, and exactly 1 in training")
+            raise InputError(f"clips {clips}, crops {crops}: expected at least 1, and exactly 1 in training")
         if frame_order not in FRAME_ORDERS or (training and frame_order != "forward"):
-            raise ValueError(f"frame_order is {frame_order!r}; expected one of {FRAME_ORDERS}, forward in training")
+            raise InputError(f"frame_order is {frame_order!r}; expected one of {FRAME_ORDERS}, forward in training")
         self.manifest, self.sampling, self.seed, self.training = manifest, sampling, seed, training
         self.clips, self.crops, self.frame_order, self.backend = clips, crops, frame_order, backend
         self.mirror = mirror
@@ -118,7 +119,7 @@ class VideoDataset(Dataset[VideoItem]):
                 "readable": True,
                 "failures": failures,
             }
-        raise ValueError(
+        raise InputError(
             f"{MAX_DRAWS} videos drawn in place of each other cannot be read, the last being {failures[-1].path} "
             f"({failures[-1].reason}); run clipvid check-videos on the list"
         )

@@ -23,6 +23,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.data.decoding.demux import (
     INDEXED_FORMATS,
     Keyframe,
@@ -75,7 +76,7 @@ class Video:
 
     def __init__(self, source: Source, backend: Backend = "auto") -> None:
         if backend not in BACKENDS:
-            raise ValueError(f"backend is {backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
+            raise InputError(f"backend is {backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
         self.name, self._source = _resolve(source)
         with _reported(self.name):
             self._scan = scan(self._source)

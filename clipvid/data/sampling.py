@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clipvid import InputError
+
 
 def keyed_generator(*key: int) -> torch.Generator:
     """CPU generator whose state is a function of the integers of `key` alone, e.g. (seed, epoch, sample index).
@@ -19,7 +21,7 @@ def keyed_generator(*key: int) -> torch.Generator:
     torch's CPU engine keeps 32 bits of a seed: about one pair of keys in four billion shares a stream.
     """
     if not key:
-        raise ValueError("keyed_generator got an empty key; give at least one integer, e.g. the seed")
+        raise InputError("keyed_generator got an empty key; give at least one integer, e.g. the seed")
     digest = hashlib.blake2b(",".join(str(int(part)) for part in key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
@@ -58,7 +60,7 @@ def dense_indices(
     """
     _check(total, num_frames, clip, num_clips)
     if stride < 1:
-        raise ValueError(f"stride is {stride}; expected at least 1 frame")
+        raise InputError(f"stride is {stride}; expected at least 1 frame")
     position = torch.arange(num_frames)
     slack = total - 1 - (num_frames - 1) * stride
     if slack < 0:
@@ -88,11 +90,11 @@ class FrameSampling:
 
     def __post_init__(self) -> None:
         if self.name not in ("uniform", "dense"):
-            raise ValueError(f"frame sampling is {self.name!r}; expected 'uniform' or 'dense'")
+            raise InputError(f"frame sampling is {self.name!r}; expected 'uniform' or 'dense'")
         if self.num_frames < 1 or self.stride < 1:
-            raise ValueError(f"num_frames {self.num_frames} and stride {self.stride} must be at least 1")
+            raise InputError(f"num_frames {self.num_frames} and stride {self.stride} must be at least 1")
         if self.name == "uniform" and self.stride != 1:
-            raise ValueError(f"stride {self.stride} has no meaning in uniform sampling; leave it at 1, or use 'dense'")
+            raise InputError(f"stride {self.stride} has no meaning in uniform sampling; leave it at 1, or use 'dense'")
 
     def indices(
         self, total: int, *, generator: torch.Generator | None = None, clip: int = 0, num_clips: int = 1
@@ -105,6 +107,6 @@ class FrameSampling:
 
 def _check(total: int, num_frames: int, clip: int, num_clips: int) -> None:
     if total < 1 or num_frames < 1:
-        raise ValueError(f"cannot take {num_frames} frames of a video of {total}; both must be at least 1")
+        raise InputError(f"cannot take {num_frames} frames of a video of {total}; both must be at least 1")
     if not 0 <= clip < num_clips:
-        raise ValueError(f"clip is {clip} of num_clips {num_clips}; expected 0 <= clip < num_clips")
+        raise InputError(f"clip is {clip} of num_clips {num_clips}; expected 0 <= clip < num_clips")

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from clipvid import InputError
+
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 
 
@@ -61,14 +63,14 @@ def eval_transform(
     `num_crops` squares spread evenly along the longer side. `squash` resizes both sides to S, whatever the shape.
     """
     if not 0 <= crop < num_crops:
-        raise ValueError(f"crop is {crop} of num_crops {num_crops}; expected 0 <= crop < num_crops")
+        raise InputError(f"crop is {crop} of num_crops {num_crops}; expected 0 <= crop < num_crops")
     bicubic = v2.InterpolationMode.BICUBIC
     if resize == "squash":
         if num_crops != 1:
-            raise ValueError(f"squash shows the whole frame: num_crops is {num_crops}, expected 1")
+            raise InputError(f"squash shows the whole frame: num_crops is {num_crops}, expected 1")
         return v2.Compose([v2.Resize((image_size, image_size), interpolation=bicubic, antialias=True)])
     if resize != "shortest_center":
-        raise ValueError(f"resize is {resize!r}; expected 'shortest_center' or 'squash'")
+        raise InputError(f"resize is {resize!r}; expected 'shortest_center' or 'squash'")
     cut = v2.CenterCrop(image_size) if num_crops == 1 else _SideCrop(image_size, crop, num_crops)
     return v2.Compose([v2.Resize(image_size, interpolation=bicubic, antialias=True), cut])
 
@@ -109,11 +111,11 @@ def mix(
         Mixed frames and targets, of the same shapes and types; the inputs are left as they are.
     """
     if frames.ndim != 5 or not frames.is_floating_point():
-        raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}; expected floating point [B, T, 3, H, W]")
+        raise InputError(f"frames are {frames.dtype} {list(frames.shape)}; expected floating point [B, T, 3, H, W]")
     if targets.ndim != 2 or not targets.is_floating_point() or len(targets) != len(frames):
-        raise ValueError(f"targets are {targets.dtype} {list(targets.shape)}; expected floats [{len(frames)}, K]")
+        raise InputError(f"targets are {targets.dtype} {list(targets.shape)}; expected floats [{len(frames)}, K]")
     if mixup_alpha < 0 or cutmix_alpha < 0:
-        raise ValueError(f"mixup_alpha {mixup_alpha} and cutmix_alpha {cutmix_alpha} must not be negative")
+        raise InputError(f"mixup_alpha {mixup_alpha} and cutmix_alpha {cutmix_alpha} must not be negative")
     if mixup_alpha == 0 and cutmix_alpha == 0:
         return frames, targets
     rng = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))

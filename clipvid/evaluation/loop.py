@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from clipvid import InputError
 from clipvid.data.batches import EvalBatches
 from clipvid.distributed import is_sharded, share_buffers
 from clipvid.model.video_clip import VideoCLIP
@@ -150,7 +151,7 @@ def predict_views(
     batches.skip(())
     gathered = gather_object(rows)
     if not gathered:
-        raise ValueError("nothing to evaluate: the evaluation set is empty")
+        raise InputError("nothing to evaluate: the evaluation set is empty")
     return ViewScores.joined(gathered)
 
 

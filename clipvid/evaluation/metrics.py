@@ -14,11 +14,13 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from clipvid import InputError
+
 
 def proportion(hits: int, total: int) -> dict[str, Any]:
     """A share with its 95% Wilson score interval: `value`, `low`, `high`, `count`."""
     if total == 0:
-        raise ValueError("no videos to take a share of: the evaluation set is empty")
+        raise InputError("no videos to take a share of: the evaluation set is empty")
     interval = binomtest(hits, total).proportion_ci(method="wilson")
     return {"value": hits / total, "low": float(interval.low), "high": float(interval.high), "count": total}
 
@@ -40,7 +42,7 @@ def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
     number of unreadable videos. These count as wrong in the shares, and have no part in nll, ece and confusion."""
     if not torch.isfinite(scores).all():
         rows = (~torch.isfinite(scores)).any(dim=1).nonzero()[:5, 0].tolist()
-        raise ValueError(f"scores with NaN or infinity for videos {rows}: the model gives no usable output")
+        raise InputError(f"scores with NaN or infinity for videos {rows}: the model gives no usable output")
     classes = scores.shape[1]
     figures = {"top1": top_k(scores, labels, 1), "top5": top_k(scores, labels, 5)}
     averages, given = _averages(scores, labels), answered(scores)

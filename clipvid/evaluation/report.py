@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 from torch import Tensor
 
+from clipvid import InputError
+
 COLUMNS = {"object": "object top-1", "pairs": "motion pairs", "top1": "top-1"}
 QUESTIONS = {"object": "what is it?", "pairs": "or its reverse?", "top1": "the whole label"}
 PALETTE = ("#76839b", "#d97706", "#2456d6", "#0f9488", "#9d3fae", "#be3a4a", "#5f7a1c", "#7a5230")
@@ -53,7 +55,7 @@ class ClipStrip:
     def __post_init__(self) -> None:
         shape = list(self.frames.shape)
         if self.frames.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape:
-            raise ValueError(f"frames: expected uint8 [T, 3, H, W], got {self.frames.dtype} {shape}")
+            raise InputError(f"frames: expected uint8 [T, 3, H, W], got {self.frames.dtype} {shape}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def strip_image(strip: ClipStrip, scale: int = 1) -> bytes:
 def save_strips(path: Path, clips: list[ClipStrip]) -> None:
     """A PNG with a row per clip: its frames, an inch high, and beside them its class and each model's best label."""
     if not clips:
-        raise ValueError("no clips to draw: expected at least one ClipStrip")
+        raise InputError("no clips to draw: expected at least one ClipStrip")
     strips = max(len(clip.frames) * clip.frames.shape[3] / clip.frames.shape[2] for clip in clips)
     width, height = strips + 4.4, 1.12 * len(clips)  # inches, the words included
     figure, target = Figure(figsize=(width, height), dpi=100, facecolor="white"), io.BytesIO()
@@ -236,7 +238,7 @@ def _confusions(confusions: dict[str, tuple[list[list[int]], list[str]]]) -> str
     for name, (counts, classes) in confusions.items():
         table = np.array(counts, dtype=float)
         if table.shape != (len(classes), len(classes)):
-            raise ValueError(f"confusion of {name!r}: expected [K, K] for K={len(classes)} names, got {table.shape}")
+            raise InputError(f"confusion of {name!r}: expected [K, K] for K={len(classes)} names, got {table.shape}")
         shares = table / table.sum(axis=1, keepdims=True).clip(min=1)
         recall = shares.diagonal().sum() / max((table.sum(axis=1) > 0).sum(), 1)
         named = len(classes) <= MOST_NAMED_CLASSES

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.data.lists.samples import Sample
 from clipvid.data.manifest import ClassInfo, Manifest
 from clipvid.evaluation.loop import Average, Predictions, ViewScores
@@ -180,7 +181,7 @@ def _check_finite(group: Group, condition: str, scores: ViewScores) -> None:
     broken = ~torch.isfinite(scores.logits).flatten(1).all(dim=1) & scores.readable
     if broken.any():
         paths = [group.manifest.samples[index].path for index in scores.indices[broken].tolist()]
-        raise ValueError(
+        raise InputError(
             f"the model's scores ({condition}) hold NaN or infinity for {len(paths)} of {len(scores.indices)} videos, "
             f"such as {paths[:3]}: its weights are damaged, or mixed_precision overflows (try `no` or `bf16`)"
         )

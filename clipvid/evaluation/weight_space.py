@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.model.factory import build_model
 from clipvid.model.prompts import read_descriptions
@@ -48,7 +49,7 @@ class WeightSpace:
 
     def __init__(self, model: VideoCLIP) -> None:
         if not model.head.needs_text:
-            raise ValueError(
+            raise InputError(
                 "weight-space ensembling goes from zero-shot to fine-tuned, and a linear head has no zero-shot"
             )
         self.model = model.requires_grad_(False)
@@ -63,7 +64,7 @@ class WeightSpace:
         """The model at `alpha`; at 0 and 1 the zero-shot and the fine-tuned one: to the bit, but for LoRA in the text
         tower, within 1e-5 at 0."""
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha={alpha}: expected 0 (zero-shot) to 1 (fine-tuned)")
+            raise InputError(f"alpha={alpha}: expected 0 (zero-shot) to 1 (fine-tuned)")
         weights = {
             name: torch.lerp(self.start[name], end, alpha) if end.is_floating_point() else end
             for name, end in self.end.items()
@@ -92,7 +93,7 @@ class WeightSpace:
         # LoRA in the text tower comes with another kernel for attention, and so with other last digits.
         if not torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
             apart = float((found - expected).abs().max())
-            raise ValueError(
+            raise InputError(
                 "weight-space ensembling needs a model that is zero-shot CLIP before training, and this one is not "
                 f"(its logits differ by up to {apart:.3g}): MIT pooling, video-specific prompts, context tokens "
                 "(`coop`) and the adapter `shift` change a model from the start"
@@ -107,7 +108,7 @@ def set_descriptions(model: VideoCLIP, names: Sequence[str], file: str) -> None:
     The model is for evaluation then: its weights are frozen.
     """
     if not model.head.needs_text:
-        raise ValueError(f"descriptions={file}: a linear head knows no text")
+        raise InputError(f"descriptions={file}: a linear head knows no text")
     texts, templates = read_descriptions(file, names), model.templates
     model.set_labels([text for group in texts for text in group], templates)
     assert model.label_features is not None
@@ -133,7 +134,7 @@ def check_texts_differ(model: VideoCLIP) -> None:
     same = (directions @ directions.T > 1 - 1e-6).triu(diagonal=1).nonzero().tolist()
     if same:
         pairs = [(model.labels[i], model.labels[j]) for i, j in same]
-        raise ValueError(
+        raise InputError(
             f"{len(pairs)} pairs of classes are one and the same text to this model, such as {pairs[:3]}: rename them "
             "in the class list, or give --descriptions"
         )

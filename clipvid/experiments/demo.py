@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from clipvid import RunError
 from clipvid.data.config import eval_loader
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import Manifest
@@ -66,7 +67,7 @@ def _finetune(name: str, path: str) -> Outcome:
 def _finished(folder: Path) -> tuple[Predictions, dict[str, Any]]:
     done = finished(folder)
     if done is None:
-        raise RuntimeError(f"{folder} has no metrics.json after its run")
+        raise RunError(f"{folder} has no metrics.json after its run")
     return done
 
 

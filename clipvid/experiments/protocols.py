@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from clipvid import InputError
 from clipvid.data.lists.classes import read_lines
 from clipvid.data.lists.samples import Sample
 from clipvid.data.manifest import ClassInfo, Manifest, ManifestError, leave_one_group_out
 from clipvid.data.sampling import keyed_generator
 from clipvid.evaluation.metrics import harmonic_mean, mean_and_spread
-from clipvid.registry import Choice, resolve_choice
+from clipvid.registry import Choice, Registry
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class LeaveOneGroupOut:
 
     def __post_init__(self) -> None:
         if self.folds is not None and self.folds < 2:
-            raise ValueError(f"folds={self.folds}: expected at least 2, or null to hold out each group alone")
+            raise InputError(f"folds={self.folds}: expected at least 2, or null to hold out each group alone")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
         assert train is not None
@@ -99,7 +100,7 @@ class FewShot:
 
     def __post_init__(self) -> None:
         if not self.shots or not self.seeds or min(self.shots) < 1:
-            raise ValueError(f"shots={self.shots}, seeds={self.seeds}: expected at least one of each, shots from 1 up")
+            raise InputError(f"shots={self.shots}, seeds={self.seeds}: expected at least one of each, shots from 1 up")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
         if not trained:
@@ -140,7 +141,7 @@ class BaseToNovel:
 
     def __post_init__(self) -> None:
         if not self.seeds or (self.shots is not None and self.shots < 1):
-            raise ValueError(f"shots={self.shots}, seeds={self.seeds}: expected at least one of each")
+            raise InputError(f"shots={self.shots}, seeds={self.seeds}: expected at least one of each")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
         assert train is not None
@@ -185,17 +186,20 @@ class BaseToNovel:
 
 
 Protocol = Holdout | LeaveOneGroupOut | FewShot | BaseToNovel
-PROTOCOLS: dict[str, type] = {
-    "holdout": Holdout,
-    "leave_one_group_out": LeaveOneGroupOut,
-    "few_shot": FewShot,
-    "base_to_novel": BaseToNovel,
-}
+PROTOCOLS = Registry(
+    "protocol",
+    {
+        "holdout": Holdout,
+        "leave_one_group_out": LeaveOneGroupOut,
+        "few_shot": FewShot,
+        "base_to_novel": BaseToNovel,
+    },
+)
 
 
 def build_protocol(spec: Choice) -> Protocol:
     """The protocol by name, or by a mapping of `name` and options."""
-    protocol: Protocol = resolve_choice(spec, PROTOCOLS, "protocol")[1]
+    protocol: Protocol = PROTOCOLS.resolve(spec)[1]
     return protocol
 
 

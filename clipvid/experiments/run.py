@@ -11,6 +11,7 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from clipvid import InputError
 from clipvid.adapters import resolve_adapters
 from clipvid.data.config import DataConfig, eval_loader, load_split
 from clipvid.data.loader import FrameOrder
@@ -105,14 +106,14 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         outside = [alpha for alpha in (self.alpha, *self.sweep) if not 0 <= alpha <= 1]
         if outside:
-            raise ValueError(f"alpha or sweep: {outside} lie outside of 0 (zero-shot) to 1 (fine-tuned)")
+            raise InputError(f"alpha or sweep: {outside} lie outside of 0 (zero-shot) to 1 (fine-tuned)")
         if self.recipe is not None and self.recipe.training.mixed_precision != self.mixed_precision:
-            raise ValueError(
+            raise InputError(
                 f"mixed_precision={self.mixed_precision} and recipe.training.mixed_precision="
                 f"{self.recipe.training.mixed_precision}: training and evaluation share it, let them be the same"
             )
         if self.recipe is not None and self.recipe.training.load_best_model_at_end:
-            raise ValueError(
+            raise InputError(
                 "recipe.training.load_best_model_at_end would choose the weights on the very videos that are asked "
                 "about; leave it off"
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from clipvid import InputError, RunError
 from clipvid.experiments.run import EvaluateConfig, evaluate_protocol
 from clipvid.files import write_text
 from clipvid.runs.config_files import parse_config
@@ -33,11 +34,11 @@ def run_suite(args: list[str]) -> None:
     renamed = ["--config" + arg.removeprefix("--suite") if arg.split("=")[0] == "--suite" else arg for arg in args]
     suite = parse_config(SuiteConfig, renamed, "clipvid evaluate --suite SUITE.yaml")
     if not suite.models or not suite.protocols:
-        raise ValueError("the suite names no models or no protocols")
+        raise InputError("the suite names no models or no protocols")
     output, configs = Path(suite.output_dir), _configs(suite)
     precision = {config.mixed_precision for config in configs.values()}
     if len(precision) > 1:
-        raise ValueError(
+        raise InputError(
             f"mixed_precision differs between the evaluations ({sorted(precision)}); choose one for a suite"
         )
     accelerator = Accelerator(mixed_precision=precision.pop())
@@ -57,7 +58,7 @@ def run_suite(args: list[str]) -> None:
     accelerator.print(f"{render_table(suite, cells)}\n-> {output}/table.md")
     if failed:
         told = "\n".join(f"  {model} under {protocol}: {error}" for (protocol, model), error in failed.items())
-        raise RuntimeError(f"{len(failed)} of {len(configs)} evaluations could not be made, the others stand:\n{told}")
+        raise RunError(f"{len(failed)} of {len(configs)} evaluations could not be made, the others stand:\n{told}")
 
 
 def _configs(suite: SuiteConfig) -> dict[tuple[str, str], EvaluateConfig]:
@@ -70,7 +71,7 @@ def _configs(suite: SuiteConfig) -> dict[tuple[str, str], EvaluateConfig]:
             configs[protocol, model] = replace(config, name=model, output_dir=str(folder))
     folders = {config.output_dir for config in configs.values()}
     if len(folders) < len(configs):
-        raise ValueError("two names of the suite give the same folder; let them differ in letters or digits")
+        raise InputError("two names of the suite give the same folder; let them differ in letters or digits")
     return configs
 
 

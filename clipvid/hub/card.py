@@ -183,7 +183,7 @@ def _papers(record: dict[str, Any]) -> list[str]:
     pooling = record["model"]["pooling"]
     pooling = pooling if isinstance(pooling, str) else pooling["name"]
     sources = {name: sys.modules[ADAPTERS[name].__module__].__doc__ for name in _adapters(record)}
-    sources |= {pooling: POOLING[pooling][1].__doc__}
+    sources |= {pooling: POOLING.config_class(pooling).__doc__}
     found = {
         name: re.findall(r"\(([^()]*https://arxiv\.org/abs/[\d.]+)\)", text or "") for name, text in sources.items()
     }

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.files import hash_file
 from clipvid.hub.errors import hub_error
 from clipvid.model.saving import FORMAT_VERSION
@@ -49,7 +50,7 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
     if not Path(source).is_dir():
         return _download(str(source), revision)
     if revision is not None:
-        raise ValueError(f"revision={revision!r} was given for {source}, a folder here, which has no revisions")
+        raise InputError(f"revision={revision!r} was given for {source}, a folder here, which has no revisions")
     return Path(source)
 
 
@@ -57,22 +58,22 @@ def read_record(folder: Path, source: str | Path | None = None) -> dict[str, Any
     """`config.json` of a model folder, checked; `source` is what it goes by in messages."""
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{source or folder} holds no model: it has no config.json")
+        raise InputError(f"{source or folder} holds no model: it has no config.json")
     record = read_json(path)
     if record.get("model_type") != "clipvid":
-        raise ValueError(f"{path} is not the config of a clipvid model (model_type is not 'clipvid')")
+        raise InputError(f"{path} is not the config of a clipvid model (model_type is not 'clipvid')")
     missing = [key for key in _RECORD_KEYS if key not in record]
     backbone = record.get("backbone")
     if isinstance(backbone, dict):
         missing += [f"backbone.{key}" for key in _BACKBONE_KEYS if key not in backbone]
     if missing:
-        raise ValueError(f"{path} is incomplete: it lacks {', '.join(missing)}")
+        raise InputError(f"{path} is incomplete: it lacks {', '.join(missing)}")
     kinds = {"format_version": int, "backbone": dict, "model": dict} | ({"files": dict} if "files" in record else {})
     wrong = [key for key, kind in kinds.items() if not isinstance(record[key], kind)]
     if wrong:
-        raise ValueError(f"{path} is damaged: {', '.join(wrong)} is not what it should be. Bring a whole copy of it")
+        raise InputError(f"{path} is damaged: {', '.join(wrong)} is not what it should be. Bring a whole copy of it")
     if record["format_version"] > FORMAT_VERSION:
-        raise ValueError(
+        raise InputError(
             f"{path} has format {record['format_version']}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid"
         )
     return record
@@ -87,9 +88,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is no JSON ({error}). Bring a whole copy of it") from error
+        raise InputError(f"{path} is damaged: it is no JSON ({error}). Bring a whole copy of it") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+        raise InputError(f"{path} holds a {type(content).__name__}, expected a JSON object")
     return content
 
 
@@ -99,7 +100,7 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not whole: it has no {name}")
         if hash_file(folder / name) != digest:
-            raise ValueError(
+            raise InputError(
                 f"{folder / name} is damaged or was changed: its SHA-256 is not the one in config.json. Bring a whole "
                 "copy of it; where the change is meant, take its entry out of `files` in config.json"
             )
@@ -115,7 +116,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: it is no safetensors file ({error})") from error
+        raise InputError(f"{path} is damaged: it is no safetensors file ({error})") from error
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.backbone import Backbone, load_backbone
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.hub.folder import find_folder, read_json, read_record, read_tensors, read_weights
@@ -37,7 +38,7 @@ def from_pretrained(source: str | Path, revision: str | None = None, backbone: B
     try:
         return _build(folder, source, record, state, backbone)
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        raise ValueError(f"{folder}/config.json is damaged: its values make no model ({error!r})") from error
+        raise InputError(f"{folder}/config.json is damaged: its values make no model ({error!r})") from error
 
 
 def _build(
@@ -47,7 +48,7 @@ def _build(
     if backbone is None:
         backbone = _load_backbone(folder, record, config)
     elif not resolve_tuning(config.tune).keys() <= SHARES_BACKBONE:
-        raise ValueError(
+        raise InputError(
             f"{source} has a backbone of its own (tune={config.tune}): it cannot share that of another model"
         )
     _check_fingerprint(source, record, backbone)
@@ -72,14 +73,14 @@ def start_from(model: VideoCLIP, source: str | Path) -> None:
     saved = from_pretrained(source)
     wanted, found = model.backbone.fingerprint(), saved.backbone.fingerprint()
     if found != wanted:
-        raise ValueError(
+        raise InputError(
             f"init_from {source}: its adapters stand on another backbone ({saved.backbone.name}, SHA-256 of weights "
             f"{found[:12]}...) than the model ({model.backbone.name}, {wanted[:12]}...), or on one trained with them"
         )
     try:
         load_strictly(model.temporal_state(), saved.temporal_state())
     except ValueError as error:
-        raise ValueError(f"init_from {source}: {error}. Give the run the model.adapter and pooling of it") from error
+        raise InputError(f"init_from {source}: {error}. Give the run the model.adapter and pooling of it") from error
 
 
 def load_model(
@@ -104,9 +105,9 @@ def load_model(
     """
     saved = Path(name).is_dir() or ("/" in name and ":" not in name)
     if saved and pretrained is not None:
-        raise ValueError(f"pretrained={pretrained!r} has no meaning for {name}, a saved model: leave it out")
+        raise InputError(f"pretrained={pretrained!r} has no meaning for {name}, a saved model: leave it out")
     if not saved and revision is not None:
-        raise ValueError(f"revision={revision!r} has no meaning for {name}, a plain CLIP: leave it out")
+        raise InputError(f"revision={revision!r} has no meaning for {name}, a plain CLIP: leave it out")
     if saved:
         model = from_pretrained(name, revision)
     else:
@@ -115,7 +116,7 @@ def load_model(
     wanted = model.labels if labels is None else labels
     unnamed = not model.labels and not model.head.needs_text  # converted: its classes are those of its data set
     if not model.head.needs_text and wanted != model.labels and not unnamed:
-        raise ValueError(
+        raise InputError(
             f"{name} has a linear head for {len(model.labels)} classes that are not the {len(wanted)} asked for; "
             "only a text head can name new classes"
         )
@@ -128,7 +129,7 @@ def _load_backbone(folder: Path, record: dict[str, Any], config: ModelConfig) ->
     wanted = record["backbone"]
     if not wanted["embedded"]:
         if wanted["name"].startswith("local-dir:"):
-            raise ValueError(f"{folder}/config.json names a backbone of another machine: {wanted['name']}")
+            raise InputError(f"{folder}/config.json names a backbone of another machine: {wanted['name']}")
         return load_backbone(wanted["name"], wanted["pretrained"], config.image_size)
     backbone = load_backbone(f"local-dir:{folder / 'backbone'}")
     backbone.name, backbone.pretrained = wanted["name"], wanted["pretrained"]
@@ -138,7 +139,7 @@ def _load_backbone(folder: Path, record: dict[str, Any], config: ModelConfig) ->
 def _check_fingerprint(source: str | Path, record: dict[str, Any], backbone: Backbone) -> None:
     wanted, found = record["backbone"], backbone.fingerprint()
     if found != wanted["sha256"]:
-        raise ValueError(
+        raise InputError(
             f"{source} was trained on another backbone: {wanted['name']} (pretrained={wanted['pretrained']}) has "
             f"weights with SHA-256 {found[:12]}..., expected {wanted['sha256'][:12]}..."
         )

@@ -12,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from clipvid import InputError
 from clipvid.hub.card import card_text, is_edited, public_metrics, without_paths
 from clipvid.hub.errors import LOGIN, hub_error
 from clipvid.hub.folder import MODEL_FILES, read_record, read_weights
@@ -95,9 +96,9 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"repo_id={repo_id!r} is no id of a repository: expected user/name") from error
+        raise InputError(f"repo_id={repo_id!r} is no id of a repository: expected user/name") from error
     if "/" not in repo_id:
-        raise ValueError(f"repo_id={repo_id!r} lacks the user or organisation: expected user/name")
+        raise InputError(f"repo_id={repo_id!r} lacks the user or organisation: expected user/name")
 
 
 def check_login() -> None:
@@ -124,7 +125,7 @@ def _publish(
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     head = api.model_info(repo_id, revision=revision)
     if private and not head.private:
-        raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or push without private")
+        raise InputError(f"{repo_id} exists and is public: make it private in its settings, or push without private")
     there = [entry.rfilename for entry in head.siblings or []]
     kept_card = CARD in there and not overwrite_card and _card_was_edited(repo_id, head.sha)
     additions = [

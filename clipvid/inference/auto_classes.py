@@ -21,6 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from clipvid import InputError
 from clipvid.data.reader import open_video
 from clipvid.hub.loading import from_pretrained
 from clipvid.inference.predictor import ClipReader
@@ -65,7 +66,7 @@ class ClipVidForVideoClassification(PreTrainedModel):
     def __init__(self, config: ClipVidConfig, clip: VideoCLIP | None = None):
         super().__init__(config)
         if clip is None:
-            raise ValueError("made by from_pretrained(folder or repository) alone; a fresh model: clipvid.create_model")
+            raise InputError("made by from_pretrained(folder or repository) alone; a fresh model: clipvid.create_model")
         self.clip = clip
 
     @classmethod
@@ -85,7 +86,7 @@ class ClipVidForVideoClassification(PreTrainedModel):
         """
         unknown = {key for key, value in others.items() if value and key not in _PASSED_BY_TRANSFORMERS}
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f"{', '.join(sorted(unknown))}: not an option of clipvid's models (the token is HF_TOKEN's, the cache "
                 "HF_HOME's; move the model with .to(device))"
             )
@@ -164,7 +165,7 @@ class _Frames:
     def __init__(self, frames: np.ndarray | Tensor):
         self.frames = torch.as_tensor(frames)
         if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != torch.uint8:
-            raise ValueError(
+            raise InputError(
                 f"frames are {self.frames.dtype} {list(self.frames.shape)}; expected uint8 [N, H, W, 3] (RGB)"
             )
 

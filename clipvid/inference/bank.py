@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from clipvid import InputError
 from clipvid.hub.loading import from_pretrained
 from clipvid.model.video_clip import VideoCLIP, VideoCLIPOutput
 
@@ -47,9 +48,9 @@ class AdapterBank(nn.Module):
                 and what `clipvid.from_pretrained` raises.
         """
         if name in self.models:
-            raise ValueError(f"adapter {name!r} is there already; adapters: {', '.join(self.models)}")
+            raise InputError(f"adapter {name!r} is there already; adapters: {', '.join(self.models)}")
         if not name or "." in name or hasattr(self.models, name):
-            raise ValueError(f"adapter {name!r}: choose a word without dots that no module has as an attribute")
+            raise InputError(f"adapter {name!r}: choose a word without dots that no module has as an attribute")
         self.models[name] = from_pretrained(source, revision, self.model.backbone)
 
     def set_adapter(self, name: str) -> None:
@@ -59,7 +60,7 @@ class AdapterBank(nn.Module):
             ValueError: no such adapter.
         """
         if name not in self.models:
-            raise ValueError(f"no adapter {name!r}; adapters: {', '.join(self.models)}")
+            raise InputError(f"no adapter {name!r}; adapters: {', '.join(self.models)}")
         self.active = name
 
     def forward(self, *args: Any, **kwargs: Any) -> VideoCLIPOutput:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.data.reader import Source, VideoError, open_video
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.transforms import Transform, eval_transform
@@ -80,9 +81,9 @@ class Predictor:
 
     def __init__(self, model: VideoCLIP, views: int = 1):
         if not model.labels:
-            raise ValueError("the model has no labels: name the classes (set_labels([...]), --labels)")
+            raise InputError("the model has no labels: name the classes (set_labels([...]), --labels)")
         if views < 1:
-            raise ValueError(f"views={views}: a video is seen at least once")
+            raise InputError(f"views={views}: a video is seen at least once")
         self.model, self.views = model, views
         self.reader = ClipReader.create(model.num_frames, model.image_size, **model.preprocessing)
 
@@ -112,7 +113,7 @@ class Predictor:
             VideoError: the video cannot be read, or its frame rate is unknown.
         """
         if window <= 0 or hop <= 0:
-            raise ValueError(f"window={window}, hop={hop}: expected seconds above 0")
+            raise InputError(f"window={window}, hop={hop}: expected seconds above 0")
         with open_video(source) as video:
             if video.fps is None:
                 raise VideoError(video.name, "its frame rate is unknown, so windows in seconds cannot be laid over it")

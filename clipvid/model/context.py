@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clipvid import InputError
 from clipvid.backbone import TextTower
 
 _PLACEHOLDER = "X"  # one token wherever it stands
@@ -24,7 +25,7 @@ class ContextConfig:
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise ValueError(f"coop: tokens={self.tokens} must be at least 1")
+            raise InputError(f"coop: tokens={self.tokens} must be at least 1")
 
 
 class ContextTokens(nn.Module):
@@ -34,11 +35,11 @@ class ContextTokens(nn.Module):
         super().__init__()
         embedding, length = text.transformer.token_embedding.weight, text.transformer.context_length
         if config.tokens > length - 3:  # beside them stand a start, an end and a name
-            raise ValueError(f"coop: tokens={config.tokens}; a text of this tower has {length} tokens in all")
+            raise InputError(f"coop: tokens={config.tokens}; a text of this tower has {length} tokens in all")
         self.vectors = nn.Parameter(0.02 * torch.randn(config.tokens, embedding.shape[1]))
         count = text.count_tokens(config.init)
         if count > config.tokens:
-            raise ValueError(f"coop: init={config.init!r} has {count} tokens, more than tokens={config.tokens}")
+            raise InputError(f"coop: init={config.init!r} has {count} tokens, more than tokens={config.tokens}")
         with torch.no_grad():
             self.vectors[:count] = embedding[text.tokenize([config.init])[0, 1 : 1 + count]]
 
@@ -55,7 +56,7 @@ class ContextTokens(nn.Module):
         room = tokens.shape[1] - 2
         long = [name for name, prompt in zip(names, prompts, strict=True) if text.count_tokens(prompt) > room]
         if long:
-            raise ValueError(
+            raise InputError(
                 f"coop: {len(self.vectors)} context tokens leave no room for {', '.join(long[:3])} in the text tower's "
                 f"{room} tokens: choose fewer"
             )

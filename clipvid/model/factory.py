@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from clipvid import InputError
 from clipvid.adapters import AdapterSpec, resolve_adapters
 from clipvid.backbone import load_backbone
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
@@ -31,16 +32,16 @@ def create_model(
     """
     labels, templates = options.pop("labels", None), options.pop("templates", None)
     if options.get("init_from") is not None:
-        raise ValueError("init_from is an option of runs; for a model in memory, call clipvid.hub.start_from on it")
+        raise InputError("init_from is an option of runs; for a model in memory, call clipvid.hub.start_from on it")
     fields = {item.name for item in dataclasses.fields(ModelConfig)}
     adapter_fields = {item.name for config in resolve_adapters(adapter).values() for item in dataclasses.fields(config)}
     for key in options.keys() - fields - adapter_fields:
         known = {*fields, *adapter_fields, "labels", "templates"}
-        raise ValueError(f"unknown option {key!r}{suggest(key, known)}; options: {', '.join(sorted(known))}")
+        raise InputError(f"unknown option {key!r}{suggest(key, known)}; options: {', '.join(sorted(known))}")
     own = {key: options.pop(key) for key in options.keys() - fields}
     if isinstance(adapter, list):
         if own:
-            raise ValueError(f"{sorted(own)}: with several adapters, options go into their mappings")
+            raise InputError(f"{sorted(own)}: with several adapters, options go into their mappings")
     elif own:
         adapter = {"name": adapter, **own} if isinstance(adapter, str) else {**adapter, **own}
     given: dict[str, Any] = {

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipvid import InputError
 from clipvid.layers.attention import CrossAttention, feed_forward
+from clipvid.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class VideoSpecificPrompts(nn.Module):
 class TextHead(nn.Module):
     """Cosine logits against text features."""
 
+    Config = TextHeadConfig
     needs_text = True
 
     def __init__(self, config: TextHeadConfig, width: int, embed_dim: int, num_classes: int | None):
@@ -87,13 +90,14 @@ class TextHead(nn.Module):
 class LinearHead(nn.Module):
     """Logits without text."""
 
+    Config = LinearHeadConfig
     needs_text = False
 
     def __init__(self, config: LinearHeadConfig, width: int, embed_dim: int, num_classes: int | None):
         super().__init__()
         classes = config.num_classes or num_classes
         if not classes:
-            raise ValueError(
+            raise InputError(
                 "a linear head needs to know its classes: give labels=[...] or head={name: linear, num_classes: K}"
             )
         self.norm = nn.LayerNorm(embed_dim)
@@ -105,4 +109,4 @@ class LinearHead(nn.Module):
         return self.linear(self.dropout(self.norm(F.normalize(video, dim=-1))))
 
 
-HEADS = {"text": (TextHead, TextHeadConfig), "linear": (LinearHead, LinearHeadConfig)}
+HEADS = Registry("head", {"text": TextHead, "linear": LinearHead}, group="clipvid.heads")

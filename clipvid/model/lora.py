@@ -13,6 +13,7 @@ from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from clipvid import InputError
 from clipvid.backbone import TextTower
 from clipvid.layers.attention import MaskedAttention, SelfAttention
 
@@ -48,9 +49,9 @@ class LoraConfig:
         for name, known in (("targets", _LINEARS), ("towers", _BLOCKS)):
             given = getattr(self, name)
             if not given or not isinstance(given, list) or not set(given) <= set(known):
-                raise ValueError(f"lora: {name}={given!r}; expected a list of some of {', '.join(known)}")
+                raise InputError(f"lora: {name}={given!r}; expected a list of some of {', '.join(known)}")
         if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"lora: rank={self.rank} must be at least 1, dropout={self.dropout} lie in [0, 1)")
+            raise InputError(f"lora: rank={self.rank} must be at least 1, dropout={self.dropout} lie in [0, 1)")
 
 
 def add_lora(model: nn.Module, text: TextTower, config: LoraConfig) -> None:
@@ -65,10 +66,10 @@ def add_lora(model: nn.Module, text: TextTower, config: LoraConfig) -> None:
                 block.attn = MaskedAttention.from_fused(block.attn)
     names = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if config.rank > max(linear.in_features for linear in names.values()):
-        raise ValueError(f"lora: rank={config.rank} is more than any linear of the model is wide; 4 to 64 are usual")
+        raise InputError(f"lora: rank={config.rank} is more than any linear of the model is wide; 4 to 64 are usual")
     for tower, target in product(config.towers, config.targets):
         if not any(re.fullmatch(rf"{_BLOCKS[tower]}\.{_LINEARS[target]}", name) for name in names):
-            raise ValueError(
+            raise InputError(
                 f"lora: the {tower} tower's attention or MLP is of a kind of its own and has no linear {target}; "
                 "choose other targets, or layernorm, partial or full"
             )

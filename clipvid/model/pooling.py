@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvid.layers.attention import SelfAttention, feed_forward, heads_of
+from clipvid.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class MITConfig:
 
 class MeanPool(nn.Module):
     """Frame features [B, T, E] -> [B, E]."""
+
+    Config = MeanPoolConfig
 
     def __init__(self, config: MeanPoolConfig, embed_dim: int, num_frames: int):
         super().__init__()
@@ -53,6 +56,8 @@ class MITBlock(nn.Module):
 class MIT(nn.Module):
     """`mean_t(x + blocks(x + position))`. Other frame counts than trained resample the positions linearly."""
 
+    Config = MITConfig
+
     def __init__(self, config: MITConfig, embed_dim: int, num_frames: int):
         super().__init__()
         self.position = nn.Parameter(0.02 * torch.randn(num_frames, embed_dim))
@@ -65,4 +70,4 @@ class MIT(nn.Module):
         return (features + self.blocks(features + position)).mean(dim=1)
 
 
-POOLING = {"mean": (MeanPool, MeanPoolConfig), "mit": (MIT, MITConfig)}
+POOLING = Registry("pooling", {"mean": MeanPool, "mit": MIT}, group="clipvid.pooling")

@@ -9,6 +9,8 @@ from itertools import product
 from pathlib import Path
 from string import Formatter
 
+from clipvid import InputError
+
 _MEDIA = ("a photo of", "a video of", "a example of", "a demonstration of")  # "a example" is CLIP's own spelling
 _DOING = ("", "using ", "doing ", "during ", "performing ", "practicing ")
 
@@ -48,11 +50,11 @@ def resolve_templates(templates: str | Sequence[str] | None) -> tuple[str, ...]:
             return TEMPLATES[templates]
         if not Path(templates).is_file():
             known = ", ".join(TEMPLATES)
-            raise ValueError(f"templates={templates!r}: expected one of {known}, a text file, or a list of templates")
+            raise InputError(f"templates={templates!r}: expected one of {known}, a text file, or a list of templates")
         templates = [line.strip() for line in Path(templates).read_text(encoding="utf-8").splitlines() if line.strip()]
     wrong = [t for t in templates if _places(t) != [""]]
     if wrong or not templates:
-        raise ValueError(f"each template holds the class name's place {{}} once; given {wrong or 'no template'}")
+        raise InputError(f"each template holds the class name's place {{}} once; given {wrong or 'no template'}")
     return tuple(templates)
 
 
@@ -78,13 +80,13 @@ def read_descriptions(file: str | Path, names: Sequence[str]) -> list[list[str]]
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file}: no JSON ({error})") from error
+        raise InputError(f"{file}: no JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, class name -> description or list of descriptions")
+        raise InputError(f"{file}: expected a JSON object, class name -> description or list of descriptions")
     texts = {name: [given] if isinstance(given, str) else given for name, given in content.items()}
     lacking = [name for name in names if not _is_texts(texts.get(name))]
     if lacking:
-        raise ValueError(
+        raise InputError(
             f"{file}: no description (a text, or a list of texts) for {len(lacking)} classes: {lacking[:5]}"
         )
     return [texts[name] for name in names]

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from clipvid import InputError
 from clipvid.backbone import Backbone
 from clipvid.model.context import ContextConfig
 from clipvid.model.lora import LoraConfig, lora_parameters
-from clipvid.registry import Choice, resolve_choice
+from clipvid.registry import Choice, Registry
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,19 @@ class PartialConfig:
     blocks: int = 1
 
 
-TUNING: dict[str, type] = {
-    "adapters": AdaptersConfig,
-    "head": HeadConfig,
-    "lora": LoraConfig,
-    "layernorm": LayerNormConfig,
-    "partial": PartialConfig,
-    "full": FullConfig,
-    "coop": ContextConfig,
-    "text": TextConfig,
-}
+TUNING = Registry(
+    "tune",
+    {
+        "adapters": AdaptersConfig,
+        "head": HeadConfig,
+        "lora": LoraConfig,
+        "layernorm": LayerNormConfig,
+        "partial": PartialConfig,
+        "full": FullConfig,
+        "coop": ContextConfig,
+        "text": TextConfig,
+    },
+)
 SHARES_BACKBONE = {"adapters", "head", "lora", "coop"}  # these leave the weights of the backbone as they are
 
 
@@ -66,12 +70,9 @@ def resolve_tuning(spec: list[Choice]) -> dict[str, Any]:
     Raises:
         ValueError: an unknown part or option, the same part twice, or parts that exclude each other.
     """
-    chosen = [resolve_choice(item, TUNING, "tune") for item in spec]
-    found = dict(chosen)
-    if len(found) < len(chosen):
-        raise ValueError(f"tune: each part may stand once, got {[name for name, _ in chosen]}")
+    found = TUNING.resolve_many(spec)
     if "text" in found and ("coop" in found or ("lora" in found and "text" in found["lora"].towers)):
-        raise ValueError("tune: the text tower is trained whole (text), by lora, or left frozen (coop): choose one")
+        raise InputError("tune: the text tower is trained whole (text), by lora, or left frozen (coop): choose one")
     return found
 
 
@@ -81,7 +82,7 @@ def choose_trained(model: Any, backbone: Backbone, tuning: dict[str, Any], fixed
     depth = len(backbone.blocks)
     partial = tuning["partial"].blocks if "partial" in tuning else 0
     if not 0 <= partial <= depth:
-        raise ValueError(f"tune: partial has blocks={partial}; the image tower has {depth}")
+        raise InputError(f"tune: partial has blocks={partial}; the image tower has {depth}")
     norms = (norm for part in model.encoder.image_tower() for norm in part.modules() if isinstance(norm, nn.LayerNorm))
     parts: dict[str, Iterable[nn.Parameter]] = {
         "adapters": (value for adapter in model.encoder.adapters() for value in adapter.parameters()),

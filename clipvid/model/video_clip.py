@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from clipvid import InputError, RunError
 from clipvid.adapters import AdapterSpec, resolve_adapters
 from clipvid.backbone import Backbone
 from clipvid.model.context import ContextTokens
@@ -26,7 +27,7 @@ from clipvid.model.pooling import POOLING
 from clipvid.model.prompts import TEMPLATES, class_prompts, resolve_templates
 from clipvid.model.saving import save_model
 from clipvid.model.tuning import choose_trained, resolve_tuning, tuning_record
-from clipvid.registry import Choice, resolve_choice
+from clipvid.registry import Choice
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         resolve_tuning(self.tune)
         if self.num_frames < 1:
-            raise ValueError(f"num_frames={self.num_frames}: a clip has at least one frame")
+            raise InputError(f"num_frames={self.num_frames}: a clip has at least one frame")
 
 
 class VideoCLIPOutput(NamedTuple):
@@ -92,16 +93,14 @@ class VideoCLIP(nn.Module):
         self.backbone = backbone
         self.adapter_configs = resolve_adapters(config.adapter)
         width, embed_dim = backbone.vision.width, backbone.vision.embed_dim
-        _, pool_config = resolve_choice(config.pooling, {name: entry[1] for name, entry in POOLING.items()}, "pooling")
-        _, head_config = resolve_choice(config.head, {name: entry[1] for name, entry in HEADS.items()}, "head")
-        pool_class = next(cls for cls, config_class in POOLING.values() if isinstance(pool_config, config_class))
-        head_class = next(cls for cls, config_class in HEADS.values() if isinstance(head_config, config_class))
+        pool_name, pool_config = POOLING.resolve(config.pooling)
+        head_name, head_config = HEADS.resolve(config.head)
         tuning = resolve_tuning(config.tune)
         own = backbone.shared() if "lora" in tuning else backbone
         self.encoder = VideoEncoder(own, self.adapter_configs, config.num_frames)
         self.text = own.text
-        self.pooling = pool_class(pool_config, embed_dim, config.num_frames)
-        self.head = head_class(head_config, width, embed_dim, num_classes)
+        self.pooling = POOLING[pool_name](pool_config, embed_dim, config.num_frames)
+        self.head = HEADS[head_name](head_config, width, embed_dim, num_classes)
         self.context = ContextTokens(tuning["coop"], self.text) if "coop" in tuning else None
         self.register_buffer("pixel_mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
@@ -115,7 +114,7 @@ class VideoCLIP(nn.Module):
             add_lora(self, self.text, tuning["lora"])
         choose_trained(self, backbone, tuning, fixed)
         if self._trains_text() and not self.head.needs_text:
-            raise ValueError(f"tune={config.tune}: a linear head does not use the text tower; leave it frozen")
+            raise InputError(f"tune={config.tune}: a linear head does not use the text tower; leave it frozen")
         self._tuned_parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self._base_fingerprint = backbone.fingerprint() if self._tunes_backbone() and backbone.fetchable else None
 
@@ -143,7 +142,7 @@ class VideoCLIP(nn.Module):
         encoded = self._encode(frames, trace)
         video = self.pooling(encoded.frame_features)
         if text is not None and not self.head.needs_text:
-            raise ValueError("text was given to a model whose linear head knows no text")
+            raise InputError("text was given to a model whose linear head knows no text")
         if self.head.needs_text:
             classes = self.encode_text(text) if text is not None else self._label_features()
             cosines = self.head(video, encoded.patch_tokens, classes)
@@ -181,11 +180,11 @@ class VideoCLIP(nn.Module):
             ValueError: no names, or as many as do not fit a linear head.
         """
         if isinstance(names, str):
-            raise ValueError(f"set_labels expects a list of class names, got the string {names!r}")
+            raise InputError(f"set_labels expects a list of class names, got the string {names!r}")
         if not names:
-            raise ValueError("set_labels needs at least one class name")
+            raise InputError("set_labels needs at least one class name")
         if not self.head.needs_text and len(names) != self.head.linear.out_features:
-            raise ValueError(f"{len(names)} labels for a linear head with {self.head.linear.out_features} classes")
+            raise InputError(f"{len(names)} labels for a linear head with {self.head.linear.out_features} classes")
         self.labels, self.templates = list(names), resolve_templates(templates)
         if self.head.needs_text:
             self.label_tokens = self._label_prompts().to(self.pixel_mean.device)
@@ -197,7 +196,7 @@ class VideoCLIP(nn.Module):
             prompts = class_prompts(self.labels, self.templates)
             return torch.stack([self.text.tokenize(texts) for texts in prompts])
         if self.templates not in (TEMPLATES["none"], TEMPLATES["single"]):
-            raise ValueError(
+            raise InputError(
                 f"templates={list(self.templates)}: `coop` learns the context of a class name; leave them out"
             )
         return self.context.tokenize(self.text, self.labels)
@@ -231,7 +230,7 @@ class VideoCLIP(nn.Module):
             ValueError: the model has no LoRA.
         """
         if not hasattr(self, "peft_config"):
-            raise ValueError(f"tune={self.config.tune}: there is no LoRA to merge")
+            raise InputError(f"tune={self.config.tune}: there is no LoRA to merge")
         merge_lora(self, self.text)
         tuning = {name: part for name, part in resolve_tuning(self.config.tune).items() if name != "lora"}
         self.config = dataclasses.replace(self.config, tune=tuning_record(tuning))
@@ -255,12 +254,12 @@ class VideoCLIP(nn.Module):
     def _encode(self, frames: Tensor, trace: bool) -> EncoderOutput:
         height, width = self.backbone.vision.image_shape
         if frames.ndim != 5 or frames.shape[2:] != (3, height, width):
-            raise ValueError(f"frames are {list(frames.shape)}; expected [B, T, 3, {height}, {width}]")
+            raise InputError(f"frames are {list(frames.shape)}; expected [B, T, 3, {height}, {width}]")
         return self.encoder(self.normalise(frames), trace)
 
     def _label_features(self) -> Tensor:
         if self.label_features is None or self.label_tokens is None:
-            raise RuntimeError("the model has no labels: call set_labels([...]) or pass text=token ids")
+            raise RunError("the model has no labels: call set_labels([...]) or pass text=token ids")
         return self._ensemble(self.label_tokens) if self._trains_text() else self.label_features
 
     def _ensemble(self, tokens: Tensor) -> Tensor:

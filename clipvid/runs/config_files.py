@@ -11,6 +11,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import Namespace, auto_cli, capture_parser
 
+from clipvid import InputError
+
 ConfigT = TypeVar("ConfigT")
 
 # A run may be continued with other values of these: no result depends on them (the content of lists is hashed).
@@ -85,7 +87,7 @@ def claim_output(folder: Path, config: Any) -> None:
         try:
             found = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, the config of the run in {folder}, cannot be read: {error}") from error
+            raise InputError(f"{path}, the config of the run in {folder}, cannot be read: {error}") from error
         free = FREE if (folder / "metrics.json").is_file() else FREE | SPLIT
         differing = sorted(set(differences(found, config)) - free)
         if differing:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch.utils.data import DataLoader
 
+from clipvid import InputError
 from clipvid.data.broken import BadVideos
 from clipvid.data.config import BAD_VIDEOS, train_dataset
 from clipvid.data.loader import TrainBatches, VideoDataset, build_loader
@@ -89,7 +90,7 @@ def build_finetune_model(config: VideoRunConfig, labels: list[str]) -> VideoCLIP
     `random` by name."""
     own_weights = ":" in config.model.backbone or config.model.backbone == "tiny"
     if config.model.pretrained is None and not own_weights:
-        raise ValueError(
+        raise InputError(
             f"model.pretrained is missing for {config.model.backbone}: name the weights (openai, laion2b_s34b_b79k, "
             "a file ...), or `random` to train from scratch"
         )
@@ -117,7 +118,7 @@ def build_trainer(
     """The trainer of a run of a model on its device; its `on_epoch_end` is left to the caller."""
     training = config.training
     if accelerator.is_fsdp2 and (training.torch_compile or training.frozen_bf16):
-        raise ValueError("training.torch_compile and training.frozen_bf16 do not go with FSDP2: leave them out")
+        raise InputError("training.torch_compile and training.frozen_bf16 do not go with FSDP2: leave them out")
     if training.frozen_bf16:
         model.encoder.lower_frozen_precision()
     dataset = train_dataset(config.data, model, manifest, config.seed)

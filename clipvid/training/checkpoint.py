@@ -23,11 +23,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from clipvid import InputError
+
 FORMAT_VERSION = 2
 _PREFIX, _DAMAGED, _SUMS = "step_", "damaged_", "SHA256SUMS"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that is not what was written."""
 
 
@@ -89,7 +91,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:
         raise CheckpointError(f"{path} is damaged: progress.json cannot be read ({error!r})") from error
     if version > FORMAT_VERSION:
-        raise ValueError(f"{path} has format {version}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid")
+        raise InputError(f"{path} has format {version}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid")
     if version > 1:
         _verify(path, contents)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clipvid import InputError
 from clipvid.data.config import DataConfig
 from clipvid.model.video_clip import ModelConfig
 from clipvid.runs.config_files import claim_output as claim_output
@@ -47,9 +48,9 @@ class TrainingConfig(LoopSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.eval_epochs < 1:
-            raise ValueError(f"eval_epochs={self.eval_epochs} must be at least 1; the last epoch is always evaluated")
+            raise InputError(f"eval_epochs={self.eval_epochs} must be at least 1; the last epoch is always evaluated")
         if self.frozen_bf16 and self.mixed_precision != "bf16":
-            raise ValueError(f"frozen_bf16 needs mixed_precision: bf16; it is {self.mixed_precision}")
+            raise InputError(f"frozen_bf16 needs mixed_precision: bf16; it is {self.mixed_precision}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from clipvid import InputError, RunError
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.config import eval_loader
 from clipvid.data.manifest import Manifest, leave_one_group_out
@@ -31,12 +32,12 @@ from clipvid.training.session import (
 def check_hub(config: FinetuneConfig) -> None:
     """Find out before the training whether the push after it can work."""
     if config.data.protocol != "holdout":
-        raise ValueError(
+        raise InputError(
             f"hub.push_to_hub: {config.data.protocol} makes a model for each group; leave it off, and push the one "
             "that you want with `clipvid push`"
         )
     if config.hub.repo_id is None:
-        raise ValueError("hub.push_to_hub needs hub.repo_id: user/name")
+        raise InputError("hub.push_to_hub needs hub.repo_id: user/name")
     check_repo_id(config.hub.repo_id)
     check_login()
 
@@ -106,7 +107,7 @@ def cross_validate(
         accelerator.wait_for_everyone()
         done = finished(folder)
         if done is None:
-            raise RuntimeError(f"{folder} lost its metrics.json while the run was going on")
+            raise RunError(f"{folder} lost its metrics.json while the run was going on")
         folds.append(done[0])
         accelerator.free_memory()
     pooled = Predictions(*(torch.cat(parts) for parts in zip(*folds, strict=True)))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from clipvid import InputError
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.registry import check_option
 
@@ -58,7 +59,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]; 0.75 is usual, 1 is for none")
+            raise InputError(f"layer_decay={self.layer_decay} must lie in (0, 1]; 0.75 is usual, 1 is for none")
         check_option("optim", "lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
 
 
@@ -83,11 +84,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         key = (lr, decay if parameter.ndim > 1 else 0.0, parameter.ndim == 0)
         groups.setdefault(key, []).append(parameter)
     if unmatched:
-        raise ValueError(
+        raise InputError(
             f"optim.groups: no trained parameter matches {sorted(unmatched)}; see model.named_parameters()"
         )
     if not groups:
-        raise ValueError(
+        raise InputError(
             "nothing to train: no parameter requires a gradient. Choose an adapter (model.adapter=ila), a trainable "
             "head (model.head=linear) or more of the tower (model.tune=[full])"
         )

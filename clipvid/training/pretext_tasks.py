@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from clipvid.registry import Choice, resolve_choice
+from clipvid import InputError
+from clipvid.registry import Choice, Registry
 
 ORDER_WIDTH = 64
 
@@ -57,7 +58,7 @@ class TermConfig:
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
-            raise ValueError(f"weight={self.weight}: expected a positive number; leave out a term that has none")
+            raise InputError(f"weight={self.weight}: expected a positive number; leave out a term that has none")
 
 
 class Term(nn.Module):
@@ -92,7 +93,7 @@ class MaskedAlignmentConfig(TermConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.ratio < 1:
-            raise ValueError(f"ratio={self.ratio}: expected a share between 0 and 1, such as 0.5")
+            raise InputError(f"ratio={self.ratio}: expected a share between 0 and 1, such as 0.5")
 
 
 class MaskedAlignment(Term):
@@ -139,7 +140,7 @@ class OrderConfig(TermConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.segments < 2:
-            raise ValueError(f"segments={self.segments}: expected at least 2")
+            raise InputError(f"segments={self.segments}: expected at least 2")
 
 
 class Order(Term):
@@ -157,7 +158,7 @@ class Order(Term):
     def __init__(self, config: OrderConfig, sizes: Sizes):
         super().__init__(config, sizes)
         if sizes.num_frames < config.segments:
-            raise ValueError(f"order: {config.segments} segments need as many frames, got {sizes.num_frames}")
+            raise InputError(f"order: {config.segments} segments need as many frames, got {sizes.num_frames}")
         width = sizes.embed_dim
         self.what = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, ORDER_WIDTH))
         self.when = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.segments * ORDER_WIDTH))
@@ -191,7 +192,7 @@ class Distillation(Term):
         return {"distillation": 1 - F.cosine_similarity(seen.whole.video, seen.teacher.video, dim=-1).mean()}, {}
 
 
-TERMS: dict[str, type[Term]] = {"masked": MaskedAlignment, "order": Order, "distillation": Distillation}
+TERMS = Registry("objective", {"masked": MaskedAlignment, "order": Order, "distillation": Distillation})
 
 
 def resolve_terms(spec: list[Choice]) -> dict[str, TermConfig]:
@@ -200,12 +201,9 @@ def resolve_terms(spec: list[Choice]) -> dict[str, TermConfig]:
     Raises:
         ValueError: no term to learn from, an unknown one or option, or the same twice.
     """
-    chosen = [resolve_choice(item, {name: term.Config for name, term in TERMS.items()}, "objective") for item in spec]
-    found = dict(chosen)
-    if len(found) < len(chosen) or not found.keys() - {"distillation"}:
-        raise ValueError(
-            f"objectives={spec}: expected each once, and at least one beside distillation, which alone teaches nothing"
-        )
+    found = TERMS.resolve_many(spec)
+    if not found.keys() - {"distillation"}:
+        raise InputError(f"objectives={spec}: expected at least one beside distillation, which alone teaches nothing")
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from clipvid import InputError
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.config import eval_loader, load_split
 from clipvid.data.manifest import ClassInfo, Manifest, check_splits, load_manifest
@@ -52,14 +53,14 @@ class PretrainConfig(VideoRunConfig):
         resolve_terms(self.objectives)
         idle = [name for name in ("mixup", "cutmix", "label_smoothing") if getattr(self.training, name)]
         if idle:
-            raise ValueError(f"training.{idle[0]} is about labels, and here there are none: leave it out")
+            raise InputError(f"training.{idle[0]} is about labels, and here there are none: leave it out")
 
 
 def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:
     """Train, and write the model folder; returns the figures of metrics.json: zero-shot on `val`, and `before` those of
     the plain CLIP. A finished run in `output_dir` is left as it is, an interrupted one goes on."""
     if accelerator.is_fsdp2:
-        raise ValueError("training without labels knows no FSDP (teacher and student share their blocks); use DDP")
+        raise InputError("training without labels knows no FSDP (teacher and student share their blocks); use DDP")
     output = Path(config.output_dir)
     with accelerator.main_process_first():
         train, val = unlabelled(config), load_split(config.data, "val")

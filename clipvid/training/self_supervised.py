@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from clipvid import InputError
 from clipvid.data.sampling import keyed_generator
 from clipvid.layers.norm import hold_statistics
 from clipvid.model.encoder import VideoEncoder
@@ -32,7 +33,7 @@ class Student(nn.Module):
         super().__init__()
         others = {name for name, value in model.named_parameters() if value.requires_grad} - set(model.temporal_state())
         if others:
-            raise ValueError(
+            raise InputError(
                 f"without labels only adapters and pooling learn, and the model trains {sorted(others)[:3]} too: leave "
                 "model.tune and model.head at their defaults"
             )

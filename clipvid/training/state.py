@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipvid import InputError
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -31,12 +33,12 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0.999 is usual, 0 is for none")
+            raise InputError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0.999 is usual, 0 is for none")
         if self.max_grad_norm <= 0:
-            raise ValueError(f"max_grad_norm={self.max_grad_norm} must be above 0; .inf clips nothing")
+            raise InputError(f"max_grad_norm={self.max_grad_norm} must be above 0; .inf clips nothing")
         for name in ("epochs", "max_skipped_steps", "save_total_limit", "logging_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 @dataclass

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from clipvid import InputError, RunError
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.loader import TrainBatches
 from clipvid.data.sampling import keyed_generator
@@ -161,7 +162,7 @@ class Trainer:
         if stop or (due and not last):
             saved = self._save()
             if stop and not saved:
-                raise RuntimeError(f"asked to end at step {self.state.step}, and it could not be saved: see above")
+                raise RunError(f"asked to end at step {self.state.step}, and it could not be saved: see above")
         if stop:
             raise Preempted
 
@@ -180,7 +181,7 @@ class Trainer:
             return
         name = self.settings.metric_for_best_model
         if name not in figures:
-            raise ValueError(f"metric_for_best_model={name!r}: the evaluation gives {', '.join(figures)}")
+            raise InputError(f"metric_for_best_model={name!r}: the evaluation gives {', '.join(figures)}")
         if self.state.best is None or figures[name] > self.state.best["value"]:
             self.state.best = {"value": figures[name], "epoch": epoch}
             self._weights.keep_best()
@@ -194,7 +195,7 @@ class Trainer:
                 self.state.history.append({"before_step": self.state.step, "skipped_samples": names})
                 self.accelerator.print(f"step skipped, loss or gradients are not finite; samples: {', '.join(names)}")
                 if self.state.skipped_in_row >= self.settings.max_skipped_steps:
-                    raise RuntimeError(diverged(self.state.skipped_in_row, self.state.step, names))
+                    raise RunError(diverged(self.state.skipped_in_row, self.state.step, names))
 
     def _track(self, figures: dict[str, Any]) -> None:
         """Tell the trackers; one that fails is given up, not the run."""
@@ -239,7 +240,7 @@ class Trainer:
         checkpoint = found[1] if found else load_checkpoint(path)
         before = checkpoint.progress.get("global_batch", self.batches.global_batch)
         if before != self.batches.global_batch:
-            raise ValueError(
+            raise InputError(
                 f"{path} was trained with {before} clips per step, this run has {self.batches.global_batch} "
                 "(per_device_train_batch_size x processes x gradient_accumulation_steps): choose them so that it is "
                 f"{before} again, or another output_dir"

@@ -20,6 +20,8 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
+from clipvid import InputError
+
 Opened: TypeAlias = tuple[InputContainer, VideoStream]
 
 # Containers that store the time of every frame and an index of keyframes: seeking in them is exact.
@@ -99,16 +101,16 @@ def opened(source: str | bytes) -> Iterator[Opened]:
     options = {"protocol_whitelist": "file"} if isinstance(source, str) else {"protocol_whitelist": ""}
     with av.open(file, "r", metadata_errors="ignore", options=options) as container:
         if container.format.name in _PLAYLISTS:
-            raise ValueError("it is a playlist of other files, not a video")
+            raise InputError("it is a playlist of other files, not a video")
         streams = _video_streams(container)
         if not streams:
-            raise ValueError("it has no video stream")
+            raise InputError("it has no video stream")
         best = container.streams.best("video")
         stream = best if best in streams else streams[0]
         # PyAV types it as always there; a codec without a decoder has none.
         context: VideoCodecContext | None = stream.codec_context
         if context is None:
-            raise ValueError("there is no decoder for its video codec")
+            raise InputError("there is no decoder for its video codec")
         context.thread_count = 1
         yield container, stream
 
@@ -165,7 +167,7 @@ def walk(source: str | bytes) -> Scan:
         parser = _header_parser(stream)
         found, intact = _walk(container, stream, parser)
         if not found:
-            raise ValueError("its video stream is empty")
+            raise InputError("its video stream is empty")
         reorders_unsaid = container.format.name == "avi" and context.has_b_frames
         countable = context.name != "mpeg4" or min(packet.size for packet in found) > EMPTY_MPEG4_BYTES
         trusted = intact and countable and not reorders_unsaid and container.format.name in TIMED_FORMATS

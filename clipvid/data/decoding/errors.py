@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from clipvid import InputError, RunError
 
-class VideoError(RuntimeError):
+
+class VideoError(RunError):
     """A video that cannot be read: `path` (a description for bytes and file objects) and a one-line `reason`.
 
     A DataLoader raises it again in the parent process from one formatted message, hence the optional reason.
@@ -25,7 +27,7 @@ def checked_indices(name: str, indices: Sequence[int] | Tensor, length: int) -> 
     """The indices as integers; ValueError for none, IndexError for one outside of [0, length)."""
     wanted = [int(index) for index in indices]
     if not wanted:
-        raise ValueError(f"{name}: no frame indices given; expected at least one")
+        raise InputError(f"{name}: no frame indices given; expected at least one")
     for index in (min(wanted), max(wanted)):
         if not 0 <= index < length:
             raise IndexError(f"{name}: frame {index} asked of a video of {length} frames")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipvid import InputError
 from clipvid.data.lists.samples import ClassInfo, ManifestError
 from clipvid.registry import suggest
 
@@ -98,7 +99,7 @@ def mirror_map(names: Sequence[str], exchanged: dict[str, str] | None = None) ->
         ids = {name.lower(): i for i, name in enumerate(names)}
         unknown = sorted(name for name in {*exchanged, *exchanged.values()} if name.lower() not in ids)
         if unknown:
-            raise ValueError(f"label_map_flip names {unknown[:5]}, which no class has{suggest(unknown[0], names)}")
+            raise InputError(f"label_map_flip names {unknown[:5]}, which no class has{suggest(unknown[0], names)}")
         pairs = {ids[a.lower()]: ids[b.lower()] for a, b in exchanged.items()}
         pairs |= {b: a for a, b in pairs.items()}
         return [pairs.get(i, i) for i in range(len(names))]

@@ -11,10 +11,12 @@ from typing import Any, overload
 import fsspec
 import pyarrow as pa
 
+from clipvid import InputError
+
 Media = Callable[[], str | bytes]
 
 
-class ManifestError(ValueError):
+class ManifestError(InputError):
     """A list that cannot be used as it is; the message says where and what to do."""
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 from clipvid.data.decoding.frames import is_image
 from clipvid.data.lists.samples import ManifestError
 from clipvid.data.lists.tables import Batches, read_table
-from clipvid.registry import Choice, resolve_choice
+from clipvid.registry import Choice, Registry
 
 VIDEO_SUFFIXES = frozenset(
     f".{suffix}"
@@ -201,12 +201,16 @@ class _Fetch:
         return bytes(self._rows[row][self.source.video]["bytes"])
 
 
-SOURCES: dict[str, type] = {
-    "list": ListSource,
-    "folder": FolderSource,
-    "webdataset": WebDatasetSource,
-    "datasets": DatasetsSource,
-}
+SOURCES = Registry(
+    "source of videos",
+    {
+        "list": ListSource,
+        "folder": FolderSource,
+        "webdataset": WebDatasetSource,
+        "datasets": DatasetsSource,
+    },
+    group="clipvid.sources",
+)
 
 
 def resolve_source(spec: Choice, root: Path) -> Source:
@@ -215,10 +219,7 @@ def resolve_source(spec: Choice, root: Path) -> Source:
         if (root / spec).is_dir():
             return FolderSource(spec)
         return WebDatasetSource(spec) if spec.endswith(".tar") else ListSource(spec)
-    try:
-        source: Source = resolve_choice(spec, SOURCES, "source of videos")[1]
-    except TypeError as error:
-        raise ValueError(f"source of videos {spec}: {error}") from None
+    source: Source = SOURCES.resolve(spec)[1]
     return source
 
 

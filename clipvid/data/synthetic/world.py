@@ -22,6 +22,7 @@ import av
 import numpy as np
 from rich.progress import track
 
+from clipvid import InputError
 from clipvid.data.synthetic.rendering import MOTIONS, SHAPES, Scene, draw_frames, draw_scene
 
 SPLITS = ("train", "val", "test")
@@ -48,13 +49,13 @@ class WorldConfig:
             names = tuple(getattr(self, field))
             object.__setattr__(self, field, names)
             if not names or len(set(names)) < len(names) or not set(names) <= set(known):
-                raise ValueError(f"{field}={names}: expected one or more different names of {tuple(known)}")
+                raise InputError(f"{field}={names}: expected one or more different names of {tuple(known)}")
         smallest = {"image_size": 32, "num_frames": 2, "fps": 1, "seed": 0}
         for field, least in {**smallest, **{f"{split}_per_class": 0 for split in SPLITS}}.items():
             if getattr(self, field) < least:
-                raise ValueError(f"{field}={getattr(self, field)}: expected at least {least}")
+                raise InputError(f"{field}={getattr(self, field)}: expected at least {least}")
         if self.image_size % 2:
-            raise ValueError(f"image_size={self.image_size}: expected an even number of pixels")
+            raise InputError(f"image_size={self.image_size}: expected an even number of pixels")
 
 
 @dataclass(frozen=True)
@@ -200,10 +201,10 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int) -> N
     never holds half a video. Raises ValueError for frames of another shape or type.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise ValueError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        raise InputError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
-        raise ValueError(f"frames of {width}x{height} pixels: H.264 with 4:2:0 colour needs even sizes")
+        raise InputError(f"frames of {width}x{height} pixels: H.264 with 4:2:0 colour needs even sizes")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
