@@ -260,7 +260,7 @@ def test_context_is_trained_alone_and_comes_back(make_model, tmp_path):
             {"tune": [{"name": "coop", "tokens": 12}]},
             "12 context tokens leave no room for ride_bike, play the guitar in",
         ),
-        ({"tune": [LORA, "lora"]}, "each part may stand once"),
+        ({"tune": [LORA, "lora"]}, "each may stand once"),
         ({"tune": ["partial(2)"]}, "did you mean 'partial'"),
         ({"tune": [{"name": "partial", "blocks": 3}]}, "partial has blocks=3; the image tower has 2"),
         ({"tune": [{"name": "lora", "targets": ["qkv"]}]}, "expected a list of some of q, k, v, out, c_fc, c_proj"),
