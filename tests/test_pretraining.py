@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 import clipvid
 from clipvid.commands import finetune as finetune_command
-from clipvid.commands import pretrain as command
 from clipvid.data.manifest import ManifestError
 from clipvid.data.sampling import keyed_generator
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.hub.folder import weights_hash
 from clipvid.hub.loading import start_from
 from clipvid.runs.config_files import parse_config
+from clipvid.training import pretrain as command
 from clipvid.training.build import build_accelerator
 from clipvid.training.pretext_tasks import OrderConfig, draw_order, resolve_terms, seen_when, tube_mask
 from clipvid.training.self_supervised import Student, WithoutLabels, effective_rank, variety
