@@ -1,6 +1,6 @@
 """clipvid: CLIP image models made into video models.
 
-Public names are loaded when they are first used, so that the command line starts without torch.
+Importing the package registers its models with the Auto classes of transformers.
 """
 
 from importlib import import_module
@@ -49,3 +49,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+import_module("clipvid.inference.auto_classes")  # makes saved models known to transformers

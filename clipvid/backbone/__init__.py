@@ -8,11 +8,12 @@ Shapes: M images, P prefix tokens, N = H x W patches, D width, E embedding, K te
 """
 
 from clipvid.backbone.loading import RANDOM, TINY, build_backbone, hub_repository, load_backbone
-from clipvid.backbone.parts import Backbone
+from clipvid.backbone.parts import BACKBONE_FILES, Backbone
 from clipvid.backbone.timm_towers import TimmBlock
 from clipvid.backbone.towers import NO_TEXT, Block, TextTower
 
 __all__ = [
+    "BACKBONE_FILES",
     "NO_TEXT",
     "RANDOM",
     "TINY",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
+from functools import cache
 from operator import floordiv
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +50,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     source = f"local-dir:{_TINY_FOLDER}" if name == TINY else name
     config = _find_config(name, source)
     without_code = _refuse_code(name, config)
+    _require_safetensors(source)
     options = _weight_options(name, config, pretrained)
     given = _own_weights(source, config, options)
     if pretrained is not None and _is_folder(name, pretrained):
@@ -79,17 +82,47 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
 
 
 def _refuse_code(name: str, config: dict[str, Any]) -> dict[str, bool]:
-    """Options for the tokenizer of a config that may be anybody's: open_clip hands its `tokenizer_kwargs` on to
-    transformers, where some of them run code.
+    """Return safe options for the tokenizer of a config that a stranger may have written.
+
+    open_clip passes `tokenizer_kwargs`, `hf_model_name` and `timm_model_name` on to transformers and timm. Some values
+    run code from a folder or fetch another repository.
 
     Raises:
-        ValueError: it asks for others than open_clip's own configs do.
+        InputError: the config has values that open_clip's own configs do not have.
     """
-    text = config.get("text_cfg", {})
+    text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
     unsafe = sorted((text.get("tokenizer_kwargs") or {}).keys() - TOKENIZER_OPTIONS)
     if unsafe:
         raise InputError(f"{name}: its config hands the tokenizer {unsafe}, which could run code; it is not loaded")
+    tower = text.get("hf_model_name")
+    if tower is not None and (tower not in _text_towers() or Path(tower).exists()):
+        raise InputError(
+            f"{name}: its config names the text tower {tower!r}, whose folder could run code; expected one of "
+            f"open_clip's own: {', '.join(sorted(_text_towers()))}"
+        )
+    trunk = vision.get("timm_model_name")
+    if trunk is not None and not re.fullmatch(r"[\w.]+", str(trunk)):
+        raise InputError(f"{name}: its config names the image tower {trunk!r}; expected a model name of timm")
     return {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+
+
+@cache
+def _text_towers() -> set[str]:
+    """Return the text towers of transformers that open_clip's own configs name."""
+    configs = (open_clip.get_model_config(name) or {} for name in open_clip.list_models())
+    names = {config.get("text_cfg", {}).get("hf_model_name") for config in configs}
+    return {name for name in names if name is not None}
+
+
+def _require_safetensors(source: str) -> None:
+    """Raise InputError unless a `local-dir:` holds its weights as a regular safetensors file.
+
+    open_clip would otherwise look for pickled weights beside it.
+    """
+    if source.startswith("local-dir:"):
+        folder = Path(source.removeprefix("local-dir:"))
+        if folder.is_dir() and not (folder / WEIGHTS_FILE).is_file():
+            raise InputError(f"{folder} has no file {WEIGHTS_FILE}; weights in other formats are not read")
 
 
 def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: str) -> Backbone:

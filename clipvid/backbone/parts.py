@@ -27,6 +27,12 @@ from clipvid.backbone.towers import NO_TEXT, Block, TextTower, VisionTower
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+# Files of a saved backbone: config, weights, and those of a tokenizer of transformers.
+BACKBONE_FILES = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import sys
@@ -65,6 +66,12 @@ PAPERS = (
     "open_clip: Ilharco et al., 2021, https://doi.org/10.5281/zenodo.5143773",
 )
 _MARK = "<!-- Written by clipvid, SHA-256 of the text above {}. An edited card is kept as it is. -->"
+_TEXT_FIELDS = ("labels", "templates")
+_TOWER_FIELDS = ("backbone", "model", "name")
+_PATH_FIELDS = (
+    *("model", "backbone", "pretrained", "init_from", "output_dir", "export_dir", "root", "train", "val", "classes"),
+    *("file", "path", "videos", "base", "lists", "templates", "descriptions", "data_dir", "data_files"),
+)
 _FIGURES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 
@@ -81,7 +88,7 @@ def card_text(folder: Path, name: str) -> str:
 
     name: folder or repository that the card's examples load.
     """
-    record = without_paths(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    record = public_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     metrics = public_metrics(folder)
     data = _card_data(name, record, metrics)
     text = str(ModelCard.from_template(data, template_str=TEMPLATE, **_sections(name, record, metrics))).strip()
@@ -97,21 +104,31 @@ def public_metrics(folder: Path) -> dict[str, Any] | None:
     metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if "data" not in metrics["config"]:
         return None
-    config = metrics["config"] = without_paths(metrics["config"])
+    config = metrics["config"] = public_config(metrics["config"])
     config["output_dir"], config["data"]["root"] = Path(config["output_dir"]).name, Path(config["data"]["root"]).name
     return metrics
 
 
-def without_paths(value: Any) -> Any:
-    """JSON content, its absolute paths cut to their last part."""
+def public_config(value: Any, field: str = "") -> Any:
+    """Return JSON content with the absolute paths in its path fields cut to their last part.
+
+    Text fields such as class names and templates stay as they are: the model's answers depend on them.
+    """
     if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items()}
+        return {key: public_config(item, key) for key, item in value.items()}
     if isinstance(value, list):
-        return [without_paths(item) for item in value]
+        return [public_config(item, field) for item in value] if field not in _TEXT_FIELDS else value
     if not isinstance(value, str):
         return value
-    kind, path = ("local-dir:", value.removeprefix("local-dir:")) if value.startswith("local-dir:") else ("", value)
-    return kind + Path(path).name if Path(path).is_absolute() else value
+    if value.startswith("local-dir:") and field in _TOWER_FIELDS:
+        return "local-dir:" + Path(value.removeprefix("local-dir:")).name
+    return Path(value).name if field in _PATH_FIELDS and Path(value).is_absolute() else value
+
+
+def plain_text(text: str) -> str:
+    """Return text on one line that shows as it is in Markdown and HTML."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return re.sub(r"([\\`*\[\]!|~#])", r"\\\1", html.escape(line, quote=False))
 
 
 def is_edited(text: str) -> bool:
@@ -145,7 +162,7 @@ def _eval_results(metrics: dict[str, Any]) -> list[EvalResult]:
             task_type="video-classification",
             dataset_type=re.sub(r"[^\w.-]+", "-", dataset),
             dataset_name=dataset,
-            dataset_split=data["val"],
+            dataset_split=_in_words(data["val"]),
             metric_type="accuracy",
             metric_name=title,
             metric_value=metrics[key]["value"],
@@ -160,14 +177,14 @@ def _sections(name: str, record: dict[str, Any], metrics: dict[str, Any] | None)
     weights = f" ({backbone['pretrained']})" if backbone["pretrained"] else ""
     return {
         "name": name,
-        "backbone": backbone["name"] + weights,
+        "backbone": plain_text(backbone["name"] + weights).replace("\\", ""),
         "num_frames": str(model["num_frames"]),
         "adapter": _named(model["adapter"]),
         "pooling": _named(model["pooling"]),
         "head": _named(model["head"]),
         "tune": _named(model["tune"]),
         "measured": "Nothing was measured yet." if metrics is None else _measured(metrics),
-        "classes": ", ".join(record["labels"]) or "Any that are named: `model.set_labels([...])`.",
+        "classes": ", ".join(map(plain_text, record["labels"])) or "Any that are named: `model.set_labels([...])`.",
         "training": "Not recorded." if metrics is None else _training(metrics["config"]),
         "papers": "\n".join(f"- {paper}" for paper in (*PAPERS, *_papers(record))),
     }
@@ -190,6 +207,11 @@ def _papers(record: dict[str, Any]) -> list[str]:
     return [f"{name}: {' '.join(paper.split())}" for name, papers in found.items() for paper in papers]
 
 
+def _in_words(choice: Any) -> str:
+    """Return a source of videos or a protocol as text; a mapping as JSON."""
+    return choice if isinstance(choice, str) else json.dumps(choice, ensure_ascii=False)
+
+
 def _named(choice: Any) -> str:
     """A choice, or a list of them, in words: `ila (hidden 64, norm group)`."""
     if isinstance(choice, list):
@@ -203,7 +225,8 @@ def _named(choice: Any) -> str:
 def _measured(metrics: dict[str, Any]) -> str:
     data = metrics["config"]["data"]
     lines = [
-        f"`{data['protocol']}` on `{data['val']}` of `{data['root']}`, {metrics['top1']['count']} videos, "
+        f"{_in_words(data['protocol'])} on {plain_text(_in_words(data['val']))} of {plain_text(data['root'])}, "
+        f"{metrics['top1']['count']} videos, "
         "95% Wilson intervals.",
         "",
         "| figure | value |",
@@ -211,12 +234,14 @@ def _measured(metrics: dict[str, Any]) -> str:
     ]
     for key, value in metrics.items():
         if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
-            lines.append(f"| {key} | {value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f}) |")
+            lines.append(f"| {plain_text(key)} | {value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f}) |")
         elif isinstance(value, float):
-            lines.append(f"| {key} | {value:.3f} |")
+            lines.append(f"| {plain_text(key)} | {value:.3f} |")
     return "\n".join(lines)
 
 
 def _training(config: dict[str, Any]) -> str:
     shown = yaml.safe_dump(config, sort_keys=False).strip()
-    return f"<details><summary>The run's config</summary>\n\n```yaml\n{shown}\n```\n\n</details>"
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"<details><summary>The run's config</summary>\n\n{fence}yaml\n{shown}\n{fence}\n\n</details>"

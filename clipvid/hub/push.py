@@ -6,16 +6,18 @@ import json
 import time
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from clipvid import InputError
-from clipvid.hub.card import card_text, is_edited, public_metrics, without_paths
+from clipvid.backbone import BACKBONE_FILES
+from clipvid.hub.card import card_text, is_edited, public_config, public_metrics
 from clipvid.hub.errors import LOGIN, hub_error
 from clipvid.hub.folder import MODEL_FILES, read_record, read_weights
+from clipvid.model.saving import LORA_FOLDER, LORA_WEIGHTS
 
 CARD = "README.md"
 ATTEMPTS = 4
@@ -39,10 +41,8 @@ def files_to_push(folder: Path, repo_id: str, overwrite_card: bool = False) -> d
     """
     record = read_record(folder)
     read_weights(folder, record)
-    found = (path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern)))
-    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in found}
-    files["config.json"] = json.dumps(without_paths(record), indent=2).encode()
-    files.pop("metrics.json", None)
+    files: dict[str, Path | bytes] = {name: _regular_file(folder, name) for name in _owned_files(folder, record)}
+    files["config.json"] = json.dumps(public_config(record), indent=2).encode()
     metrics = public_metrics(folder)
     if metrics is not None:
         files["metrics.json"] = json.dumps(metrics, indent=2).encode()
@@ -51,6 +51,29 @@ def files_to_push(folder: Path, repo_id: str, overwrite_card: bool = False) -> d
     if text is None or not is_edited(text):
         text = card_text(folder, repo_id)
     return files | {CARD: text.encode()}
+
+
+def _owned_files(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Return the names of the files that the model of `config.json` consists of, as far as they exist."""
+    weights = record.get("files", {"model.safetensors": ""})
+    names = ["config.json", "video_preprocessor_config.json", *weights]
+    if LORA_WEIGHTS in weights:
+        names.append(f"{LORA_FOLDER}/adapter_config.json")
+    if record["backbone"]["embedded"]:
+        names += [f"backbone/{name}" for name in BACKBONE_FILES]
+    return [name for name in names if (folder / name).exists()]
+
+
+def _regular_file(folder: Path, name: str) -> Path:
+    """Return a file of the model folder.
+
+    Raises:
+        InputError: it is a link or leads out of the folder, so that another file would be published.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) or path.is_symlink() or not path.is_file():
+        raise InputError(f"{path} is a link or no regular file; copy the file itself into {folder} before pushing")
+    return path
 
 
 def push_to_hub(
