@@ -319,5 +319,5 @@ def test_tensor_of_a_wrong_shape_is_refused_by_name():
 
 
 def test_unknown_norm_policy_is_refused():
-    with pytest.raises(ValueError, match="norm='sync' is not one of"):
+    with pytest.raises(ValueError, match="norm='sync': expected 'batch', 'frozen_batch' or 'group'"):
         from_ila(small_checkpoint("k400"), 5, "sync")

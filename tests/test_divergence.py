@@ -78,7 +78,7 @@ def test_a_run_that_has_diverged_ends_and_says_where(arguments, poison, tmp_path
     with pytest.raises(RuntimeError, match=r"4 steps in a row, .* samples of the last: train/.*lower optim.lr"):
         here(arguments(tmp_path, training__max_skipped_steps=4, training__save_steps=0), tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["sessions"][0]["outcome"].startswith("RuntimeError: 4 steps in a row")
+    assert record["sessions"][0]["outcome"].startswith("RunError: 4 steps in a row")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -88,5 +88,5 @@ def test_backbone_that_names_foreign_code_is_refused(clip_folder, tmp_path, part
 def test_local_folder_without_safetensors_is_refused(clip_folder, tmp_path):
     (tmp_path / "open_clip_config.json").write_text((clip_folder / "open_clip_config.json").read_text())
     (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"has no file open_clip_model\.safetensors"):
+    with pytest.raises(RuntimeError, match=r"has no file open_clip_model\.safetensors"):
         load_backbone(f"local-dir:{tmp_path}")

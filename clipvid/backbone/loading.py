@@ -50,7 +50,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     source = f"local-dir:{_TINY_FOLDER}" if name == TINY else name
     config = _find_config(name, source)
     without_code = _refuse_code(name, config)
-    _require_safetensors(source)
+    _require_safetensors(name, source)
     options = _weight_options(name, config, pretrained)
     given = _own_weights(source, config, options)
     if pretrained is not None and _is_folder(name, pretrained):
@@ -114,15 +114,16 @@ def _text_towers() -> set[str]:
     return {name for name in names if name is not None}
 
 
-def _require_safetensors(source: str) -> None:
-    """Raise InputError unless a `local-dir:` holds its weights as a regular safetensors file.
+def _require_safetensors(name: str, source: str) -> None:
+    """Raise RunError unless a `local-dir:` holds its weights as a regular safetensors file.
 
     open_clip would otherwise look for pickled weights beside it.
     """
     if source.startswith("local-dir:"):
         folder = Path(source.removeprefix("local-dir:"))
         if folder.is_dir() and not (folder / WEIGHTS_FILE).is_file():
-            raise InputError(f"{folder} has no file {WEIGHTS_FILE}; weights in other formats are not read")
+            problem = f"it has no file {WEIGHTS_FILE}, and weights in other formats are not read"
+            raise RunError(_fetch_advice(name, None, problem))
 
 
 def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: str) -> Backbone:
