@@ -41,6 +41,6 @@ def run(verb: str, args: list[str] | None = None) -> None:
     except Preempted:
         print(f"clipvid {verb}: asked to end; the same command goes on from here", file=sys.stderr)
         sys.exit(EXIT_CODE)
-    except (ClipvidError, OSError) as error:
+    except (ClipvidError, ValueError, OSError) as error:
         print(f"clipvid {verb}: {error}", file=sys.stderr)
         sys.exit(1)
