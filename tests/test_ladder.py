@@ -191,7 +191,7 @@ def test_a_cell_that_fails_takes_no_other_with_it(clip_folder: Path, tmp_path: P
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {row: own["seeds"] for row, own in found["rows"].items()} == {"none": [3], "shift": [3], "broken": []}
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "**broken, seed 3 failed**: InputError: optim.groups: no trained parameter matches" in table
+    assert "**broken, seed 3 failed**: clipvid.InputError: optim.groups: no trained parameter matches" in table
     assert "2 of 3 cells" in table
 
 
