@@ -12,7 +12,9 @@ from torch import Tensor
 from clipvid import InputError
 from clipvid.backbone import NO_TEXT, build_backbone
 from clipvid.backbone.state_dicts import load_strictly
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import assemble_model
+from clipvid.model.video_clip import VideoCLIP
 
 _BLOCK = "visual.transformer.resblocks."
 _CONVS = {
@@ -64,7 +66,7 @@ def from_ila(
     clip_state = {key: value.float() for key, value in state.items() if _is_clip(key)}
     backbone = build_backbone(_clip_config(clip_state), clip_state, "ila-checkpoint")
     options = {"variant": variant, "norm": norm, "eval_batch_stats": eval_batch_stats}
-    model = VideoCLIP(backbone, _model_config(state, num_frames, options))
+    model = assemble_model(backbone, _model_config(state, num_frames, options))
     own = model.trained_state()
     load_strictly(own, _rename(state, variant, clip_state.keys(), set(own)))
     return model.eval()

@@ -11,14 +11,29 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import entry_points
-from typing import Any, TypeAlias, get_type_hints
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from clipvid import InputError
+from clipvid import InputError, RunError
 
 Choice: TypeAlias = str | dict[str, Any]
+
+
+class UnknownNameError(InputError):
+    """A name that no entry of a registry has. kind, name: what was looked for."""
+
+    def __init__(self, kind: str, name: str, message: str) -> None:
+        super().__init__(message)
+        self.kind, self.name = kind, name
+
+
+class Chosen(NamedTuple):
+    """An entry by name, and its options: a frozen dataclass."""
+
+    name: str
+    config: Any
 
 
 class Registry(dict[str, Any]):
@@ -40,7 +55,13 @@ class Registry(dict[str, Any]):
         config: type = getattr(entry, "Config", entry)
         return config
 
-    def resolve(self, choice: Any) -> tuple[str, Any]:
+    def find(self, name: str) -> Any | None:
+        """Return the entry of a name, from an installed package if it is not built in; None if there is none."""
+        if name not in self:
+            self.load_plugins(name)
+        return self.get(name)
+
+    def resolve(self, choice: Any) -> Chosen:
         """Return the name and the config that `choice` describes.
 
         Args:
@@ -55,11 +76,11 @@ class Registry(dict[str, Any]):
             raise InputError(
                 f"{self.kind}: expected a name or a mapping with `name`, got {choice!r}; names: {', '.join(self)}"
             )
-        if name not in self:
-            self.load_plugins()
-        if name not in self:
-            raise InputError(f"unknown {self.kind} {name!r}{suggest(name, self)}; known: {', '.join(self)}")
-        return name, build_config(self.config_class(name), options, f"{self.kind} {name!r}")
+        if self.find(name) is None:
+            known = [*self, *(point.name for point in self._entry_points())]
+            message = f"unknown {self.kind} {name!r}{suggest(name, known)}; known: {', '.join(known)}"
+            raise UnknownNameError(self.kind, name, message)
+        return Chosen(name, build_config(self.config_class(name), options, f"{self.kind} {name!r}"))
 
     def resolve_many(self, choices: list[Any]) -> dict[str, Any]:
         """Return configs by name, in order.
@@ -73,12 +94,33 @@ class Registry(dict[str, Any]):
             raise InputError(f"{self.kind}: each may stand once in a list, got {names}")
         return dict(resolved)
 
-    def load_plugins(self) -> None:
-        """Add the entries that installed packages offer in this registry's entry-point group."""
-        if self.group is not None:
-            for point in entry_points(group=self.group):
-                if point.name not in self:
-                    self[point.name] = point.load()
+    def load_plugins(self, name: str | None = None) -> None:
+        """Add what installed packages offer in this registry's entry-point group: the entry `name`, or all.
+
+        Raises:
+            RunError: a package's entry cannot be imported, or is not a class with the options of a dataclass.
+        """
+        for point in self._entry_points():
+            if name in (None, point.name):
+                self[point.name] = self._load(point)
+
+    def _entry_points(self) -> list[EntryPoint]:
+        """Return the entry points that are not loaded yet."""
+        points = entry_points(group=self.group) if self.group is not None else ()
+        return [point for point in points if point.name not in self]
+
+    def _load(self, point: EntryPoint) -> Any:
+        source = point.dist.name if point.dist is not None else "an installed package"
+        try:
+            entry = point.load()
+        except Exception as error:
+            raise RunError(f"{self.kind} {point.name!r} of {source} cannot be imported: {error}") from error
+        if not (isinstance(entry, type) and dataclasses.is_dataclass(getattr(entry, "Config", entry))):
+            raise RunError(
+                f"{self.kind} {point.name!r} of {source}: {point.value} must be a class that is a dataclass, or has "
+                "one as its `Config`"
+            )
+        return entry
 
 
 def build_config(config_class: type, options: Mapping[str, Any], owner: str) -> Any:
@@ -112,7 +154,8 @@ def check_type(value: Any, hint: Any, owner: str) -> Any:
         return adapter.validate_json(json.dumps(value, default=_not_json), strict=True)
     except ValidationError as error:
         wanted = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
-        raise InputError(f"{owner}={value!r}: expected {' or '.join(wanted)}") from None
+        near = suggest(value, _literals(hint)) if isinstance(value, str) else ""
+        raise InputError(f"{owner}={value!r}: expected {' or '.join(wanted)}{near}") from None
     except TypeError:
         raise InputError(f"{owner}={value!r}: expected a value that JSON can hold") from None
 
@@ -139,6 +182,13 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def _field_types(config_class: type) -> dict[str, Any]:
     hints = get_type_hints(config_class)
     return {field.name: hints[field.name] for field in dataclasses.fields(config_class) if field.init}
+
+
+def _literals(hint: Any) -> list[str]:
+    """Return the words that a type allows, such as those of a `Literal` in a union."""
+    if get_origin(hint) is Literal:
+        return [value for value in get_args(hint) if isinstance(value, str)]
+    return [word for part in get_args(hint) for word in _literals(part)]
 
 
 def _type_adapter(hint: Any) -> TypeAdapter[Any] | None:

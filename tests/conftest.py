@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from clipvid.adapters import ADAPTERS, Adapter, AdapterOutput, BlockInfo
 from clipvid.backbone import Backbone, load_backbone, loading
 from clipvid.layers.attention import SelfAttention
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import assemble_model
+from clipvid.model.video_clip import VideoCLIP
 
 torch.set_num_threads(1)  # on tensors this small threads only wait for each other
 
@@ -75,8 +77,9 @@ def shake_adapters(model: VideoCLIP) -> VideoCLIP:
 
 
 def random_frames(batch: int = 2, num_frames: int = 3, size: int = 64, seed: int = 2) -> Tensor:
-    """Normalised frames [B, T, 3, S, S]."""
-    return torch.randn(batch, num_frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    """Frames [B, T, 3, S, S] within the range of normalized pixels of every CLIP here."""
+    frames = torch.randn(batch, num_frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    return frames.clamp(-1.2, 1.2)
 
 
 def random_tokens(frames: int = 3, grid: tuple[int, int] = (3, 5), prefix: int = 1, batch: int = 2) -> Tensor:
@@ -147,7 +150,7 @@ def make_model(clip_folder) -> Callable[..., VideoCLIP]:
         backbone = load(name, image_size=fields.get("image_size"))
         torch.manual_seed(6)
         fields = {"num_frames": 3} | fields
-        model = VideoCLIP(backbone, ModelConfig(backbone=name, adapter=chosen, **fields), labels and len(labels))
+        model = assemble_model(backbone, ModelConfig(backbone=name, adapter=chosen, **fields), labels and len(labels))
         if labels:
             model.set_labels(labels)
         return model.eval()

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from clipvid.backbone import NO_TEXT, build_backbone, load_backbone
 from clipvid.layers.attention import SelfAttention
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import assemble_model
 
 SMALL_TEXT = {"vocab_size": 50}
 POOLER = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}
@@ -61,7 +62,7 @@ def clip(folder):
 @pytest.fixture(scope="module")
 def model(folder):
     """The CLIP of `folder` as a video model without adapter."""
-    return VideoCLIP(load_backbone(f"local-dir:{folder}"), ModelConfig(adapter="none")).eval()
+    return assemble_model(load_backbone(f"local-dir:{folder}"), ModelConfig(adapter="none")).eval()
 
 
 def frames_for(visual, num_frames):
@@ -131,7 +132,7 @@ def test_named_tower_equals_open_clips():
         clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32")).eval()
     clip.load_state_dict(backbone.open_clip_state_dict(), assign=True)
     clip.attn_mask = backbone.text.clip.attn_mask
-    model = VideoCLIP(backbone, ModelConfig(adapter="none")).eval()
+    model = assemble_model(backbone, ModelConfig(adapter="none")).eval()
     frames = random_frames(1, 2, 224)
     expected = clip.encode_image(frames[0]).mean(dim=0, keepdim=True)
     torch.testing.assert_close(model.encode_video(frames), expected, rtol=1e-5, atol=1e-5)
@@ -158,7 +159,7 @@ def test_other_image_size_resamples_positions_as_open_clip_does(clip_folder, tmp
     clip = open_clip.create_model(name, force_image_size=size).eval()
     frames = random_frames(2, 2, size)
     expected = clip.encode_image(frames.flatten(0, 1)).unflatten(0, (2, 2)).mean(dim=1)
-    model = VideoCLIP(backbone, ModelConfig(adapter="none")).eval()
+    model = assemble_model(backbone, ModelConfig(adapter="none")).eval()
     torch.testing.assert_close(model.encode_video(frames), expected, rtol=1e-5, atol=1e-5)
     backbone.save(tmp_path / "resized")
     again = load_backbone(f"local-dir:{tmp_path / 'resized'}")
@@ -199,8 +200,8 @@ def test_backbone_builds_from_config_and_weights_without_text_tower(clip_folder)
     original = load_backbone(f"local-dir:{clip_folder}")
     vision = {key: value for key, value in original.open_clip_state_dict().items() if key.startswith("visual.")}
     config = original.config | {"text_cfg": NO_TEXT}
-    model = VideoCLIP(build_backbone(config, vision, "no-text"), ModelConfig(adapter="none")).eval()
-    reference = VideoCLIP(original, ModelConfig(adapter="none")).eval()
+    model = assemble_model(build_backbone(config, vision, "no-text"), ModelConfig(adapter="none")).eval()
+    reference = assemble_model(original, ModelConfig(adapter="none")).eval()
     frames = random_frames()
     assert torch.equal(model.encode_video(frames), reference.encode_video(frames))
     with pytest.raises(RuntimeError, match="no text tower"):
@@ -351,7 +352,7 @@ def test_tag_brings_the_activation_it_was_trained_with(little_tower, tmp_path, m
     backbone.save(tmp_path / "saved")
     expected = open_clip.create_model(f"local-dir:{source}").eval()
     saved = open_clip.create_model(f"local-dir:{tmp_path / 'saved'}").eval()
-    model = VideoCLIP(backbone, ModelConfig(adapter="none")).eval()
+    model = assemble_model(backbone, ModelConfig(adapter="none")).eval()
     frames = random_frames(2, 1)
     features = expected.encode_image(frames[:, 0])
     torch.testing.assert_close(model.encode_video(frames), features, rtol=1e-5, atol=1e-5)

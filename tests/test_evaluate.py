@@ -17,6 +17,7 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from test_report import Page
 
 from clipvid.commands import evaluate as command
+from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.reader import open_video
 from clipvid.data.sampling import uniform_indices
 from clipvid.data.synthetic.world import WorldConfig, build_world
@@ -210,7 +211,7 @@ def test_a_video_that_can_be_read_again_is(world: Path, model_folder: Path, tmp_
 
 def test_other_clips_than_those_trained_on_are_told(world: Path, make_model, tmp_path: Path, capsys) -> None:
     model = make_model("ila", labels=LABELS)
-    model.preprocessing = {"sampling": {"name": "dense", "stride": 2}, "resize": "squash"}
+    model.preprocessing = Preprocessing("dense", 2, "squash")
     model.save_pretrained(tmp_path / "model")
     evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]")
     assert "was trained on clips taken as {'sampling': {'name': 'dense', 'stride': 2}" in capsys.readouterr().out

@@ -15,7 +15,8 @@ from test_towers import create_little, frames_of
 from clipvid.backbone import load_backbone
 from clipvid.backbone.hugging_face import read_hugging_face
 from clipvid.hub.loading import from_pretrained
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import assemble_model
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def saved(tmp_path) -> tuple[Path, transformers.CLIPModel]:
 def test_clip_model_gives_its_own_logits(saved, tmp_path):
     folder, clip = saved
     backbone = load_backbone("little-clip", str(folder))
-    model = VideoCLIP(backbone, ModelConfig("little-clip", str(folder), adapter="none", num_frames=1)).eval()
+    model = assemble_model(backbone, ModelConfig("little-clip", str(folder), adapter="none", num_frames=1)).eval()
     frames = frames_of(backbone, 1)
     tokens = backbone.text.tokenize(["a dog", "someone playing the guitar", "swim"])
     expected = clip(input_ids=tokens, pixel_values=frames[0]).logits_per_image

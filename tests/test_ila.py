@@ -29,7 +29,8 @@ from clipvid.backbone import NO_TEXT, build_backbone
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.convert import from_ila
 from clipvid.hub.loading import from_pretrained
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import assemble_model
 from clipvid.runs.config_files import parse_config
 from clipvid.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from clipvid.training.config import FinetuneConfig
@@ -299,7 +300,7 @@ def flops_of(adapter, clips, grad):
     with torch.device("meta"):
         config = open_clip.get_model_config("ViT-B-32") | {"text_cfg": NO_TEXT}
         backbone = build_backbone(config, open_clip.CLIP(**config).state_dict(), "ViT-B-32")
-        model = VideoCLIP(backbone, ModelConfig("ViT-B-32", "random", adapter)).eval()
+        model = assemble_model(backbone, ModelConfig("ViT-B-32", "random", adapter)).eval()
         frames = torch.zeros(clips, 8, 3, 224, 224)
     with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
         model.encode_video(frames)

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from clipvid.backbone import load_backbone
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.hub.loading import from_pretrained
-from clipvid.model.factory import create_model
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import assemble_model, create_model
 from clipvid.model.pooling import MIT
 from clipvid.model.prompts import TEMPLATES
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
 
 LABELS = ["ride_bike", "swim", "play the guitar"]
 ILA = {"name": "ila", **SMALL["ila"]}
@@ -162,7 +162,7 @@ def test_models_of_one_config_start_alike(clip_folder):
     def build(seed):
         torch.manual_seed(seed)
         backbone = load_backbone(f"local-dir:{clip_folder}")
-        return VideoCLIP(backbone, ModelConfig(adapter=ILA, pooling="mit")).state_dict()
+        return assemble_model(backbone, ModelConfig(adapter=ILA, pooling="mit")).state_dict()
 
     first, again, other = build(0), build(0), build(1)
     assert all(torch.equal(first[name], again[name]) for name in first)

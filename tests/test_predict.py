@@ -20,6 +20,7 @@ from clipvid import commands
 from clipvid.commands.predict import find_videos, separate
 from clipvid.data.config import DataConfig, eval_loader
 from clipvid.data.manifest import load_manifest
+from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.reader import VideoError, open_video
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.evaluation.loop import predict
@@ -52,7 +53,7 @@ def saved(make_model, tmp_path_factory) -> Path:
     model = make_model("ila", LABELS)
     for adapter in model.encoder.adapters():
         shake(adapter)
-    model.preprocessing = {"sampling": {"name": "dense", "stride": 2}, "resize": "squash"}
+    model.preprocessing = Preprocessing("dense", 2, "squash")
     folder = tmp_path_factory.mktemp("saved") / "model"
     model.save_pretrained(folder)
     return folder

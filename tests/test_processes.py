@@ -19,7 +19,9 @@ import clipvid
 from clipvid.adapters import ADAPTERS
 from clipvid.data.loader import TrainBatches, build_loader
 from clipvid.distributed import is_sharded
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import assemble_model
+from clipvid.model.video_clip import VideoCLIP
 from clipvid.training.build import build_accelerator
 from clipvid.training.checkpoint import load_checkpoint
 from clipvid.training.config import TrainingConfig
@@ -52,7 +54,7 @@ def build(name: str, folder: Path) -> VideoCLIP:
     tune = ["adapters", "head"] + (["text"] if name == "ila" else [])
     backbone = fresh_backbone(source)
     torch.manual_seed(6)
-    model = VideoCLIP(backbone, ModelConfig(source, adapter=adapter, num_frames=3, pooling="mit", tune=tune))
+    model = assemble_model(backbone, ModelConfig(source, adapter=adapter, num_frames=3, pooling="mit", tune=tune))
     model.set_labels(["walking", "running", "jumping"])
     for seed, module in enumerate(model.encoder.adapters()):
         shake(module, 0.05, seed)

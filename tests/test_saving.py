@@ -9,6 +9,7 @@ from conftest import SMALL, clip_config, random_frames, shake, write_clip
 from safetensors.torch import load_file, save_file
 
 from clipvid.backbone import load_backbone
+from clipvid.data.preprocessing import Preprocessing
 from clipvid.files import hash_file
 from clipvid.hub.loading import from_pretrained
 from clipvid.model.saving import FORMAT_VERSION
@@ -47,7 +48,7 @@ def test_model_comes_back_as_it_was(make_model, tiny_folder, tmp_path, tune, fet
         if parameter.requires_grad:
             parameter.add_(0.01 * torch.randn_like(parameter))
     model.set_labels(LABELS, "ensemble")
-    model.preprocessing = {"sampling": {"name": "uniform"}, "resize": 100}
+    model.preprocessing = Preprocessing("dense", 2, "squash")
     model.save_pretrained(tmp_path)
     loaded = from_pretrained(tmp_path)
     frames = random_frames(size=96)

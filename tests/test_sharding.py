@@ -16,7 +16,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from clipvid.adapters import ADAPTERS
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import assemble_model
+from clipvid.model.video_clip import VideoCLIP
 
 NAMES = [name for name in ADAPTERS if name != "none"]
 UNITS = ("blocks", "linears")
@@ -35,7 +37,7 @@ def build(name: str, folder: Path) -> VideoCLIP:
     adapter = {"name": name, **STEADY.get(name, {})}
     backbone = fresh_backbone(source)
     torch.manual_seed(6)  # after the loading, which draws numbers where it is the first of its process
-    model = VideoCLIP(backbone, ModelConfig(source, adapter=adapter, num_frames=3, pooling="mit"))
+    model = assemble_model(backbone, ModelConfig(source, adapter=adapter, num_frames=3, pooling="mit"))
     model.set_labels(["walking", "running", "jumping"])
     for seed, module in enumerate(model.encoder.adapters()):
         shake(module, 0.05, seed)

@@ -16,7 +16,9 @@ from clipvid.adapters import ADAPTERS
 from clipvid.backbone import Backbone, build_backbone, load_backbone
 from clipvid.backbone.towers import NO_TEXT
 from clipvid.hub.loading import from_pretrained
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import assemble_model
+from clipvid.model.video_clip import VideoCLIP
 
 KINDS = ("vit_", "eva", "vitamin_")  # how timm's names of ViTs begin; ViTamin's upper part is one
 OTHERS = ("vit_relpos",)
@@ -110,7 +112,7 @@ def video_model(backbone: Backbone, num_frames: int = 2, **fields) -> VideoCLIP:
     torch.manual_seed(6)
     fields = {"adapter": "none", "head": "linear"} | fields
     backbone = copy.deepcopy(backbone, {id(backbone.text.tokenizer): backbone.text.tokenizer})
-    return VideoCLIP(backbone, ModelConfig("little", num_frames=num_frames, **fields), 3).eval()
+    return assemble_model(backbone, ModelConfig("little", num_frames=num_frames, **fields), 3).eval()
 
 
 def frames_of(backbone: Backbone, num_frames: int = 2) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from clipvid.adapters.ata import ATA
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, select_layers
 from clipvid.adapters.gta import GTA
@@ -31,19 +33,19 @@ AdapterSpec = Choice | list[Choice]
 
 
 def resolve_adapters(spec: AdapterSpec) -> dict[str, AdapterConfig]:
-    """Configs by name, in the order of the list; `none` adds nothing.
+    """Return configs by name, in the order of the list; `none` adds nothing.
 
     Raises:
-        ValueError: an unknown adapter or option, or the same adapter twice.
+        InputError: an unknown adapter or option, or the same adapter twice.
     """
     chosen = ADAPTERS.resolve_many(spec if isinstance(spec, list) else [spec])
     return {name: config for name, config in chosen.items() if name != "none"}
 
 
 def build_adapters(
-    configs: dict[str, AdapterConfig], layer: int, num_layers: int, block: BlockInfo
+    configs: Mapping[str, AdapterConfig], layer: int, num_layers: int, block: BlockInfo
 ) -> dict[str, Adapter]:
-    """Fresh adapters for the block `layer` of `num_layers`."""
+    """Return fresh adapters by name for the block `layer` of `num_layers`."""
     return {
         name: ADAPTERS[name](config, block)
         for name, config in configs.items()

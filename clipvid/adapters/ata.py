@@ -36,6 +36,7 @@ class ATAConfig(AdapterConfig):
     match_on: Literal["stream", "normed"] = "stream"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_option("ata", "solver", self.solver, SOLVERS)
         check_option("ata", "match_on", self.match_on, ("stream", "normed"))
 
@@ -47,6 +48,7 @@ class ATA(TemporalAttention):
     """
 
     Config = ATAConfig
+    papers = ("Zhao et al., NeurIPS 2022, https://arxiv.org/abs/2210.00132",)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
         """See `Adapter`. trace: `tubes` [B, T, N], the patch of frame t on each tube, tube i being patch i of frame 0;

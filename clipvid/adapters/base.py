@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvid import InputError
+from clipvid.registry import suggest
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv1d, nn.Conv2d)
 LayerSpec = str | list[int] | tuple[int, ...]
@@ -28,6 +29,10 @@ class AdapterConfig:
     """
 
     layers: LayerSpec = "all"
+
+    def __post_init__(self) -> None:
+        """Check what does not depend on the tower. A subclass with checks calls this one."""
+        check_layers(self.layers)
 
 
 class AdapterOutput(NamedTuple):
@@ -61,11 +66,13 @@ class BlockInfo:
 class Adapter(nn.Module):
     """Base class of temporal adapters. A subclass sets the class attributes and implements `forward`.
 
+    papers: citations, each with a link, for the card of a model that has the adapter.
     place: where in the block the update is added to the stream.
     identity_at_init: a fresh adapter leaves the features of CLIP as they are, to the bit.
     """
 
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
+    papers: ClassVar[tuple[str, ...]] = ()
     place: ClassVar[Literal["before_attention", "after_attention"]]
     identity_at_init: ClassVar[bool] = True
 
@@ -90,28 +97,46 @@ def split_prefix(tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]
     return tokens[:, :, :num_prefix], tokens[:, :, num_prefix:]
 
 
-def select_layers(spec: LayerSpec, num_layers: int) -> tuple[int, ...]:
-    """Indices of the blocks that `spec` names, ascending; see `AdapterConfig`.
+def check_layers(spec: LayerSpec) -> None:
+    """Refuse what no tower could have as `layers`.
 
     Raises:
-        ValueError: an unknown word, or an index outside the tower.
+        InputError: neither a known word nor a list of indices; names the nearest word.
     """
-    every = spec.removeprefix("every_") if isinstance(spec, str) else ""
-    if spec == "all":
-        return tuple(range(num_layers))
-    if spec == "upper":
-        return tuple(range(num_layers // 2, num_layers))
-    if every.isdecimal() and int(every) > 0:
-        return tuple(range((num_layers - 1) % int(every), num_layers, int(every)))
-    indices: list[Any] = [] if isinstance(spec, str) or not isinstance(spec, Sequence) else list(spec)
-    if not indices or not all(isinstance(index, int) for index in indices):
-        raise InputError(f"layers={spec!r}: expected all, upper, every_<k> or a list of block indices")
+    if isinstance(spec, str):
+        valid, near = spec in ("all", "upper") or _step(spec) > 0, suggest(spec, ("all", "upper", "every_2"))
+    else:
+        whole = isinstance(spec, Sequence) and all(type(index) is int for index in spec)
+        valid, near = whole and len(spec) > 0, ""
+    if not valid:
+        raise InputError(f"layers={spec!r}: expected all, upper, every_<k> or a list of block indices{near}")
+
+
+def select_layers(spec: LayerSpec, num_layers: int) -> tuple[int, ...]:
+    """Return the indices of the blocks that `spec` names, ascending; see `AdapterConfig`.
+
+    Raises:
+        InputError: an unknown word, or an index outside the tower.
+    """
+    check_layers(spec)
+    if isinstance(spec, str):
+        if spec == "upper":
+            return tuple(range(num_layers // 2, num_layers))
+        step = 1 if spec == "all" else _step(spec)
+        return tuple(range((num_layers - 1) % step, num_layers, step))
+    indices = list(spec)
     outside = [index for index in indices if not -num_layers <= index < num_layers]
     if outside:
         raise InputError(
             f"layers={indices}: {outside} outside of a tower with {num_layers} blocks (0..{num_layers - 1})"
         )
     return tuple(sorted({index % num_layers for index in indices}))
+
+
+def _step(spec: str) -> int:
+    """Return k of `every_<k>`, 0 for any other word."""
+    number = spec.removeprefix("every_")
+    return int(number) if number != spec and number.isdecimal() else 0
 
 
 def zero_init(layer: LayerT) -> LayerT:

@@ -39,6 +39,7 @@ class GTAConfig(AdapterConfig):
     normalize: Literal["none", "softmax"] = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_option("gta", "cross_channel", self.cross_channel, (True, False))
         check_option("gta", "normalize", self.normalize, ("none", "softmax"))
         if self.groups < 1:
@@ -100,6 +101,7 @@ class GTA(Adapter):
     """
 
     Config = GTAConfig
+    papers = ("He et al., BMVC 2021, https://arxiv.org/abs/2012.08510",)
     place = "after_attention"
 
     def __init__(self, config: GTAConfig, block: BlockInfo):

@@ -58,6 +58,7 @@ class ILAConfig(AdapterConfig):
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_option("ila", "variant", self.variant, ("k400", "ssv2"))
         check_option("ila", "norm", self.norm, POLICIES)
         if self.eval_batch_stats and self.norm != "batch":
@@ -114,6 +115,7 @@ class ILA(Adapter):
     """One block's alignment. `jitter` is the radius over which training averages the masks; `start_epoch` sets it."""
 
     Config = ILAConfig
+    papers = ("Tu et al., ICCV 2023, https://arxiv.org/abs/2304.10465",)
     place = "before_attention"
     jitter: Tensor
     shifts: Tensor

@@ -37,6 +37,7 @@ class ShiftConfig(AdapterConfig):
     tokens: Literal["patches", "prefix", "both"] = "patches"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_option("shift", "tokens", self.tokens, ("patches", "prefix", "both"))
         if not 0 < self.fraction <= 0.5:
             raise InputError(f"shift: fraction={self.fraction} must lie in (0, 0.5]")
@@ -51,6 +52,10 @@ class Shift(Adapter):
     """
 
     Config = ShiftConfig
+    papers = (
+        "Tu et al., ICCV 2023, https://arxiv.org/abs/2304.10465",
+        "Lin et al., ICCV 2019, https://arxiv.org/abs/1811.08383",
+    )
     place = "before_attention"
     identity_at_init = False
 

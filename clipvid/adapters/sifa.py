@@ -50,6 +50,7 @@ class SIFAConfig(AdapterConfig):
     projected: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_kernel_size("sifa", self.kernel_size)
         check_option("sifa", "motion", self.motion, MOTIONS)
         check_option("sifa", "normalize", self.normalize, NORMALIZE)
@@ -75,6 +76,7 @@ class SIFA(Adapter):
     """
 
     Config = SIFAConfig
+    papers = ("Long et al., CVPR 2022, https://arxiv.org/abs/2206.06931",)
     place = "after_attention"
 
     def __init__(self, config: SIFAConfig, block: BlockInfo):

@@ -33,6 +33,7 @@ class STAdapterConfig(AdapterConfig):
     kernel_size: Sequence[int] = (3, 1, 1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.channels is not None and self.channels < 1:
             raise InputError(f"st_adapter: channels={self.channels} must be at least 1, or unset")
         if not _is_kernel(self.kernel_size):
@@ -50,6 +51,7 @@ class STAdapter(Adapter):
     """
 
     Config = STAdapterConfig
+    papers = ("Pan et al., NeurIPS 2022, https://arxiv.org/abs/2206.13559",)
     place = "before_attention"
 
     def __init__(self, config: STAdapterConfig, block: BlockInfo):

@@ -29,6 +29,7 @@ class TemporalAttention(Adapter):
     being the middle of an equal part of the clip.
     """
 
+    papers = ("Bertasius et al., ICML 2021, https://arxiv.org/abs/2102.05095",)
     place = "before_attention"
 
     def __init__(self, config: Any, block: BlockInfo):

@@ -22,6 +22,7 @@ from clipvid.adapters import ADAPTERS, resolve_adapters
 from clipvid.backbone import RANDOM, Backbone, load_backbone
 from clipvid.benchmarks.cost import Pass, count_macs, describe_machine, peak_memory, time_passes, trained_parameters
 from clipvid.files import write_json
+from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
 from clipvid.registry import Choice, build_config
 from clipvid.runs.config_files import claim_output, config_record, parse_config
@@ -174,17 +175,17 @@ def row_name(choice: Choice) -> str:
 def _build(backbone: Backbone, choice: Choice, config: AdapterBenchmark) -> VideoCLIP:
     names: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained, "adapter": choice}
     model = ModelConfig(num_frames=config.num_frames, head="linear", tune=["adapters"], **names)
-    return VideoCLIP(backbone, model, NUM_CLASSES)
+    return assemble_model(backbone, model, NUM_CLASSES)
 
 
 def _passes(models: dict[str, VideoCLIP], open_clip_model: Any) -> dict[Key, Pass]:
     def encode_image(frames: Tensor) -> Tensor:
         return open_clip_model.encode_image(frames.flatten(0, 1))
 
-    passes = {(BASELINE, False): Pass(models[BASELINE], models[BASELINE].encode_video)}
+    passes = {(BASELINE, False): Pass(models[BASELINE], partial(models[BASELINE].encode_video, normalized=True))}
     passes[ENCODE_IMAGE, False] = Pass(open_clip_model, encode_image)
     for name, model in models.items():
-        passes[name, False] = Pass(model, model.encode_video)
+        passes[name, False] = Pass(model, partial(model.encode_video, normalized=True))
         if trained_parameters(model):
             passes[name, True] = Pass(model, partial(training_loss, model), training=True)
     return passes

@@ -48,7 +48,7 @@ class _Stopwatch:
 
     def _bare_step(self) -> None:
         with self.accelerator.autocast():
-            frames = self.model.normalise(self.batch["frames"])
+            frames = self.model.normalize(self.batch["frames"])
             loss, _ = self.objective(self.model, self.batch | {"frames": frames}, 0)
         loss.backward()
         self.optimizer.step()

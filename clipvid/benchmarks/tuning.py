@@ -21,6 +21,7 @@ from clipvid.backbone import RANDOM, load_backbone
 from clipvid.benchmarks.adapters import NUM_CLASSES, training_loss
 from clipvid.benchmarks.cost import Pass, describe_machine, peak_memory, time_passes, trained_parameters
 from clipvid.files import write_json
+from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
 from clipvid.registry import build_config
 from clipvid.runs.config_files import claim_output, config_record, parse_config
@@ -138,7 +139,7 @@ def measure_tuning(config: TuningBenchmark) -> list[Step]:
 def _build(config: TuningBenchmark, row: Row) -> VideoCLIP:
     names: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained, "head": "linear"}
     model = ModelConfig(adapter=row.adapter, tune=row.tune, num_frames=config.num_frames, **names)
-    return VideoCLIP(load_backbone(config.backbone, config.pretrained), model, NUM_CLASSES)
+    return assemble_model(load_backbone(config.backbone, config.pretrained), model, NUM_CLASSES)
 
 
 def markdown_table(steps: list[Step], config: TuningBenchmark) -> str:

@@ -15,6 +15,7 @@ from clipvid.data.broken import BadVideos
 from clipvid.data.lists.classes import mirror_map
 from clipvid.data.loader import EvalBatches, FrameOrder, VideoDataset, build_loader
 from clipvid.data.manifest import ClassInfo, Manifest, load_manifest
+from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.data.transforms import eval_transforms, train_transform
@@ -90,6 +91,11 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = 2
     max_bad_fraction: float = 0.01
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How clips are taken for evaluation."""
+        return Preprocessing(self.sampling, self.stride, self.resize)
 
 
 def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:

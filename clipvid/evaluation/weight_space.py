@@ -1,4 +1,4 @@
-"""Between the zero-shot model and the fine-tuned one: weight-space ensembles, and what zero-shot means for a model.
+"""Weight-space ensembling (WiSE-FT), and the zero-shot model that belongs to a fine-tuned one.
 
 WiSE-FT (https://arxiv.org/abs/2109.01903): weights `(1 - alpha) * zero_shot + alpha * fine_tuned`; alpha 0 is the
 zero-shot model, alpha 1 the fine-tuned one. Beware that ratios elsewhere also run the other way.
@@ -18,20 +18,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipvid import InputError
+from clipvid.backbone import Backbone, load_backbone
 from clipvid.backbone.state_dicts import load_strictly
-from clipvid.model.factory import build_model
+from clipvid.model.factory import assemble_model
 from clipvid.model.prompts import read_descriptions
 from clipvid.model.video_clip import VideoCLIP
 
 
 def zero_shot_model(model: VideoCLIP) -> VideoCLIP:
-    """The plain CLIP that a model stands on, with the same class names: frames averaged, nothing trained.
+    """Build the plain CLIP that a model is made from, with the same class names: frames averaged, nothing trained.
 
     Raises:
-        ValueError, RuntimeError, OSError: the backbone cannot be brought again by its name.
+        InputError, RunError: see `base_backbone`.
     """
     config = dataclasses.replace(model.config, adapter="none", pooling="mean", head="text", tune=["head"])
-    return build_model(config, model.labels, model.templates).eval().to(model.pixel_mean.device)
+    plain = assemble_model(base_backbone(model), config).eval().to(model.pixel_mean.device)
+    if model.labels:
+        plain.set_labels(model.labels, model.templates)
+    return plain
+
+
+def base_backbone(model: VideoCLIP) -> Backbone:
+    """Return the CLIP that a model is made from: in memory if the model leaves it frozen, else loaded by its name.
+
+    Raises:
+        InputError: the name stands for other weights than those that the model started from.
+        RunError: the weights cannot be loaded.
+    """
+    if model.has_base_backbone:
+        return model.backbone
+    config, expected = model.config, model.base_fingerprint()
+    backbone = load_backbone(config.backbone, config.pretrained, config.image_size)
+    found = backbone.fingerprint()
+    if found != expected:
+        raise InputError(
+            f"the CLIP that the model was made from cannot be loaded again: {config.backbone} "
+            f"(pretrained={config.pretrained}) has weights with SHA-256 {found[:12]}..., the model started from "
+            f"{expected[:12]}... Random weights are different each time, and files may have changed"
+        )
+    return backbone
 
 
 class WeightSpace:
@@ -54,7 +79,8 @@ class WeightSpace:
             )
         self.model = model.requires_grad_(False)
         self.end = {name: tensor.detach().clone() for name, tensor in model.trained_state().items()}
-        first, second = (self._fresh(seed) for seed in (0, 1))
+        base = base_backbone(model)
+        first, second = (self._fresh(seed, base) for seed in (0, 1))
         trained = {name for name, _ in model.named_parameters(remove_duplicate=False) if name in self.end}
         known = {name for name in trained if torch.equal(first[name], second[name])}
         self.start = {name: first[name] if name in known else tensor for name, tensor in self.end.items()}
@@ -73,11 +99,12 @@ class WeightSpace:
         self.model.set_labels(self.model.labels, self.model.templates)
         return self.model
 
-    def _fresh(self, seed: int) -> dict[str, Tensor]:
-        """The weights of the model before it was trained, with what is random drawn from `seed`."""
+    def _fresh(self, seed: int, base: Backbone) -> dict[str, Tensor]:
+        """Return the weights of the model before it was trained, with random ones drawn from `seed`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = build_model(self.model.config).to(self.model.pixel_mean.device)
+            fresh = assemble_model(base, self.model.config, self.model.head.num_classes)
+            fresh = fresh.to(self.model.pixel_mean.device)
         return {name: tensor.detach() for name, tensor in fresh.trained_state().items()}
 
     @torch.no_grad()

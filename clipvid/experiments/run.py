@@ -218,12 +218,11 @@ class _Run:
 
     def _compare_sampling(self, model: VideoCLIP) -> None:
         """Say so where a saved model takes its clips in another way than this evaluation."""
-        data = self.config.data
-        asked = {"sampling": {"name": data.sampling, "stride": data.stride}, "resize": data.resize}
-        if model.preprocessing and model.preprocessing != asked:
+        trained, asked = model.preprocessing, self.config.data.preprocessing
+        if trained is not None and trained != asked:
             self.accelerator.print(
-                f"beware: {self.config.model} was trained on clips taken as {model.preprocessing}, and is asked about "
-                f"clips taken as {asked}; data.sampling, data.stride and data.resize choose"
+                f"beware: {self.config.model} was trained on clips taken as {trained.record()}, and is asked about "
+                f"clips taken as {asked.record()}; data.sampling, data.stride and data.resize choose"
             )
 
     def _finetune_config(self, recipe: Recipe, part: Part, folder: Path) -> FinetuneConfig:

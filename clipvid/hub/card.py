@@ -6,7 +6,6 @@ import hashlib
 import html
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from clipvid.adapters import ADAPTERS
 from clipvid.backbone import hub_repository
+from clipvid.model.heads import HEADS
 from clipvid.model.pooling import POOLING
+from clipvid.model.tuning import TUNING
+from clipvid.registry import Choice
 
 TEMPLATE = """---
 {{ card_data }}
@@ -196,15 +198,16 @@ def _adapters(record: dict[str, Any]) -> list[str]:
 
 
 def _papers(record: dict[str, Any]) -> list[str]:
-    """Citations in parentheses, with a link to arXiv, from the docstrings of what the model is made of."""
-    pooling = record["model"]["pooling"]
-    pooling = pooling if isinstance(pooling, str) else pooling["name"]
-    sources = {name: sys.modules[ADAPTERS[name].__module__].__doc__ for name in _adapters(record)}
-    sources |= {pooling: POOLING.config_class(pooling).__doc__}
-    found = {
-        name: re.findall(r"\(([^()]*https://arxiv\.org/abs/[\d.]+)\)", text or "") for name, text in sources.items()
-    }
-    return [f"{name}: {' '.join(paper.split())}" for name, papers in found.items() for paper in papers]
+    """Return a line per citation of the parts that the model is made of."""
+    model = record["model"]
+    choices = [(ADAPTERS, name) for name in _adapters(record)]
+    choices += [(registry, _name(model[registry.kind])) for registry in (POOLING, HEADS)]
+    choices += [(TUNING, _name(choice)) for choice in model["tune"]]
+    return [f"{name}: {paper}" for registry, name in choices for paper in getattr(registry.find(name), "papers", ())]
+
+
+def _name(choice: Choice) -> str:
+    return choice if isinstance(choice, str) else choice["name"]
 
 
 def _in_words(choice: Any) -> str:

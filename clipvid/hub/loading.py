@@ -10,16 +10,17 @@ from torch import Tensor
 from clipvid import InputError
 from clipvid.backbone import Backbone, load_backbone
 from clipvid.backbone.state_dicts import load_strictly
+from clipvid.data.preprocessing import Preprocessing
 from clipvid.hub.folder import find_folder, read_json, read_record, read_tensors, read_weights
-from clipvid.model.factory import create_model
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import assemble_model, create_model
 from clipvid.model.saving import LORA_WEIGHTS
-from clipvid.model.tuning import SHARES_BACKBONE, resolve_tuning
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
-from clipvid.registry import build_config
+from clipvid.model.video_clip import VideoCLIP
+from clipvid.registry import UnknownNameError, build_config
 
 
 def from_pretrained(source: str | Path, revision: str | None = None, backbone: Backbone | None = None) -> VideoCLIP:
-    """A saved model, in evaluation mode.
+    """Load a saved model, in evaluation mode.
 
     Args:
         source: a folder that `save_pretrained` wrote, or the id of such a repository on the Hub.
@@ -29,8 +30,8 @@ def from_pretrained(source: str | Path, revision: str | None = None, backbone: B
     Raises:
         FileNotFoundError: no folder of that name, and no such repository or revision either.
         PermissionError, ConnectionError: the Hub refuses, or fails.
-        ValueError: not a model of clipvid, damaged files, weights that do not fit, or another backbone than the one
-            trained on.
+        InputError: not a model of clipvid, damaged files, weights that do not fit, another backbone than the one
+            trained on, or an adapter, head or pooling of a package that is not installed.
     """
     folder = find_folder(source, revision)
     record = read_record(folder, source)
@@ -44,23 +45,29 @@ def from_pretrained(source: str | Path, revision: str | None = None, backbone: B
 def _build(
     folder: Path, source: str | Path, record: dict[str, Any], state: dict[str, Tensor], backbone: Backbone | None
 ) -> VideoCLIP:
-    config = build_config(ModelConfig, record["model"], f"{folder}/config.json")
+    try:
+        config: ModelConfig = build_config(ModelConfig, record["model"], f"{folder}/config.json")
+    except UnknownNameError as error:
+        raise InputError(
+            f"{source} needs the {error.kind} {error.name!r}, which is not installed ({error}): install the package "
+            "that provides it, or name its module with --plugin MODULE (in Python, import it first)"
+        ) from error
     if backbone is None:
         backbone = _load_backbone(folder, record, config)
-    elif not resolve_tuning(config.tune).keys() <= SHARES_BACKBONE:
+    elif not config.parts.tuning.keeps_backbone:
         raise InputError(
             f"{source} has a backbone of its own (tune={config.tune}): it cannot share that of another model"
         )
     _check_fingerprint(source, record, backbone)
-    model = VideoCLIP(backbone, config, record["num_classes"]).eval()
+    model = assemble_model(backbone, config, record["num_classes"], record["backbone"].get("base_sha256")).eval()
     model = model.to(next(backbone.vision.parameters()).device)
     load_strictly(model.saved_state(), state)
     if hasattr(model, "peft_config"):
         load_strictly(model.lora_state(), read_tensors(folder / LORA_WEIGHTS))
     if record["labels"]:
         model.set_labels(record["labels"], record["templates"])
-    pixels = read_json(folder / "video_preprocessor_config.json")
-    model.preprocessing = {key: value for key, value in pixels.items() if key in ("sampling", "resize")}
+    pixels = folder / "video_preprocessor_config.json"
+    model.preprocessing = Preprocessing.from_record(read_json(pixels), str(pixels))
     return model
 
 

@@ -22,6 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from clipvid import InputError
+from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.reader import open_video
 from clipvid.hub.loading import from_pretrained
 from clipvid.inference.predictor import ClipReader
@@ -101,7 +102,7 @@ class ClipVidForVideoClassification(PreTrainedModel):
         self.clip.save_pretrained(save_directory)
 
     def forward(self, pixel_values_videos: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
-        """Frames [B, T, 3, S, S], uint8 or normalised; labels [B] for a loss. Logits [B, K]."""
+        """Compute logits [B, K] of frames [B, T, 3, S, S], uint8 or normalized, and the loss with labels [B]."""
         output = self.clip(pixel_values_videos)
         loss = None
         if labels is not None:
@@ -112,7 +113,7 @@ class ClipVidForVideoClassification(PreTrainedModel):
 class ClipVidVideoProcessor(BaseVideoProcessor):
     """From a video to the frames that the model's own evaluation takes, by clipvid's reader.
 
-    `video_preprocessor_config.json` holds its arguments. Pixels stay uint8: the model normalises them.
+    `video_preprocessor_config.json` holds its arguments. Pixels stay uint8: the model normalizes them.
     """
 
     def __init__(
@@ -149,7 +150,9 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
         return self.preprocess(video_url_or_urls)["pixel_values_videos"]
 
     def _read(self, source: Any, num_frames: int | None) -> Tensor:
-        reader = ClipReader.create(num_frames or self.num_frames, self.image_size, self.sampling, self.resizing)
+        record = {"sampling": self.sampling, "resize": self.resizing}
+        preprocessing = Preprocessing.from_record(record, "video_preprocessor_config.json")
+        reader = ClipReader.create(num_frames or self.num_frames, self.image_size, preprocessing)
         if isinstance(source, np.ndarray | Tensor):
             return reader.read(_Frames(source))
         if isinstance(source, str) and source.startswith(("http://", "https://")):

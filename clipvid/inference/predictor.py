@@ -6,15 +6,16 @@ Shapes: V views, T frames, S image side, K classes, W windows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from clipvid import InputError
+from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.reader import Source, VideoError, open_video
 from clipvid.data.sampling import FrameSampling
-from clipvid.data.transforms import Transform, eval_transform
+from clipvid.data.transforms import Transform
 from clipvid.model.video_clip import VideoCLIP
 
 _WINDOWS_AT_ONCE = 8
@@ -51,16 +52,10 @@ class ClipReader:
     transform: Transform
 
     @classmethod
-    def create(
-        cls,
-        num_frames: int,
-        image_size: int,
-        sampling: dict[str, Any] | None = None,
-        resize: Any = "shortest_center",
-    ) -> ClipReader:
-        """From what `video_preprocessor_config.json` holds; `sampling` is a mapping of `name` and `stride`."""
-        chosen = FrameSampling(num_frames=num_frames, **(sampling or {}))
-        return cls(chosen, eval_transform(image_size, resize))
+    def create(cls, num_frames: int, image_size: int, preprocessing: Preprocessing | None) -> ClipReader:
+        """Build the reader of a model's clips; without `preprocessing`, with its defaults."""
+        chosen = preprocessing or Preprocessing()
+        return cls(chosen.frame_sampling(num_frames), chosen.transform(image_size))
 
     def read(self, video: Frames, views: int = 1, start: int = 0, stop: int | None = None) -> Tensor:
         """Clips of the frames [start, stop) of a video, spread in time: uint8 [V, T, 3, S, S]."""
@@ -85,7 +80,7 @@ class Predictor:
         if views < 1:
             raise InputError(f"views={views}: a video is seen at least once")
         self.model, self.views = model, views
-        self.reader = ClipReader.create(model.num_frames, model.image_size, **model.preprocessing)
+        self.reader = ClipReader.create(model.num_frames, model.image_size, model.preprocessing)
 
     def __call__(self, source: Source, top_k: int = 5) -> list[Prediction]:
         """The `top_k` classes of a video (a path, bytes or a file object), best first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class ContextConfig:
 
     tokens: how many, the same for all classes. init: words that the first of them start as; the rest are random.
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("Zhou et al., IJCV 2022, https://arxiv.org/abs/2109.01134",)
 
     tokens: int = 4
     init: str = "a video of a"

@@ -5,7 +5,7 @@ Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width, E embedd
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clipvid.adapters import Adapter, AdapterConfig, BlockInfo, build_adapters
+from clipvid.adapters import Adapter
 from clipvid.backbone import Backbone, Block, TimmBlock
 from clipvid.layers.norm import hold_statistics
 
@@ -21,12 +21,12 @@ Traces = dict[str, dict[str, Tensor]]
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder makes of clips.
+    """Output of the encoder.
 
-    frame_features: [B, T, E], the tower's own image features, not normalised.
+    frame_features: [B, T, E], the tower's own image features, not normalized.
     patch_tokens: [B, T, N, D] of the last block, before the tower's final norm.
     losses: scalar auxiliary losses by `<adapter>.<block>`.
-    traces: what adapters show of themselves, by `<adapter>.<block>`; empty unless asked for.
+    traces: traces of the adapters by `<adapter>.<block>`; empty unless requested.
     """
 
     frame_features: Tensor
@@ -38,10 +38,10 @@ class EncoderOutput(NamedTuple):
 class VideoBlock(nn.Module):
     """One block of the tower with its adapters: before attention, attention, after attention, MLP."""
 
-    def __init__(self, block: Block | TimmBlock, adapters: dict[str, Adapter]):
+    def __init__(self, block: Block | TimmBlock, adapters: Mapping[str, Adapter]):
         super().__init__()
         self.block = block
-        self.adapters: Any = nn.ModuleDict(adapters)
+        self.adapters: Any = nn.ModuleDict(dict(adapters))
 
     def forward(
         self, tokens: Tensor, grid: tuple[int, int], trace: bool = False
@@ -67,18 +67,14 @@ class VideoBlock(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """Frames -> frame features, through the blocks of `backbone` with fresh adapters of `configs` among them."""
+    """Encoder of frames: the blocks of `backbone`, each with its adapters by name; None for no adapters."""
 
-    def __init__(self, backbone: Backbone, configs: dict[str, AdapterConfig], num_frames: int):
+    def __init__(self, backbone: Backbone, adapters: Sequence[Mapping[str, Adapter]] | None = None):
         super().__init__()
-        width, heads, depth = backbone.vision.width, backbone.num_heads, len(backbone.blocks)
         self.tower = backbone.vision
+        by_block = adapters if adapters is not None else [{} for _ in backbone.blocks]
         self.layers: Any = nn.ModuleList(
-            VideoBlock(
-                block,
-                build_adapters(configs, index, depth, BlockInfo(width, heads, num_frames, block.attn, block.ln_1)),
-            )
-            for index, block in enumerate(backbone.blocks)
+            VideoBlock(block, own) for block, own in zip(backbone.blocks, by_block, strict=True)
         )
         self.gradient_checkpointing = False
 
@@ -103,7 +99,7 @@ class VideoEncoder(nn.Module):
                 module.to(torch.bfloat16)
 
     def forward(self, frames: Tensor, trace: bool = False) -> EncoderOutput:
-        """Normalised frames [B, T, 3, S, S] -> `EncoderOutput`. What lies below all that is trained keeps no graph."""
+        """Encode normalized frames [B, T, 3, S, S]. Blocks below everything that is trained keep no graph."""
         b, t = frames.shape[:2]
         graph = torch.is_grad_enabled()
         needed = frames.requires_grad or _trained(self.tower.ends()[0])

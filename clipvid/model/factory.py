@@ -1,15 +1,20 @@
-"""From names and options to a `VideoCLIP`."""
+"""Factory of `VideoCLIP`: the one place where a config becomes modules."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipvid import InputError
-from clipvid.adapters import AdapterSpec, resolve_adapters
-from clipvid.backbone import load_backbone
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
+from clipvid.adapters import Adapter, AdapterConfig, AdapterSpec, BlockInfo, build_adapters, resolve_adapters
+from clipvid.backbone import Backbone, load_backbone
+from clipvid.model.config import ModelConfig
+from clipvid.model.context import ContextTokens
+from clipvid.model.encoder import VideoEncoder
+from clipvid.model.heads import HEADS
+from clipvid.model.pooling import POOLING
+from clipvid.model.video_clip import VideoCLIP
 from clipvid.registry import suggest
 
 
@@ -20,7 +25,7 @@ def create_model(
     num_frames: int = 8,
     **options: Any,
 ) -> VideoCLIP:
-    """A video model around a CLIP backbone.
+    """Build a video model around a CLIP backbone.
 
     Args:
         backbone, pretrained, adapter, num_frames: see `ModelConfig`.
@@ -56,10 +61,55 @@ def create_model(
 def build_model(
     config: ModelConfig, labels: Sequence[str] | None = None, templates: str | Sequence[str] | None = None
 ) -> VideoCLIP:
-    """A fresh `VideoCLIP` of `config`, with labels where they are given."""
-    resolve_adapters(config.adapter)
+    """Build a fresh `VideoCLIP` of `config`, with labels if they are given.
+
+    Raises:
+        InputError, RunError: see `load_backbone`; options that do not fit the tower, such as blocks that it lacks.
+    """
     backbone = load_backbone(config.backbone, config.pretrained, config.image_size)
-    model = VideoCLIP(backbone, config, len(labels) if labels else None)
+    model = assemble_model(backbone, config, len(labels) if labels else None)
     if labels:
         model.set_labels(labels, templates)
     return model
+
+
+def assemble_model(
+    backbone: Backbone, config: ModelConfig, num_classes: int | None = None, base_fingerprint: str | None = None
+) -> VideoCLIP:
+    """Build a fresh `VideoCLIP` around a backbone in memory.
+
+    Args:
+        num_classes: K of a head without text, if its options do not say.
+        base_fingerprint: see `VideoCLIP`.
+
+    Raises:
+        InputError: options that do not fit the tower.
+    """
+    parts = config.parts
+    own = backbone.shared() if parts.tuning.lora is not None else backbone
+    width, embed_dim = own.vision.width, own.vision.embed_dim
+    return VideoCLIP(
+        backbone,
+        config,
+        encoder=VideoEncoder(own, _adapters_by_block(own, parts.adapters, config.num_frames)),
+        text=own.text,
+        pooling=POOLING[parts.pooling.name](parts.pooling.config, embed_dim, config.num_frames),
+        head=HEADS[parts.head.name](parts.head.config, width, embed_dim, num_classes),
+        context=None if parts.tuning.context is None else ContextTokens(parts.tuning.context, own.text),
+        base_fingerprint=base_fingerprint,
+    )
+
+
+def _adapters_by_block(
+    backbone: Backbone, configs: Mapping[str, AdapterConfig], num_frames: int
+) -> list[dict[str, Adapter]]:
+    depth = len(backbone.blocks)
+    return [
+        build_adapters(
+            configs,
+            index,
+            depth,
+            BlockInfo(backbone.vision.width, backbone.num_heads, num_frames, block.attn, block.ln_1),
+        )
+        for index, block in enumerate(backbone.blocks)
+    ]

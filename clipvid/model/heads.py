@@ -6,6 +6,7 @@ Shapes: B clips, T frames, N patches, D tower width, E embedding, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,57 @@ class TextHeadConfig:
 
     prompt_layers: int = 0
 
+    def __post_init__(self) -> None:
+        if self.prompt_layers < 0:
+            raise InputError(f"head text: prompt_layers={self.prompt_layers} must be at least 0")
+
 
 @dataclass(frozen=True)
 class LinearHeadConfig:
-    """L2 norm, LayerNorm, dropout, linear (ILA on Something-Something). `num_classes` None: as many as labels."""
+    """L2 norm, LayerNorm, dropout, linear (ILA on Something-Something).
+
+    num_classes: K; unset, as many as labels.
+    dropout: probability, in [0, 1).
+    """
 
     num_classes: int | None = None
     dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None and self.num_classes < 1:
+            raise InputError(f"head linear: num_classes={self.num_classes} must be at least 1, or unset")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"head linear: dropout={self.dropout} must be in [0, 1)")
+
+
+class Head(nn.Module):
+    """Base class of classification heads. A subclass sets the class attributes and implements `forward`.
+
+    needs_text: the head reads text features of the classes; without them it has a fixed number of classes.
+    papers: citations, each with a link, for the card of a model that has the head.
+    """
+
+    Config: ClassVar[type] = TextHeadConfig
+    needs_text: ClassVar[bool] = True
+    papers: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Any, width: int, embed_dim: int, num_classes: int | None):
+        super().__init__()
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes K of a head without text, else None."""
+        return None
+
+    def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor | None) -> Tensor:
+        """Return logits, or cosines for a head that needs text, [B, K].
+
+        Args:
+            video: features [B, E].
+            patch_tokens: [B, T, N, D] of the last block.
+            text: features of the classes [K, E]; None for a head without text.
+        """
+        raise NotImplementedError
 
 
 class PromptDecoderLayer(nn.Module):
@@ -68,33 +113,31 @@ class VideoSpecificPrompts(nn.Module):
         return text + self.alpha * decoded
 
 
-class TextHead(nn.Module):
+class TextHead(Head):
     """Cosine logits against text features."""
 
-    Config = TextHeadConfig
-    needs_text = True
-
     def __init__(self, config: TextHeadConfig, width: int, embed_dim: int, num_classes: int | None):
-        super().__init__()
+        super().__init__(config, width, embed_dim, num_classes)
         layers = config.prompt_layers
         self.video_prompts = VideoSpecificPrompts(width, embed_dim, layers) if layers else None
 
-    def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor) -> Tensor:
-        """Video features [B, E], patch tokens [B, T, N, D], text features [K, E] -> cosines [B, K]."""
+    def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor | None) -> Tensor:
+        """Return the cosines [B, K] of video features [B, E] with text features [K, E], see `Head`."""
+        assert text is not None
         prompts = text[None] if self.video_prompts is None else self.video_prompts(text, patch_tokens)
         return torch.einsum(
             "be,bke->bk", F.normalize(video, dim=-1), F.normalize(prompts, dim=-1).expand(len(video), -1, -1)
         )
 
 
-class LinearHead(nn.Module):
+class LinearHead(Head):
     """Logits without text."""
 
     Config = LinearHeadConfig
     needs_text = False
 
     def __init__(self, config: LinearHeadConfig, width: int, embed_dim: int, num_classes: int | None):
-        super().__init__()
+        super().__init__(config, width, embed_dim, num_classes)
         classes = config.num_classes or num_classes
         if not classes:
             raise InputError(
@@ -104,8 +147,13 @@ class LinearHead(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.linear = nn.Linear(embed_dim, classes)
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.linear.out_features
+
     def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor | None) -> Tensor:
-        """Video features [B, E] -> logits [B, K]."""
+        """Return logits [B, K] of video features [B, E]."""
         return self.linear(self.dropout(self.norm(F.normalize(video, dim=-1))))
 
 

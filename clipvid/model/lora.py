@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import LoraConfig as PeftConfig
@@ -38,6 +38,8 @@ class LoraConfig:
     targets: linears of a block: `q`, `k`, `v`, `out` of the attention, `c_fc`, `c_proj` of the MLP.
     towers: `image`, `text` or both. dropout: of what goes into A.
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685",)
 
     rank: int = 8
     alpha: float = 16

@@ -6,11 +6,13 @@ Shapes: B clips, T frames, E embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipvid import InputError
 from clipvid.layers.attention import SelfAttention, feed_forward, heads_of
 from clipvid.registry import Registry
 
@@ -22,20 +24,40 @@ class MeanPoolConfig:
 
 @dataclass(frozen=True)
 class MITConfig:
-    """Multi-frame integration transformer (X-CLIP, https://arxiv.org/abs/2208.02816), as ILA uses it."""
+    """Multi-frame integration transformer (X-CLIP, https://arxiv.org/abs/2208.02816), as ILA uses it.
+
+    layers: transformer blocks over the frames.
+    """
 
     layers: int = 1
 
+    def __post_init__(self) -> None:
+        if self.layers < 0:
+            raise InputError(f"mit: layers={self.layers} must be at least 0")
 
-class MeanPool(nn.Module):
-    """Frame features [B, T, E] -> [B, E]."""
 
-    Config = MeanPoolConfig
+class Pooling(nn.Module):
+    """Base class of poolings over time. A subclass sets `Config` and implements `forward`.
 
-    def __init__(self, config: MeanPoolConfig, embed_dim: int, num_frames: int):
+    papers: citations, each with a link, for the card of a model that has the pooling.
+    """
+
+    Config: ClassVar[type] = MeanPoolConfig
+    papers: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Any, embed_dim: int, num_frames: int):
         super().__init__()
 
     def forward(self, features: Tensor) -> Tensor:
+        """Pool frame features [B, T, E] to [B, E]."""
+        raise NotImplementedError
+
+
+class MeanPool(Pooling):
+    """Mean over frames."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool frame features [B, T, E] to [B, E]."""
         return features.mean(dim=1)
 
 
@@ -53,17 +75,19 @@ class MITBlock(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-class MIT(nn.Module):
+class MIT(Pooling):
     """`mean_t(x + blocks(x + position))`. Other frame counts than trained resample the positions linearly."""
 
     Config = MITConfig
+    papers = ("Ni et al., ECCV 2022, https://arxiv.org/abs/2208.02816",)
 
     def __init__(self, config: MITConfig, embed_dim: int, num_frames: int):
-        super().__init__()
+        super().__init__(config, embed_dim, num_frames)
         self.position = nn.Parameter(0.02 * torch.randn(num_frames, embed_dim))
         self.blocks = nn.Sequential(*(MITBlock(embed_dim) for _ in range(config.layers)))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Pool frame features [B, T, E] to [B, E]."""
         position: Tensor = self.position
         if features.shape[1] != len(position):
             position = F.interpolate(position.T[None], features.shape[1], mode="linear")[0].T

@@ -1,65 +1,99 @@
-"""What a model folder holds, but for how it is read (`clipvid.hub`)."""
+"""The files of a model folder. `clipvid.hub` reads them."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import json
-import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
-from clipvid.files import hash_file
-from clipvid.model.tuning import resolve_tuning, tuning_record
+from clipvid.files import hash_file, replace_together, write_json
 from clipvid.registry import config_to_choice
 
 FORMAT_VERSION = 1
+CONFIG = "config.json"
+BACKBONE_FOLDER = "backbone"
+BACKBONE_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 LORA_FOLDER = "lora"
 LORA_WEIGHTS = f"{LORA_FOLDER}/adapter_model.safetensors"
+LORA_CONFIG = f"{LORA_FOLDER}/adapter_config.json"
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Write the folder of a `VideoCLIP`: config, what was trained, how frames are prepared, and the backbone's weights
-    where its name alone does not bring them back."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in ("backbone", LORA_FOLDER):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    if not model.backbone.fetchable:
-        model.backbone.save(folder / "backbone")
-    states = {"model.safetensors": model.saved_state(), LORA_WEIGHTS: model.lora_state()}
-    if not states[LORA_WEIGHTS]:
-        del states[LORA_WEIGHTS]
-    else:
-        lora = copy.copy(model.peft_config["default"])
-        lora.inference_mode = True
-        lora.save_pretrained(folder / LORA_FOLDER)
-    for name, state in states.items():
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-    for name, content in (
-        ("config", _config_record(model) | {"files": {name: hash_file(folder / name) for name in states}}),
-        ("video_preprocessor_config", _pixel_record(model)),
-    ):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    """Write the folder of a `VideoCLIP`: config, trained weights, preprocessing, and the backbone if it is not public.
+
+    The files of a model that is already there are replaced together, see `replace_together`. Other files stay.
+    """
+    with replace_together(folder, owned_files(folder), last=CONFIG) as staged:
+        states = {"model.safetensors": model.saved_state()}
+        if not model.backbone.fetchable:
+            model.backbone.save(staged / BACKBONE_FOLDER)
+        lora_state = model.lora_state()
+        if lora_state:
+            states[LORA_WEIGHTS] = lora_state
+            lora = copy.copy(model.peft_config["default"])
+            lora.inference_mode = True
+            lora.save_pretrained(staged / LORA_FOLDER)
+        for name, state in states.items():
+            _write_tensors(staged / name, state)
+        write_json(staged / "video_preprocessor_config.json", _pixel_record(model))
+        backbone_files = sorted(path.name for path in (staged / BACKBONE_FOLDER).glob("*"))
+        files = {name: hash_file(staged / name) for name in states}
+        write_json(staged / CONFIG, _config_record(model, backbone_files) | {"files": files})
 
 
-def _config_record(model: Any) -> dict[str, Any]:
-    backbone = model.backbone
+def owned_files(folder: Path) -> set[str]:
+    """Return the files in `lora/` and `backbone/` that the config of a saved model lists; empty without such a config.
+
+    Paths that lead elsewhere are left out.
+    """
+    try:
+        record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    if not isinstance(record, dict) or record.get("model_type") != "clipvid":
+        return set()
+    names = set(record["files"]) if isinstance(record.get("files"), dict) else set()
+    names |= {LORA_CONFIG} if LORA_WEIGHTS in names else set()
+    backbone = record.get("backbone")
+    if isinstance(backbone, dict) and backbone.get("embedded") is True:
+        listed = backbone.get("files", BACKBONE_FILES)
+        names |= {f"{BACKBONE_FOLDER}/{name}" for name in listed if isinstance(listed, list | tuple)}
+    return {name for name in names if _is_part(name)}
+
+
+def _is_part(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return len(parts) == 2 and parts[0] in (LORA_FOLDER, BACKBONE_FOLDER) and parts[1] != ".." and "\\" not in name
+
+
+def _write_tensors(path: Path, state: dict[str, Tensor]) -> None:
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _config_record(model: Any, backbone_files: list[str]) -> dict[str, Any]:
+    backbone, parts = model.backbone, model.config.parts
+    sha256, base_sha256 = model.fingerprint(), model.base_fingerprint()
     return {
         "model_type": "clipvid",
         "format_version": FORMAT_VERSION,
         "backbone": {
             "name": backbone.name,
             "pretrained": backbone.pretrained,
-            "sha256": model.fingerprint(),
+            "sha256": sha256,
             "embedded": not backbone.fetchable,
-        },
+        }
+        | ({"files": backbone_files} if backbone_files else {})
+        | ({"base_sha256": base_sha256} if base_sha256 != sha256 else {}),
         "model": {name: value for name, value in dataclasses.asdict(model.config).items() if name != "init_from"}
-        | {"adapter": [config_to_choice(*item) for item in model.adapter_configs.items()] or "none"}
-        | {"tune": tuning_record(resolve_tuning(model.config.tune))},
-        "num_classes": None if model.head.needs_text else model.head.linear.out_features,
+        | {"adapter": [config_to_choice(*item) for item in parts.adapters.items()] or "none"}
+        | {"tune": parts.tuning.record()},
+        "num_classes": model.head.num_classes,
         "labels": model.labels,
         "templates": list(model.templates),
     }
@@ -67,4 +101,5 @@ def _config_record(model: Any) -> dict[str, Any]:
 
 def _pixel_record(model: Any) -> dict[str, Any]:
     sizes = {"num_frames": model.num_frames, "image_size": model.image_size}
-    return sizes | {"image_mean": model.backbone.mean, "image_std": model.backbone.std} | model.preprocessing
+    pixels = {"image_mean": model.backbone.mean, "image_std": model.backbone.std}
+    return sizes | pixels | ({} if model.preprocessing is None else model.preprocessing.record())

@@ -1,9 +1,9 @@
-"""What of a model is trained: parts by name, low-rank updates (LoRA, by peft) and learned context tokens (CoOp)."""
+"""The parts of a model that are trained, by name; low-rank updates (LoRA, by peft), learned context tokens (CoOp)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from clipvid import InputError
 from clipvid.backbone import Backbone
 from clipvid.model.context import ContextConfig
 from clipvid.model.lora import LoraConfig, lora_parameters
-from clipvid.registry import Choice, Registry
+from clipvid.registry import Choice, Registry, config_to_choice
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class PartialConfig:
 
     blocks: int = 1
 
+    def __post_init__(self) -> None:
+        if self.blocks < 0:
+            raise InputError(f"tune partial: blocks={self.blocks} must be at least 0")
+
 
 TUNING = Registry(
     "tune",
@@ -61,27 +65,70 @@ TUNING = Registry(
         "text": TextConfig,
     },
 )
-SHARES_BACKBONE = {"adapters", "head", "lora", "coop"}  # these leave the weights of the backbone as they are
+_SHARES_BACKBONE = {"adapters", "head", "lora", "coop"}  # these leave the weights of the backbone as they are
 
 
-def resolve_tuning(spec: list[Choice]) -> dict[str, Any]:
-    """Configs by name, in the order of the list.
+@dataclass(frozen=True)
+class Tuning:
+    """The parts of a model that are trained: options by name, in the order of `tune`."""
+
+    parts: Mapping[str, Any]
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """Options of LoRA, if it is chosen."""
+        return self.parts.get("lora")
+
+    @property
+    def context(self) -> ContextConfig | None:
+        """Options of the learned context tokens, if they are chosen."""
+        return self.parts.get("coop")
+
+    @property
+    def keeps_backbone(self) -> bool:
+        """True if no weight of the backbone is trained."""
+        return self.parts.keys() <= _SHARES_BACKBONE
+
+    @property
+    def trains_text(self) -> bool:
+        """True if anything in or before the text tower is trained."""
+        return bool({"text", "coop"} & self.parts.keys()) or (self.lora is not None and "text" in self.lora.towers)
+
+    def without(self, name: str) -> Tuning:
+        """Return the same parts except one."""
+        return Tuning({key: config for key, config in self.parts.items() if key != name})
+
+    def record(self) -> list[Choice]:
+        """Return the inverse of `resolve_tuning`, with every option written out."""
+        return [
+            config_to_choice(name, config) if dataclasses.fields(config) else name
+            for name, config in self.parts.items()
+        ]
+
+
+def resolve_tuning(spec: list[Choice]) -> Tuning:
+    """Return the typed form of `tune`.
 
     Raises:
-        ValueError: an unknown part or option, the same part twice, or parts that exclude each other.
+        InputError: an unknown part or option, the same part twice, or parts that exclude each other.
     """
-    found = TUNING.resolve_many(spec)
-    if "text" in found and ("coop" in found or ("lora" in found and "text" in found["lora"].towers)):
+    tuning = Tuning(TUNING.resolve_many(spec))
+    lora_in_text = tuning.lora is not None and "text" in tuning.lora.towers
+    if "text" in tuning.parts and ("coop" in tuning.parts or lora_in_text):
         raise InputError("tune: the text tower is trained whole (text), by lora, or left frozen (coop): choose one")
-    return found
+    return tuning
 
 
-def choose_trained(model: Any, backbone: Backbone, tuning: dict[str, Any], fixed: set[int]) -> None:
-    """Let exactly the parts `tuning` of a `VideoCLIP` require gradients, but for parameters with an id in `fixed`."""
+def set_trainable(model: Any, backbone: Backbone, tuning: Tuning, fixed: set[int]) -> None:
+    """Let exactly the parts `tuning` of a `VideoCLIP` require gradients, except parameters with an id in `fixed`.
+
+    Raises:
+        InputError: more blocks than the image tower has.
+    """
     image, _ = backbone.stages()
     depth = len(backbone.blocks)
-    partial = tuning["partial"].blocks if "partial" in tuning else 0
-    if not 0 <= partial <= depth:
+    partial = tuning.parts["partial"].blocks if "partial" in tuning.parts else 0
+    if partial > depth:
         raise InputError(f"tune: partial has blocks={partial}; the image tower has {depth}")
     norms = (norm for part in model.encoder.image_tower() for norm in part.modules() if isinstance(norm, nn.LayerNorm))
     parts: dict[str, Iterable[nn.Parameter]] = {
@@ -95,14 +142,6 @@ def choose_trained(model: Any, backbone: Backbone, tuning: dict[str, Any], fixed
         "text": backbone.text.parameters(),
     }
     model.requires_grad_(False)
-    for name in tuning:
+    for name in tuning.parts:
         for value in parts[name]:
             value.requires_grad_(id(value) not in fixed)
-
-
-def tuning_record(tuning: dict[str, Any]) -> list[Choice]:
-    """The inverse of `resolve_tuning`, with every option written out."""
-    return [
-        {"name": name, **dataclasses.asdict(config)} if dataclasses.fields(config) else name
-        for name, config in tuning.items()
-    ]

@@ -6,8 +6,8 @@ Shapes: B clips, T frames, N patches, D tower width, E embedding, K classes, L t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,56 +17,26 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from clipvid import InputError, RunError
-from clipvid.adapters import AdapterSpec, resolve_adapters
-from clipvid.backbone import Backbone
+from clipvid.adapters import AdapterConfig
+from clipvid.backbone import Backbone, TextTower
+from clipvid.data.preprocessing import Preprocessing
+from clipvid.model.config import ModelConfig as ModelConfig
 from clipvid.model.context import ContextTokens
 from clipvid.model.encoder import EncoderOutput, Traces, VideoEncoder
-from clipvid.model.heads import HEADS
+from clipvid.model.heads import Head
 from clipvid.model.lora import add_lora, lora_parameters, merge_lora
-from clipvid.model.pooling import POOLING
+from clipvid.model.pixels import check_normalized, normalize
+from clipvid.model.pooling import Pooling
 from clipvid.model.prompts import TEMPLATES, class_prompts, resolve_templates
 from clipvid.model.saving import save_model
-from clipvid.model.tuning import choose_trained, resolve_tuning, tuning_record
-from clipvid.registry import Choice
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What a `VideoCLIP` is made of.
-
-    backbone, pretrained, image_size: see `clipvid.backbone.load_backbone`.
-    adapter: a name of `clipvid.ADAPTERS`, `{"name": ..., options}`, or a list of these.
-    num_frames: frames T per clip that the model is made for.
-    pooling: `mean` or `mit` (`{"name": "mit", "layers": 1}`) over frames.
-    head: `text` (`{"name": "text", "prompt_layers": 2}` for video-specific prompts) or `linear`.
-    tune: what is trained, any of `adapters`, `head` (with pooling), `lora`, `layernorm`, `partial`, `full` (image
-        tower), `coop`, `text` (text tower), by name or with options (`{"name": "lora", "rank": 16}`); see
-        `clipvid.model.tuning`.
-    init_from: a model folder, or such a repository on the Hub, whose adapters and pooling training starts from; no
-        part of a saved model.
-    """
-
-    backbone: str = "tiny"
-    pretrained: str | None = None
-    adapter: AdapterSpec = "ila"
-    num_frames: int = 8
-    image_size: int | None = None
-    pooling: Choice = "mean"
-    head: Choice = "text"
-    tune: list[Choice] = field(default_factory=lambda: ["adapters", "head"])
-    init_from: str | None = None
-
-    def __post_init__(self) -> None:
-        resolve_tuning(self.tune)
-        if self.num_frames < 1:
-            raise InputError(f"num_frames={self.num_frames}: a clip has at least one frame")
+from clipvid.model.tuning import set_trainable
 
 
 class VideoCLIPOutput(NamedTuple):
     """What `VideoCLIP.forward` returns.
 
     logits: [B, K]. losses: named scalar auxiliary losses, to be added to the objective.
-    video_features: [B, E], pooled, not normalised. frame_features: [B, T, E]. patch_tokens: [B, T, N, D].
+    video_features: [B, E], pooled, not normalized. frame_features: [B, T, E]. patch_tokens: [B, T, N, D].
     traces: what the adapters show of themselves, when asked for.
     """
 
@@ -79,7 +49,13 @@ class VideoCLIPOutput(NamedTuple):
 
 
 class VideoCLIP(nn.Module):
-    """A CLIP model that reads clips. Frames are uint8 pixels, normalised here, or floats already normalised."""
+    """A CLIP model that reads clips. Frames are uint8 pixels, or floats normalized by `normalize`.
+
+    The modules come from `clipvid.model.factory`. LoRA is added here, and what `config.tune` does not name is frozen.
+
+    base_fingerprint: SHA-256 of the CLIP that the model is made from, if `backbone` is already trained or merged.
+    preprocessing: how clips were taken in training; None if the model was not trained on videos.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -87,36 +63,41 @@ class VideoCLIP(nn.Module):
     label_features: Tensor | None
     peft_config: dict[str, Any]  # set by peft where there is LoRA
 
-    def __init__(self, backbone: Backbone, config: ModelConfig, num_classes: int | None = None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: ModelConfig,
+        encoder: VideoEncoder,
+        text: TextTower,
+        pooling: Pooling,
+        head: Head,
+        context: ContextTokens | None = None,
+        base_fingerprint: str | None = None,
+    ):
         super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.adapter_configs = resolve_adapters(config.adapter)
-        width, embed_dim = backbone.vision.width, backbone.vision.embed_dim
-        pool_name, pool_config = POOLING.resolve(config.pooling)
-        head_name, head_config = HEADS.resolve(config.head)
-        tuning = resolve_tuning(config.tune)
-        own = backbone.shared() if "lora" in tuning else backbone
-        self.encoder = VideoEncoder(own, self.adapter_configs, config.num_frames)
-        self.text = own.text
-        self.pooling = POOLING[pool_name](pool_config, embed_dim, config.num_frames)
-        self.head = HEADS[head_name](head_config, width, embed_dim, num_classes)
-        self.context = ContextTokens(tuning["coop"], self.text) if "coop" in tuning else None
+        tuning = config.parts.tuning
+        self.config, self.backbone = config, backbone
+        self.encoder, self.text, self.pooling, self.head, self.context = encoder, text, pooling, head, context
         self.register_buffer("pixel_mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
         self.register_buffer("label_tokens", None, persistent=False)
         self.register_buffer("label_features", None, persistent=False)
         self.labels: list[str] = []
         self.templates: tuple[str, ...] = resolve_templates(None)
-        self.preprocessing: dict[str, Any] = {}
+        self.preprocessing: Preprocessing | None = None
         fixed = {id(parameter) for parameter in self.parameters() if not parameter.requires_grad}
-        if "lora" in tuning:
-            add_lora(self, self.text, tuning["lora"])
-        choose_trained(self, backbone, tuning, fixed)
-        if self._trains_text() and not self.head.needs_text:
-            raise InputError(f"tune={config.tune}: a linear head does not use the text tower; leave it frozen")
+        if tuning.lora is not None:
+            add_lora(self, self.text, tuning.lora)
+        set_trainable(self, backbone, tuning, fixed)
         self._tuned_parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self._base_fingerprint = backbone.fingerprint() if self._tunes_backbone() and backbone.fetchable else None
+        self._base_fingerprint = base_fingerprint
+        if base_fingerprint is None and not tuning.keeps_backbone:
+            self._base_fingerprint = backbone.fingerprint()
+
+    @property
+    def adapter_configs(self) -> Mapping[str, AdapterConfig]:
+        """Options of the adapters by name."""
+        return self.config.parts.adapters
 
     @property
     def image_size(self) -> int:
@@ -128,18 +109,22 @@ class VideoCLIP(nn.Module):
         """Frames T that the model was made for; other counts run too."""
         return self.config.num_frames
 
-    def forward(self, frames: Tensor, text: Tensor | None = None, trace: bool = False) -> VideoCLIPOutput:
-        """Logits of clips.
+    def forward(
+        self, frames: Tensor, text: Tensor | None = None, trace: bool = False, normalized: bool = False
+    ) -> VideoCLIPOutput:
+        """Compute the logits of clips.
 
         Args:
-            frames: [B, T, 3, S, S], uint8 or normalised floats.
+            frames: [B, T, 3, S, S], uint8 pixels or normalized floats.
             text: token ids [K, L] of one prompt per class, in place of the labels.
-            trace: also return what the adapters show of themselves.
+            trace: also return the traces of the adapters.
+            normalized: take `frames` as they are, without the check of `normalize`.
 
         Raises:
-            RuntimeError: a text head without labels or text.
+            InputError: frames of another shape, or floats that cannot be normalized pixels.
+            RunError: a text head without labels or text.
         """
-        encoded = self._encode(frames, trace)
+        encoded = self._encode(frames, trace, normalized)
         video = self.pooling(encoded.frame_features)
         if text is not None and not self.head.needs_text:
             raise InputError("text was given to a model whose linear head knows no text")
@@ -153,18 +138,30 @@ class VideoCLIP(nn.Module):
             logits, encoded.losses, video, encoded.frame_features, encoded.patch_tokens, encoded.traces
         )
 
-    def normalise(self, frames: Tensor) -> Tensor:
-        """uint8 pixels -> floats as the backbone wants them; floats are taken to be that already."""
-        if frames.is_floating_point():
-            return frames
-        return ((frames / 255 - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype)
+    def normalize(self, frames: Tensor) -> Tensor:
+        """Return uint8 pixels [B, T, 3, S, S] as normalized floats. Floats are checked and returned as they are.
 
-    def encode_video(self, frames: Tensor) -> Tensor:
-        """Frames [B, T, 3, S, S] -> video features [B, E], pooled over time, not normalised."""
-        return self.pooling(self._encode(frames, False).frame_features)
+        Raises:
+            InputError: another type, or floats that cannot be normalized pixels; see `check_normalized`.
+        """
+        if frames.dtype == torch.uint8:
+            return normalize(frames, self.pixel_mean, self.pixel_std)
+        if not frames.is_floating_point():
+            raise InputError(f"frames are {frames.dtype}; expected uint8 pixels (0..255) or normalized floats")
+        check_normalized(frames, self.pixel_mean, self.pixel_std)
+        return frames
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """Call `normalize`. Deprecated."""
+        warnings.warn("normalise is deprecated, use normalize", DeprecationWarning, stacklevel=2)
+        return self.normalize(frames)
+
+    def encode_video(self, frames: Tensor, normalized: bool = False) -> Tensor:
+        """Return video features [B, E] of frames [B, T, 3, S, S], pooled over time, not normalized; see `forward`."""
+        return self.pooling(self._encode(frames, False, normalized).frame_features)
 
     def encode_text(self, text: Sequence[str] | Tensor) -> Tensor:
-        """K texts, or their token ids [K, L] -> text features [K, E], not normalised."""
+        """Return text features [K, E], not normalized, of K texts or their token ids [K, L]."""
         tokens = text if isinstance(text, Tensor) else self.text.tokenize(list(text))
         return self.text(tokens.to(self.pixel_mean.device))
 
@@ -183,8 +180,9 @@ class VideoCLIP(nn.Module):
             raise InputError(f"set_labels expects a list of class names, got the string {names!r}")
         if not names:
             raise InputError("set_labels needs at least one class name")
-        if not self.head.needs_text and len(names) != self.head.linear.out_features:
-            raise InputError(f"{len(names)} labels for a linear head with {self.head.linear.out_features} classes")
+        if not self.head.needs_text and len(names) != self.head.num_classes:
+            kind = self.config.parts.head.name
+            raise InputError(f"{len(names)} labels for a {kind} head with {self.head.num_classes} classes")
         self.labels, self.templates = list(names), resolve_templates(templates)
         if self.head.needs_text:
             self.label_tokens = self._label_prompts().to(self.pixel_mean.device)
@@ -223,39 +221,45 @@ class VideoCLIP(nn.Module):
         return {f"base_model.model.{name}": value for name, value in get_peft_model_state_dict(self).items()}
 
     def merge_lora(self) -> None:
-        """Add the low-rank updates to the weights beside which they stand: the same logits, no cost of their own, and
-        a backbone that is saved with the model.
+        """Add the low-rank updates of LoRA to the weights. The logits stay; the backbone is saved with the model.
 
         Raises:
-            ValueError: the model has no LoRA.
+            InputError: the model has no LoRA.
         """
         if not hasattr(self, "peft_config"):
             raise InputError(f"tune={self.config.tune}: there is no LoRA to merge")
+        self._base_fingerprint = self.base_fingerprint()
         merge_lora(self, self.text)
-        tuning = {name: part for name, part in resolve_tuning(self.config.tune).items() if name != "lora"}
-        self.config = dataclasses.replace(self.config, tune=tuning_record(tuning))
+        self.config = dataclasses.replace(self.config, tune=self.config.parts.tuning.without("lora").record())
         vision, *blocks = self.encoder.image_tower()
         parts: Any = {"vision": vision, "blocks": blocks, "text": self.text}
         self.backbone = dataclasses.replace(self.backbone, fetchable=False, **parts)
-        self._base_fingerprint = None
         self._tuned_parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if self.labels:
             self.set_labels(self.labels, self.templates)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model folder: config, what was trained, how frames are prepared, and the backbone's weights where
-        its name alone does not bring them back."""
+        """Write the model folder, see `clipvid.model.saving.save_model`."""
         save_model(self, Path(folder))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the backbone as it was before training."""
+        """Return the SHA-256 of the backbone that a saved model is loaded with."""
+        return self.base_fingerprint() if self.backbone.fetchable else self.backbone.fingerprint()
+
+    def base_fingerprint(self) -> str:
+        """Return the SHA-256 of the CLIP that the model is made from, before any training."""
         return self._base_fingerprint or self.backbone.fingerprint()
 
-    def _encode(self, frames: Tensor, trace: bool) -> EncoderOutput:
+    @property
+    def has_base_backbone(self) -> bool:
+        """True if `backbone` is the CLIP that the model is made from: neither trained nor merged with LoRA."""
+        return self._base_fingerprint is None
+
+    def _encode(self, frames: Tensor, trace: bool, normalized: bool) -> EncoderOutput:
         height, width = self.backbone.vision.image_shape
         if frames.ndim != 5 or frames.shape[2:] != (3, height, width):
             raise InputError(f"frames are {list(frames.shape)}; expected [B, T, 3, {height}, {width}]")
-        return self.encoder(self.normalise(frames), trace)
+        return self.encoder(frames if normalized else self.normalize(frames), trace)
 
     def _label_features(self) -> Tensor:
         if self.label_features is None or self.label_tokens is None:
@@ -285,9 +289,6 @@ class VideoCLIP(nn.Module):
     def _trains_text(self) -> bool:
         parts = (self.text,) if self.context is None else (self.text, self.context)
         return any(parameter.requires_grad for part in parts for parameter in part.parameters())
-
-    def _tunes_backbone(self) -> bool:
-        return any(parameter.requires_grad for parameter in self._backbone_parameters())
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

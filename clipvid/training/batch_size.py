@@ -29,7 +29,7 @@ def largest_batch_size(
 
     def attempt(batch_size: int) -> int:
         batch = send_to_device(default_collate([item] * batch_size), accelerator.device)
-        batch["frames"] = model.normalise(batch["frames"])
+        batch["frames"] = model.normalize(batch["frames"])
         with accelerator.autocast(), hold_statistics(model):
             loss, _ = objective(model, batch, 0)
         loss.backward()

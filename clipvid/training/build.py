@@ -100,10 +100,7 @@ def build_finetune_model(config: VideoRunConfig, labels: list[str]) -> VideoCLIP
     model.encoder.gradient_checkpointing = config.training.gradient_checkpointing
     if config.training.torch_compile:
         model.encoder.compile_blocks()
-    model.preprocessing = {
-        "sampling": {"name": config.data.sampling, "stride": config.data.stride},
-        "resize": config.data.resize,
-    }
+    model.preprocessing = config.data.preprocessing
     return model
 
 

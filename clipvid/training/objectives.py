@@ -20,7 +20,7 @@ Losses = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """Called with the model (possibly wrapped for many processes), a batch with normalised frames, and the epoch;
+    """Called with the model (possibly wrapped for many processes), a batch with normalized frames, and the epoch;
     returns the loss to descend and its parts, detached, for the log."""
 
     def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]: ...
@@ -45,7 +45,7 @@ class Classification:
         if self.mixup or self.cutmix:
             generator = keyed_generator(self.seed, epoch, *batch["index"].tolist())
             frames, targets = mix(frames, targets, self.mixup, self.cutmix, generator)
-        output = model(frames)
+        output = model(frames, normalized=True)
         logits = _at_least_float32(output.logits)
         error = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
         return total_loss({"cross_entropy": error} | output.losses)
@@ -59,7 +59,7 @@ class ImageTextContrast:
     """
 
     def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
-        output = model(batch["frames"], text=batch["tokens"])
+        output = model(batch["frames"], text=batch["tokens"], normalized=True)
         same = (batch["tokens"][:, None] == batch["tokens"][None]).all(dim=-1).float()
         targets = same / same.sum(dim=1, keepdim=True)
         logits = _at_least_float32(output.logits)

@@ -39,7 +39,7 @@ class Student(nn.Module):
             )
         vision = model.backbone.vision
         self.model = model
-        self.teacher = VideoEncoder(model.backbone, {}, model.num_frames)
+        self.teacher = VideoEncoder(model.backbone)
         sizes = Sizes(model.num_frames, vision.width, vision.embed_dim, vision.grid)
         self.terms: Any = nn.ModuleDict({name: TERMS[name](config, sizes) for name, config in terms.items()})
 
@@ -58,9 +58,9 @@ class Student(nn.Module):
         """Side S of the square frames, in pixels."""
         return self.model.image_size
 
-    def normalise(self, frames: Tensor) -> Tensor:
-        """uint8 pixels -> floats as the backbone wants them."""
-        return self.model.normalise(frames)
+    def normalize(self, frames: Tensor) -> Tensor:
+        """Return uint8 pixels as normalized floats, see `VideoCLIP.normalize`."""
+        return self.model.normalize(frames)
 
     def trained_state(self) -> dict[str, Tensor]:
         """What a run trains, by name in `state_dict`: that of the model, and the heads, which a checkpoint holds and a
@@ -72,7 +72,7 @@ class Student(nn.Module):
         """The weighted losses of a batch, those of the adapters among them, and figures for the log.
 
         Args:
-            frames: normalised [B, T, 3, S, S].
+            frames: normalized [B, T, 3, S, S].
             generators: for each term, one for each clip.
         """
         # Without a term whose clips show everything, the clips are shown as they are too, under no name.

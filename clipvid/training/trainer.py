@@ -129,7 +129,7 @@ class Trainer:
         samples = batch.get("index")
         # Keys of draws are read on the host.
         batch = send_to_device(batch, self.accelerator.device, non_blocking=True, skip_keys=["index", "epoch"])
-        batch["frames"] = self.model.normalise(batch["frames"])
+        batch["frames"] = self.model.normalize(batch["frames"])
         _seed_everything(self.seed, self.state.step, micro, self.accelerator.process_index)
         with self.accelerator.accumulate(self.wrapped):
             loss, parts = self.objective(self.wrapped, batch, epoch)

@@ -1,0 +1,59 @@
+"""How a clip is taken from a video and resized, as a model folder records it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from clipvid import InputError
+from clipvid.data.sampling import FrameSampling
+from clipvid.data.transforms import Transform, eval_transform
+from clipvid.registry import build_config
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How clips are taken from videos for evaluation.
+
+    sampling, stride: `uniform` segments over the video, or a `dense` window with `stride` frames between.
+    resize: `shortest_center` or `squash`, see `eval_transform`.
+    """
+
+    sampling: Literal["uniform", "dense"] = "uniform"
+    stride: int = 1
+    resize: Literal["shortest_center", "squash"] = "shortest_center"
+
+    def __post_init__(self) -> None:
+        self.frame_sampling(1)
+        self.transform(1)
+
+    def frame_sampling(self, num_frames: int) -> FrameSampling:
+        """Return the sampling of clips of `num_frames` frames."""
+        return FrameSampling(self.sampling, num_frames, self.stride)
+
+    def transform(self, image_size: int) -> Transform:
+        """Return the resizing to `image_size` pixels."""
+        return eval_transform(image_size, self.resize)
+
+    def record(self) -> dict[str, Any]:
+        """Return the form in `video_preprocessor_config.json`."""
+        return {"sampling": {"name": self.sampling, "stride": self.stride}, "resize": self.resize}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], owner: str) -> Preprocessing | None:
+        """Return the inverse of `record`; None where `sampling` and `resize` are both absent or null.
+
+        Raises:
+            InputError: options or values that are unknown; `owner` names their file.
+        """
+        sampling, resize = record.get("sampling"), record.get("resize")
+        if sampling is None and resize is None:
+            return None
+        options = {} if resize is None else {"resize": resize}
+        if sampling is not None:
+            if not isinstance(sampling, Mapping) or not sampling.keys() <= {"name", "stride"}:
+                raise InputError(f"{owner}: sampling={sampling!r}: expected a mapping with `name` and `stride`")
+            options |= {"sampling" if key == "name" else key: value for key, value in sampling.items()}
+        config: Preprocessing = build_config(cls, options, owner)
+        return config
