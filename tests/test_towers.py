@@ -116,7 +116,8 @@ def video_model(backbone: Backbone, num_frames: int = 2, **fields) -> VideoCLIP:
 
 
 def frames_of(backbone: Backbone, num_frames: int = 2) -> torch.Tensor:
-    return torch.randn(1, num_frames, 3, *backbone.vision.image_shape, generator=torch.Generator().manual_seed(2))
+    frames = torch.randn(1, num_frames, 3, *backbone.vision.image_shape, generator=torch.Generator().manual_seed(2))
+    return frames.clamp(-1.2, 1.2)
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from clipvid import InputError
 from clipvid.adapters import AdapterConfig, AdapterSpec, resolve_adapters
@@ -53,14 +52,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.num_frames < 1:
             raise InputError(f"num_frames={self.num_frames}: a clip has at least one frame")
-        if self.parts.tuning.trains_text and not HEADS[self.parts.head.name].needs_text:
-            raise InputError(
-                f"tune={self.tune}: a {self.parts.head.name} head does not use the text tower; leave it frozen"
-            )
+        parts = self.parts
+        if parts.tuning.trains_text and not HEADS[parts.head.name].needs_text:
+            raise InputError(f"tune={self.tune}: a {parts.head.name} head does not use the text tower; leave it frozen")
 
-    @cached_property
+    @property
     def parts(self) -> ModelParts:
-        """Adapters, pooling, head and tuning, resolved."""
+        """Typed options. They are not stored, since jsonargparse takes every attribute for an option."""
         return ModelParts(
             resolve_adapters(self.adapter),
             POOLING.resolve(self.pooling),

@@ -20,7 +20,7 @@ def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_normalized(frames: Tensor, mean: Tensor, std: Tensor) -> None:
-    """Refuse floats that cannot be normalized pixels. Nothing is checked inside `torch.compile`.
+    """Refuse floats that cannot be normalized pixels. Nothing is checked inside `torch.compile` or on the meta device.
 
     Args:
         frames: floats [B, T, 3, S, S].
@@ -29,7 +29,7 @@ def check_normalized(frames: Tensor, mean: Tensor, std: Tensor) -> None:
     Raises:
         InputError: a channel has values below black or above white, or all values are in 0..1.
     """
-    if torch.compiler.is_compiling() or not frames.numel():
+    if torch.compiler.is_compiling() or frames.is_meta or not frames.numel():
         return
     low, high = frames.amin(dim=(0, 1, 3, 4)), frames.amax(dim=(0, 1, 3, 4))
     black, white = ((level - mean.flatten()) / std.flatten() for level in (-SLACK, 1 + SLACK))

@@ -1,0 +1,178 @@
+"""Options of adapters, pooling, heads and tuning: wrong ones are refused when the config is made."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipvid import InputError
+from clipvid.adapters import ADAPTERS
+from clipvid.hub.loading import from_pretrained
+from clipvid.model.config import ModelConfig
+from clipvid.model.factory import build_model
+from clipvid.model.heads import HEADS
+from clipvid.model.pooling import POOLING
+from clipvid.model.tuning import TUNING
+from clipvid.runs.config_files import parse_config
+from clipvid.training.config import FinetuneConfig
+
+REGISTRIES = {"adapter": ADAPTERS, "pooling": POOLING, "head": HEADS, "tune": TUNING}
+OPTIONS = [
+    (kind, name, item.name)
+    for kind, registry in REGISTRIES.items()
+    for name in registry
+    for item in dataclasses.fields(registry.config_class(name))
+]
+# A value of each JSON type; an option refuses at least those of a type that neither its default nor its hint has.
+WRONG = {"word": "big", "digits": "4", "true": True, "fraction": 1.5, "mapping": {"a": 1}, "nested": [[1]]}
+
+
+def fields_with(kind: str, choice: dict) -> dict:
+    return {kind: [choice] if kind == "tune" else choice}
+
+
+def allowed(kind: str, name: str, option: str) -> set[str]:
+    hint = str(next(f.type for f in dataclasses.fields(REGISTRIES[kind].config_class(name)) if f.name == option))
+    kinds = {"bool": {"true"}, "float": {"fraction"}}
+    found = {value for word, values in kinds.items() if word in hint for value in values}
+    return found | ({"word", "digits"} if (kind, name, option) == ("tune", "coop", "init") else set())
+
+
+@pytest.mark.parametrize(("kind", "name", "option"), OPTIONS, ids="-".join)
+def test_value_of_a_wrong_type_is_refused_by_its_option(kind, name, option):
+    for label in WRONG.keys() - allowed(kind, name, option):
+        with pytest.raises(InputError, match=option) as error:
+            ModelConfig(**fields_with(kind, {"name": name, option: WRONG[label]}))
+        assert repr(WRONG[label]) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "name", "option"), OPTIONS, ids="-".join)
+def test_misspelt_option_is_refused_with_the_near_one(kind, name, option):
+    with pytest.raises(InputError, match=rf"no option '{option}x' \(did you mean '{option}'\?\)"):
+        ModelConfig(**fields_with(kind, {"name": name, f"{option}x": 1}))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in REGISTRIES for name in REGISTRIES[kind]])
+def test_misspelt_name_is_refused_with_the_near_one(kind, name):
+    with pytest.raises(InputError, match=rf"unknown {kind} '{name}q' \(did you mean '{name}'\?\)"):
+        ModelConfig(**fields_with(kind, {"name": f"{name}q"}))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--model.adapter={name: ila, hiden: 64}", "did you mean 'hidden'"),
+        ("--model.adapter={name: ila, hidden: big}", "hidden='big': expected a valid integer"),
+        ("--model.adapter={name: ila, hidden: true}", "hidden=True: expected a valid integer"),
+        ("--model.adapter={name: ila, norm: bacth}", "did you mean 'batch'"),
+        ("--model.adapter={name: gta, layers: uper}", "layers='uper'.*did you mean 'upper'"),
+        ("--model.tune=[{name: partial, blocks: '4'}]", "blocks='4': expected a valid integer"),
+        ("--model.tune=[{name: partial, blocks: -1}]", "blocks=-1 must be at least 0"),
+        ("--model.pooling={name: mit, layers: two}", "layers='two': expected a valid integer"),
+        ("--model.head={name: linear, dropout: 1}", r"dropout=1\.0 must be in \[0, 1\)"),
+        ("--model.head={name: text, prompt_layers: -1}", "prompt_layers=-1 must be at least 0"),
+    ],
+)
+def test_wrong_option_of_a_run_is_refused_by_the_parser(argument, message):
+    with pytest.raises(InputError, match=message):
+        parse_config(FinetuneConfig, [argument], "test")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tune": [{"name": "partial", "blocks": 99}]}, "blocks=99; the image tower has"),
+        ({"tune": [{"name": "lora", "rank": 10**6}]}, "rank=1000000 is more than"),
+        ({"adapter": {"name": "gta", "layers": [99]}}, "outside of a tower"),
+    ],
+)
+def test_option_that_does_not_fit_the_tower_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        build_model(ModelConfig(**{"adapter": "none"} | fields))
+
+
+# Entries of other packages
+
+PLUGIN = """
+from dataclasses import dataclass
+from clipvid.adapters import Adapter, AdapterConfig, AdapterOutput
+from clipvid.model.heads import LinearHead, LinearHeadConfig
+from clipvid.model.pooling import Pooling
+
+
+@dataclass(frozen=True)
+class ZeroConfig(AdapterConfig):
+    size: int = 1
+
+
+class Zero(Adapter):
+    Config = ZeroConfig
+    place = "before_attention"
+
+    def forward(self, tokens, grid, trace=False):
+        return AdapterOutput(0 * tokens)
+
+
+class Last(Pooling):
+    def forward(self, features):
+        return features[:, -1]
+
+
+class Plain(LinearHead):
+    Config = LinearHeadConfig
+"""
+ENTRY_POINTS = """
+[clipvid.adapters]
+zero = plugin_for_test:Zero
+broken = plugin_that_does_not_exist:Zero
+[clipvid.pooling]
+last = plugin_for_test:Last
+[clipvid.heads]
+plain = plugin_for_test:Plain
+"""
+
+
+@pytest.fixture
+def site(tmp_path) -> Path:
+    """A folder with an installed distribution that adds an adapter, a pooling and a head."""
+    info = tmp_path / "site" / "plugin_for_test-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-for-test\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    (info.parent / "plugin_for_test.py").write_text(PLUGIN)
+    return info.parent
+
+
+def python(site: Path, code: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(site), str(Path(__file__).parent.parent)])
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_entries_of_an_installed_package_are_used_saved_and_missed(site, tmp_path):
+    folders = {kind: tmp_path / kind for kind in ("adapter", "pooling", "head")}
+    made = python(
+        site,
+        "import clipvid\n"
+        "choices = {'adapter': {'name': 'zero', 'size': 3}, 'pooling': 'last', 'head': 'plain'}\n"
+        "for kind, choice in choices.items():\n"
+        "    options = {'adapter': 'none', kind: choice}\n"
+        "    model = clipvid.create_model('tiny', labels=['a ball', 'a star'], **options)\n"
+        f"    model.save_pretrained({str(tmp_path)!r} + '/' + kind)\n"
+        f"    clipvid.from_pretrained({str(tmp_path)!r} + '/' + kind)\n"
+        "try:\n    clipvid.create_model('tiny', adapter='broken')\n"
+        "except clipvid.RunError as error:\n    print(error)\n"
+        "try:\n    clipvid.create_model('tiny', adapter='zeroo')\n"
+        "except clipvid.InputError as error:\n    print(error)\n",
+    )
+    assert made.returncode == 0, made.stderr
+    broken, unknown = made.stdout.splitlines()
+    assert "adapter 'broken' of plugin-for-test cannot be imported" in broken
+    assert "unknown adapter 'zeroo' (did you mean 'zero'?)" in unknown
+    for kind, name in {"adapter": "zero", "pooling": "last", "head": "plain"}.items():
+        with pytest.raises(InputError, match=rf"needs the {kind} '{name}'.*install the package.*--plugin MODULE"):
+            from_pretrained(folders[kind])

@@ -1,0 +1,51 @@
+"""Frames as pixels and as floats: what is normalized, what is refused."""
+
+import pytest
+import torch
+from conftest import random_frames
+
+LABELS = ["walking", "running"]
+PIXELS = torch.randint(256, (2, 3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+REFUSED = {
+    "scaled to 0..1": PIXELS / 255,
+    "0..255": PIXELS.float(),
+    "half precision": (PIXELS / 255).half(),
+    "black": torch.zeros(2, 3, 3, 64, 64),
+    "one value too large": random_frames().index_fill(0, torch.tensor([1]), 9.0),
+    "infinite": torch.full((2, 3, 3, 64, 64), torch.inf),
+    "int64": PIXELS.long(),
+    "bool": PIXELS > 7,
+}
+
+
+@pytest.mark.parametrize("frames", REFUSED.values(), ids=REFUSED)
+def test_frames_that_are_neither_pixels_nor_normalized_are_refused(make_model, frames):
+    model = make_model(labels=LABELS)
+    for call in (model, model.encode_video, model.normalize):
+        with pytest.raises(ValueError, match="uint8 pixels"):
+            call(frames)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", [slice(0, 256), slice(0, 1), slice(255, 256)], ids=["all", "black", "white"])
+def test_normalized_pixels_pass_and_equal_the_pixels(make_model, part):
+    model = make_model(labels=LABELS)
+    pixels = PIXELS.clamp(part.start, part.stop - 1)
+    floats = model.normalize(pixels)
+    assert torch.equal(model(floats).logits, model(pixels).logits)
+    assert torch.equal(model.encode_video(floats), model.encode_video(pixels))
+    mixed = 0.3 * floats + 0.7 * floats.flip(0)
+    assert torch.equal(model.normalize(mixed), mixed)
+
+
+@torch.no_grad()
+def test_normalized_argument_skips_the_check(make_model):
+    model = make_model(labels=LABELS)
+    frames = 9 * random_frames()
+    assert torch.equal(model(frames, normalized=True).video_features, model.encode_video(frames, normalized=True))
+
+
+def test_old_spelling_warns_and_works(make_model):
+    model = make_model()
+    with pytest.warns(DeprecationWarning, match="use normalize"):
+        assert torch.equal(model.normalise(PIXELS), model.normalize(PIXELS))
