@@ -70,7 +70,7 @@ def test_misspelt_name_is_refused_with_the_near_one(kind, name):
         ("--model.adapter={name: ila, hidden: true}", "hidden=True: expected a valid integer"),
         ("--model.adapter={name: ila, norm: bacth}", "did you mean 'batch'"),
         ("--model.adapter={name: gta, layers: uper}", "layers='uper'.*did you mean 'upper'"),
-        ("--model.tune=[{name: partial, blocks: '4'}]", "blocks='4': expected a valid integer"),
+        ("--model.tune=[{name: partial, blocks: four}]", "blocks='four': expected a valid integer"),
         ("--model.tune=[{name: partial, blocks: -1}]", "blocks=-1 must be at least 0"),
         ("--model.pooling={name: mit, layers: two}", "layers='two': expected a valid integer"),
         ("--model.head={name: linear, dropout: 1}", r"dropout=1\.0 must be in \[0, 1\)"),

@@ -1,10 +1,14 @@
 """Weight-space ensembles: their ends are the zero-shot and the fine-tuned model, to the bit."""
 
+import shutil
+
 import pytest
 import torch
-from conftest import SMALL, random_frames, shake
+from conftest import SMALL, clip_config, fresh_backbone, random_frames, shake, write_clip
 
 from clipvid.adapters import ADAPTERS
+from clipvid.backbone import Backbone
+from clipvid.evaluation import weight_space
 from clipvid.evaluation.weight_space import WeightSpace, model_key, zero_shot_model
 from clipvid.hub.loading import from_pretrained
 
@@ -96,3 +100,39 @@ def test_what_has_no_zero_shot_state_is_refused(make_model, adapter: str, fields
 def test_alpha_outside_of_its_line_is_refused(make_model) -> None:
     with pytest.raises(ValueError, match=r"alpha=1\.5"):
         WeightSpace(trained(make_model, {"name": "ila", **SMALL["ila"]})).at(1.5)
+
+
+def test_zero_shot_of_random_weights_is_the_clip_that_was_drawn(make_model, monkeypatch) -> None:
+    """In memory if the model leaves it frozen; refused if it was trained, since the name draws other weights."""
+
+    def draw(*_: object, **__: object) -> Backbone:
+        backbone = fresh_backbone(f"local-dir:{make_model().backbone.name.removeprefix('local-dir:')}")
+        shake(backbone.vision, 0.1, seed=7)
+        return backbone
+
+    monkeypatch.setattr(weight_space, "load_backbone", draw)
+    frozen = trained(make_model, "ila")
+    assert torch.equal(answers(zero_shot_model(frozen)), answers(make_model("none", labels=LABELS)))
+    with pytest.raises(ValueError, match=r"cannot be loaded again: local-dir:.*SHA-256"):
+        zero_shot_model(trained(make_model, "ila", tune=["adapters", "layernorm"]))
+
+
+@pytest.mark.parametrize("tune", [["full"], ["adapters", "lora"], ["adapters", "head"]], ids=str)
+@pytest.mark.parametrize("merged", [False, True])
+def test_saved_model_finds_the_clip_that_it_was_made_from(make_model, tmp_path, tune, merged) -> None:
+    model = trained(make_model, "ila", tune=tune)
+    if merged and "lora" in tune:
+        model.merge_lora()
+    model.save_pretrained(tmp_path)
+    plain = zero_shot_model(from_pretrained(tmp_path))
+    assert torch.equal(answers(plain), answers(make_model("none", labels=LABELS)))
+
+
+def test_zero_shot_is_refused_if_the_weights_file_has_changed(make_model, clip_folder, tmp_path) -> None:
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    model = trained(make_model, "ila", tune=["full"], folder=folder)
+    write_clip(folder, clip_config(), seed=3)
+    with pytest.raises(ValueError, match=r"cannot be loaded again.*files may have changed"):
+        zero_shot_model(model)
+    with pytest.raises(ValueError, match="cannot be loaded again"):
+        WeightSpace(model)

@@ -22,6 +22,8 @@ from clipvid.adapters import ADAPTERS
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.hub.card import card_text, is_edited, write_card
 from clipvid.hub.push import push_to_hub
+from clipvid.model.lora import LoraConfig
+from clipvid.model.pooling import MIT
 
 LABELS = ["walking", "running", "jumping"]
 NAME = "user/model"
@@ -522,3 +524,14 @@ def test_push_that_cannot_work_is_told_before_the_training(call, hub, run_argume
     assert code == 1
     assert message in err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "none"])
+def test_card_cites_the_papers_of_every_adapter(make_model, tmp_path, name):
+    assert ADAPTERS[name].papers
+    make_model(name, LABELS, pooling="mit", tune=["adapters", "lora"]).save_pretrained(tmp_path)
+    text = card_text(tmp_path, NAME)
+    for part, papers in ((name, ADAPTERS[name].papers), ("mit", MIT.papers), ("lora", LoraConfig.papers)):
+        for paper in papers:
+            assert re.search(r"https://arxiv\.org/abs/\d{4}\.\d{5}$", paper)
+            assert f"- {part}: {paper}" in text
