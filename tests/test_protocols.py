@@ -56,7 +56,7 @@ def test_few_shot_trains_for_every_seed_and_says_mean_and_spread() -> None:
     assert len({part.run for part in parts}) == 4
     assert all(part.test is TEST for part in parts)
     values = [0.25, 0.75, 0.5, 0.5]
-    found = protocol.summary({part.group: figures(value) for part, value in zip(parts, values, strict=True)})
+    found = protocol.summary(parts, {part.group: figures(value) for part, value in zip(parts, values, strict=True)})
     assert found["few_shot"]["K=1"] == {"mean": 0.5, "std": pytest.approx(0.125**0.5), "values": [0.25, 0.75]}
     assert found["few_shot"]["K=2"]["std"] == 0.0
     (untrained,) = protocol.parts(None, TEST, trained=False)
@@ -75,6 +75,23 @@ def test_published_lists_name_videos_by_their_stems(tmp_path) -> None:
     path.write_text("train_1_3.avi 1\nelsewhere.avi 0\n")
     with pytest.raises(ManifestError, match=r"names 1 videos that data\.train does not have.*'elsewhere'"):
         published(TRAIN, path, 1)
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "{} 0", "{}.avi 0", "{}.avi,0", "a b/{}.avi 0", "a/{}.mp4", '"{}.avi",0', "{} 120 0"]
+)
+@pytest.mark.parametrize("name", ["v_1", "brush hair 1", "one, two 3", "a.b c"])
+def test_published_lists_may_have_spaces_and_commas_in_names(tmp_path, line: str, name: str) -> None:
+    train = Manifest((Sample(f"x/{name}.mp4", 0), Sample("x/v.mp4", 0)), TRAIN.classes, Path("root"))
+    (tmp_path / "list.txt").write_text(line.format(name) + "\n")
+    assert list(published(train, tmp_path / "list.txt", 1).paths()) == [f"x/{name}.mp4"]
+
+
+@pytest.mark.parametrize("line", [",", " , 1", ",1", "0", '""', "'", "/"])
+def test_a_line_of_a_published_list_that_names_no_video_is_refused(tmp_path, line: str) -> None:
+    (tmp_path / "list.txt").write_text(f"train_0_0.avi 0\n{line}\n")
+    with pytest.raises(ManifestError, match=r"names 1 videos that data\.train does not have"):
+        published(TRAIN, tmp_path / "list.txt", 1)
 
 
 @pytest.mark.parametrize("shots", [2, 4, 8, 16])
@@ -99,7 +116,8 @@ def test_base_to_novel_learns_base_classes_alone_and_asks_each_half_by_itself(tm
     assert {sample.label for sample in novel.test.samples} == {0, 1}
     assert len(base.train) == 4
     assert all(sample.path.startswith(("run", "walk")) for sample in (*base.train.samples, *base.test.samples))
-    found = protocol.summary({"base": figures(0.8), "novel": figures(0.4)})["base_to_novel"]
+    found = protocol.summary([base, novel], {"novel": figures(0.4), "base": figures(0.8)})["base_to_novel"]
+    assert (found["base"]["values"], found["novel"]["values"]) == ([0.8], [0.4])
     assert found["harmonic_mean"]["mean"] == pytest.approx(2 * 0.8 * 0.4 / 1.2)
     untrained = protocol.parts(TRAIN, TEST, trained=False)
     assert [(part.group, part.train, len(part.test)) for part in untrained] == [("base", None, 4), ("novel", None, 4)]
@@ -135,6 +153,31 @@ def test_leave_one_group_out_asks_about_every_video_once() -> None:
     assert all(not paths(part.train) & paths(part.test) for part in parts)
     (untrained,) = protocol.parts(TRAIN, TEST, trained=False)
     assert len(untrained.test) == len(TRAIN) + len(TEST)
+
+
+@pytest.mark.parametrize("options", [{}, {"folds": 2, "seed": 3}])
+def test_folds_know_the_place_of_each_video_in_the_pooled_manifest(options: dict) -> None:
+    parts = build_protocol({"name": "leave_one_group_out"} | options).parts(TRAIN, TEST, trained=True)
+    pooled = TRAIN.joined(TEST)
+    assert sorted(place for part in parts for place in part.places) == list(range(len(pooled)))
+    for part in parts:
+        assert [pooled.samples[place] for place in part.places] == list(part.test.samples)
+
+
+@pytest.mark.parametrize("groups", [["a person", "another person"], ["a,b", "a b=1"], ["seed=1", "K=1"]])
+def test_groups_keep_their_whole_names(groups: list[str]) -> None:
+    samples = [replace(sample, group=groups[i % 2]) for i, sample in enumerate(TRAIN.samples)]
+    parts = build_protocol("leave_one_group_out").parts(replace(TRAIN, samples=samples), manifest([0] * 4), True)
+    assert sorted(part.run for part in parts) == sorted(f"fold_{group}" for group in groups)
+
+
+def test_base_classes_may_have_spaces_and_commas_in_names(tmp_path) -> None:
+    names = ["brush hair", "climb stairs, up", "walk", "K=1 seed=0"]
+    train, test = (Manifest(found.samples, manifest([0] * 4, names=names).classes, tmp_path) for found in (TRAIN, TEST))
+    (tmp_path / "base.txt").write_text("climb stairs, up\nbrush hair\n")
+    protocol = build_protocol({"name": "base_to_novel", "base": "base.txt", "shots": 1})
+    base, novel = protocol.parts(train, test, trained=True)
+    assert (base.test.class_names, novel.test.class_names) == (names[:2], names[2:])
 
 
 def test_overlap_sees_through_spelling() -> None:

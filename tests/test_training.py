@@ -216,6 +216,10 @@ def test_leave_one_group_out_holds_out_every_video_once(world: Path, tmp_path: P
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["top1"]["count"] == 32
     assert sorted(path.name for path in tmp_path.glob("fold_*")) == [f"fold_{group}" for group in range(5)]
+    pooled = json.loads((tmp_path / "predictions.json").read_text())
+    assert pooled["indices"] == list(range(32))
+    lists = [(world / f"{split}.csv").read_text().splitlines()[1:] for split in ("train", "val")]
+    assert pooled["labels"] == [int(line.rsplit(",", 1)[1]) for lines in lists for line in lines]
     (tmp_path / "metrics.json").unlink()
     capsys.readouterr()
     command.main(arguments(world, tmp_path, *folds))

@@ -7,10 +7,11 @@ from pathlib import Path
 from clipvid.data.config import load_split
 from clipvid.data.manifest import check_splits
 from clipvid.evaluation.summary import describe
+from clipvid.experiments.cross_validation import finetune_protocol
 from clipvid.runs.config_files import claim_output, parse_config
 from clipvid.training.build import build_accelerator
 from clipvid.training.config import FinetuneConfig
-from clipvid.training.finetune import check_hub, cross_validate, finetune, push_run
+from clipvid.training.finetune import check_hub, push_run
 from clipvid.training.session import (
     end_trackers,
 )
@@ -29,10 +30,7 @@ def main(args: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         claim_output(output, config)
     accelerator.wait_for_everyone()
-    if config.data.protocol == "holdout":
-        figures = finetune(config, train, val, accelerator, output)
-    else:
-        figures = cross_validate(config, train.joined(val), accelerator, output)
+    figures = finetune_protocol(config, train, val, accelerator, output)
     accelerator.print(f"{describe(figures)} -> {output}/metrics.json")
     end_trackers(accelerator)
     if config.hub.push_to_hub and accelerator.is_main_process:

@@ -1,16 +1,17 @@
-"""How a model is trained and asked: hold-out, few-shot, base-to-novel, leave-one-group-out.
+"""Protocols of training and evaluation: hold-out, few-shot, base-to-novel, leave-one-group-out.
 
-A protocol turns two manifests into parts, each with what is trained on (if anything is) and what is asked; parts of
-one group are answered together, and the protocol says what their figures come to.
+A protocol turns two manifests into parts. A part names the training and the test videos of one model.
+Parts of one group are evaluated together, and the protocol summarizes the figures of its groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -22,39 +23,59 @@ from clipvid.data.sampling import keyed_generator
 from clipvid.evaluation.metrics import harmonic_mean, mean_and_spread
 from clipvid.registry import Choice, Registry
 
+Figures = dict[str, dict[str, Any]]  # of each group, by its name
+
 
 @dataclass(frozen=True)
 class Part:
-    """What is asked of one model. run: name of the training that makes it (parts may share one); train: its videos,
-    None where nothing is trained; seed: of the training, None for the recipe's own."""
+    """One model and the videos that it is tested on.
+
+    Attributes:
+        group: name of the group that the part belongs to.
+        test: videos to test on.
+        run: name of the training that makes the model; parts may share one.
+        train: videos to train on. None where nothing is trained.
+        seed: seed of the training. None for the one of the recipe.
+        shots: training videos per class, in few-shot.
+        half: the half of the classes that is tested, in base-to-novel.
+        places: index of each test video in the manifest of the whole group. None where `test` is that manifest.
+    """
 
     group: str
     test: Manifest
     run: str
     train: Manifest | None = None
     seed: int | None = None
+    shots: int | None = None
+    half: Literal["base", "novel"] | None = None
+    places: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """Train on `data.train`, ask about `data.val`."""
+    """Train on `data.train`, test on `data.val`."""
 
     train_is_asked: ClassVar[bool] = False
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
+        """Return the only part."""
         return [Part("all", test, "model", train if trained else None)]
 
-    def summary(self, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
+        """Return nothing: the figures of the only group are the result."""
         return {}
 
 
 @dataclass(frozen=True)
 class LeaveOneGroupOut:
-    """Pool `data.train` and `data.val`, and hold out each group (a person, a source) in turn; the answers about all
-    videos are taken together.
+    """Pool `data.train` and `data.val` and hold out each group (a person, a source) in turn.
 
-    folds: hold out so many sets of groups, of sizes that differ by one at most, in place of each group alone: fewer
-        trainings, on fewer videos each. seed: draws the sets.
+    The predictions for all videos are evaluated together.
+
+    Attributes:
+        folds: hold out this many sets of groups instead of each group alone, for fewer trainings. The sets differ in
+            size by one group at most.
+        seed: draws the sets.
     """
 
     folds: int | None = None
@@ -66,31 +87,45 @@ class LeaveOneGroupOut:
             raise InputError(f"folds={self.folds}: expected at least 2, or null to hold out each group alone")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
+        """Return a part per fold, or one part with all videos where nothing is trained.
+
+        Raises:
+            ManifestError: videos without a group, or fewer groups than folds.
+        """
         assert train is not None
         pooled = train.joined(test)
         if not trained:
             return [Part("all", pooled, "model")]
-        alone = list(leave_one_group_out(pooled))
-        if self.folds is None:
-            return [Part("all", held_out, f"fold_{group}", rest) for group, rest, held_out in alone]
-        if self.folds > len(alone):
-            raise ManifestError(f"folds={self.folds}, but there are {len(alone)} groups; ask for fewer, or for null")
-        names = [group for group, _, _ in alone]
-        order = torch.randperm(len(names), generator=keyed_generator(self.seed, len(names))).tolist()
-        sets = [{names[place] for place in order[fold :: self.folds]} for fold in range(self.folds)]
-        return [Part("all", *_divided(pooled, held_out, number)) for number, held_out in enumerate(sets)]
+        names = [name for name, _, _ in leave_one_group_out(pooled)]
+        return [_fold(pooled, held_out, run) for run, held_out in self._held_out(names)]
 
-    def summary(self, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def _held_out(self, names: list[str]) -> Iterator[tuple[str, set[str]]]:
+        """Yield name and groups of every fold."""
+        if self.folds is None:
+            yield from ((f"fold_{name}", {name}) for name in names)
+            return
+        if self.folds > len(names):
+            raise ManifestError(f"folds={self.folds}, but there are {len(names)} groups; ask for fewer, or for null")
+        order = torch.randperm(len(names), generator=keyed_generator(self.seed, len(names))).tolist()
+        for fold in range(self.folds):
+            held_out = {names[place] for place in order[fold :: self.folds]}
+            yield f"fold_{fold}_{'_'.join(sorted(held_out))[:50]}", held_out
+
+    def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
+        """Return nothing: the figures of the only group are the result."""
         return {}
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """Train on `shots` videos of each class, once for each seed; mean and spread over the seeds.
+    """Train on `shots` videos of each class, once for each seed.
 
-    lists: published subsets, a file name with `{shots}` and perhaps `{seed}` in it, from `data.root` unless absolute;
-        its lines start with the name of a video, which is searched in `data.train` by its file name. Without, the
-        videos are drawn, keyed by (seed, class): the 2-shot set holds the 1-shot set.
+    Attributes:
+        shots: numbers of training videos per class.
+        seeds: seeds of the trainings and of the subsets.
+        lists: file name of published subsets, with `{shots}` and perhaps `{seed}` in it, relative to `data.root`
+            unless absolute. A line starts with the name of a video, which is searched in `data.train` by its file
+            name. Without lists the videos are drawn by (seed, class), and the 2-shot set contains the 1-shot set.
     """
 
     shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
@@ -103,35 +138,44 @@ class FewShot:
             raise InputError(f"shots={self.shots}, seeds={self.seeds}: expected at least one of each, shots from 1 up")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
+        """Return a part for each number of shots and each seed."""
         if not trained:
-            return [Part("K=0", test, "model")]
+            return [Part("K=0", test, "model", shots=0)]
         assert train is not None
         return [
-            Part(f"K={shots} seed={seed}", test, f"k{shots}_seed{seed}", self._subset(train, shots, seed), seed)
+            Part(self.group(shots, seed), test, f"k{shots}_seed{seed}", self._subset(train, shots, seed), seed, shots)
             for shots in self.shots
             for seed in self.seeds
         ]
+
+    @staticmethod
+    def group(shots: int, seed: int) -> str:
+        """Return the name of the group of one training."""
+        return f"K={shots} seed={seed}"
 
     def _subset(self, train: Manifest, shots: int, seed: int) -> Manifest:
         if self.lists is None:
             return few_shot(train, shots, seed)
         return published(train, train.root / self.lists.format(shots=shots, seed=seed), shots)
 
-    def summary(self, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """`few_shot`: by K, mean, std and values of top-1 over the seeds."""
-        runs = [(name.split()[0], figures["top1"]["value"]) for name, figures in groups.items()]
-        values = {shots: [value for _, value in found] for shots, found in groupby(runs, key=lambda run: run[0])}
+    def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
+        """Return `few_shot`: mean, std and values of top-1 over the seeds, by K."""
+        values: dict[str, list[float]] = {}
+        for part in parts:
+            values.setdefault(f"K={part.shots}", []).append(_top1(figures, part))
         return {"few_shot": {shots: mean_and_spread(found) for shots, found in values.items()}}
 
 
 @dataclass(frozen=True)
 class BaseToNovel:
-    """Train on the base classes alone; ask about them among themselves, and about the novel ones among themselves.
+    """Train on the base classes only; test base and novel classes separately, each half among its own names.
 
-    base: file of the names of the base classes, one per line, from `data.root`. Without, they are the half of the
-        classes that has the most training videos (ties by id), as in ViFi-CLIP (https://arxiv.org/abs/2212.03640).
-    shots: training videos per base class, drawn as in `few_shot`; null for all.
-    seeds: one training for each.
+    Attributes:
+        base: file with the names of the base classes, one per line, relative to `data.root`. By default the half of
+            the classes with the most training videos (ties by id), as in ViFi-CLIP
+            (https://arxiv.org/abs/2212.03640).
+        shots: training videos per base class, drawn as in `few_shot`; null for all.
+        seeds: one training for each.
     """
 
     base: str | None = None
@@ -144,31 +188,40 @@ class BaseToNovel:
             raise InputError(f"shots={self.shots}, seeds={self.seeds}: expected at least one of each")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
+        """Return two parts per seed, one for each half of the classes.
+
+        Raises:
+            ManifestError: base classes that do not exist, or a half without classes or videos.
+        """
         assert train is not None
         base = self._base(train)
         novel = [info.id for info in train.classes if info.id not in base]
-        asked = {"base": of_classes(test, base), "novel": of_classes(test, novel)}
-        for name, manifest in asked.items():
+        halves: dict[Literal["base", "novel"], Manifest] = {
+            "base": of_classes(test, base),
+            "novel": of_classes(test, novel),
+        }
+        for half, manifest in halves.items():
             if not len(manifest):
-                raise ManifestError(f"no video of a {name} class to ask about; choose other base classes")
+                raise ManifestError(f"no video of a {half} class to test on; choose other base classes")
         if not trained:
-            return [Part(name, manifest, "model") for name, manifest in asked.items()]
+            return [Part(half, manifest, "model", half=half) for half, manifest in halves.items()]
         known = of_classes(train, base)
-        learnt = {seed: known if self.shots is None else few_shot(known, self.shots, seed) for seed in self.seeds}
-        return [
-            Part(name if len(self.seeds) == 1 else f"{name} seed={seed}", manifest, f"base_seed{seed}", videos, seed)
-            for seed, videos in learnt.items()
-            for name, manifest in asked.items()
-        ]
+        parts = []
+        for seed in self.seeds:
+            videos = known if self.shots is None else few_shot(known, self.shots, seed)
+            for half, manifest in halves.items():
+                group = half if len(self.seeds) == 1 else f"{half} seed={seed}"
+                parts.append(Part(group, manifest, f"base_seed{seed}", videos, seed, self.shots, half))
+        return parts
 
     def _base(self, train: Manifest) -> list[int]:
         names = train.class_names
         if self.base is not None:
-            wanted = [line.strip() for line in read_lines(train.root / self.base, "list of base classes")]
-            unknown = [name for name in wanted if name and name not in names]
+            listed = [line.strip() for line in read_lines(train.root / self.base, "list of base classes")]
+            unknown = [name for name in listed if name and name not in names]
             if unknown:
                 raise ManifestError(f"{train.root / self.base}: {unknown[:5]} are no classes of this data set")
-            base = sorted(names.index(name) for name in set(wanted) if name)
+            base = sorted(names.index(name) for name in set(listed) if name)
         else:
             counts = torch.tensor([sample.label for sample in train.samples]).bincount(minlength=len(names)).tolist()
             base = sorted(sorted(range(len(names)), key=lambda i: (-counts[i], i))[: (len(names) + 1) // 2])
@@ -176,13 +229,13 @@ class BaseToNovel:
             raise ManifestError(f"{len(base)} base classes of {len(names)}: base and novel need one at least")
         return base
 
-    def summary(self, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """`base_to_novel`: mean, std and values over the seeds of `base`, `novel` and `harmonic_mean` top-1."""
-        values = [figures["top1"]["value"] for figures in groups.values()]
-        base, novel = values[::2], values[1::2]
-        means = [harmonic_mean(*pair) for pair in zip(base, novel, strict=True)]
-        named = {"base": base, "novel": novel, "harmonic_mean": means}
-        return {"base_to_novel": {name: mean_and_spread(found) for name, found in named.items()}}
+    def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
+        """Return `base_to_novel`: mean, std and values over the seeds of `base`, `novel` and `harmonic_mean` top-1."""
+        top1 = {(part.seed, part.half): _top1(figures, part) for part in parts}
+        seeds = list(dict.fromkeys(part.seed for part in parts))
+        values = {half: [top1[seed, half] for seed in seeds] for half in ("base", "novel")}
+        values["harmonic_mean"] = [harmonic_mean(*pair) for pair in zip(values["base"], values["novel"], strict=True)]
+        return {"base_to_novel": {name: mean_and_spread(found) for name, found in values.items()}}
 
 
 Protocol = Holdout | LeaveOneGroupOut | FewShot | BaseToNovel
@@ -198,15 +251,16 @@ PROTOCOLS = Registry(
 
 
 def build_protocol(spec: Choice) -> Protocol:
-    """The protocol by name, or by a mapping of `name` and options."""
+    """Return the protocol that a name, or a mapping of `name` and options, describes."""
     protocol: Protocol = PROTOCOLS.resolve(spec)[1]
     return protocol
 
 
 def few_shot(train: Manifest, shots: int, seed: int) -> Manifest:
-    """`shots` videos of each class that has any, drawn by (seed, class), in the order of the manifest.
+    """Return `shots` videos of each class that has any, drawn by (seed, class), in the order of the manifest.
 
-    Raises ManifestError where a class has fewer.
+    Raises:
+        ManifestError: a class has fewer videos.
     """
     chosen: list[int] = []
     for label, places in _by_class(train).items():
@@ -219,14 +273,15 @@ def few_shot(train: Manifest, shots: int, seed: int) -> Manifest:
 
 
 def published(train: Manifest, file: Path, shots: int) -> Manifest:
-    """The videos of `train` that a published list names, whatever folders and suffixes are written there.
+    """Return the videos of `train` that a published list names, whatever folders and suffixes are written there.
 
-    Raises ManifestError for videos that are not to be found, are ambiguous, or are not `shots` per class.
+    Raises:
+        ManifestError: videos that `train` lacks or has twice, or another number than `shots` per class.
     """
-    names = [Path(line.split(",")[0].split()[0]).stem for line in read_lines(file, "few-shot list") if line.strip()]
     places: dict[str, list[int]] = {}
     for place, path in enumerate(train.paths()):
         places.setdefault(Path(path).stem, []).append(place)
+    names = [_listed_stem(line, places) for line in read_lines(file, "few-shot list") if line.strip()]
     lacking = [name for name in names if len(places.get(name, [])) != 1]
     if lacking:
         raise ManifestError(
@@ -240,8 +295,23 @@ def published(train: Manifest, file: Path, shots: int) -> Manifest:
     return subset
 
 
+def _listed_stem(line: str, stems: dict[str, list[int]]) -> str:
+    """Return the file name, without folder and suffix, that a line of a list starts with.
+
+    The name may contain spaces and commas. The longest start of the line that is in `stems` is taken.
+    """
+    text = line.strip()
+    quoted = next(csv.reader([text], skipinitialspace=True))[:1]
+    starts = [text, *quoted, *(text[: end.start()] for end in reversed(list(re.finditer(r"[\s,]+", text))))]
+    names = (name for start in starts for name in (Path(start).name, Path(start).stem))
+    return next((name for name in names if name in stems), Path(text).stem)
+
+
 def of_classes(manifest: Manifest, ids: Sequence[int]) -> Manifest:
-    """The videos of some classes, which are counted anew from 0; an attribute `partner` follows, -1 if it is gone."""
+    """Return the videos of some classes, renumbered from 0.
+
+    An attribute `partner` is renumbered too, and becomes -1 where the partner is left out.
+    """
     place = {old: new for new, old in enumerate(ids)}
     classes = tuple(_renumbered(manifest.classes[old], new, place) for old, new in place.items())
     samples: tuple[Sample, ...] = tuple(
@@ -250,13 +320,10 @@ def of_classes(manifest: Manifest, ids: Sequence[int]) -> Manifest:
     return Manifest(samples, classes, manifest.root)
 
 
-def _divided(manifest: Manifest, held_out: set[str], number: int) -> tuple[Manifest, str, Manifest]:
-    """The videos of some groups, the name of their fold, and the videos of all others."""
-    name = f"fold_{number}_{'_'.join(sorted(held_out))[:50]}"
-    places: tuple[list[int], list[int]] = ([], [])
-    for place, sample in enumerate(manifest.samples):
-        places[sample.group in held_out].append(place)
-    return manifest.subset(places[True]), name, manifest.subset(places[False])
+def _fold(pooled: Manifest, held_out: set[str], run: str) -> Part:
+    """Return the part that tests on some groups and trains on all others."""
+    test, train = ([i for i, s in enumerate(pooled.samples) if (s.group in held_out) is held] for held in (True, False))
+    return Part("all", pooled.subset(test), run, pooled.subset(train), places=tuple(test))
 
 
 def _renumbered(info: ClassInfo, new: int, place: dict[int, int]) -> ClassInfo:
@@ -271,3 +338,8 @@ def _by_class(manifest: Manifest) -> dict[int, list[int]]:
     for place, sample in enumerate(manifest.samples):
         found.setdefault(sample.label, []).append(place)
     return dict(sorted(found.items()))
+
+
+def _top1(figures: Figures, part: Part) -> float:
+    value: float = figures[part.group]["top1"]["value"]
+    return value

@@ -153,7 +153,7 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
         names = list(dict.fromkeys(answer.group for answer in answers))
         groups = [Group.of(name, [answer for answer in answers if answer.group == name]) for name in names]
         figures = {group.name: group_figures(group, config.average, run.trained_on[group.name]) for group in groups}
-        metrics: dict[str, Any] = {"name": title_of(config), "groups": figures} | protocol.summary(figures)
+        metrics: dict[str, Any] = {"name": title_of(config), "groups": figures} | protocol.summary(parts, figures)
         metrics |= {"processes": accelerator.num_processes, "config": config_record(config)}
         if accelerator.is_main_process:
             write_predictions(output / "predictions.parquet", answers, config.average)

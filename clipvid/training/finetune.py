@@ -1,30 +1,26 @@
-"""Fine-tuning on labelled video: one run, or one for each held-out group."""
+"""Fine-tuning on labelled video."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
-from clipvid import InputError, RunError
+from clipvid import InputError
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.config import eval_loader
-from clipvid.data.manifest import Manifest, leave_one_group_out
+from clipvid.data.manifest import Manifest
 from clipvid.distributed import is_sharded
-from clipvid.evaluation.loop import Predictions
-from clipvid.evaluation.summary import describe, evaluate, summarise
+from clipvid.evaluation.summary import describe, evaluate
 from clipvid.hub.push import check_login, check_repo_id, push_to_hub
 from clipvid.training.build import build_trainer, classification
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.session import (
-    finished,
     fresh_model,
     input_hashes,
     session,
     taken_up,
-    write_results,
     write_run,
 )
 
@@ -92,27 +88,4 @@ def finetune(
         if state.best is not None:
             figures["selected"] = state.best | {"by": config.training.metric_for_best_model}
         write_run(output, model, state, predictions, figures, config, accelerator)
-    return figures
-
-
-def cross_validate(
-    config: FinetuneConfig, manifest: Manifest, accelerator: Accelerator, output: Path
-) -> dict[str, Any]:
-    """Hold out each group in turn, each fold in a folder of its own; figures over all held-out videos together."""
-    folds: list[Predictions] = []
-    for group, train, val in leave_one_group_out(manifest):
-        folder = output / f"fold_{group}"
-        accelerator.print(f"fold {group}: {len(train)} videos to train on, {len(val)} held out")
-        finetune(config, train, val, accelerator, folder)
-        accelerator.wait_for_everyone()
-        done = finished(folder)
-        if done is None:
-            raise RunError(f"{folder} lost its metrics.json while the run was going on")
-        folds.append(done[0])
-        accelerator.free_memory()
-    pooled = Predictions(*(torch.cat(parts) for parts in zip(*folds, strict=True)))
-    figures = summarise(pooled, manifest.classes)
-    if accelerator.is_main_process:
-        write_results(output, pooled, figures, config, accelerator)
-    accelerator.wait_for_everyone()
     return figures
