@@ -50,7 +50,7 @@ def _measure(
     for row, recipe in recipes.items():
         torch.manual_seed(recipe.seed)
         model = build_model(recipe.model, classes, templates).to(device)
-        passes[row, False] = Pass(model, model.encode_video)
+        passes[row, False] = Pass(model, partial(model.encode_video, normalized=True))
         if trained_parameters(model):
             passes[row, True] = Pass(model, partial(_loss, model, len(classes)), training=True)
     shapes = {row: _shape(passes[row, False].model, recipe) for row, recipe in recipes.items()}
