@@ -20,8 +20,8 @@ from clipvid.benchmarks.adapters import (
     Key,
     Row,
     compare,
-    markdown_table,
     measure_adapters,
+    render_table,
 )
 from clipvid.benchmarks.cost import Pass, count_macs, peak_memory, time_passes
 from clipvid.commands import VERBS, run
@@ -99,7 +99,7 @@ def test_python_gives_the_rows_that_the_command_writes(clip_folder):
     assert [row.name for row in found] == ["none", "encode_image", "st_adapter channels=8", "st_adapter"]
     assert found[2].trained_parameters < found[3].trained_parameters
     assert [len(row.forward.seconds) for row in found] == [2] * 4
-    assert "st_adapter channels=8" in markdown_table(found, config)
+    assert "st_adapter channels=8" in render_table(found, config)
 
 
 # Multiply-adds, by hand
@@ -243,7 +243,7 @@ def test_bars_are_absolute_or_above_another_row():
     assert (rows["far"].forward.bar, rows["far"].forward.missed) == (pytest.approx(1.4), False)
     assert (rows["far"].training.bar, rows["far"].training.missed) == (pytest.approx(4.05), True)
     assert rows["encode_image"].forward.bar is None
-    table = markdown_table(list(rows.values()), AdapterBenchmark())
+    table = render_table(list(rows.values()), AdapterBenchmark())
     marks = {line.split("|")[1].strip(): line.count("✗") for line in table.splitlines() if line.startswith("|")}
     assert {name: count for name, count in marks.items() if count} == {"none": 1, "near": 1, "far": 1}
     assert "| 4.00 > 3.9 ✗ |" in table

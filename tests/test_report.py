@@ -12,7 +12,7 @@ import torch
 from matplotlib.image import imread
 
 from clipvid.evaluation.metrics import proportion
-from clipvid.evaluation.report import ClipStrip, Curve, Row, markdown_table, save_strips, strip_image, write_report
+from clipvid.evaluation.report import ClipStrip, Curve, Row, render_rows, save_strips, strip_image, write_report
 
 VOID = {"meta", "link", "img"}
 NASTY = 'a <b>&"quoted"</b> $name_{x'
@@ -227,9 +227,9 @@ def test_earlier_report_stays_when_writing_fails(render, tmp_path):
     assert "A title" in page.text
 
 
-def test_markdown_table():
+def test_rows_render_as_a_markdown_table():
     rows = [Row("zero-shot", figures(50)), Row("a | b\nc", {"pairs": proportion(93, 100)})]
-    assert markdown_table(rows) == (
+    assert render_rows(rows) == (
         "| | object top-1 | motion pairs | top-1 |\n"
         "|---|---:|---:|---:|\n"
         "| zero-shot | 0.96 (0.90-0.98) | 0.50 (0.40-0.60) | 0.50 (0.40-0.60) |\n"

@@ -21,6 +21,7 @@ from clipvid import InputError
 from clipvid.adapters import ADAPTERS, resolve_adapters
 from clipvid.backbone import RANDOM, Backbone, load_backbone
 from clipvid.benchmarks.cost import Pass, count_macs, describe_machine, peak_memory, time_passes, trained_parameters
+from clipvid.evaluation.tables import markdown_table
 from clipvid.files import write_json
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
@@ -133,7 +134,7 @@ def main(args: list[str]) -> None:
     output = Path(config.output_dir)
     claim_output(output, config)
     rows = measure_adapters(config)
-    table = markdown_table(rows, config)
+    table = render_table(rows, config)
     Console().print(Markdown(table))
     (output / "table.md").write_text(table)
     record = {"machine": describe_machine(), "config": config_record(config)}
@@ -230,14 +231,14 @@ def _limit(bar: Bar | None, training: bool, ratios: dict[Key, float]) -> float |
     return None if below is None else below + share
 
 
-def markdown_table(rows: list[Row], config: AdapterBenchmark) -> str:
-    """The rows, and below them what was run. `1.62 > 1.6 ✗` is a missed bar."""
+def render_table(rows: list[Row], config: AdapterBenchmark) -> str:
+    """Return the rows and, below them, the settings. `1.62 > 1.6 ✗` is a missed bar."""
     titles = ["", "forward", "forward + backward", "MACs", "time/MACs", "MiB", "trained"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
+    table = []
     for row in rows:
         costs = [cost for cost in (row.forward, row.training) if cost]
         cells = [
-            row.name.replace("|", "\\|"),
+            row.name,
             _time(row.forward),
             _time(row.training) if row.training else "-",
             ", ".join(f"{cost.mac_ratio:.2f}" for cost in costs),
@@ -245,11 +246,12 @@ def markdown_table(rows: list[Row], config: AdapterBenchmark) -> str:
             "-" if row.peak_memory is None else f"{row.peak_memory / 2**20:.0f}",
             f"{row.trained_parameters / 1e6:.2f} M" if row.trained_parameters else "-",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        table.append(cells)
     base = rows[0].forward
     seconds = f"{statistics.median(base.seconds):.3g} s ({min(base.seconds):.3g} to {max(base.seconds):.3g})"
     what = f"{config.backbone}, {config.num_frames} frames, batch {config.batch_size}, median of {config.repeats}"
-    lines += ["", f"{what}; {', '.join(describe_machine().values())}."]
+    lines = [markdown_table(titles, table)]
+    lines += [f"{what}; {', '.join(describe_machine().values())}."]
     lines += [f"1 is the forward pass of `{BASELINE}`: {seconds}, {base.macs / 1e9:.3g} G MACs (multiply-adds) a clip."]
     lines += ["MiB: what a training step holds at most, beyond weights and frames."]
     return "\n".join(lines) + "\n"

@@ -31,6 +31,7 @@ from clipvid.data.manifest import Manifest, Sample
 from clipvid.data.reader import open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
 from clipvid.data.transforms import eval_transforms, train_transform
+from clipvid.evaluation.tables import markdown_table
 from clipvid.files import write_json
 from clipvid.runs.config_files import claim_output, config_record, parse_config
 
@@ -96,7 +97,7 @@ def main(args: list[str]) -> None:
     rows += [compare_training(manifest, config, count) for count in sorted({1, config.processes})]
     rows.append(compare_views(manifest, config))
     long_manifest = measure_manifest(output / "manifest", config.lines) if config.lines else None
-    table = markdown_table(rows, long_manifest, config, len(manifest))
+    table = render_table(rows, long_manifest, config, len(manifest))
     Console().print(Markdown(table))
     (output / "table.md").write_text(table)
     write_json(
@@ -174,13 +175,14 @@ def measure_manifest(folder: Path, lines: int) -> dict[str, Any]:
     return {"lines": int(count), "first_s": first, "memory_mib": memory, "second_s": second, "shuffle_s": shuffle}
 
 
-def markdown_table(rows: list[Comparison], manifest: dict[str, Any] | None, config: DataBenchmark, videos: int) -> str:
-    """The comparisons, the manifest, and what was run."""
-    lines = ["| | ours, s | plain, s | times as fast | bar |", "|---|---:|---:|---:|---:|"]
+def render_table(rows: list[Comparison], manifest: dict[str, Any] | None, config: DataBenchmark, videos: int) -> str:
+    """Return the comparisons, the figures of the manifest and the settings."""
+    table = []
     for row in rows:
         mark = "" if row.ratio >= row.bar else " ✗"
-        lines.append(f"| {row.name} | {row.ours:.2f} | {row.plain:.2f} | {row.ratio:.2f}{mark} | {row.bar} |")
-    lines += ["", f"{videos} videos, {config.num_frames} frames of {config.image_size} px, median of {config.repeats}."]
+        table.append([row.name, f"{row.ours:.2f}", f"{row.plain:.2f}", f"{row.ratio:.2f}{mark}", str(row.bar)])
+    lines = [markdown_table(["", "ours, s", "plain, s", "times as fast", "bar"], table)]
+    lines += [f"{videos} videos, {config.num_frames} frames of {config.image_size} px, median of {config.repeats}."]
     if manifest is not None:
         lines.append(
             f"A CSV manifest of {manifest['lines']:,} lines opens in {manifest['first_s']:.2f} s with "

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from clipvid.benchmarks.seed_statistics import FORWARD, PAIRS, TOP1
 from clipvid.evaluation.report import INK, PALETTE
+from clipvid.evaluation.tables import markdown_table
 
 MEASURES = {PAIRS: "motion pairs", TOP1: "top-1"}
 CONTROLS = ("reversed", "shuffled", "single")
@@ -17,10 +18,10 @@ MARKERS = "osD^vPX<>"
 
 
 def render_ladder(results: dict[str, Any]) -> str:
-    """Markdown: the rows, the pairs one by one where there are some, the predictions, and how all was measured."""
+    """Return Markdown: the rows, the pairs one by one, the predictions, and the settings."""
     rows = results["rows"]
     blocks = [_main_table(results), _pair_table(rows), _predictions(results["predictions"]), _notes(results)]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
 
 
 def _main_table(results: dict[str, Any]) -> str:
@@ -37,8 +38,8 @@ def _main_table(results: dict[str, Any]) -> str:
         cells += [_accuracy(row["figures"].get(FORWARD, {}).get(measure)) for measure in measures]
         controls = [row["figures"].get(control, {}).get(controlled) for control in CONTROLS]
         cells += [" / ".join("-" if each is None else f"{each['mean']:.2f}" for each in controls)]
-        lines.append([_escaped(name), *cells, *_costs(row["cost"])])
-    return _markdown(heads, lines, text_columns=1 + len(settings))
+        lines.append([name, *cells, *_costs(row["cost"])])
+    return markdown_table(heads, lines, text_columns=1 + len(settings))
 
 
 def _measured(rows: dict[str, Any]) -> list[str]:
@@ -53,8 +54,8 @@ def _setting(value: Any) -> str:
         return "none"
     if isinstance(value, dict):
         options = [f"{key}={option}" for key, option in value.items() if key != "name"]
-        return _escaped(" ".join([str(value.get("name", "")), *options]).strip())
-    return ", ".join(map(_setting, value)) if isinstance(value, list) else _escaped(str(value))
+        return " ".join([str(value.get("name", "")), *options]).strip()
+    return ", ".join(map(_setting, value)) if isinstance(value, list) else str(value)
 
 
 def _accuracy(figure: dict[str, Any] | None) -> str:
@@ -83,10 +84,9 @@ def _pair_table(rows: dict[str, Any]) -> str:
     if not pairs:
         return ""
     lines = [
-        [_escaped(name), *(f"{own[pair]['mean']:.2f}" if pair in own else "-" for pair in pairs)]
-        for name, own in figures.items()
+        [name, *(f"{own[pair]['mean']:.2f}" if pair in own else "-" for pair in pairs)] for name, own in figures.items()
     ]
-    return _markdown(["motion told from its reverse", *pairs], lines, text_columns=1)
+    return markdown_table(["motion told from its reverse", *pairs], lines, text_columns=1)
 
 
 def _predictions(predictions: list[dict[str, Any]]) -> str:
@@ -97,8 +97,8 @@ def _predictions(predictions: list[dict[str, Any]]) -> str:
         found, held = each["found"], {None: "-", True: "yes", False: "**no**"}[each["held"]]
         told = "-" if found is None else f"{found['mean']:.3f} ({found['low']:.2f} to {found['high']:.2f})"
         late = f" (written after {each['written_after']} cells)" if each["written_after"] else ""
-        lines.append([_escaped(each["text"]) + late, held, told, _escaped(each["why"])])
-    return _markdown(["prediction", "held", "found", "why it was expected"], lines, text_columns=4)
+        lines.append([each["text"] + late, held, told, each["why"]])
+    return markdown_table(["prediction", "held", "found", "why it was expected"], lines, text_columns=4)
 
 
 def _notes(results: dict[str, Any]) -> str:
@@ -127,11 +127,6 @@ def _notes(results: dict[str, Any]) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _markdown(heads: list[str], lines: list[list[str]], text_columns: int) -> str:
-    ruler = "|---" * text_columns + "|---:" * (len(heads) - text_columns) + "|"
-    return "\n".join(["| " + " | ".join(heads) + " |", ruler, *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def draw_ladder(results: dict[str, Any], file: Path) -> None:

@@ -18,6 +18,7 @@ from rich.markdown import Markdown
 from clipvid import InputError
 from clipvid.adapters import AdapterSpec
 from clipvid.benchmarks.seed_statistics import accuracy_over_seeds, difference_over_seeds
+from clipvid.evaluation.tables import markdown_table
 from clipvid.experiments.protocols import FewShot, build_protocol
 from clipvid.experiments.run import EvaluateConfig, Recipe, evaluate_protocol
 from clipvid.files import write_json, write_text
@@ -128,13 +129,13 @@ def main(args: list[str]) -> None:
             correct = correct or answers
             rows.append(row)
             if accelerator.is_main_process:
-                write_text(output / "table.md", markdown_table(rows, config))
+                write_text(output / "table.md", render_table(rows, config))
                 record = {"config": config_record(config)}
                 write_json(
                     output / "metrics.json", {"rows": [asdict(row) | {"held": row.held} for row in rows]} | record
                 )
     if accelerator.is_main_process:
-        Console().print(Markdown(markdown_table(rows, config)))
+        Console().print(Markdown(render_table(rows, config)))
 
 
 def measure(
@@ -203,21 +204,22 @@ def read_right(folder: Path, shots: int, seeds: list[int]) -> np.ndarray:
     return np.array(right, dtype=float)
 
 
-def markdown_table(rows: list[Row], config: PretrainingBenchmark) -> str:
-    """A line for each adapter and stage, and below them what the hypothesis came to."""
+def render_table(rows: list[Row], config: PretrainingBenchmark) -> str:
+    """Return a line for each adapter and stage, and below them the outcome of the hypothesis."""
     shots, fewer, more = shots_of(config).shots, config.fewer, config.more
     objects = any(row.kind == "object" for row in rows)
     zero_shot = f"zero-shot {'object' if objects else 'top-1'}"
     head = ["adapter", "start", *(f"K={k}" for k in shots), f"K={fewer} less fresh K={more}", zero_shot, "held"]
-    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
+    table = []
     for row in rows:
         cells = [row.adapter, row.stage, *(_told(row.shots[k]) for k in shots)]
         if row.gain is None:
             cells += ["-", "-", "-"]
         else:
             cells += [_told(row.gain, "+"), f"{row.before:.2f} → {row.after:.2f}", "yes" if row.held else "no"]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"Top-1 by labels per class (K), mean over {len(shots_of(config).seeds)} seeds; in brackets 95% "]
+        table.append(cells)
+    lines = [markdown_table(head, table, text_columns=2)]
+    lines += [f"Top-1 by labels per class (K), mean over {len(shots_of(config).seeds)} seeds; in brackets 95% "]
     lines[-1] += "intervals over seeds and videos. Each stage was trained once."
     lines += [f"Held: K={fewer} after the stage is at least K={more} of the fresh adapter, in the mean"]
     lines[-1] += f", and zero-shot accuracy of objects has not fallen by more than {MOST_LOST}." if objects else "."

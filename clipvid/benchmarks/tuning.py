@@ -20,6 +20,7 @@ from clipvid import InputError
 from clipvid.backbone import RANDOM, load_backbone
 from clipvid.benchmarks.adapters import NUM_CLASSES, training_loss
 from clipvid.benchmarks.cost import Pass, describe_machine, peak_memory, time_passes, trained_parameters
+from clipvid.evaluation.tables import markdown_table
 from clipvid.files import write_json
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
@@ -102,7 +103,7 @@ def main(args: list[str]) -> None:
     output = Path(config.output_dir)
     claim_output(output, config)
     steps = measure_tuning(config)
-    table = markdown_table(steps, config)
+    table = render_table(steps, config)
     Console().print(Markdown(table))
     (output / "table.md").write_text(table)
     record = {"machine": describe_machine(), "config": config_record(config)}
@@ -142,17 +143,18 @@ def _build(config: TuningBenchmark, row: Row) -> VideoCLIP:
     return assemble_model(load_backbone(config.backbone, config.pretrained), model, NUM_CLASSES)
 
 
-def markdown_table(steps: list[Step], config: TuningBenchmark) -> str:
-    """The rows, and below them what was run. `0.7 > 0.6 ✗` is a missed bar."""
-    lines = ["| | time | memory | MiB | trained |", "|---|---:|---:|---:|---:|"]
+def render_table(steps: list[Step], config: TuningBenchmark) -> str:
+    """Return the rows and, below them, the settings. `0.7 > 0.6 ✗` is a missed bar."""
+    table = []
     for step in steps:
         row = Row(**config.rows[step.name])
         peak = "-" if step.peak_memory is None else f"{step.peak_memory / 2**20:.0f}"
         cells = [_beside(step.time_ratio, row.time), _beside(step.memory_ratio, row.memory), peak]
-        lines.append(f"| {step.name} | {' | '.join(cells)} | {step.trained_parameters / 1e6:.2f} M |")
+        table.append([step.name, *cells, f"{step.trained_parameters / 1e6:.2f} M"])
     what = f"{config.backbone}, {config.num_frames} frames, batch {config.batch_size}, median of {config.repeats}"
     base = next(step for step in steps if step.name == BASELINE)
-    lines += ["", f"{what}; {', '.join(describe_machine().values())}."]
+    lines = [markdown_table(["", "time", "memory", "MiB", "trained"], table)]
+    lines += [f"{what}; {', '.join(describe_machine().values())}."]
     lines += [f"1 is a step that tunes the whole image tower: {statistics.median(base.seconds):.3g} s."]
     lines += ["MiB: what a step holds at most, beyond weights, gradients of earlier steps and frames."]
     return "\n".join(lines) + "\n"

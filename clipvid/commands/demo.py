@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 
 from clipvid.data.config import load_split
 from clipvid.data.loader import FrameOrder
-from clipvid.evaluation.report import Row, markdown_table
+from clipvid.evaluation.report import Row, render_rows
 from clipvid.experiments.demo import DemoConfig, _clips, _finetune, _measure, _write
 from clipvid.runs.config_files import parse_config
 from clipvid.training.config import FinetuneConfig
@@ -37,5 +37,5 @@ def main(args: list[str] | None = None) -> None:
     rows = [Row(outcome.name, outcome.figures) for outcome in outcomes]
     clips = _clips(outcomes[:3], adapter, manifest, accelerator)
     _write(output, rows, clips, demo, manifest, time.monotonic() - started)
-    Console().print(Markdown(markdown_table(rows)))
+    Console().print(Markdown(render_rows(rows)))
     print(f"report: {output / 'report.html'}")

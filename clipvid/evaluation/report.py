@@ -24,6 +24,7 @@ from matplotlib.image import imread, imsave
 from torch import Tensor
 
 from clipvid import InputError
+from clipvid.evaluation.tables import markdown_table
 
 COLUMNS = {"object": "object top-1", "pairs": "motion pairs", "top1": "top-1"}
 QUESTIONS = {"object": "what is it?", "pairs": "or its reverse?", "top1": "the whole label"}
@@ -66,15 +67,15 @@ class Curve:
     history: list[dict[str, Any]]
 
 
-def markdown_table(rows: list[Row]) -> str:
-    """The table with 95% intervals, `0.93 (0.90-0.95)`, for a terminal or a README."""
+def render_rows(rows: list[Row]) -> str:
+    """Return the rows as a Markdown table with 95% intervals, `0.93 (0.90-0.95)`."""
     columns = _columns(rows)
-    lines = ["| | " + " | ".join(columns.values()) + " |", "|---" + "|---:" * len(columns) + "|"]
+    lines = []
     for row in rows:
-        found = [row.figures.get(key) for key in columns]
-        cells = [f"{f['value']:.2f} ({f['low']:.2f}-{f['high']:.2f})" if f else "-" for f in found]
-        lines.append(" | ".join(["| " + " ".join(row.name.split()).replace("|", "\\|"), *cells]) + " |")
-    return "\n".join(lines) + "\n"
+        figures = [row.figures.get(key) for key in columns]
+        cells = [f"{f['value']:.2f} ({f['low']:.2f}-{f['high']:.2f})" if f else "-" for f in figures]
+        lines.append([row.name, *cells])
+    return markdown_table(["", *columns.values()], lines)
 
 
 def _columns(rows: list[Row]) -> dict[str, str]:

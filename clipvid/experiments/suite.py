@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from clipvid import InputError, RunError
+from clipvid.evaluation.tables import markdown_table
 from clipvid.experiments.run import EvaluateConfig, evaluate_protocol
 from clipvid.files import write_text
 from clipvid.runs.config_files import parse_config
@@ -96,15 +97,14 @@ def table_cells(metrics: dict[str, Any]) -> dict[str, str]:
 
 
 def render_table(suite: SuiteConfig, cells: dict[tuple[str, str], dict[str, str]]) -> str:
-    """Markdown: a table for each protocol, a line for each model; `-` for what was not measured."""
+    """Return a Markdown table for each protocol with a line for each model; `-` for a missing figure."""
     blocks = []
     for protocol in suite.protocols:
         lines = {model: cells.get((protocol, model), {}) for model in suite.models}
         columns = list(dict.fromkeys(column for line in lines.values() for column in line)) or ["top-1"]
         rows = [[model, *(line.get(column, "-") for column in columns)] for model, line in lines.items()]
-        head = [f"| {protocol} | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
-        blocks.append("\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows)]))
-    return "\n\n".join(blocks) + "\n"
+        blocks.append(markdown_table([protocol, *columns], rows))
+    return "\n".join(blocks)
 
 
 def _share(figure: dict[str, Any]) -> str:
