@@ -4,7 +4,22 @@ Importing the package registers its models with the Auto classes of transformers
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what __getattr__ returns, for type checkers and editors
+    from clipvid import convert as convert
+    from clipvid.adapters import ADAPTERS as ADAPTERS
+    from clipvid.hub import from_pretrained as from_pretrained
+    from clipvid.hub import push_to_hub as push_to_hub
+    from clipvid.inference.auto_classes import ClipVidConfig as ClipVidConfig
+    from clipvid.inference.auto_classes import ClipVidForVideoClassification as ClipVidForVideoClassification
+    from clipvid.inference.auto_classes import ClipVidVideoProcessor as ClipVidVideoProcessor
+    from clipvid.inference.bank import AdapterBank as AdapterBank
+    from clipvid.inference.predictor import Predictor as Predictor
+    from clipvid.model import ModelConfig as ModelConfig
+    from clipvid.model import VideoCLIP as VideoCLIP
+    from clipvid.model import VideoCLIPOutput as VideoCLIPOutput
+    from clipvid.model.factory import create_model as create_model
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -51,4 +66,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-import_module("clipvid.inference.auto_classes")  # makes saved models known to transformers
+# By name: the packages below `clipvid` import its errors, and import-linter follows import statements.
+import_module("clipvid.inference.registration").register_with_transformers()

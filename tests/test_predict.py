@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoP
 import clipvid
 from clipvid import commands
 from clipvid.commands.predict import find_videos, separate
-from clipvid.data.config import DataConfig, eval_loader
+from clipvid.data.config import DataConfig
 from clipvid.data.manifest import load_manifest
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.reader import VideoError, open_video
+from clipvid.data.splits import eval_loader
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.evaluation.loop import predict
 from clipvid.hub.loading import from_pretrained

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from clipvid.adapters.base import BlockInfo
 from clipvid.adapters.sifa import SIFA, SIFAConfig
-from clipvid.data.config import DataConfig, eval_loader, load_split
+from clipvid.data.config import DataConfig
+from clipvid.data.splits import eval_loader, load_split
 from clipvid.data.synthetic.world import WorldConfig
 from clipvid.model.factory import create_model
 

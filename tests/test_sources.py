@@ -18,12 +18,13 @@ from test_loader import grey_video, levels
 
 from clipvid.data import manifest as manifest_module
 from clipvid.data.batches import EvalBatches
-from clipvid.data.config import DataConfig, load_split
+from clipvid.data.config import DataConfig
 from clipvid.data.lists import tables
 from clipvid.data.lists.classes import read_classes
 from clipvid.data.loader import VideoDataset, build_loader
 from clipvid.data.manifest import Manifest, ManifestError, Sample, check_splits, load_manifest
 from clipvid.data.sampling import FrameSampling
+from clipvid.data.splits import load_split
 from clipvid.data.transforms import eval_transforms
 
 SHARED_LABELS = Path(os.environ.get("CLIPVID_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")) / "labels"

@@ -14,7 +14,7 @@ from processes import all_end_well, finetune, finetune_together
 from safetensors.torch import load_file
 from test_checkpoint import write_format_1
 
-from clipvid.data.config import load_split
+from clipvid.data.splits import load_split
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.runs.config_files import parse_config
 from clipvid.runs.preemption import EXIT_CODE

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import clipvid
 from clipvid.commands import finetune as command
-from clipvid.data.config import load_split
+from clipvid.data.splits import load_split
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.runs.config_files import parse_config
 from clipvid.training.build import build_accelerator, build_finetune_model

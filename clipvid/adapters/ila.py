@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from clipvid import InputError
 from clipvid.adapters.base import (
@@ -121,6 +120,8 @@ class ILA(Adapter):
     shifts: Tensor
 
     def __init__(self, config: ILAConfig, block: BlockInfo):
+        from torchvision.ops import StochasticDepth
+
         super().__init__(config, block)
         width, half = block.width, config.hidden // 2
         self.message_fc = nn.Linear(width, width)

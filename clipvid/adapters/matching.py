@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from clipvid import InputError
@@ -78,6 +77,8 @@ def invert(perm: Tensor) -> Tensor:
 @torch.library.custom_op("clipvid::assign_exact", mutates_args=())
 def _assign_exact(similarity: Tensor) -> Tensor:
     """An operator of its own, because a compiled graph cannot look into scipy."""
+    from scipy.optimize import linear_sum_assignment
+
     size = similarity.shape[-1]
     matrices = similarity.cpu().double().reshape(similarity.shape[:-2].numel(), size, size).numpy()
     nan, infinite = int(np.isnan(matrices).sum()), int(np.isinf(matrices).sum())

@@ -25,8 +25,8 @@ from clipvid.benchmarks.cost import describe_machine
 from clipvid.benchmarks.ladder_costs import measured_once
 from clipvid.benchmarks.ladder_report import draw_ladder, render_ladder
 from clipvid.benchmarks.seed_statistics import Prediction, Results, measures_of, same_answers
-from clipvid.data.config import load_split
 from clipvid.data.manifest import Manifest
+from clipvid.data.splits import load_split
 from clipvid.experiments.parallel import Ended, evaluate_side_by_side
 from clipvid.experiments.protocols import Holdout, LeaveOneGroupOut, build_protocol
 from clipvid.experiments.run import EvaluateConfig, Recipe

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.markdown import Markdown
 
-from clipvid.data.config import load_split
 from clipvid.data.loader import FrameOrder
+from clipvid.data.splits import load_split
 from clipvid.evaluation.report import Row, render_rows
 from clipvid.experiments.demo import DemoConfig, _clips, _finetune, _measure, _write
 from clipvid.runs.config_files import parse_config

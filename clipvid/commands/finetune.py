@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipvid.data.config import load_split
 from clipvid.data.manifest import check_splits
+from clipvid.data.splits import load_split
 from clipvid.evaluation.summary import describe
 from clipvid.experiments.cross_validation import finetune_protocol
 from clipvid.runs.config_files import claim_output, parse_config

@@ -1,37 +1,17 @@
-"""The `data` part of a run's config, and the manifests and loaders that it becomes."""
+"""The `data` part of a run's config.
+
+Command lines import this module to print their help, so it imports no library that is slow to load. It has no
+`TYPE_CHECKING` block either: jsonargparse runs those of modules whose classes it parses.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
-from accelerate import Accelerator
-from torch.utils.data import DataLoader
-
-from clipvid.data.broken import BadVideos
-from clipvid.data.lists.classes import mirror_map
-from clipvid.data.loader import EvalBatches, FrameOrder, VideoDataset, build_loader
-from clipvid.data.manifest import ClassInfo, Manifest, load_manifest
 from clipvid.data.preprocessing import Preprocessing
-from clipvid.data.sampling import FrameSampling
-from clipvid.data.synthetic.world import WorldConfig, build_world
-from clipvid.data.transforms import eval_transforms, train_transform
+from clipvid.data.synthetic.world import WorldConfig
 from clipvid.registry import Choice
-
-BAD_VIDEOS = "bad_videos.jsonl"
-
-
-class ClipShape(Protocol):
-    """Frames per clip and side of a frame in pixels, as a model has them."""
-
-    @property
-    def num_frames(self) -> int: ...
-
-    @property
-    def image_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -96,72 +76,3 @@ class DataConfig:
     def preprocessing(self) -> Preprocessing:
         """How clips are taken for evaluation."""
         return Preprocessing(self.sampling, self.stride, self.resize)
-
-
-def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
-    """The manifest of one split; builds the synthetic world first where the config asks for one."""
-    if config.world is not None:
-        build_world(config.world, config.root)
-    source: Choice = getattr(config, split)
-    classes: str | tuple[ClassInfo, ...] | None = config.classes
-    if classes is None and split != "train":
-        with contextlib.suppress(FileNotFoundError):  # evaluation alone needs no training set
-            outside = config.allow_outside_root
-            train = load_manifest(config.root, config.train, None, allow_outside_root=outside, check_files=False)
-            classes = train.classes
-    return load_manifest(
-        config.root,
-        source,
-        classes,
-        config.group_pattern,
-        allow_outside_root=config.allow_outside_root,
-        check_files=config.check_files,
-    )
-
-
-def train_dataset(data: DataConfig, shape: ClipShape, manifest: Manifest, seed: int) -> VideoDataset:
-    """Training clips, varied as the config says."""
-    options = dataclasses.asdict(data.augment)
-    flip, exchanged = options.pop("flip"), options.pop("label_map_flip")
-    return VideoDataset(
-        manifest,
-        _sampling(data, shape.num_frames),
-        train_transform(shape.image_size, **options),
-        seed=seed,
-        training=True,
-        mirror=mirror_map(manifest.class_names, exchanged) if flip else None,
-    )
-
-
-def eval_loader(
-    data: DataConfig,
-    shape: ClipShape,
-    manifest: Manifest,
-    accelerator: Accelerator,
-    batch_size: int,
-    frame_order: FrameOrder = "forward",
-    output_dir: Path | None = None,
-) -> DataLoader:
-    """Every video of the manifest once over all processes, `test_clips x test_crops` views each.
-
-    Unreadable ones are said, and written to `output_dir`/bad_videos.jsonl where there is one.
-    """
-    dataset = VideoDataset(
-        manifest,
-        _sampling(data, shape.num_frames),
-        eval_transforms(shape.image_size, data.resize, data.test_crops),
-        seed=0,
-        training=False,
-        clips=data.test_clips,
-        crops=data.test_crops,
-        frame_order=frame_order,
-    )
-    batches = EvalBatches(
-        len(manifest), batch_size, rank=accelerator.process_index, world_size=accelerator.num_processes
-    )
-    bad = BadVideos("val", len(manifest), file=None if output_dir is None else output_dir / BAD_VIDEOS)
-    return build_loader(dataset, batches, data.num_workers, bad)
-
-
-def _sampling(data: DataConfig, num_frames: int) -> FrameSampling:
-    return FrameSampling(data.sampling, num_frames, data.stride)

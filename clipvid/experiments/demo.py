@@ -15,12 +15,13 @@ import torch
 from accelerate import Accelerator
 
 from clipvid import RunError
-from clipvid.data.config import eval_loader
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import Manifest
+from clipvid.data.splits import eval_loader
 from clipvid.evaluation.loop import Predictions
 from clipvid.evaluation.report import ClipStrip, Curve, Row, save_strips, write_report
 from clipvid.evaluation.summary import evaluate
+from clipvid.experiments.config import DemoConfig
 from clipvid.files import write_json
 from clipvid.hub.loading import load_model
 from clipvid.runs.config_files import parse_config
@@ -33,15 +34,6 @@ INTRODUCTION = (
     "Mean pooling fine-tunes the whole image tower; ILA trains adapters between its frozen layers. The table says who "
     "can tell a motion from its reverse."
 )
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """The demo's runs: an adapter and, as the baseline, mean pooling, each by its fine-tuning config."""
-
-    adapter: str = "configs/demo.yaml"
-    baseline: str = "configs/demo_mean_pooling.yaml"
-    output_dir: str = "outputs/demo"
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from clipvid import InputError
 from clipvid.adapters import resolve_adapters
-from clipvid.data.config import DataConfig, eval_loader, load_split
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import check_splits
-from clipvid.evaluation.loop import Average, Journal, ViewScores, predict_views
+from clipvid.data.splits import eval_loader, load_split
+from clipvid.evaluation.loop import Journal, ViewScores, predict_views
 from clipvid.evaluation.report import ClipStrip
 from clipvid.evaluation.report_page import best_answers, hardest, write_evaluation_report
 from clipvid.evaluation.results import (
@@ -34,89 +32,19 @@ from clipvid.evaluation.weight_space import (
     set_descriptions,
     zero_shot_model,
 )
+from clipvid.experiments.config import ALL_CONTROLS as ALL_CONTROLS
+from clipvid.experiments.config import Control as Control
+from clipvid.experiments.config import EvaluateConfig
+from clipvid.experiments.config import Recipe as Recipe
 from clipvid.experiments.protocols import Part, build_protocol
 from clipvid.files import write_json
 from clipvid.hub.folder import find_folder, read_record
 from clipvid.hub.loading import load_model
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
-from clipvid.registry import Choice
+from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import claim_output, config_record
 from clipvid.runs.record import recorded
-from clipvid.training.config import FinetuneConfig, TrainingConfig
+from clipvid.training.config import FinetuneConfig
 from clipvid.training.finetune import finetune
-from clipvid.training.optim import OptimConfig
-
-Control = Literal["reversed", "shuffled", "single", "bag"]
-ALL_CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "single", "bag")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the protocol trains a model on its own training videos; see `clipvid.training.config.FinetuneConfig`."""
-
-    seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """A model under a protocol.
-
-    name: what the model is called in reports; null for `model`, or the adapter of the recipe.
-    model: a model folder, a repository on the Hub, or the name of a plain CLIP (`tiny`, `ViT-B-16` with `pretrained`).
-    num_frames: of a plain CLIP.
-    recipe: train under the protocol, in place of `model`.
-    templates: for the class names: a set of `prompts.TEMPLATES`, a text file, or a list; null keeps those of a
-        saved model (`single` for a plain CLIP and for a recipe).
-    descriptions: JSON file, class name -> description or descriptions, which take the places of the names.
-    protocol: `holdout`, `leave_one_group_out`, `few_shot` or `base_to_novel`, or a mapping with options
-        (`clipvid.experiments.protocols`); null for `data.protocol`.
-    average: what is averaged over the views of a video.
-    controls: orders of frames to measure the model on besides: `reversed`, `shuffled`, `single` (the first, repeated),
-        `bag` (each frame alone).
-    zero_shot: measure the plain CLIP that the model stands on, too.
-    alpha: the model is the weight-space ensemble `(1 - alpha) * zero-shot + alpha * fine-tuned`.
-    sweep: further alphas to measure, for the curve.
-    hardest_clips: how many the report shows.
-    torch_compile: compile the blocks of the image tower with their adapters; the last digits are others then.
-    """
-
-    name: str | None = None
-    model: str = "tiny"
-    pretrained: str | None = None
-    num_frames: int = 8
-    recipe: Recipe | None = None
-    templates: str | list[str] | None = None
-    descriptions: str | None = None
-    data: DataConfig = field(default_factory=DataConfig)
-    protocol: Choice | None = None
-    average: Average = "probabilities"
-    controls: list[Control] = field(default_factory=lambda: list(ALL_CONTROLS))
-    zero_shot: bool = True
-    alpha: float = 1.0
-    sweep: list[float] = field(default_factory=list)
-    hardest_clips: int = 8
-    batch_size: int = 16
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    torch_compile: bool = False
-    output_dir: str = "outputs/evaluate"
-
-    def __post_init__(self) -> None:
-        outside = [alpha for alpha in (self.alpha, *self.sweep) if not 0 <= alpha <= 1]
-        if outside:
-            raise InputError(f"alpha or sweep: {outside} lie outside of 0 (zero-shot) to 1 (fine-tuned)")
-        if self.recipe is not None and self.recipe.training.mixed_precision != self.mixed_precision:
-            raise InputError(
-                f"mixed_precision={self.mixed_precision} and recipe.training.mixed_precision="
-                f"{self.recipe.training.mixed_precision}: training and evaluation share it, let them be the same"
-            )
-        if self.recipe is not None and self.recipe.training.load_best_model_at_end:
-            raise InputError(
-                "recipe.training.load_best_model_at_end would choose the weights on the very videos that are asked "
-                "about; leave it off"
-            )
 
 
 def title_of(config: EvaluateConfig) -> str:

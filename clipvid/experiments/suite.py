@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,10 @@ from accelerate import Accelerator
 
 from clipvid import InputError, RunError
 from clipvid.evaluation.tables import markdown_table
-from clipvid.experiments.run import EvaluateConfig, evaluate_protocol
+from clipvid.experiments.config import EvaluateConfig, SuiteConfig
+from clipvid.experiments.run import evaluate_protocol
 from clipvid.files import write_text
 from clipvid.runs.config_files import parse_config
-
-
-@dataclass(frozen=True)
-class SuiteConfig:
-    """Every model is measured under every protocol.
-
-    models, protocols: name -> YAML with options of `clipvid evaluate`; those of the model win. `name` and `output_dir`
-        are the suite's.
-    output_dir: gets `table.md`, and a folder with the whole evaluation for each protocol and model.
-    """
-
-    models: dict[str, str]
-    protocols: dict[str, str]
-    output_dir: str = "outputs/suite"
 
 
 def run_suite(args: list[str]) -> None:

@@ -1,13 +1,12 @@
 """The faces that a model folder shows to transformers: config, model and video processor, known to its Auto classes.
 
-`import clipvid` registers them; `pipeline("video-classification", model=DIR)` then works. The files are read by
-clipvid itself, as strictly as ever.
+Importing this module registers them; `clipvid.inference.registration` imports it. The files are read by clipvid itself.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import numpy as np
@@ -22,12 +21,9 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from clipvid import InputError
-from clipvid.data.preprocessing import Preprocessing
-from clipvid.data.reader import open_video
-from clipvid.hub.loading import from_pretrained
-from clipvid.inference.predictor import ClipReader
-from clipvid.model.saving import FORMAT_VERSION
-from clipvid.model.video_clip import VideoCLIP
+
+if TYPE_CHECKING:  # transformers imports this module, perhaps before those of clipvid that import transformers
+    from clipvid.model.video_clip import VideoCLIP
 
 _PASSED_BY_TRANSFORMERS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
 
@@ -37,7 +33,7 @@ class ClipVidConfig(PreTrainedConfig):
 
     model_type = "clipvid"
 
-    format_version: int = FORMAT_VERSION
+    format_version: int | None = None
     backbone: dict[str, Any] | None = None
     model: dict[str, Any] | None = None
     num_classes: int | None = None
@@ -85,6 +81,8 @@ class ClipVidForVideoClassification(PreTrainedModel):
         Raises:
             ValueError: an option of transformers that has no effect here, such as `device_map` or `token`.
         """
+        from clipvid.hub.loading import from_pretrained
+
         unknown = {key for key, value in others.items() if value and key not in _PASSED_BY_TRANSFORMERS}
         if unknown:
             raise InputError(
@@ -150,6 +148,10 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
         return self.preprocess(video_url_or_urls)["pixel_values_videos"]
 
     def _read(self, source: Any, num_frames: int | None) -> Tensor:
+        from clipvid.data.preprocessing import Preprocessing
+        from clipvid.data.reader import open_video
+        from clipvid.inference.predictor import ClipReader
+
         record = {"sampling": self.sampling, "resize": self.resizing}
         preprocessing = Preprocessing.from_record(record, "video_preprocessor_config.json")
         reader = ClipReader.create(num_frames or self.num_frames, self.image_size, preprocessing)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import QuickGELUActivation
 
 
 class SelfAttention(nn.Module):
@@ -75,6 +74,8 @@ def fuse_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def feed_forward(width: int) -> nn.Sequential:
     """Two linears, four times as wide between, with QuickGELU."""
+    from transformers.activations import QuickGELUActivation
+
     return nn.Sequential(nn.Linear(width, 4 * width), QuickGELUActivation(), nn.Linear(4 * width, width))
 
 

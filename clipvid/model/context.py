@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from clipvid import InputError
-from clipvid.backbone import TextTower
+
+if TYPE_CHECKING:
+    from clipvid.backbone import TextTower
 
 _PLACEHOLDER = "X"  # one token wherever it stands
 

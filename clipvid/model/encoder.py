@@ -6,7 +6,7 @@ Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width, E embedd
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipvid.adapters import Adapter
-from clipvid.backbone import Backbone, Block, TimmBlock
 from clipvid.layers.norm import hold_statistics
+
+if TYPE_CHECKING:
+    from clipvid.backbone import Backbone, Block, TimmBlock
 
 Traces = dict[str, dict[str, Tensor]]
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from clipvid import InputError
-from clipvid.backbone import TextTower
 from clipvid.layers.attention import MaskedAttention, SelfAttention
+
+if TYPE_CHECKING:
+    from clipvid.backbone import TextTower
 
 # Names of linears in the blocks of open_clip and of timm.
 _LINEARS = {
@@ -62,6 +61,9 @@ def add_lora(model: nn.Module, text: TextTower, config: LoraConfig) -> None:
     Raises:
         ValueError: a tower without such linears.
     """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
     if "text" in config.towers:
         for block in text.transformer.transformer.resblocks:
             if isinstance(block.attn, nn.MultiheadAttention):
@@ -90,6 +92,8 @@ def add_lora(model: nn.Module, text: TextTower, config: LoraConfig) -> None:
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The matrices A and B of every LoRA layer."""
+    from peft.tuners.lora import LoraLayer
+
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     return [value for layer in layers for part in (layer.lora_A, layer.lora_B) for value in part.parameters()]
 
@@ -97,6 +101,8 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
 @torch.no_grad()
 def merge_lora(model: nn.Module, text: TextTower) -> None:
     """Every LoRA layer becomes one linear with the update in its weight, which is a new tensor."""
+    from peft.tuners.lora import LoraLayer
+
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             linear: Any = layer.get_base_layer()

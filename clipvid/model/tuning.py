@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from clipvid import InputError
-from clipvid.backbone import Backbone
 from clipvid.model.context import ContextConfig
 from clipvid.model.lora import LoraConfig, lora_parameters
 from clipvid.registry import Choice, Registry, config_to_choice
+
+if TYPE_CHECKING:
+    from clipvid.backbone import Backbone
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,14 @@ import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from clipvid import InputError, RunError
 from clipvid.adapters import AdapterConfig
-from clipvid.backbone import Backbone, TextTower
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.model.config import ModelConfig as ModelConfig
 from clipvid.model.context import ContextTokens
@@ -30,6 +28,9 @@ from clipvid.model.pooling import Pooling
 from clipvid.model.prompts import TEMPLATES, class_prompts, resolve_templates
 from clipvid.model.saving import save_model
 from clipvid.model.tuning import set_trainable
+
+if TYPE_CHECKING:
+    from clipvid.backbone import Backbone, TextTower
 
 
 class VideoCLIPOutput(NamedTuple):
@@ -218,6 +219,8 @@ class VideoCLIP(nn.Module):
         """What `lora/adapter_model.safetensors` holds, under peft's names; empty without LoRA."""
         if not hasattr(self, "peft_config"):
             return {}
+        from peft import get_peft_model_state_dict
+
         return {f"base_model.model.{name}": value for name, value in get_peft_model_state_dict(self).items()}
 
     def merge_lora(self) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
+
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
@@ -62,6 +63,9 @@ class Preemption:
         With several processes the answer is that of the last call, unless it is wanted `now`: each call collects what
         the one before asked, over a channel of its own on the CPU, so that no device and no slow peer is waited for.
         """
+        import torch
+        import torch.distributed as dist
+
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return self.signalled
         if self._group is None:

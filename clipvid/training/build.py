@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from clipvid import InputError
 from clipvid.data.broken import BadVideos
-from clipvid.data.config import BAD_VIDEOS, train_dataset
 from clipvid.data.loader import TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import Manifest
+from clipvid.data.splits import BAD_VIDEOS, train_dataset
 from clipvid.distributed import follow_launch_file
 from clipvid.hub.loading import start_from
 from clipvid.model.factory import build_model

@@ -7,11 +7,14 @@ from typing import Literal
 
 from clipvid import InputError
 from clipvid.data.config import DataConfig
-from clipvid.model.video_clip import ModelConfig
+from clipvid.data.synthetic.world import WorldConfig
+from clipvid.model.config import ModelConfig
+from clipvid.registry import Choice
 from clipvid.runs.config_files import claim_output as claim_output
 from clipvid.runs.config_files import config_record as config_record
 from clipvid.runs.config_files import parse_config as parse_config
 from clipvid.training.optim import OptimConfig
+from clipvid.training.pretext_tasks import resolve_terms
 from clipvid.training.state import LoopSettings
 
 
@@ -85,3 +88,58 @@ class FinetuneConfig(VideoRunConfig):
 
     output_dir: str = "outputs/finetune"
     hub: HubConfig = field(default_factory=HubConfig)
+
+
+@dataclass(frozen=True)
+class Videos:
+    """A list of videos elsewhere; see `clipvid.videos.DataConfig`."""
+
+    root: str
+    videos: Choice
+    classes: str | None = None
+
+
+@dataclass(frozen=True)
+class PretrainConfig(VideoRunConfig):
+    """Training of adapters on video without labels, CLIP frozen.
+
+    data: `train` is learnt from, its labels ignored; on `val` the zero-shot accuracy is followed.
+    also: further lists to learn from.
+    objectives: any of `masked`, `order`, `distillation`, by name or with options (`{"name": "order", "weight": 0.5}`);
+        see `clipvid.pretext`.
+    """
+
+    output_dir: str = "outputs/pretrain"
+    also: list[Videos] = field(default_factory=list)
+    objectives: list[Choice] = field(default_factory=lambda: ["masked", "order", "distillation"])
+
+    def __post_init__(self) -> None:
+        resolve_terms(self.objectives)
+        idle = [name for name in ("mixup", "cutmix", "label_smoothing") if getattr(self.training, name)]
+        if idle:
+            raise InputError(f"training.{idle[0]} is about labels, and here there are none: leave it out")
+
+
+@dataclass(frozen=True)
+class StillsConfig:
+    """Captioned stills: how many to train on, how many to measure on."""
+
+    world: WorldConfig = field(default_factory=WorldConfig)
+    train: int = 20000
+    val: int = 1000
+
+
+@dataclass(frozen=True)
+class PretrainClipConfig:
+    """Contrastive image-text training on captioned stills of the synthetic world.
+
+    export_dir: where the finished CLIP goes, in half precision, as a folder for `local-dir:`.
+    """
+
+    output_dir: str = "outputs/pretrain"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stills: StillsConfig = field(default_factory=StillsConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    export_dir: str | None = None

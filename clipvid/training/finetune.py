@@ -9,8 +9,8 @@ from accelerate import Accelerator
 
 from clipvid import InputError
 from clipvid.backbone.state_dicts import load_strictly
-from clipvid.data.config import eval_loader
 from clipvid.data.manifest import Manifest
+from clipvid.data.splits import eval_loader
 from clipvid.distributed import is_sharded
 from clipvid.evaluation.summary import describe, evaluate
 from clipvid.hub.push import check_login, check_repo_id, push_to_hub

@@ -8,7 +8,6 @@ from fnmatch import fnmatch
 
 import torch
 from torch import nn
-from transformers import get_scheduler
 
 from clipvid import InputError
 from clipvid.model.video_clip import VideoCLIP
@@ -148,6 +147,8 @@ def build_scheduler(
     optimizer: torch.optim.Optimizer, config: OptimConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Warm-up and decay over `num_steps` optimiser steps."""
+    from transformers import get_scheduler
+
     warmup = round(config.warmup_ratio * num_steps)
     return get_scheduler(config.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,49 +11,18 @@ from accelerate import Accelerator
 
 from clipvid import InputError
 from clipvid.backbone.state_dicts import load_strictly
-from clipvid.data.config import eval_loader, load_split
 from clipvid.data.manifest import ClassInfo, Manifest, check_splits, load_manifest
+from clipvid.data.splits import eval_loader, load_split
 from clipvid.evaluation.summary import describe, evaluate
 from clipvid.evaluation.weight_space import zero_shot_model
-from clipvid.registry import Choice
 from clipvid.runs.config_files import claim_output
 from clipvid.training.build import build_trainer
-from clipvid.training.config import VideoRunConfig
+from clipvid.training.config import PretrainConfig
 from clipvid.training.pretext_tasks import resolve_terms
 from clipvid.training.self_supervised import Student, WithoutLabels
 from clipvid.training.session import fresh_model, input_hashes, session, taken_up, write_run
 
 UNLABELLED = (ClassInfo(0, "unlabelled"),)
-
-
-@dataclass(frozen=True)
-class Videos:
-    """A list of videos elsewhere; see `clipvid.videos.DataConfig`."""
-
-    root: str
-    videos: Choice
-    classes: str | None = None
-
-
-@dataclass(frozen=True)
-class PretrainConfig(VideoRunConfig):
-    """Training of adapters on video without labels, CLIP frozen.
-
-    data: `train` is learnt from, its labels ignored; on `val` the zero-shot accuracy is followed.
-    also: further lists to learn from.
-    objectives: any of `masked`, `order`, `distillation`, by name or with options (`{"name": "order", "weight": 0.5}`);
-        see `clipvid.pretext`.
-    """
-
-    output_dir: str = "outputs/pretrain"
-    also: list[Videos] = field(default_factory=list)
-    objectives: list[Choice] = field(default_factory=lambda: ["masked", "order", "distillation"])
-
-    def __post_init__(self) -> None:
-        resolve_terms(self.objectives)
-        idle = [name for name in ("mixup", "cutmix", "label_smoothing") if getattr(self.training, name)]
-        if idle:
-            raise InputError(f"training.{idle[0]} is about labels, and here there are none: leave it out")
 
 
 def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,11 @@ from clipvid.data.loader import TrainBatches, build_loader
 from clipvid.data.synthetic.stills import StillsDataset
 from clipvid.data.synthetic.world import WorldConfig
 from clipvid.evaluation.metrics import proportion
-from clipvid.model.video_clip import ModelConfig, VideoCLIP
-from clipvid.training.config import TrainingConfig
+from clipvid.model.video_clip import VideoCLIP
+from clipvid.training.config import PretrainClipConfig
 from clipvid.training.objectives import ImageTextContrast
-from clipvid.training.optim import OptimConfig, build_optimizer, build_scheduler
+from clipvid.training.optim import build_optimizer, build_scheduler
 from clipvid.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class StillsConfig:
-    """Captioned stills: how many to train on, how many to measure on."""
-
-    world: WorldConfig = field(default_factory=WorldConfig)
-    train: int = 20000
-    val: int = 1000
-
-
-@dataclass(frozen=True)
-class PretrainClipConfig:
-    """Contrastive image-text training on captioned stills of the synthetic world.
-
-    export_dir: where the finished CLIP goes, in half precision, as a folder for `local-dir:`.
-    """
-
-    output_dir: str = "outputs/pretrain"
-    seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
-    stills: StillsConfig = field(default_factory=StillsConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    export_dir: str | None = None
 
 
 def build_clip_trainer(

@@ -18,9 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
-import av
 import numpy as np
-from rich.progress import track
 
 from clipvid import InputError
 from clipvid.data.synthetic.rendering import MOTIONS, SHAPES, Scene, draw_frames, draw_scene
@@ -200,6 +198,8 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int) -> N
     frames decode to the reversed video, bit for bit. The file is written aside and renamed, so that `path`
     never holds half a video. Raises ValueError for frames of another shape or type.
     """
+    import av
+
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise InputError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
     height, width = frames.shape[1:3]
@@ -227,6 +227,8 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int) -> N
 
 def _holds_video(path: Path, config: WorldConfig) -> bool:
     """True when `path` opens as a video of the right size; a cut mp4 has lost its index and does not open."""
+    import av
+
     if not path.exists():
         return False
     try:
@@ -282,6 +284,8 @@ def build_world(config: WorldConfig, root: str | os.PathLike[str], progress: boo
     Whole files are kept: a build that was cut off continues, a second one writes no video again.
     Raises FileExistsError when `root` holds a world with another config.
     """
+    from rich.progress import track
+
     root = Path(root)
     _claim(config, root)
     for leftover in root.glob("*/*/.*.mp4.*.tmp"):

@@ -1,0 +1,108 @@
+"""Typed configs of evaluations, suites and the demo. Command lines import them to print their help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clipvid import InputError
+from clipvid.data.config import DataConfig
+from clipvid.model.config import ModelConfig
+from clipvid.registry import Choice
+from clipvid.training.config import TrainingConfig
+from clipvid.training.optim import OptimConfig
+
+Control = Literal["reversed", "shuffled", "single", "bag"]
+ALL_CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "single", "bag")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the protocol trains a model on its own training videos; see `clipvid.training.config.FinetuneConfig`."""
+
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """A model under a protocol.
+
+    name: what the model is called in reports; null for `model`, or the adapter of the recipe.
+    model: a model folder, a repository on the Hub, or the name of a plain CLIP (`tiny`, `ViT-B-16` with `pretrained`).
+    num_frames: of a plain CLIP.
+    recipe: train under the protocol, in place of `model`.
+    templates: for the class names: a set of `prompts.TEMPLATES`, a text file, or a list; null keeps those of a
+        saved model (`single` for a plain CLIP and for a recipe).
+    descriptions: JSON file, class name -> description or descriptions, which take the places of the names.
+    protocol: `holdout`, `leave_one_group_out`, `few_shot` or `base_to_novel`, or a mapping with options
+        (`clipvid.experiments.protocols`); null for `data.protocol`.
+    average: what is averaged over the views of a video.
+    controls: orders of frames to measure the model on besides: `reversed`, `shuffled`, `single` (the first, repeated),
+        `bag` (each frame alone).
+    zero_shot: measure the plain CLIP that the model stands on, too.
+    alpha: the model is the weight-space ensemble `(1 - alpha) * zero-shot + alpha * fine-tuned`.
+    sweep: further alphas to measure, for the curve.
+    hardest_clips: how many the report shows.
+    torch_compile: compile the blocks of the image tower with their adapters; the last digits are others then.
+    """
+
+    name: str | None = None
+    model: str = "tiny"
+    pretrained: str | None = None
+    num_frames: int = 8
+    recipe: Recipe | None = None
+    templates: str | list[str] | None = None
+    descriptions: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    protocol: Choice | None = None
+    average: Literal["probabilities", "logits"] = "probabilities"
+    controls: list[Control] = field(default_factory=lambda: list(ALL_CONTROLS))
+    zero_shot: bool = True
+    alpha: float = 1.0
+    sweep: list[float] = field(default_factory=list)
+    hardest_clips: int = 8
+    batch_size: int = 16
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    torch_compile: bool = False
+    output_dir: str = "outputs/evaluate"
+
+    def __post_init__(self) -> None:
+        outside = [alpha for alpha in (self.alpha, *self.sweep) if not 0 <= alpha <= 1]
+        if outside:
+            raise InputError(f"alpha or sweep: {outside} lie outside of 0 (zero-shot) to 1 (fine-tuned)")
+        if self.recipe is not None and self.recipe.training.mixed_precision != self.mixed_precision:
+            raise InputError(
+                f"mixed_precision={self.mixed_precision} and recipe.training.mixed_precision="
+                f"{self.recipe.training.mixed_precision}: training and evaluation share it, let them be the same"
+            )
+        if self.recipe is not None and self.recipe.training.load_best_model_at_end:
+            raise InputError(
+                "recipe.training.load_best_model_at_end would choose the weights on the very videos that are asked "
+                "about; leave it off"
+            )
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """Every model is measured under every protocol.
+
+    models, protocols: name -> YAML with options of `clipvid evaluate`; those of the model win. `name` and `output_dir`
+        are the suite's.
+    output_dir: gets `table.md`, and a folder with the whole evaluation for each protocol and model.
+    """
+
+    models: dict[str, str]
+    protocols: dict[str, str]
+    output_dir: str = "outputs/suite"
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The demo's runs: an adapter and, as the baseline, mean pooling, each by its fine-tuning config."""
+
+    adapter: str = "configs/demo.yaml"
+    baseline: str = "configs/demo_mean_pooling.yaml"
+    output_dir: str = "outputs/demo"
