@@ -5,26 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 
 from clipvid import InputError
-from clipvid.convert import from_ila
-from clipvid.hub.card import write_card
-from clipvid.hub.folder import read_tensors
 
-CONVERTERS = {"ila": from_ila}
+METHODS = ("ila",)
 
 
 def main(args: list[str] | None = None) -> None:
-    """The verb."""
+    """Run the verb."""
     parser = ArgumentParser(prog="clipvid convert", description="Convert a checkpoint of a paper's authors.")
-    parser.add_argument("method", choices=list(CONVERTERS), help="whose checkpoint it is")
+    parser.add_argument("method", choices=METHODS, help="whose checkpoint it is")
     parser.add_argument("--checkpoint", type=Path, required=True, help=".pth or .safetensors as released")
     parser.add_argument("--num_frames", type=int, required=True, help="frames per clip that it was trained with")
     parser.add_argument("--output_dir", type=Path, required=True, help="the model folder to write")
     options = parser.parse_args(args)
-    model = CONVERTERS[options.method](read_checkpoint(options.checkpoint), options.num_frames)
+
+    from clipvid.convert import from_ila
+    from clipvid.hub.card import write_card
+
+    converters = {"ila": from_ila}
+    model = converters[options.method](read_checkpoint(options.checkpoint), options.num_frames)
     model.save_pretrained(options.output_dir)
     write_card(options.output_dir)
     print(f"{options.method} with {model.num_frames} frames of {model.image_size} px -> {options.output_dir}")
@@ -37,6 +38,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: a file that is no checkpoint, or one that holds more than tensors and plain values.
     """
+    import torch
+
+    from clipvid.hub.folder import read_tensors
+
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":

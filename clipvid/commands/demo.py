@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from accelerate import Accelerator
-from rich.console import Console
-from rich.markdown import Markdown
-
-from clipvid.data.loader import FrameOrder
-from clipvid.data.splits import load_split
-from clipvid.evaluation.report import Row, render_rows
-from clipvid.experiments.demo import DemoConfig, _clips, _finetune, _measure, _write
+from clipvid.experiments.config import DemoConfig
 from clipvid.runs.config_files import parse_config
 from clipvid.training.config import FinetuneConfig
 
 
 def main(args: list[str] | None = None) -> None:
-    """The verb."""
+    """Run the verb."""
     demo = parse_config(DemoConfig, args, "clipvid demo")
+
+    from accelerate import Accelerator
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from clipvid.data.loader import FrameOrder
+    from clipvid.data.splits import load_split
+    from clipvid.evaluation.report import Row, render_rows
+    from clipvid.experiments.demo import _clips, _finetune, _measure, _write
+
     started = time.monotonic()
     output = Path(demo.output_dir)
     adapter = parse_config(FinetuneConfig, ["--config", demo.adapter], "clipvid demo")

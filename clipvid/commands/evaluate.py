@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import sys
 
-from accelerate import Accelerator
-
-from clipvid.evaluation.summary import describe
-from clipvid.experiments.run import EvaluateConfig, evaluate_protocol
-from clipvid.experiments.suite import run_suite
+from clipvid.experiments.config import EvaluateConfig
 from clipvid.runs.config_files import parse_config
 
 
 def main(args: list[str] | None = None) -> None:
-    """The verb."""
+    """Run the verb."""
     args = sys.argv[1:] if args is None else args
     if any(arg.split("=")[0] == "--suite" for arg in args):
+        from clipvid.experiments.suite import run_suite
+
         run_suite(args)
         return
     config = parse_config(EvaluateConfig, args, "clipvid evaluate")
+
+    from accelerate import Accelerator
+
+    from clipvid.evaluation.summary import describe
+    from clipvid.experiments.run import evaluate_protocol
+
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     metrics = evaluate_protocol(config, accelerator)
     for name, figures in metrics["groups"].items():

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipvid.data.manifest import check_splits
-from clipvid.data.splits import load_split
-from clipvid.evaluation.summary import describe
-from clipvid.experiments.cross_validation import finetune_protocol
 from clipvid.runs.config_files import claim_output, parse_config
-from clipvid.training.build import build_accelerator
 from clipvid.training.config import FinetuneConfig
-from clipvid.training.finetune import check_hub, push_run
-from clipvid.training.session import (
-    end_trackers,
-)
 
 
 def main(args: list[str] | None = None) -> None:
-    """The verb."""
+    """Run the verb."""
     config = parse_config(FinetuneConfig, args, "clipvid finetune")
+
+    from clipvid.data.manifest import check_splits
+    from clipvid.data.splits import load_split
+    from clipvid.evaluation.summary import describe
+    from clipvid.experiments.cross_validation import finetune_protocol
+    from clipvid.training.build import build_accelerator
+    from clipvid.training.finetune import check_hub, push_run
+    from clipvid.training.session import end_trackers
+
     accelerator = build_accelerator(config.training, config.output_dir)
     output = Path(config.output_dir)
     if config.hub.push_to_hub:

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
 from jsonargparse import ArgumentParser
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from clipvid import InputError
-from clipvid.data.lists.classes import read_classes
-from clipvid.data.reader import Source, VideoError
-from clipvid.hub.loading import load_model
-from clipvid.inference.predictor import Prediction, Predictor, Timeline
+from clipvid.inference.video_names import STDIN, SUFFIXES, find_videos
 
-STDIN = "-"
-SUFFIXES = (
-    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
-)
+if TYPE_CHECKING:
+    from clipvid.data.reader import Source
+    from clipvid.inference.predictor import Prediction, Predictor
 
 
 def main(args: list[str] | None = None) -> None:
@@ -39,6 +27,14 @@ def main(args: list[str] | None = None) -> None:
         raise InputError("--labels and --labels_file exclude each other; give one")
     if options.top_k < 1:
         raise InputError(f"--top_k {options.top_k}: expected at least 1")
+
+    from accelerate import PartialState
+
+    from clipvid.data.lists.classes import read_classes
+    from clipvid.data.reader import VideoError
+    from clipvid.hub.loading import load_model
+    from clipvid.inference.predictor import Predictor
+
     if options.labels_file is not None:
         labels = [info.name for info in read_classes(options.labels_file).classes]
     model = load_model(
@@ -88,21 +84,10 @@ def separate(labels: list[str] | None, videos: list[str]) -> tuple[list[str] | N
     return (labels[:count] or None), labels[count:]
 
 
-def find_videos(words: list[str]) -> Iterator[str]:
-    """Names of videos: files as they are, all videos in folders, what patterns match, and `-`."""
-    for word in words:
-        if Path(word).is_dir():
-            files = [path for path in Path(word).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-            yield from map(str, sorted(files)) if files else [word]
-        elif word == STDIN or Path(word).exists() or not glob.has_magic(word):
-            yield word
-        else:
-            matches = sorted(glob.glob(word, recursive=True))
-            yield from find_videos(matches) if matches else [word]
-
-
 def report(name: str, predictor: Predictor, options: Any) -> None:
     """Print the predictions for one video, and write its timeline where that is asked for."""
+    from clipvid.data.reader import VideoError
+
     if Path(name).is_dir():
         raise VideoError(name, f"there is no video in this folder; looked for {', '.join(SUFFIXES)}")
     source: Source = sys.stdin.buffer.read() if name == STDIN else name
@@ -112,12 +97,20 @@ def report(name: str, predictor: Predictor, options: Any) -> None:
     else:
         print(json.dumps({"video": name, "predictions": predictions}), flush=True)
     if options.timeline:
+        from clipvid.inference.timeline import write_timeline
+
         timeline = predictor.timeline(source, options.window, options.hop)
-        write_timeline(name, timeline, predictor.model.labels, options)
+        labels = predictor.model.labels
+        written = write_timeline(options.output_dir, name, timeline, labels, options.window, options.hop, options.top_k)
+        print(", ".join(map(str, written)), file=sys.stderr)
 
 
 def show_table(name: str, predictions: list[Prediction]) -> None:
     """One video's predictions, for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table("class")
     table.add_column("score", justify="right")
     for prediction in predictions:
@@ -125,28 +118,3 @@ def show_table(name: str, predictions: list[Prediction]) -> None:
     console = Console()
     console.out(name, highlight=False)
     console.print(table)
-
-
-def write_timeline(name: str, timeline: Timeline, labels: list[str], options: Any) -> None:
-    """`<name>.json` with the scores of all classes over time, and `<name>.png` with the curves of the top ones."""
-    folder: Path = options.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = "stdin" if name == STDIN else "_".join(part for part in Path(name).parts if part not in ("/", ".", ".."))
-    record = {
-        "video": name,
-        "window": options.window,
-        "hop": options.hop,
-        "labels": labels,
-        "times": timeline.times,
-        "scores": timeline.scores.tolist(),
-    }
-    (folder / f"{stem}.json").write_text(json.dumps(record) + "\n")
-    best = timeline.scores.amax(dim=0).topk(min(options.top_k, len(labels))).indices.tolist()
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots()
-    for index in best:
-        axes.plot(timeline.times, timeline.scores[:, index], marker=".", label=labels[index])
-    axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1), title=name)
-    axes.legend(loc="upper right")
-    figure.savefig(folder / f"{stem}.png", dpi=100)
-    print(f"{folder / stem}.json, {folder / stem}.png", file=sys.stderr)

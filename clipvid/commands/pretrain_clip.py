@@ -5,23 +5,26 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-
 from clipvid import InputError
-from clipvid.backbone.state_dicts import load_strictly
-from clipvid.data.synthetic.stills import StillsDataset
-from clipvid.files import write_json
-from clipvid.model.factory import build_model
 from clipvid.runs.config_files import claim_output, config_record, parse_config
-from clipvid.runs.preemption import Preemption
-from clipvid.runs.record import recorded
-from clipvid.training.build import build_accelerator
-from clipvid.training.pretrain_clip import PretrainClipConfig, _report, build_clip_trainer, name_objects
+from clipvid.training.config import PretrainClipConfig
 
 
 def main(args: list[str] | None = None) -> None:
-    """The verb."""
+    """Run the verb."""
     config = parse_config(PretrainClipConfig, args, "clipvid pretrain-clip")
+
+    import torch
+
+    from clipvid.backbone.state_dicts import load_strictly
+    from clipvid.data.synthetic.stills import StillsDataset
+    from clipvid.files import write_json
+    from clipvid.model.factory import build_model
+    from clipvid.runs.preemption import Preemption
+    from clipvid.runs.record import recorded
+    from clipvid.training.build import build_accelerator
+    from clipvid.training.pretrain_clip import _report, build_clip_trainer, name_objects
+
     accelerator = build_accelerator(config.training, config.output_dir)
     if accelerator.is_fsdp2:
         raise InputError("pretraining knows no FSDP: the small CLIP fits on any device; use DDP")

@@ -7,12 +7,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from clipvid.hub.push import check_repo_id, files_to_push, push_to_hub
-
 
 def main(args: list[str] | None = None) -> None:
-    """The verb."""
+    """Run the verb."""
     options = build_parser().parse_args(args)
+
+    from clipvid.hub.push import push_to_hub
+
     if options.dry_run:
         show(options)
         return
@@ -38,6 +39,8 @@ def build_parser() -> ArgumentParser:
 
 def show(options: Any) -> None:
     """Print what a push would upload, and the card."""
+    from clipvid.hub.push import check_repo_id, files_to_push
+
     check_repo_id(options.repo_id)
     files = files_to_push(options.model, options.repo_id, options.overwrite_card)
     print(f"would upload to {options.repo_id}, revision {options.revision or 'main'}:")

@@ -1,0 +1,39 @@
+"""Files of a timeline: the scores of a video over time, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from clipvid.files import write_text
+from clipvid.inference.predictor import Timeline
+from clipvid.inference.video_names import STDIN
+
+
+def write_timeline(
+    folder: Path, name: str, timeline: Timeline, labels: list[str], window: float, hop: float, top_k: int
+) -> tuple[Path, Path]:
+    """Write the scores of all classes, and a picture with the curves of the `top_k` highest.
+
+    Args:
+        name: the video as it was named. The files are named after it.
+        window, hop: seconds that a point sees, and seconds between points.
+
+    Returns:
+        The JSON file and the PNG file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = "stdin" if name == STDIN else "_".join(part for part in Path(name).parts if part not in ("/", ".", ".."))
+    scores, picture = folder / f"{stem}.json", folder / f"{stem}.png"
+    record = {"video": name, "window": window, "hop": hop, "labels": labels, "times": timeline.times}
+    write_text(scores, json.dumps(record | {"scores": timeline.scores.tolist()}) + "\n")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    for index in timeline.scores.amax(dim=0).topk(min(top_k, len(labels))).indices.tolist():
+        axes.plot(timeline.times, timeline.scores[:, index], marker=".", label=labels[index])
+    axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1), title=name)
+    axes.legend(loc="upper right")
+    figure.savefig(picture, dpi=100)
+    return scores, picture

@@ -1,0 +1,26 @@
+"""Videos as people name them on a command line: files, folders, patterns and standard input."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+STDIN = "-"
+SUFFIXES = (
+    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+
+
+def find_videos(words: list[str]) -> Iterator[str]:
+    """Yield the videos that `words` name: files, all videos in folders, matches of patterns, and `-`."""
+    for word in words:
+        if Path(word).is_dir():
+            files = [path for path in Path(word).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+            yield from map(str, sorted(files)) if files else [word]
+        elif word == STDIN or Path(word).exists() or not glob.has_magic(word):
+            yield word
+        else:
+            matches = sorted(glob.glob(word, recursive=True))
+            yield from find_videos(matches) if matches else [word]
