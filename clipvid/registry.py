@@ -9,9 +9,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -19,6 +23,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from clipvid import InputError, RunError
 
 Choice: TypeAlias = str | dict[str, Any]
+PLUGINS = "CLIPVID_PLUGINS"  # environment variable: modules and files to import, for child processes
 
 
 class UnknownNameError(InputError):
@@ -79,6 +84,8 @@ class Registry(dict[str, Any]):
         if self.find(name) is None:
             known = [*self, *(point.name for point in self._entry_points())]
             message = f"unknown {self.kind} {name!r}{suggest(name, known)}; known: {', '.join(known)}"
+            if self.group is not None:
+                message += "; if another package defines it, install that package or add --plugin MODULE"
             raise UnknownNameError(self.kind, name, message)
         return Chosen(name, build_config(self.config_class(name), options, f"{self.kind} {name!r}"))
 
@@ -95,11 +102,15 @@ class Registry(dict[str, Any]):
         return dict(resolved)
 
     def load_plugins(self, name: str | None = None) -> None:
-        """Add what installed packages offer in this registry's entry-point group: the entry `name`, or all.
+        """Add the entries of other packages: the entry `name` of this registry's entry-point group, or all.
+
+        The modules that `--plugin` named, here or in the process that started this one, are imported first.
 
         Raises:
             RunError: a package's entry cannot be imported, or is not a class with the options of a dataclass.
         """
+        for plugin in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+            import_plugin(plugin)
         for point in self._entry_points():
             if name in (None, point.name):
                 self[point.name] = self._load(point)
@@ -121,6 +132,39 @@ class Registry(dict[str, Any]):
                 "one as its `Config`"
             )
         return entry
+
+
+def import_plugin(plugin: str) -> None:
+    """Import a module that adds entries to registries, in this process and in those that it starts.
+
+    Args:
+        plugin: name of a module, or path of a Python file.
+
+    Raises:
+        InputError: no such module or file, or a file with the name of another module.
+    """
+    if not plugin:
+        raise InputError("--plugin: expected the name of a module or the path of a Python file")
+    file = Path(plugin).resolve() if plugin.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise InputError(f"--plugin {plugin}: there is no such file")
+    name = plugin if file is None else file.stem
+    if file is not None and str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # processes that are started later get the same path
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise InputError(
+            f"--plugin {plugin}: there is no such module; install it, or give the path of a file"
+        ) from None
+    if file is not None and Path(module.__file__ or "").resolve() != file:
+        raise InputError(f"--plugin {plugin}: {module.__file__ or 'Python'} has the same module name; rename the file")
+    plugins = [part for part in os.environ.get(PLUGINS, "").split(os.pathsep) if part]
+    lasting = plugin if file is None else str(file)
+    if lasting not in plugins:
+        os.environ[PLUGINS] = os.pathsep.join([*plugins, lasting])
 
 
 def build_config(config_class: type, options: Mapping[str, Any], owner: str) -> Any:

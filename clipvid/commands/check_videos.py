@@ -7,18 +7,21 @@ import sys
 from pathlib import Path
 
 from clipvid import InputError
-from clipvid.data.broken import BadVideos, Failure
-from clipvid.data.lists.classes import read_classes
-from clipvid.data.lists.sources import ListSource
-from clipvid.data.manifest import Manifest, checked_rows
-from clipvid.data.scan import AnyClass, CheckVideosConfig, EveryVideo, _source, _write_fixed, check_all
+from clipvid.data.config import CheckVideosConfig
 from clipvid.runs.config_files import parse_config
-from clipvid.runs.progress import Progress
 
 
 def main(args: list[str] | None = None) -> None:
     """The verb. Ends the program with exit code 1 where a video cannot be read."""
     config = parse_config(CheckVideosConfig, args, "clipvid check-videos", as_positional=True)
+
+    from clipvid.data.broken import BadVideos, Failure
+    from clipvid.data.lists.classes import read_classes
+    from clipvid.data.lists.sources import ListSource
+    from clipvid.data.manifest import Manifest, checked_rows
+    from clipvid.data.scan import AnyClass, EveryVideo, _source, _write_fixed, check_all
+    from clipvid.runs.progress import Progress
+
     root, source = _source(config)
     if config.fix and not isinstance(source, ListSource | EveryVideo):
         raise InputError(f"--fix writes lists and folders anew, but not {source.title}")

@@ -1,4 +1,4 @@
-"""The `data` part of a run's config.
+"""The `data` part of a run's config, and the config of `clipvid check-videos`.
 
 Command lines import this module to print their help, so it imports no library that is slow to load. It has no
 `TYPE_CHECKING` block either: jsonargparse runs those of modules whose classes it parses.
@@ -76,3 +76,26 @@ class DataConfig:
     def preprocessing(self) -> Preprocessing:
         """How clips are taken for evaluation."""
         return Preprocessing(self.sampling, self.stride, self.resize)
+
+
+@dataclass(frozen=True)
+class CheckVideosConfig:
+    """A scan of videos, several at a time.
+
+    path: a list or manifest, a folder (of all videos below it), or another source of videos.
+    root: folder that the paths start from; unset, the folder of the list.
+    classes: class list, against which labels are checked; unset, labels may be anything.
+    frames: frames to decode of each video, spread over it; 0 for every frame.
+    report: JSON lines `{"path", "reason"}` of what cannot be read.
+    fix: write the list without them, as `<name>.fixed.<suffix>` beside it (of a folder: `manifest.fixed.csv` in it).
+    num_workers: processes; unset, one per core.
+    """
+
+    path: str
+    root: str | None = None
+    classes: str | None = None
+    frames: int = 8
+    report: str = "bad_videos.jsonl"
+    fix: bool = False
+    allow_outside_root: bool = False
+    num_workers: int | None = None

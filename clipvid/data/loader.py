@@ -7,6 +7,7 @@ Letters: B clips in a batch, V views of a video (clips x crops), T frames, S pix
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -218,9 +219,14 @@ def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread for work, and signals left to the process that it works for: a scheduler sends them to all, and the
-    step under way needs its batch."""
+    """Use one thread, and leave signals to the parent process.
+
+    A scheduler sends its signals to all processes, but the current step still needs its batch. Only Linux tells which
+    process a signal came from; elsewhere workers keep the default.
+    """
     torch.set_num_threads(1)
+    if sys.platform != "linux":
+        return
     parent, signals = multiprocessing.parent_process(), {signal.SIGTERM, signal.SIGUSR1}
     if parent is not None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -228,7 +234,8 @@ def _start_worker(worker: int) -> None:
 
 
 def _obey(parent: int | None, signals: set[signal.Signals]) -> None:
-    """End when the parent says so, and when nobody else does."""
+    """Exit on SIGTERM from the parent process only."""
+    assert sys.platform == "linux"
     while True:
         told = signal.sigwaitinfo(signals)
         if told.si_signo == signal.SIGTERM and told.si_pid == parent:

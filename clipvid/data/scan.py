@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from clipvid.data.config import CheckVideosConfig
 from clipvid.data.decoding.errors import VideoError
 from clipvid.data.lists.classes import ClassList
 from clipvid.data.lists.sources import ListSource, Source, find_videos, resolve_source, text_batch
@@ -19,29 +20,6 @@ from clipvid.data.lists.tables import Batches, write_without
 from clipvid.data.manifest import Manifest, ManifestError
 from clipvid.data.reader import open_video
 from clipvid.data.sampling import uniform_indices
-
-
-@dataclass(frozen=True)
-class CheckVideosConfig:
-    """A scan of videos, several at a time.
-
-    path: a list or manifest, a folder (of all videos below it), or another source of videos.
-    root: folder that the paths start from; unset, the folder of the list.
-    classes: class list, against which labels are checked; unset, labels may be anything.
-    frames: frames to decode of each video, spread over it; 0 for every frame.
-    report: JSON lines `{"path", "reason"}` of what cannot be read.
-    fix: write the list without them, as `<name>.fixed.<suffix>` beside it (of a folder: `manifest.fixed.csv` in it).
-    num_workers: processes; unset, one per core.
-    """
-
-    path: str
-    root: str | None = None
-    classes: str | None = None
-    frames: int = 8
-    report: str = "bad_videos.jsonl"
-    fix: bool = False
-    allow_outside_root: bool = False
-    num_workers: int | None = None
 
 
 def check_all(manifest: Manifest, num_frames: int, num_workers: int | None = None) -> Iterator[tuple[int, str | None]]:

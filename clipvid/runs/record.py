@@ -6,8 +6,8 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,10 +112,17 @@ def hardware(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def peak_memory(accelerator: Accelerator) -> int:
-    """Most memory of this process so far, in bytes: of its GPU, or resident where it has none."""
+    """Return the peak memory of this process in bytes: of its GPU, or resident if it has none."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(accelerator.device)
-    unit = 1 if platform.system() == "Darwin" else 1024
+    if sys.platform == "win32":
+        import psutil  # accelerate requires it
+
+        peak: int = psutil.Process().memory_info().peak_wset
+        return peak
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 

@@ -1,0 +1,145 @@
+"""The command line as a process: quick to start, quiet when a reader leaves, open to plugins."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from clipvid.commands import INTERRUPTED, READER_LEFT, VERBS, split_plugins
+
+HEAVY = "accelerate", "datasets", "matplotlib", "open_clip", "peft", "torchmetrics", "torchvision", "transformers"
+LOADED = "\nimport sys\nprint(*sorted({name.partition('.')[0] for name in sys.modules}), sep='\\n')"
+CALL = "from clipvid.commands import main\ntry: main({args!r})\nexcept SystemExit as end: assert not end.code, end.code"
+PLUGIN = '''
+from dataclasses import dataclass
+import torch
+from clipvid.adapters import ADAPTERS, Adapter, AdapterConfig, AdapterOutput
+
+
+@dataclass(frozen=True)
+class GainConfig(AdapterConfig):
+    """A gain per channel."""
+
+
+class Gain(Adapter):
+    Config = GainConfig
+    place = "before_attention"
+
+    def __init__(self, config, block):
+        super().__init__(config, block)
+        self.gain = torch.nn.Parameter(torch.zeros(block.width))
+
+    def forward(self, x, *args, **kwargs):
+        return AdapterOutput(x * self.gain)
+
+
+ADAPTERS["gain"] = Gain
+'''
+
+
+def python(*args: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False, **options)
+
+
+def modules_after(*args: str) -> set[str]:
+    """Top-level modules that a command line has imported when it ends."""
+    run = python("-c", CALL.format(args=list(args)) + LOADED)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.splitlines())
+
+
+def test_help_imports_no_torch():
+    assert "torch" not in modules_after("--help")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_imports_nothing_slow_but_torch(verb):
+    assert not modules_after(verb, "--help") & set(HEAVY)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_script(verb):
+    text = (REPOSITORY / "scripts" / f"{verb.replace('-', '_')}.py").read_text()
+    assert f'run("{verb}")' in text
+
+
+def test_module_and_script_are_the_same_door():
+    spoken = python("-m", "clipvid", "push", "--help")
+    assert spoken.returncode == 0
+    assert python(str(REPOSITORY / "scripts/push.py"), "--help").stdout == spoken.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("args", [["--help"], ["push", "--help"]])
+def test_a_reader_that_leaves_is_no_error(args, unbuffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        command = [sys.executable, "-m", "clipvid", *args]
+        env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        run = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False, env=env)
+    assert run.stderr == ""
+    assert run.returncode in ((READER_LEFT, 0) if unbuffered else (READER_LEFT,))  # argparse hides the error then
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_ends_in_one_line(tmp_path: Path):
+    waiting = tmp_path / "waiting_plugin.py"
+    waiting.write_text("import pathlib, time\npathlib.Path(__file__).with_name('ready').touch()\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "clipvid", "push", "--plugin", str(waiting)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.split("\n")) == (INTERRUPTED, ["", "clipvid push: interrupted", ""])
+
+
+def test_plugins_are_taken_out_wherever_they_are():
+    words = ["--plugin", "a", "predict", "--plugin=b.py", "x", "--", "--plugin", "c"]
+    assert split_plugins(words) == (["predict", "x", "--", "--plugin", "c"], ["a", "b.py"])
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        ("no_such_module", "no such module"),
+        ("no_such_file.py", "no such file"),
+        ("", "expected the name of a module"),
+        ("json.py", "rename the file"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_named(plugin, message, tmp_path):
+    (tmp_path / "json.py").touch()
+    run = python("-m", "clipvid", "push", f"--plugin={plugin}", cwd=tmp_path, env=os.environ | {"PYTHONSAFEPATH": "1"})
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_an_adapter_from_a_file_is_trained_saved_and_loaded(tmp_path: Path):
+    (tmp_path / "gain_adapter.py").write_text(PLUGIN)
+    world = ["objects=[ball, box]", "motions=[horizontal]", "num_frames=4", "image_size=32"]
+    world += ["train_per_class=2", "val_per_class=1", "test_per_class=1"]
+    options = ["--model.adapter=gain", "--model.num_frames=2", "--data.root=world", "--output_dir=run"]
+    options += ["--training.epochs=1", "--training.per_device_train_batch_size=8", "--training.report_to=none"]
+    options += ["--data.num_workers=0", *(f"--data.world.{option}" for option in world)]
+    plugin, env = ["--plugin", "gain_adapter.py"], os.environ | {"OMP_NUM_THREADS": "1"}
+    trained = python("-m", "clipvid", *plugin, "finetune", *options, cwd=tmp_path, env=env)
+    assert trained.returncode == 0, trained.stderr
+    video = next((tmp_path / "world").rglob("*.mp4"))
+    predict = ["-m", "clipvid", "predict", "--model", "run", str(video)]
+    known = python(*predict, *plugin, cwd=tmp_path, env=env)
+    assert known.returncode == 0, known.stderr
+    assert '"label"' in known.stdout
+    unknown = python(*predict, cwd=tmp_path, env=env)
+    assert unknown.returncode == 1
+    assert "unknown adapter 'gain'" in unknown.stderr
+    assert "install that package or add --plugin MODULE" in unknown.stderr
