@@ -11,6 +11,7 @@ import pytest
 from conftest import REPOSITORY
 
 from clipvid.commands import INTERRUPTED, READER_LEFT, VERBS, split_plugins
+from clipvid.runs.config_files import config_path, copy_configs
 
 HEAVY = "accelerate", "datasets", "matplotlib", "open_clip", "peft", "torchmetrics", "torchvision", "transformers"
 LOADED = "\nimport sys\nprint(*sorted({name.partition('.')[0] for name in sys.modules}), sep='\\n')"
@@ -143,3 +144,30 @@ def test_an_adapter_from_a_file_is_trained_saved_and_loaded(tmp_path: Path):
     assert unknown.returncode == 1
     assert "unknown adapter 'gain'" in unknown.stderr
     assert "install that package or add --plugin MODULE" in unknown.stderr
+
+
+def test_configs_are_listed_and_found_by_name(tmp_path):
+    run = python("-m", "clipvid", "configs", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    names = run.stdout.split()
+    assert set(names) == {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").rglob("*.yaml")}
+    assert all(config_path(name).is_file() for name in names)
+
+
+def test_a_config_of_ones_own_wins_over_the_packages(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    own = Path("configs/demo.yaml")
+    own.write_text("seed: 1\n")
+    assert config_path("configs/demo.yaml") == own
+    assert config_path("configs/nothing.yaml") == Path("configs/nothing.yaml")
+
+
+def test_configs_are_copied_and_edited_ones_are_kept(tmp_path):
+    count = copy_configs(tmp_path / "mine")
+    assert count == sum(path.is_file() for path in (REPOSITORY / "configs").rglob("*"))
+    edited = tmp_path / "mine" / "demo.yaml"
+    edited.write_text("seed: 1\n")
+    with pytest.raises(FileExistsError, match=r"demo\.yaml has other content"):
+        copy_configs(tmp_path / "mine")
+    assert edited.read_text() == "seed: 1\n"

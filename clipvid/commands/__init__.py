@@ -24,6 +24,7 @@ VERBS = {
     "prepare": "turn a download of a public data set into manifests",
     "check-videos": "read every video of a list or folder, and say which cannot be",
     "benchmark": "what adapters reach and cost, and reading videos",
+    "configs": "list the configs of the package, or copy them",
     "demo": "the whole way on a synthetic world, with a report",
 }
 

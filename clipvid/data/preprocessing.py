@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from clipvid import InputError
 from clipvid.data.sampling import FrameSampling
-from clipvid.data.transforms import Transform, eval_transform
-from clipvid.registry import build_config
+from clipvid.registry import build_config, check_option
+
+if TYPE_CHECKING:
+    from clipvid.data.transforms import Transform
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         self.frame_sampling(1)
-        self.transform(1)
+        check_option("preprocessing", "resize", self.resize, ("shortest_center", "squash"))
 
     def frame_sampling(self, num_frames: int) -> FrameSampling:
         """Return the sampling of clips of `num_frames` frames."""
@@ -34,6 +36,8 @@ class Preprocessing:
 
     def transform(self, image_size: int) -> Transform:
         """Return the resizing to `image_size` pixels."""
+        from clipvid.data.transforms import eval_transform
+
         return eval_transform(image_size, self.resize)
 
     def record(self) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def _finetune(name: str, path: str) -> Outcome:
     config = parse_config(FinetuneConfig, ["--config", path], "clipvid demo")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
     command += ["--mixed_precision=no", "--dynamo_backend=no", f"--num_cpu_threads_per_process={os.cpu_count()}"]
-    command += ["scripts/finetune.py", "--config", path]
-    print(f"\n{name}: accelerate launch scripts/finetune.py --config {path}", flush=True)
+    command += ["-m", "clipvid", "finetune", "--config", path]
+    print(f"\n{name}: accelerate launch -m clipvid finetune --config {path}", flush=True)
     subprocess.run(command, check=True)
     return Outcome(name, *_finished(Path(config.output_dir)))
 
@@ -125,7 +125,7 @@ def _write(
     packages = ("clipvid", "torch", "open_clip_torch", "accelerate")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     details = {
-        "commands": f"accelerate launch scripts/finetune.py --config {demo.baseline} (and {demo.adapter})",
+        "commands": f"accelerate launch -m clipvid finetune --config {demo.baseline} (and {demo.adapter})",
         "held-out clips": str(len(manifest)),
         "versions": ", ".join(f"{name} {version(name)}" for name in packages),
         "hardware": device,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import sys
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -44,8 +46,9 @@ def parse_config(
     as_positional: fields without a default are given by place, not by name.
     """
     parser = capture_parser(lambda: auto_cli(config_class, args=[], prog=prog, as_positional=as_positional))
+    words = sys.argv[1:] if args is None else args
     try:
-        found = parser.parse_args(args)
+        found = parser.parse_args(_located(words))
     except RecursionError:
         parser.error("the config is nested too deeply, or in itself")
     unfit = _unfit(config_class, found)
@@ -53,6 +56,57 @@ def parse_config(
         parser.error(f"no value that the option can have: {', '.join(unfit)}; leave an option out for its default")
     values = parser.instantiate(found)
     return config_class(**{item.name: values[item.name] for item in dataclasses.fields(config_class)})  # type: ignore
+
+
+def config_path(name: str | Path) -> Path:
+    """Return the file that a config's name means.
+
+    A path that exists is taken as it is. Any other is looked for among the configs of the package, with or without
+    `configs/` before it.
+    """
+    path = Path(name)
+    if not path.exists():
+        inside = config_folder() / path.as_posix().removeprefix("configs/")
+        if inside.is_file():
+            return inside
+    return path
+
+
+def config_folder() -> Path:
+    """Return the folder of the package's configs: inside an installed package, or beside it in the repository."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def copy_configs(folder: Path) -> int:
+    """Copy the package's configs to `folder` and return their number. Files that are there already must be the same.
+
+    Raises:
+        FileExistsError: a file with other content, such as an edited config. Nothing is copied then.
+    """
+    source = config_folder()
+    files = {file: folder / file.relative_to(source) for file in sorted(source.rglob("*")) if file.is_file()}
+    for file, copy in files.items():
+        if copy.exists() and copy.read_bytes() != file.read_bytes():
+            raise FileExistsError(f"--copy {folder}: {copy} has other content; move it away, or choose another folder")
+    for file, copy in files.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    return len(files)
+
+
+def _located(args: list[str]) -> list[str]:
+    """Return the arguments with the path of every `--config` that is a name in the package."""
+    found = []
+    for before, word in zip(["", *args], args, strict=False):
+        option, equals, value = word.partition("=")
+        if option == "--config" and equals and value.endswith(".yaml"):
+            word = f"--config={config_path(value)}"
+        elif before == "--config" and word.endswith(".yaml"):
+            word = str(config_path(word))
+        found.append(word)
+    return found
 
 
 def _unfit(config_class: Any, values: Any, prefix: str = "") -> list[str]:

@@ -1,0 +1,6 @@
+"""python scripts/configs.py --copy DIR"""
+
+from clipvid.commands import run
+
+if __name__ == "__main__":
+    run("configs")
