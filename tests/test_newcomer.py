@@ -1,0 +1,60 @@
+"""A wheel in a fresh environment, used from an empty folder."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from test_demo import ROWS, smaller
+
+pytest.importorskip("hatchling", reason="the wheel is built with hatchling")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """Folder of the commands of an environment with clipvid's wheel; other packages are those of this environment."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist")]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    (wheel,) = (folder / "dist").glob("clipvid-*.whl")
+    venv.create(folder / "env", with_pip=False, symlinks=os.name != "nt")
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder / "env")}))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")  # comes after the environment's own packages
+    return Path(sysconfig.get_path("scripts", "venv", {"base": str(folder / "env")}))
+
+
+def run(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess:
+    folder.mkdir(exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(installed / "python"), *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=550)
+
+
+def test_package_and_configs_come_from_the_wheel(installed, tmp_path):
+    shown = run(installed, tmp_path / "empty", "-c", "import clipvid; print(clipvid.__file__)")
+    assert Path(shown.stdout.strip()).is_relative_to(installed.parent), shown.stderr
+    listed = run(installed, tmp_path / "empty", "-m", "clipvid", "configs")
+    assert "configs/demo.yaml" in listed.stdout.split(), listed.stderr
+    named = ["--config", "configs/demo.yaml", "--print_config"]
+    found = run(installed, tmp_path / "empty", "-m", "clipvid", "finetune", *named)
+    assert "output_dir: outputs/demo/ila" in found.stdout, found.stderr
+
+
+@pytest.mark.slow
+def test_demo_runs_from_the_wheel_to_its_report(installed, tmp_path):
+    words = [
+        f"--adapter={smaller('demo.yaml', tmp_path)}",
+        f"--baseline={smaller('demo_mean_pooling.yaml', tmp_path)}",
+        f"--output_dir={tmp_path / 'demo'}",
+    ]
+    done = run(installed, tmp_path / "empty", "-m", "clipvid", "demo", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert all(name in page for name in ROWS)
