@@ -23,6 +23,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from clipvid import InputError, RunError
 
 Choice: TypeAlias = str | dict[str, Any]
+FINITE = sys.float_info.max
 PLUGINS = "CLIPVID_PLUGINS"  # environment variable: modules and files to import, for child processes
 
 
@@ -214,6 +215,20 @@ def check_option(owner: str, option: str, value: Any, allowed: tuple[Any, ...]) 
     if value not in allowed:
         near = suggest(value, map(str, allowed)) if isinstance(value, str) else ""
         raise InputError(f"{owner}: {option}={value!r} is not one of {', '.join(map(str, allowed))}{near}")
+
+
+def check_ranges(owner: str, config: Any, **bounds: tuple[float, float]) -> None:
+    """Raise InputError for a field of `config` outside its bounds, both included, or not a number.
+
+    Args:
+        owner: where users type the fields, such as `optim`.
+        bounds: lowest and highest value by field. The highest finite float stands for any finite number.
+    """
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            above = f"of at least {low:g}" if high >= FINITE else f"from {low:g} to {high:g}"
+            raise InputError(f"{owner}.{name}={value}: expected a number {above}")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

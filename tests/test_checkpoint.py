@@ -169,3 +169,15 @@ def test_a_mutated_checkpoint_ends_in_a_clear_error_or_is_whole(tmp_path: Path, 
         (path / name).write_bytes(whole[name])
     assert refused > count / 4
     shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("stray", [".ipynb_checkpoints/", "@eaDir/", ".DS_Store", "notes.txt"])
+def test_stray_files_and_folders_leave_a_checkpoint_whole(tmp_path: Path, stray: str) -> None:
+    path = save_checkpoint(tmp_path, make(1), keep=2)
+    if stray.endswith("/"):
+        (path / stray).mkdir()
+    else:
+        (path / stray).write_text("x")
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found[0] == path

@@ -3,8 +3,12 @@
 import json
 
 import pytest
+from PIL import Image
+from transformers import AutoConfig
 
 from clipvid.backbone import load_backbone
+from clipvid.data.reader import VideoError, read_frames
+from clipvid.hub import from_pretrained
 from clipvid.hub.card import plain_text, public_config
 from clipvid.hub.push import files_to_push
 
@@ -90,3 +94,30 @@ def test_local_folder_without_safetensors_is_refused(clip_folder, tmp_path):
     (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"")
     with pytest.raises(RuntimeError, match=r"has no file open_clip_model\.safetensors"):
         load_backbone(f"local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../other.safetensors", "backbone/x.safetensors", "config.json"])
+def test_model_folder_reads_no_other_files(make_model, tmp_path, name):
+    make_model("none", ["a", "b"]).save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    record = json.loads(path.read_text())
+    record["files"][name] = "00"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="`files` names"):
+        from_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("count", [10**9, 3, -1])
+def test_num_labels_of_a_stranger_is_refused(make_model, tmp_path, count):
+    make_model("none", ["a", "b"]).save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_labels": count}))
+    with pytest.raises(ValueError, match=f"num_labels={count}"):
+        AutoConfig.from_pretrained(tmp_path / "m")
+
+
+def test_frame_in_a_format_that_needs_another_program_is_refused(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(VideoError, match=r"1\.png is not a readable image"):
+        read_frames(str(tmp_path), [0, 1])

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clipvid import InputError
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.synthetic.world import WorldConfig
-from clipvid.registry import Choice
+from clipvid.registry import FINITE, Choice, check_ranges
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,15 @@ class AugmentConfig:
     color_jitter: float = 0.0
     grayscale: float = 0.0
     random_erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise InputError(
+                f"data.augment.scale={self.scale}: expected two shares of the area, 0 < least <= most <= 1"
+            )
+        check_ranges("data.augment", self, rand_augment=(0, 30), color_jitter=(0, 1))
+        check_ranges("data.augment", self, grayscale=(0, 1), random_erasing=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,10 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = 2
     max_bad_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("stride", "repeats", "test_clips", "test_crops"), (1, FINITE))
+        check_ranges("data", self, num_workers=(0, FINITE), max_bad_fraction=(0, 1), **counts)
 
     @property
     def preprocessing(self) -> Preprocessing:

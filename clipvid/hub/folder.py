@@ -20,7 +20,7 @@ from torch import Tensor
 from clipvid import InputError
 from clipvid.files import hash_file
 from clipvid.hub.errors import hub_error
-from clipvid.model.saving import FORMAT_VERSION
+from clipvid.model.saving import FORMAT_VERSION, LORA_WEIGHTS
 
 MODEL_FILES = (
     "config.json",
@@ -34,6 +34,7 @@ MODEL_FILES = (
 )
 
 
+WEIGHT_FILES = ("model.safetensors", LORA_WEIGHTS)
 _BACKBONE_KEYS = ("name", "pretrained", "sha256", "embedded")
 
 
@@ -95,8 +96,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
-    """The trained tensors of a model folder, when the files are those that `config.json` was written with."""
+    """Return the trained tensors of a model folder, if its files are those that `config.json` was written with.
+
+    Raises:
+        FileNotFoundError, InputError: a file is missing, was changed, or is named outside the folder.
+    """
     for name, digest in record.get("files", {}).items():
+        if name not in WEIGHT_FILES:
+            raise InputError(f"{folder}/config.json: `files` names {name!r}; expected only {', '.join(WEIGHT_FILES)}")
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not whole: it has no {name}")
         if hash_file(folder / name) != digest:

@@ -42,6 +42,9 @@ class ClipVidConfig(PreTrainedConfig):
     files: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        count = kwargs.pop("num_labels", None)  # transformers would make a name for each of them
+        if count is not None and count != len(self.labels or ()):
+            raise InputError(f"num_labels={count} does not fit the {len(self.labels or ())} labels of the model")
         if self.labels:
             self.id2label = dict(enumerate(self.labels))
             self.label2id = {name: index for index, name in enumerate(self.labels)}

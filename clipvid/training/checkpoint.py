@@ -81,7 +81,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         OSError: the disk does not answer.
     """
     try:
-        contents = {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+        contents = {file.name: file.read_bytes() for file in sorted(path.iterdir()) if _is_ours(file)}
         progress = json.loads(contents["progress.json"])
         version = progress["format_version"]
         if not isinstance(version, int) or not isinstance(progress["step"], int):
@@ -141,6 +141,11 @@ def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     torch.save(checkpoint.optimizer, buffer)
     record = {"format_version": FORMAT_VERSION, **checkpoint.progress}
     return files | {"optimizer.pt": buffer.getvalue(), "progress.json": json.dumps(record).encode()}
+
+
+def _is_ours(file: Path) -> bool:
+    """Return whether a file belongs to a checkpoint. Editors and file servers leave others there."""
+    return file.is_file() and (file.suffix == ".safetensors" or file.name in ("optimizer.pt", "progress.json", _SUMS))
 
 
 def _verify(path: Path, contents: dict[str, bytes]) -> None:

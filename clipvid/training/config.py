@@ -9,13 +9,19 @@ from clipvid import InputError
 from clipvid.data.config import DataConfig
 from clipvid.data.synthetic.world import WorldConfig
 from clipvid.model.config import ModelConfig
-from clipvid.registry import Choice
+from clipvid.registry import FINITE, Choice, check_ranges
 from clipvid.runs.config_files import claim_output as claim_output
 from clipvid.runs.config_files import config_record as config_record
 from clipvid.runs.config_files import parse_config as parse_config
 from clipvid.training.optim import OptimConfig
 from clipvid.training.pretext_tasks import resolve_terms
 from clipvid.training.state import LoopSettings
+
+
+def check_output_dir(folder: str) -> None:
+    """Raise InputError for an empty name, which would mean the working folder."""
+    if not folder.strip():
+        raise InputError(f"output_dir={folder!r}: expected the name of a folder, such as outputs/my_run")
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,9 @@ class TrainingConfig(LoopSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        check_ranges("training", self, **dict.fromkeys((*counts, "ddp_timeout"), (1, FINITE)))
+        check_ranges("training", self, label_smoothing=(0, 1), mixup=(0, FINITE), cutmix=(0, FINITE))
         if self.eval_epochs < 1:
             raise InputError(f"eval_epochs={self.eval_epochs} must be at least 1; the last epoch is always evaluated")
         if self.frozen_bf16 and self.mixed_precision != "bf16":
@@ -80,6 +89,9 @@ class VideoRunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        check_output_dir(self.output_dir)
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,7 @@ class PretrainConfig(VideoRunConfig):
     objectives: list[Choice] = field(default_factory=lambda: ["masked", "order", "distillation"])
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         resolve_terms(self.objectives)
         idle = [name for name in ("mixup", "cutmix", "label_smoothing") if getattr(self.training, name)]
         if idle:
@@ -143,3 +156,6 @@ class PretrainClipConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     export_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        check_output_dir(self.output_dir)

@@ -11,7 +11,7 @@ from torch import nn
 
 from clipvid import InputError
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.registry import check_option
+from clipvid.registry import FINITE, check_option, check_ranges
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class ParameterGroup:
     match: str
     lr: float
     weight_decay: float
+
+    def __post_init__(self) -> None:
+        check_ranges("optim.groups", self, lr=(0, FINITE), weight_decay=(0, FINITE))
 
 
 SCHEDULES = (
@@ -57,6 +60,9 @@ class OptimConfig:
     warmup_ratio: float = 0.1
 
     def __post_init__(self) -> None:
+        check_ranges("optim", self, lr=(0, FINITE), weight_decay=(0, FINITE), eps=(0, 1), warmup_ratio=(0, 1))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optim.betas={self.betas}: expected two numbers from 0 to below 1")
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay={self.layer_decay} must lie in (0, 1]; 0.75 is usual, 1 is for none")
         check_option("optim", "lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from clipvid import InputError
 from clipvid.data.manifest import Manifest
 from clipvid.evaluation.loop import Predictions
 from clipvid.files import write_json
 from clipvid.hub.card import write_card
-from clipvid.hub.folder import weights_hash
+from clipvid.hub.folder import read_record, read_weights, weights_hash
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import config_record
@@ -60,6 +61,11 @@ def taken_up(output: Path, hashes: dict[str, str], accelerator: Accelerator) -> 
         )
     done = finished(output)
     if done is None:
+        return None
+    try:
+        read_weights(output, read_record(output))
+    except (InputError, OSError) as error:
+        accelerator.print(f"the model of the finished run is damaged ({error}); it is made again")
         return None
     accelerator.print(f"{output} is finished already")
     return done[1]

@@ -1,4 +1,4 @@
-"""What a training loop is told, and where it stands."""
+"""Settings and state of the training loop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipvid import InputError
+from clipvid.registry import FINITE, check_ranges
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class LoopSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0.999 is usual, 0 is for none")
-        if self.max_grad_norm <= 0:
+        check_ranges("training", self, save_steps=(0, FINITE))
+        if not self.max_grad_norm > 0:
             raise InputError(f"max_grad_norm={self.max_grad_norm} must be above 0; .inf clips nothing")
         for name in ("epochs", "max_skipped_steps", "save_total_limit", "logging_steps"):
             if getattr(self, name) < 1:

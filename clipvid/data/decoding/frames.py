@@ -14,6 +14,8 @@ from torch import Tensor
 
 from clipvid.data.decoding.errors import VideoError, checked_indices
 
+# Formats that Pillow decodes itself. For others, such as EPS, it starts external programs.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"))
 
 
@@ -65,7 +67,7 @@ class FrameFolder:
 
     def _image(self, index: int) -> np.ndarray:
         try:
-            with Image.open(self.files[index]) as image:
+            with Image.open(self.files[index], formats=IMAGE_FORMATS) as image:
                 return np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise VideoError(self.name, f"{self.files[index].name} is not a readable image ({error})") from None
