@@ -17,10 +17,10 @@ demo: $(INSTALLED)
 	$(BIN)/clipvid demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'slow or not slow'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
