@@ -12,7 +12,6 @@ import pytest
 import torch
 from processes import all_end_well, finetune, finetune_together
 from safetensors.torch import load_file
-from test_checkpoint import write_format_1
 
 from clipvid.data.splits import load_split
 from clipvid.data.synthetic.world import WorldConfig, build_world
@@ -282,21 +281,6 @@ def test_a_lost_tracker_takes_nothing_with_it(arguments, tmp_path: Path, capsys,
     here(arguments(tmp_path / "lost", training__report_to="tensorboard"), tmp_path / "lost")
     assert capsys.readouterr().out.count("the tracker is lost (ConnectionError('no route to host'))") == 1
     assert len(json.loads((tmp_path / "lost/history.json").read_text())) > 8
-
-
-def test_a_run_of_the_first_format_goes_on(arguments, tmp_path: Path) -> None:
-    """What format 1 knew is enough for a run without its later options; its optimiser was not fused."""
-    plain = {"training__ema_decay": 0, "training__load_best_model_at_end": False, "training__save_total_limit": 99}
-    here(arguments(tmp_path / "whole", **plain), tmp_path / "whole")
-    found = load_checkpoint(tmp_path / "whole/checkpoints/step_00000007")
-    optimizer = found.optimizer
-    optimizer["optimizer"]["param_groups"] = [g | {"fused": None} for g in optimizer["optimizer"]["param_groups"]]
-    progress = {key: found.progress[key] for key in ("epoch", "step_in_epoch", "history")}
-    write_format_1(tmp_path / "old/checkpoints", 7, optimizer, progress, found.weights["model"])
-    here(arguments(tmp_path / "old", **plain), tmp_path / "old")
-    whole, old = result(tmp_path / "whole"), result(tmp_path / "old")
-    assert old["tensors"] == whole["tensors"]
-    assert old["predictions"] == whole["predictions"]
 
 
 def test_another_number_of_clips_per_step_is_refused(arguments, tmp_path: Path) -> None:

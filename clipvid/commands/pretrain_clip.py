@@ -37,13 +37,12 @@ def main(args: list[str] | None = None) -> None:
     train = StillsDataset(world, config.stills.train, "stills", *sizes)
     val = StillsDataset(world, config.stills.val, "val_stills", *sizes)
     trainer = build_clip_trainer(config, model, train, accelerator, output)
-    trainer.on_epoch_end = lambda epoch: _report(model, val, world, accelerator, epoch)
     if accelerator.log_with:
         accelerator.init_trackers("logs")
     patience = timedelta(seconds=config.training.ddp_timeout)
-    with Preemption(patience) as trainer.stop, recorded(output, accelerator, config_record(config), {}) as session:
+    with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), {}) as session:
         try:
-            state = trainer.run()
+            state = trainer.run(stop, lambda epoch: _report(model, val, world, accelerator, epoch))
         finally:
             session |= trainer.throughput()
     load_strictly(model.trained_state(), trainer.result())

@@ -27,6 +27,7 @@ from clipvid.model.pixels import check_normalized, normalize
 from clipvid.model.pooling import Pooling
 from clipvid.model.prompts import TEMPLATES, class_prompts, resolve_templates
 from clipvid.model.saving import save_model
+from clipvid.model.trainable import TrainableModel
 from clipvid.model.tuning import set_trainable
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class VideoCLIPOutput(NamedTuple):
     traces: Traces
 
 
-class VideoCLIP(nn.Module):
+class VideoCLIP(TrainableModel):
     """A CLIP model that reads clips. Frames are uint8 pixels, or floats normalized by `normalize`.
 
     The modules come from `clipvid.model.factory`. LoRA is added here, and what `config.tune` does not name is frozen.
@@ -99,6 +100,11 @@ class VideoCLIP(nn.Module):
     def adapter_configs(self) -> Mapping[str, AdapterConfig]:
         """Options of the adapters by name."""
         return self.config.parts.adapters
+
+    @property
+    def video_model(self) -> VideoCLIP:
+        """The model itself, see `TrainableModel`."""
+        return self
 
     @property
     def image_size(self) -> int:

@@ -9,13 +9,12 @@ from accelerate.utils import find_executable_batch_size, gather_object, send_to_
 from torch.utils.data import default_collate
 
 from clipvid.layers.norm import hold_statistics
-from clipvid.model.video_clip import VideoCLIP
+from clipvid.model.trainable import TrainableModel
 from clipvid.training.objectives import Objective
-from clipvid.training.self_supervised import Student
 
 
 def largest_batch_size(
-    accelerator: Accelerator, model: VideoCLIP | Student, objective: Objective, item: dict[str, Any], wanted: int
+    accelerator: Accelerator, model: TrainableModel, objective: Objective, item: dict[str, Any], wanted: int
 ) -> int:
     """The largest divisor of `wanted` with which every process gets through a forward and a backward.
 
@@ -29,7 +28,7 @@ def largest_batch_size(
 
     def attempt(batch_size: int) -> int:
         batch = send_to_device(default_collate([item] * batch_size), accelerator.device)
-        batch["frames"] = model.normalize(batch["frames"])
+        batch["frames"] = model.video_model.normalize(batch["frames"])
         with accelerator.autocast(), hold_statistics(model):
             loss, _ = objective(model, batch, 0)
         loss.backward()

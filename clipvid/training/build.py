@@ -18,6 +18,7 @@ from clipvid.data.splits import BAD_VIDEOS, train_dataset
 from clipvid.distributed import follow_launch_file
 from clipvid.hub.loading import start_from
 from clipvid.model.factory import build_model
+from clipvid.model.trainable import TrainableModel
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import claim_output as claim_output
 from clipvid.runs.config_files import config_record as config_record
@@ -26,7 +27,6 @@ from clipvid.training.batch_size import largest_batch_size
 from clipvid.training.config import FinetuneConfig, TrainingConfig, VideoRunConfig
 from clipvid.training.objectives import Classification, Objective
 from clipvid.training.optim import build_optimizer, build_scheduler, describe_groups
-from clipvid.training.self_supervised import Student
 from clipvid.training.trainer import Trainer
 
 
@@ -53,7 +53,7 @@ def train_loader(
 
 def fit_memory(
     training: TrainingConfig,
-    model: VideoCLIP | Student,
+    model: TrainableModel,
     objective: Objective,
     dataset: VideoDataset,
     accelerator: Accelerator,
@@ -106,19 +106,19 @@ def build_finetune_model(config: VideoRunConfig, labels: list[str]) -> VideoCLIP
 
 def build_trainer(
     config: VideoRunConfig,
-    model: VideoCLIP | Student,
+    model: TrainableModel,
     objective: Objective,
     manifest: Manifest,
     accelerator: Accelerator,
     output_dir: Path,
 ) -> Trainer:
-    """The trainer of a run of a model on its device; its `on_epoch_end` is left to the caller."""
+    """Build the trainer of a run. The model is on its device already."""
     training = config.training
     if accelerator.is_fsdp2 and (training.torch_compile or training.frozen_bf16):
         raise InputError("training.torch_compile and training.frozen_bf16 do not go with FSDP2: leave them out")
     if training.frozen_bf16:
-        model.encoder.lower_frozen_precision()
-    dataset = train_dataset(config.data, model, manifest, config.seed)
+        model.video_model.encoder.lower_frozen_precision()
+    dataset = train_dataset(config.data, model.video_model, manifest, config.seed)
     if training.auto_find_batch_size:
         training = fit_memory(training, model, objective, dataset, accelerator)
     accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps

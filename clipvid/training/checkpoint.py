@@ -2,7 +2,6 @@
 
 A checkpoint is a folder `step_<number>`: `<name>.safetensors` for each set of weights (`model`, and `ema` and `best`
 where the run has them), `optimizer.pt`, `progress.json`, and `SHA256SUMS` over all of these (`sha256sum -c` reads it).
-Format 1 had neither `ema`, `best` nor hashes.
 """
 
 from __future__ import annotations
@@ -73,11 +72,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of this format or an earlier one.
+    """Read a checkpoint.
 
     Raises:
-        CheckpointError: damaged; says which file.
-        ValueError: a format from the future.
+        CheckpointError: it is damaged; the message names the file.
+        InputError: it has another format.
         OSError: the disk does not answer.
     """
     try:
@@ -90,10 +89,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise
     except Exception as error:
         raise CheckpointError(f"{path} is damaged: progress.json cannot be read ({error!r})") from error
-    if version > FORMAT_VERSION:
-        raise InputError(f"{path} has format {version}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid")
-    if version > 1:
-        _verify(path, contents)
+    if version != FORMAT_VERSION:
+        way_out = "upgrade clipvid" if version > FORMAT_VERSION else "train again in another output_dir"
+        raise InputError(f"{path} has format {version}, this clipvid reads format {FORMAT_VERSION}: {way_out}")
+    _verify(path, contents)
     try:
         optimizer = torch.load(io.BytesIO(contents["optimizer.pt"]), weights_only=True, map_location="cpu")
         suffix = ".safetensors"

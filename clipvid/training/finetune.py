@@ -78,8 +78,7 @@ def finetune(
             accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}: {describe(figures)}")
             return {"val_top1": figures["top1"]["value"]}
 
-        trainer.on_epoch_end = on_epoch_end
-        state = run(trainer)
+        state = run(trainer, on_epoch_end)
         weights = trainer.result()
         if is_sharded(model) or config.training.frozen_bf16:
             model = fresh_model(config, train, accelerator)

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from clipvid.layers.norm import PausableBatchNorm2d
+from clipvid.training.optim import SkippingAdamW
 
 
 class Step(NamedTuple):
@@ -23,13 +24,13 @@ class Step(NamedTuple):
 
 
 class StepGuard:
-    """Makes the optimiser's step a no-op where loss or gradients are not finite, on all processes alike.
+    """Skips the optimizer's step on all processes if loss or gradients are not finite on one.
 
-    The optimiser must have a fused step, which obeys `found_inf`; under a gradient scaler, which looks at the
-    gradients itself, only the loss counts. Running statistics of BatchNorms are put back too.
+    A gradient scaler checks the gradients itself; with one, only the loss counts here. The running statistics of
+    BatchNorms are restored too.
     """
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer):
+    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: SkippingAdamW):
         self.accelerator, self.optimizer = accelerator, optimizer
         norms = [module for module in model.modules() if isinstance(module, PausableBatchNorm2d)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
@@ -55,7 +56,7 @@ class StepGuard:
             bad = self.accelerator.reduce(bad, "sum")
         flag = (bad > 0).float()
         if not scaled:
-            self.optimizer.found_inf = flag  # type: ignore[attr-defined]
+            self.optimizer.skip_next_step(flag)
         for buffer, kept in zip(self.statistics, self.kept, strict=True):
             buffer.copy_(torch.where(flag.bool(), kept, buffer))
         self.steps.append((flag, self.samples))

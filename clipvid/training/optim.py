@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clipvid import InputError
 from clipvid.model.video_clip import VideoCLIP
@@ -68,11 +69,28 @@ class OptimConfig:
         check_option("optim", "lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over exactly the parameters that require gradients; its fused step obeys `found_inf` on the device.
+class SkippingAdamW(torch.optim.AdamW):
+    """AdamW with a fused step that can be skipped on the device, without a copy to the host.
+
+    found_inf: the name that torch's fused step reads: None or 0 to step, 1 to leave weights and moments alone.
+        A gradient scaler sets and deletes it on the instance, too.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, fused=True, **options)
+
+    def skip_next_step(self, flag: Tensor) -> None:
+        """Skip the next `step` if `flag`, a float scalar on the device of the parameters, is 1. 0 takes it back."""
+        self.found_inf = flag
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> SkippingAdamW:
+    """Build AdamW over exactly the parameters that require gradients.
 
     Raises:
-        ValueError: nothing to train, or a group that matches nothing.
+        InputError: nothing to train, or a group that matches no parameter.
     """
     depths = {} if config.layer_decay == 1 else layers_above(model)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
@@ -97,11 +115,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
             "nothing to train: no parameter requires a gradient. Choose an adapter (model.adapter=ila), a trainable "
             "head (model.head=linear) or more of the tower (model.tune=[full])"
         )
-    return torch.optim.AdamW(
+    return SkippingAdamW(
         [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay, _), params in groups.items()],
         betas=config.betas,
         eps=config.eps,
-        fused=True,
     )
 
 

@@ -60,8 +60,7 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
             accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}, zero-shot: {describe(figures)}")
             return {f"val_{name}": figures[name]["value"] for name in ("top1", "object") if name in figures}
 
-        trainer.on_epoch_end = on_epoch_end
-        state = run(trainer)
+        state = run(trainer, on_epoch_end)
         weights = trainer.result()
         if config.training.frozen_bf16:
             model = fresh_model(config, val, accelerator)

@@ -18,12 +18,13 @@ from clipvid import InputError
 from clipvid.data.sampling import keyed_generator
 from clipvid.layers.norm import hold_statistics
 from clipvid.model.encoder import VideoEncoder
+from clipvid.model.trainable import TrainableModel
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.training.objectives import Batch, Losses, total_loss
 from clipvid.training.pretext_tasks import TERMS, Features, Seen, Sizes, TermConfig
 
 
-class Student(nn.Module):
+class Student(TrainableModel):
     """A video model, its teacher (the CLIP it stands on, without adapters) and the terms that it learns from.
 
     model: only adapters and pooling may be trained. terms: configs by name, see `clipvid.training.pretext_tasks`.
@@ -44,27 +45,15 @@ class Student(nn.Module):
         self.terms: Any = nn.ModuleDict({name: TERMS[name](config, sizes) for name, config in terms.items()})
 
     @property
-    def encoder(self) -> VideoEncoder:
-        """The student's."""
-        return self.model.encoder
-
-    @property
-    def num_frames(self) -> int:
-        """Frames per clip."""
-        return self.model.num_frames
-
-    @property
-    def image_size(self) -> int:
-        """Side S of the square frames, in pixels."""
-        return self.model.image_size
-
-    def normalize(self, frames: Tensor) -> Tensor:
-        """Return uint8 pixels as normalized floats, see `VideoCLIP.normalize`."""
-        return self.model.normalize(frames)
+    def video_model(self) -> VideoCLIP:
+        """The model that learns."""
+        return self.model
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What a run trains, by name in `state_dict`: that of the model, and the heads, which a checkpoint holds and a
-        model folder does not."""
+        """Return what the model trains, and the heads of the terms, by name in `state_dict`.
+
+        A checkpoint holds the heads, a model folder does not.
+        """
         own = {f"model.{name}": tensor for name, tensor in self.model.trained_state().items()}
         return own | {f"terms.{name}": tensor for name, tensor in self.terms.state_dict(keep_vars=True).items()}
 

@@ -27,7 +27,7 @@ from clipvid.runs.record import recorded, recorded_inputs
 from clipvid.training.build import build_finetune_model
 from clipvid.training.config import VideoRunConfig
 from clipvid.training.state import TrainState
-from clipvid.training.trainer import Trainer
+from clipvid.training.trainer import EpochEnd, Trainer
 
 
 def fresh_model(config: VideoRunConfig, labelled: Manifest, accelerator: Accelerator) -> VideoCLIP:
@@ -74,18 +74,17 @@ def taken_up(output: Path, hashes: dict[str, str], accelerator: Accelerator) -> 
 @contextmanager
 def session(
     config: VideoRunConfig, hashes: dict[str, str], accelerator: Accelerator, output: Path
-) -> Iterator[Callable[[Trainer], TrainState]]:
+) -> Iterator[Callable[[Trainer, EpochEnd], TrainState]]:
     """One start of a run, on record in `output`/run.json and open to signals that ask it to end; yields what runs its
     trainer."""
     patience = timedelta(seconds=config.training.ddp_timeout)
     with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), hashes) as record:
 
-        def run(trainer: Trainer) -> TrainState:
+        def run(trainer: Trainer, on_epoch_end: EpochEnd) -> TrainState:
             if accelerator.log_with:
                 accelerator.init_trackers("logs")
-            trainer.stop = stop
             try:
-                return trainer.run()
+                return trainer.run(stop, on_epoch_end)
             finally:
                 record.update(trainer.throughput())
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -21,49 +21,52 @@ from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.loader import TrainBatches
 from clipvid.data.sampling import keyed_generator
 from clipvid.distributed import full, load_optimizer_state, prepare, whole
-from clipvid.model.video_clip import VideoCLIP
+from clipvid.model.trainable import TrainableModel
 from clipvid.runs.preemption import Preempted, Preemption
 from clipvid.runs.progress import Progress, Window
 from clipvid.training.averaging import TrainedWeights
 from clipvid.training.checkpoint import Checkpoint, load_checkpoint, load_newest, save_checkpoint
 from clipvid.training.nonfinite import StepGuard, diverged
 from clipvid.training.objectives import Objective
-from clipvid.training.self_supervised import Student
+from clipvid.training.optim import SkippingAdamW
 from clipvid.training.state import LoopSettings, TrainState
+
+EpochEnd: TypeAlias = Callable[[int], dict[str, Any]]
 
 
 @dataclass
 class Trainer:
-    """A run over `loader`, whose batch sampler decides what each step sees. The optimiser has a fused step.
+    """A run over `loader`, whose batch sampler decides what each step sees.
 
-    on_epoch_end: called with the number of the finished epoch (from 0); its figures join the history.
-    name_of: what a sample is called in messages, by its index.
-    stop: signals that it listens to.
+    name_of: name of a sample in messages, by its index.
     """
 
     accelerator: Accelerator
-    model: VideoCLIP | Student
+    model: TrainableModel
     objective: Objective
     loader: DataLoader
-    optimizer: torch.optim.Optimizer
+    optimizer: SkippingAdamW
     scheduler: torch.optim.lr_scheduler.LRScheduler
     settings: LoopSettings
     seed: int
     output_dir: Path
-    on_epoch_end: Callable[[int], dict[str, Any]] | None = None
     name_of: Callable[[int], str] = str
-    stop: Preemption = field(default_factory=Preemption)
     state: TrainState = field(default_factory=TrainState)
     _steps: int = field(default=0, init=False)
     _seconds: float = field(default=0.0, init=False)
 
-    def run(self) -> TrainState:
-        """Train to the end, from the newest whole checkpoint in `output_dir` where there is one.
+    def run(self, stop: Preemption | None = None, on_epoch_end: EpochEnd | None = None) -> TrainState:
+        """Train to the end, from the newest whole checkpoint in `output_dir` if there is one.
+
+        Args:
+            stop: signals that end the run early; without it the run listens to none.
+            on_epoch_end: called with the number of the finished epoch, from 0. Its figures join the history.
 
         Raises:
-            Preempted: a signal asked for it; the state was saved.
-            RuntimeError: the run diverged; says in which samples.
+            Preempted: a signal ended the run; the state was saved.
+            RunError: the run diverged; the message names the samples.
         """
+        self._stop = stop or Preemption()
         found = self._find_checkpoint()
         if found is not None:
             load_strictly(self.model.trained_state(), found.weights["model"])
@@ -79,9 +82,9 @@ class Trainer:
         total = self.settings.epochs * self.batches.steps_per_epoch
         with Progress(total, self.state.step, self.accelerator.is_main_process) as self._progress:
             for epoch in range(self.state.epoch, self.settings.epochs):
-                with self.stop.deferred():
+                with self._stop.deferred():
                     self._run_epoch(epoch)
-                self._finish_epoch(epoch)
+                self._finish_epoch(epoch, on_epoch_end)
         return self.state
 
     def result(self) -> dict[str, Tensor]:
@@ -109,7 +112,7 @@ class Trainer:
     def _run_epoch(self, epoch: int) -> None:
         """From where the run stands in the epoch to its last step, and a checkpoint of it."""
         if self.state.step_in_epoch < self.batches.steps_per_epoch:
-            for adapter in self.model.encoder.adapters():
+            for adapter in self.model.video_model.encoder.adapters():
                 adapter.start_epoch(epoch)
             self.wrapped.train()
             self.batches.set_position(epoch, self.state.step_in_epoch)
@@ -122,14 +125,14 @@ class Trainer:
                     started = time.perf_counter()
         if self._saved_step != self.state.step:
             self._save()
-        if self.stop.agreed(now=True):
+        if self._stop.agreed(now=True):
             raise Preempted
 
     def _micro_step(self, epoch: int, micro: int, batch: dict[str, Tensor]) -> None:
         samples = batch.get("index")
         # Keys of draws are read on the host.
         batch = send_to_device(batch, self.accelerator.device, non_blocking=True, skip_keys=["index", "epoch"])
-        batch["frames"] = self.model.normalize(batch["frames"])
+        batch["frames"] = self.model.video_model.normalize(batch["frames"])
         _seed_everything(self.seed, self.state.step, micro, self.accelerator.process_index)
         with self.accelerator.accumulate(self.wrapped):
             loss, parts = self.objective(self.wrapped, batch, epoch)
@@ -158,7 +161,7 @@ class Trainer:
             self._progress.show(entry)
         self._progress.advance(self.state.step)
         due = self.settings.save_steps and self.state.step % self.settings.save_steps == 0
-        stop = self.stop.agreed()
+        stop = self._stop.agreed()
         if stop or (due and not last):
             saved = self._save()
             if stop and not saved:
@@ -166,10 +169,10 @@ class Trainer:
         if stop:
             raise Preempted
 
-    def _finish_epoch(self, epoch: int) -> None:
-        """Evaluate; the checkpoint before it stands, so that an interrupted evaluation is begun again."""
+    def _finish_epoch(self, epoch: int, on_epoch_end: EpochEnd | None) -> None:
+        """Evaluate. The checkpoint before it was written, so an interrupted evaluation is repeated on resume."""
         with self._weights.evaluated():
-            figures = self.on_epoch_end(epoch) if self.on_epoch_end else {}
+            figures = on_epoch_end(epoch) if on_epoch_end else {}
             self._compare(epoch, figures)
         if figures:
             self.state.history.append({"step": self.state.step, "epoch": epoch, **figures})
