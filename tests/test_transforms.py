@@ -128,6 +128,36 @@ def test_each_kind_of_mixing_is_used():
     assert 5 < sum(is_cut(seed, 1.0, 1.0) for seed in range(40)) < 35
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_equals_a_readable_reference(seed: int, kind: str):
+    """The reference mixes each clip of the shuffled batch with the one before it, by the ratio of the targets."""
+    generator = torch.Generator().manual_seed(seed)
+    frames, targets = torch.randn(5, 2, 3, 16, 20, generator=generator), torch.eye(5)
+    mixed, soft = mix(frames, targets, *((0.8, 0.0) if kind == "mixup" else (0.0, 1.0)), keyed_generator(seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=keyed_generator(seed))))
+        order = torch.randperm(5)
+    ratio = soft[0, order[0]]
+    for place in range(5):
+        own, other = order[place], order[place - 1]
+        torch.testing.assert_close(soft[place], ratio * targets[own] + (1 - ratio) * targets[other])
+        if kind == "mixup":
+            torch.testing.assert_close(mixed[place], ratio * frames[own] + (1 - ratio) * frames[other])
+        else:
+            pasted = (mixed[place] != frames[own]).any(dim=(0, 1))
+            assert torch.equal(mixed[place], torch.where(pasted, frames[other], frames[own]))
+            assert pasted.sum() == pasted.any(0).sum() * pasted.any(1).sum()
+            torch.testing.assert_close(1 - pasted.float().mean(), ratio)
+
+
+def test_mixing_leaves_the_global_generator_alone():
+    frames, targets = batch()
+    before = torch.get_rng_state()
+    mix(frames, targets, 0.8, 1.0, keyed_generator(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_mixing_is_keyed_and_can_be_off():
     frames, targets = batch()
     first, second, other = (mix(frames, targets, 0.8, 1.0, keyed_generator(seed)) for seed in (3, 3, 4))

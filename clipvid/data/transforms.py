@@ -6,9 +6,9 @@ Normalisation is not done here: bytes travel to the device, and become floats th
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -98,9 +98,9 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """MixUp (https://arxiv.org/abs/1710.09412) or CutMix (https://arxiv.org/abs/1905.04899) of a batch of clips.
 
-    Each clip is mixed with another of the batch, in one ratio for the whole batch, drawn from Beta(alpha, alpha);
-    CutMix pastes the same rectangle into all frames. With both alphas above 0, each is taken half of the time;
-    with both 0, nothing is mixed.
+    torchvision draws one ratio for the whole batch from Beta(alpha, alpha) and mixes each clip with its neighbor.
+    The batch is shuffled first, since clips of the same video are neighbors under repeated sampling. With both alphas
+    above 0, each kind is used half of the time; with both 0, nothing is mixed.
 
     Args:
         frames: floating point [B, T, 3, H, W], on any device.
@@ -108,7 +108,7 @@ def mix(
         generator: CPU generator, e.g. keyed by (seed, epoch, step).
 
     Returns:
-        Mixed frames and targets, of the same shapes and types; the inputs are left as they are.
+        Mixed frames and targets in the shuffled order, of the same shapes and types. The inputs are not changed.
     """
     if frames.ndim != 5 or not frames.is_floating_point():
         raise InputError(f"frames are {frames.dtype} {list(frames.shape)}; expected floating point [B, T, 3, H, W]")
@@ -118,20 +118,14 @@ def mix(
         raise InputError(f"mixup_alpha {mixup_alpha} and cutmix_alpha {cutmix_alpha} must not be negative")
     if mixup_alpha == 0 and cutmix_alpha == 0:
         return frames, targets
-    rng = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
-    cut = cutmix_alpha > 0 and (mixup_alpha == 0 or rng.random() < 0.5)
-    alpha = cutmix_alpha if cut else mixup_alpha
-    ratio = float(rng.beta(alpha, alpha))
-    partner = torch.from_numpy(rng.permutation(len(frames))).to(frames.device)
-    if cut:
-        height, width = frames.shape[-2:]
-        rows, columns = _rectangle(rng, height, width, 1 - ratio)
-        mixed = frames.clone()
-        mixed[..., rows, columns] = frames[partner][..., rows, columns]
-        ratio = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
-    else:
-        mixed = ratio * frames + (1 - ratio) * frames[partner]
-    return mixed, ratio * targets + (1 - ratio) * targets[partner.to(targets.device)]
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator of the CPU
+        torch.default_generator.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
+        order = torch.randperm(len(frames))
+        cut = cutmix_alpha > 0 and (mixup_alpha == 0 or bool(torch.rand(()) < 0.5))
+        kind = v2.CutMix(alpha=cutmix_alpha) if cut else v2.MixUp(alpha=mixup_alpha)
+        clips = tv_tensors.Video(frames[order.to(frames.device)])
+        mixed, soft = kind(clips, targets[order.to(targets.device)])
+    return mixed.as_subclass(Tensor), soft
 
 
 class _SideCrop(nn.Module):
@@ -145,12 +139,3 @@ class _SideCrop(nn.Module):
         height, width = clip.shape[-2:]
         top, left = ((side - self.size) * self.crop // (self.num_crops - 1) for side in (height, width))
         return F.crop(clip, top, left, self.size, self.size)
-
-
-def _rectangle(rng: np.random.Generator, height: int, width: int, share: float) -> tuple[slice, slice]:
-    """A rectangle of `share` of the area around a random point, cut off at the borders, as rows and columns."""
-    slices = []
-    for side in (height, width):
-        centre, half = int(rng.integers(side)), round(side * share**0.5) / 2
-        slices.append(slice(max(int(centre - half), 0), min(int(centre + half), side)))
-    return slices[0], slices[1]
