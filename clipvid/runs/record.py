@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -18,8 +18,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
+from clipvid import RunError
 from clipvid.files import write_json
+from clipvid.runs.lock import locked
 from clipvid.runs.preemption import Preempted
 
 FORMAT_VERSION = 1
@@ -29,12 +32,41 @@ FORMAT_VERSION = 1
 def recorded(
     folder: Path, accelerator: Accelerator, config: dict[str, Any], manifests: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """Write `folder/run.json` at the start of the block and at its end; yields the session's entry, to be added to.
+    """Lock `folder`, and write `folder/run.json` at the start of the block and at its end.
 
-    A session that was killed has no `outcome`; the others ended `finished`, `preempted`, or with their error.
-    config: the resolved config, seed included. manifests: hash of each list of videos, of the templates, and of the
-        weights that `init_from` names.
+    Yields the session's entry, to which the caller adds figures. A session that was killed has no `outcome`; the
+    others ended `finished`, `preempted`, or with their error.
+
+    Args:
+        config: the resolved config, seed included.
+        manifests: hash of each list of videos, of the templates, and of the weights that `init_from` names.
+
+    Raises:
+        RunError: another run uses the folder. All processes raise it.
     """
+    with _locked_by_main_process(folder, accelerator), _recorded(folder, accelerator, config, manifests) as session:
+        yield session
+
+
+@contextmanager
+def _locked_by_main_process(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    with ExitStack() as stack:
+        refusal = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(locked(folder))
+            except RunError as error:
+                refusal = str(error)
+        refusal = broadcast_object_list([refusal])[0]
+        if refusal is not None:
+            raise RunError(refusal)
+        yield
+
+
+@contextmanager
+def _recorded(
+    folder: Path, accelerator: Accelerator, config: dict[str, Any], manifests: dict[str, str]
+) -> Iterator[dict[str, Any]]:
     path = folder / "run.json"
     session: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,0 +1,94 @@
+"""A lock on the output folder of a run, which a crash leaves behind without harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil  # accelerate requires it
+
+from clipvid import RunError
+
+NAME = ".lock"
+SECONDS_TO_WRITE = 1.0  # a lock that is still empty after this time was left by a crash
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder/.lock` within the block.
+
+    The file names host, process and start time of its owner. A lock whose owner has died on this host is replaced.
+
+    Raises:
+        RunError: another process holds the lock, or a process of another host does, which cannot be checked from here.
+    """
+    path = folder / NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {"host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    while not _create(path, own):
+        _remove_stale(path)
+    try:
+        yield
+    finally:
+        if _read(path) == own:
+            path.unlink(missing_ok=True)
+
+
+def _create(path: Path, owner: dict[str, Any]) -> bool:
+    """Write the lock and return True, or return False if the file exists."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(handle, "w") as file:
+        json.dump(owner, file)
+    return True
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the lock of a dead owner; raise RunError if the owner may be alive."""
+    owner, deadline = _read(path), time.monotonic() + SECONDS_TO_WRITE
+    while owner is None and path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+        owner = _read(path)
+    if owner is not None:
+        holder = f"process {owner['pid']} of {owner['host']}"
+        if owner["host"] != platform.node():
+            raise RunError(
+                f"{path.parent} is in use by {holder}, which cannot be checked from {platform.node()}. If that run has "
+                f"ended, delete {path} and start again; if not, choose another output_dir"
+            )
+        if _is_alive(owner):
+            raise RunError(f"{path.parent} is in use by {holder}: wait for its end, or choose another output_dir")
+    aside = path.with_name(f"{NAME}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+        if _read(aside) != owner:  # another process was faster and holds a new lock
+            aside.rename(path)
+        aside.unlink(missing_ok=True)
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+    """Return whether the owner still runs. A process id may be used again, with another start time."""
+    try:
+        process = psutil.Process(owner["pid"])
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - owner["started"]) < 1
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the owner that a lock names, or None if there is none to read."""
+    try:
+        owner = json.loads(path.read_text())
+        return {"host": str(owner["host"]), "pid": int(owner["pid"]), "started": float(owner["started"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
