@@ -57,7 +57,8 @@ class Progress:
     def _line(self) -> None:
         self.last_line = time.monotonic()
         left = (self.last_line - self.start) / (self.done - self.first) * (self.total - self.done)
-        print(f"step {self.done}/{self.total}: {self.figures}, {left:.0f} s left", file=sys.stderr, flush=True)
+        parts = ", ".join(part for part in (self.figures, f"{left:.0f} s left") if part)
+        print(f"step {self.done}/{self.total}: {parts}", file=sys.stderr, flush=True)
 
 
 class Window:

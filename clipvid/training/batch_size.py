@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size, gather_object, send_to_device
 from torch.utils.data import default_collate
 
+from clipvid import RunError
 from clipvid.layers.norm import hold_statistics
 from clipvid.model.trainable import TrainableModel
 from clipvid.training.objectives import Objective
@@ -22,7 +23,7 @@ def largest_batch_size(
     batch. The model is as before afterwards.
 
     Raises:
-        RuntimeError: not even one clip fits.
+        RunError: not even one clip fits.
     """
     smaller = (size for size in range(wanted - 1, 0, -1) if wanted % size == 0)
 
@@ -41,6 +42,13 @@ def largest_batch_size(
     model.train()
     try:
         found = search()
+    except RuntimeError as error:
+        if "No executable batch size found" not in str(error):
+            raise
+        raise RunError(
+            "training.auto_find_batch_size: not even one clip fits into the memory of the device; set "
+            "training.gradient_checkpointing, or lower model.num_frames"
+        ) from error
     finally:
         model.zero_grad()
         model.train(training)

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from clipvid import InputError
+from clipvid import InputError, RunError
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import eval_loader
@@ -45,7 +45,7 @@ def push_run(config: FinetuneConfig, output: Path) -> str:
     try:
         return push_to_hub(output, hub.repo_id, hub.private, hub.revision).url
     except (OSError, ValueError) as error:
-        raise type(error)(
+        raise RunError(
             f"{error}\nThe run is finished and whole; push it later: "
             f"clipvid push --model {output} --repo_id {hub.repo_id}"
         ) from error
