@@ -8,7 +8,7 @@ import io
 import os
 
 import torch
-from transformers import pipeline
+from transformers import AutoModelForVideoClassification, Trainer, TrainingArguments, pipeline
 
 from clipvid import commands
 from clipvid.hub.loading import from_pretrained
@@ -43,3 +43,21 @@ def command(verb: str, *args: str) -> tuple[int, str, str]:
         except SystemExit as end:
             code = int(end.code or 0)
     return code, out.getvalue(), err.getvalue()
+
+
+def save_from_transformers(source: str, folder: str, way: str) -> None:
+    """Push a model folder through the model class of transformers, in one of its ways."""
+    model = AutoModelForVideoClassification.from_pretrained(source)
+    if way == "save_pretrained":
+        model.save_pretrained(folder, push_to_hub=True)
+    elif way == "repo_id":
+        model.save_pretrained(folder, push_to_hub=True, repo_id="user/model", max_shard_size="20KB")
+    elif way == "push_to_hub":
+        model.push_to_hub("user/model")
+    else:
+        clips = [{"pixel_values_videos": torch.zeros(3, 3, 64, 64, dtype=torch.uint8), "labels": 0}]
+        arguments = TrainingArguments(
+            folder, max_steps=1, report_to="none", use_cpu=True, push_to_hub=True, hub_model_id="user/model",
+            disable_tqdm=True, learning_rate=0.0,
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=clips).push_to_hub()

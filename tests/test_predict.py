@@ -292,13 +292,6 @@ def test_transformers_classes_save_what_they_load(saved, tmp_path):
         processor(frames.float())
 
 
-def test_options_without_effect_are_refused(saved):
-    with pytest.raises(ValueError, match=r"device_map: not an option of clipvid's models"):
-        AutoModelForVideoClassification.from_pretrained(saved, device_map="cpu")
-    half = AutoModelForVideoClassification.from_pretrained(saved, dtype=torch.bfloat16)
-    assert half.dtype == torch.bfloat16
-
-
 def test_pipeline_tells_of_an_unreadable_video(saved, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(VideoError, match=r"broken\.mp4: not a readable video"):

@@ -150,6 +150,17 @@ def test_every_kind_of_model_survives_the_trip_to_the_bit(call, make_model, tmp_
         assert torch.equal(call(hub_client.logits, NAME, frames), model(frames).logits)
 
 
+@pytest.mark.parametrize("way", ["save_pretrained", "repo_id", "push_to_hub", "trainer"])
+def test_transformers_model_is_really_pushed(call, hub, saved, tmp_path, way):
+    call(hub_client.save_from_transformers, str(saved), str(tmp_path / "model"), way)
+    files = hub.files(NAME)
+    assert {"config.json", "video_preprocessor_config.json", "README.md"} <= files.keys()
+    assert ("model.safetensors" in files) == (way != "repo_id")
+    assert any(name.startswith("model-00001-of-") for name in files) == (way == "repo_id")
+    frames = random_frames()
+    assert torch.equal(call(hub_client.logits, NAME, frames), call(hub_client.logits, str(saved), frames))
+
+
 def test_revisions_are_branches_and_commits(call, hub, make_model, tmp_path):
     frames, outputs = random_frames(), {}
     for seed, branch in enumerate(("main", "second")):

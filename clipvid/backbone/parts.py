@@ -43,6 +43,7 @@ class Backbone:
     fetchable: name and pretrained bring the same weights again, anywhere; if not, only a copy of them does.
     mean, std: normalisation constants of the pixels, on the scale 0..1.
     config: open_clip's `model_cfg`.
+    cast_fingerprint: fingerprint before the weights were cast to another floating type, see `keep_fingerprint`.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Backbone:
     vision: VisionTower | TimmTower
     blocks: list[Block | TimmBlock]
     text: TextTower
+    cast_fingerprint: str | None = None
 
     @property
     def image_size(self) -> int:
@@ -96,12 +98,19 @@ class Backbone:
         return state
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and float32 values of all weights."""
+        """Return the SHA-256 over names, shapes and float32 values of all weights, as they were before a cast."""
+        if self.fetchable and self.cast_fingerprint is not None:
+            return self.cast_fingerprint
         digest = hashlib.sha256()
         for key, value in sorted(self.open_clip_state_dict().items()):
             digest.update(f"{key}{tuple(value.shape)}".encode())
             digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    def keep_fingerprint(self) -> None:
+        """Remember the fingerprint of public weights, which are about to be cast to another floating type."""
+        if self.fetchable:
+            self.cast_fingerprint = self.fingerprint()
 
     def open_clip_model(self) -> nn.Module:
         """open_clip's own model with a copy of the image tower's weights and no text tower, to compare with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from torch import Tensor
 from clipvid import InputError
 from clipvid.files import hash_file
 from clipvid.hub.errors import hub_error
-from clipvid.model.saving import FORMAT_VERSION, LORA_WEIGHTS
+from clipvid.model.saving import FORMAT_VERSION, LORA_WEIGHTS, WEIGHTS, WEIGHTS_INDEX, is_weight_file
 
 MODEL_FILES = (
     "config.json",
     "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
     "video_preprocessor_config.json",
     "metrics.json",
     "backbone/*.json",
@@ -34,7 +37,6 @@ MODEL_FILES = (
 )
 
 
-WEIGHT_FILES = ("model.safetensors", LORA_WEIGHTS)
 _BACKBONE_KEYS = ("name", "pretrained", "sha256", "embedded")
 
 
@@ -42,8 +44,12 @@ _RECORD_KEYS = ("format_version", "backbone", "model", "num_classes", "labels", 
 
 
 def weights_hash(source: str | Path) -> str:
-    """SHA-256 of `model.safetensors` of a saved model."""
-    return hash_file(find_folder(source) / "model.safetensors")
+    """Return the SHA-256 of `model.safetensors` of a saved model, or of the index and hashes of its shards."""
+    folder = find_folder(source)
+    if (folder / WEIGHTS).is_file():
+        return hash_file(folder / WEIGHTS)
+    hashes = sorted(f"{digest} {name}" for name, digest in read_record(folder).get("files", {}).items())
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def find_folder(source: str | Path, revision: str | None = None) -> Path:
@@ -102,8 +108,10 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
         FileNotFoundError, InputError: a file is missing, was changed, or is named outside the folder.
     """
     for name, digest in record.get("files", {}).items():
-        if name not in WEIGHT_FILES:
-            raise InputError(f"{folder}/config.json: `files` names {name!r}; expected only {', '.join(WEIGHT_FILES)}")
+        if not is_weight_file(name):
+            raise InputError(
+                f"{folder}/config.json: `files` names {name!r}; expected only {WEIGHTS}, {LORA_WEIGHTS} or shards"
+            )
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not whole: it has no {name}")
         if hash_file(folder / name) != digest:
@@ -111,7 +119,17 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
                 f"{folder / name} is damaged or was changed: its SHA-256 is not the one in config.json. Bring a whole "
                 "copy of it; where the change is meant, take its entry out of `files` in config.json"
             )
-    return read_tensors(folder / "model.safetensors")
+    if WEIGHTS_INDEX not in record.get("files", {}):
+        return read_tensors(folder / WEIGHTS)
+    shards = [name for name in record["files"] if name not in (WEIGHTS_INDEX, LORA_WEIGHTS)]
+    state: dict[str, Tensor] = {}
+    for name in shards:
+        part = read_tensors(folder / name)
+        twice = state.keys() & part.keys()
+        if twice:
+            raise InputError(f"{folder / name} is damaged: {min(twice)} is in another file of the model too")
+        state |= part
+    return state
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

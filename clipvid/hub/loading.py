@@ -61,9 +61,10 @@ def _build(
     _check_fingerprint(source, record, backbone)
     model = assemble_model(backbone, config, record["num_classes"], record["backbone"].get("base_sha256")).eval()
     model = model.to(next(backbone.vision.parameters()).device)
-    load_strictly(model.saved_state(), state)
     if hasattr(model, "peft_config"):
         load_strictly(model.lora_state(), read_tensors(folder / LORA_WEIGHTS))
+    self_contained = state.keys() == model.trained_state().keys()
+    load_strictly(model.trained_state() if self_contained else model.saved_state(), state)
     if record["labels"]:
         model.set_labels(record["labels"], record["templates"])
     pixels = folder / "video_preprocessor_config.json"

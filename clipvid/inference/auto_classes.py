@@ -1,31 +1,40 @@
-"""The faces that a model folder shows to transformers: config, model and video processor, known to its Auto classes.
+"""Config and model of transformers for clipvid's model folders.
 
-Importing this module registers them; `clipvid.inference.registration` imports it. The files are read by clipvid itself.
+Importing this module registers them, the video processor and the pipeline with transformers.
+`clipvid.inference.registration` imports it. clipvid itself reads the files.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from urllib.request import urlopen
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.module import _IncompatibleKeys
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.utils.hub import convert_file_size_to_int
 
 from clipvid import InputError
+from clipvid.inference import pipeline
+from clipvid.inference.processor import ClipVidVideoProcessor
 
 if TYPE_CHECKING:  # transformers imports this module, perhaps before those of clipvid that import transformers
     from clipvid.model.video_clip import VideoCLIP
 
-_PASSED_BY_TRANSFORMERS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
+_PASSED_BY_TRANSFORMERS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code", "use_safetensors")
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PUSHING = {"private", "revision", "max_shard_size"}
+# Options of transformers' save_pretrained at the values that change nothing here.
+_SAVING = {"save_peft_format": True, "save_original_format": True, "token": None}
 
 
 class ClipVidConfig(PreTrainedConfig):
@@ -57,11 +66,13 @@ class ClipVidConfig(PreTrainedConfig):
 
 
 class ClipVidForVideoClassification(PreTrainedModel):
-    """A `VideoCLIP` with transformers' manners."""
+    """A `VideoCLIP` with the methods of transformers' models, for `Trainer` and `pipeline`."""
 
     config_class = ClipVidConfig
     main_input_name = "pixel_values_videos"
     input_modalities = "video"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
 
     def __init__(self, config: ClipVidConfig, clip: VideoCLIP | None = None):
         super().__init__(config)
@@ -77,12 +88,24 @@ class ClipVidForVideoClassification(PreTrainedModel):
         config: ClipVidConfig | None = None,
         revision: str | None = None,
         dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
         **others: Any,
     ) -> ClipVidForVideoClassification:
-        """`clipvid.from_pretrained`, with its errors; `dtype` of the weights, float32 where left out or `auto`.
+        """Load a model with `clipvid.from_pretrained`.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a repository on the Hub.
+            config: of the model, if it is loaded already.
+            revision: branch, tag or commit on the Hub.
+            dtype: floating type of the weights, float32 where left out or `auto`. `torch_dtype` is its old name.
+            device_map: one device for the whole model, or `auto` for the GPU if there is one.
+            attn_implementation: `sdpa`, which is what clipvid's blocks use.
+            others: refused unless transformers itself passes them.
 
         Raises:
-            ValueError: an option of transformers that has no effect here, such as `device_map` or `token`.
+            InputError: an option that cannot be followed; see also `clipvid.from_pretrained`.
         """
         from clipvid.hub.loading import from_pretrained
 
@@ -92,15 +115,108 @@ class ClipVidForVideoClassification(PreTrainedModel):
                 f"{', '.join(sorted(unknown))}: not an option of clipvid's models (the token is HF_TOKEN's, the cache "
                 "HF_HOME's; move the model with .to(device))"
             )
+        attention = attn_implementation or getattr(config, "_attn_implementation", None)  # AutoModel puts it there
+        if attention not in (None, "sdpa"):
+            raise InputError(f"attn_implementation={attention!r}: clipvid's blocks have only 'sdpa'")
+        wanted, device = _floating_type(torch_dtype if dtype is None else dtype), _single_device(device_map)
         source, folder = pretrained_model_name_or_path, Path(pretrained_model_name_or_path).is_dir()
-        clip = from_pretrained(source, None if folder else revision)
-        if isinstance(dtype, torch.dtype):
-            clip = clip.to(dtype)
+        clip = from_pretrained(source, None if folder else revision).to(device, wanted)
         return cls(config or ClipVidConfig.from_pretrained(source, revision=revision or "main"), clip).eval()
 
-    def save_pretrained(self, save_directory: str | Path, **ignored: Any) -> None:  # type: ignore[override]
-        """`VideoCLIP.save_pretrained`: the folder that clipvid reads too."""
-        self.clip.save_pretrained(save_directory)
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str | None = None,
+        **options: Any,
+    ) -> None:
+        """Write a model folder, and push it to the Hub if asked.
+
+        `model.safetensors` holds all trained weights, so that `Trainer` can load it.
+
+        Args:
+            save_directory: the folder, see `clipvid.model.saving.save_model`.
+            is_main_process: False for a process that writes nothing.
+            state_dict: weights to save in place of the model's; all names of `self.state_dict()`.
+            push_to_hub: upload the folder, see `clipvid.push_to_hub`.
+            max_shard_size: size from which the weights are split into several files, such as `1GB`.
+            options: `repo_id` (by default the name of the folder in your namespace), `private` and `revision` of the
+                push. Others are refused unless they are those of transformers' defaults.
+
+        Raises:
+            InputError: an option that cannot be followed, or weights that do not fit.
+        """
+        hub = {name: options.pop(name) for name in ("repo_id", "private", "revision") if options.get(name) is not None}
+        unknown = {name for name, value in options.items() if value is not None and value != _SAVING.get(name)}
+        if unknown or (hub and not push_to_hub):
+            raise InputError(
+                f"{', '.join(sorted(unknown or hub))}: not an option of saving clipvid's models; it takes "
+                "max_shard_size, and with push_to_hub=True repo_id, private and revision (the token is HF_TOKEN's)"
+            )
+        if not is_main_process:
+            return
+        from clipvid.model.saving import save_model
+
+        clip = self.clip
+        if state_dict is not None and not self._holds(state_dict):
+            other = copy.deepcopy(self)
+            other.load_state_dict(state_dict)
+            clip = other.clip
+        size = None if max_shard_size is None else convert_file_size_to_int(max_shard_size)
+        save_model(clip, Path(save_directory), self_contained=True, max_shard_size=size)
+        if push_to_hub:
+            self._push(Path(save_directory), **hub)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
+        """Save and upload the model; return the URL of the commit. See `save_pretrained` for the options."""
+        unknown = {name for name, value in options.items() if value is not None} - _PUSHING
+        if unknown:
+            raise InputError(
+                f"{', '.join(sorted(unknown))}: not an option of push_to_hub; it takes {', '.join(sorted(_PUSHING))}"
+            )
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=options.get("max_shard_size"))
+            return self._push(Path(folder), repo_id, options.get("private"), options.get("revision"))
+
+    def _push(
+        self, folder: Path, repo_id: str | None = None, private: bool | None = None, revision: str | None = None
+    ) -> str:
+        from huggingface_hub import HfApi
+
+        from clipvid.hub.push import check_login, push_to_hub
+
+        name = repo_id or folder.resolve().name
+        if "/" not in name:
+            check_login()
+            name = f"{HfApi().whoami()['name']}/{name}"
+        return push_to_hub(folder, name, bool(private), revision).url
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load the whole state, or the content of the `model.safetensors` that `save_pretrained` wrote.
+
+        Args:
+            state_dict: all weights under the names of `self.state_dict()`, or the trained ones under those of
+                `VideoCLIP.trained_state()`.
+            strict: of no effect: `Trainer` passes False and would go on with weights that were not loaded.
+            assign: put the tensors in place of the model's; only for the whole state.
+
+        Raises:
+            InputError: missing or unexpected names, or other shapes; lists them.
+        """
+        from clipvid.backbone.state_dicts import differences, load_strictly, shortened
+
+        if any(name.startswith("clip.") for name in state_dict):
+            problems = differences(self.state_dict(), state_dict)
+            if problems:
+                raise InputError(f"the weights do not fit the model: {shortened(problems)}")
+            found = super().load_state_dict(state_dict, True, assign)
+        else:
+            load_strictly(self.clip.trained_state(), state_dict)
+            found = _IncompatibleKeys([], [])
+        self.clip.refresh_labels()
+        return found
 
     def forward(self, pixel_values_videos: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Compute logits [B, K] of frames [B, T, 3, S, S], uint8 or normalized, and the loss with labels [B]."""
@@ -110,80 +226,71 @@ class ClipVidForVideoClassification(PreTrainedModel):
             loss = cross_entropy(output.logits, labels) + sum(output.losses.values())
         return ImageClassifierOutput(loss=loss, logits=output.logits)
 
+    def _holds(self, state_dict: Mapping[str, Tensor]) -> bool:
+        """Return True if `state_dict` consists of the model's own tensors."""
+        own = self.state_dict()
+        return own.keys() == state_dict.keys() and all(
+            own[name].data_ptr() == value.data_ptr() and own[name].dtype == value.dtype
+            for name, value in state_dict.items()
+        )
 
-class ClipVidVideoProcessor(BaseVideoProcessor):
-    """From a video to the frames that the model's own evaluation takes, by clipvid's reader.
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        """Turn the encoder's checkpointing on or off.
 
-    `video_preprocessor_config.json` holds its arguments. Pixels stay uint8: the model normalizes them.
-    """
-
-    def __init__(
-        self,
-        num_frames: int = 8,
-        image_size: int = 224,
-        sampling: dict[str, Any] | None = None,
-        resize: str = "shortest_center",
-        image_mean: list[float] | None = None,
-        image_std: list[float] | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.image_mean, self.image_std = image_mean, image_std
-        self.num_frames, self.image_size = num_frames, image_size
-        self.sampling, self.resizing = sampling, resize
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `video_preprocessor_config.json` holds."""
-        own = {"num_frames": self.num_frames, "image_size": self.image_size}
-        pixels = {"image_mean": self.image_mean, "image_std": self.image_std, "resize": self.resizing}
-        return own | pixels | ({"sampling": self.sampling} if self.sampling else {})
-
-    def preprocess(self, videos: Any, num_frames: int | None = None, **kwargs: Any) -> BatchFeature:
-        """One video or a list of them -> `pixel_values_videos` uint8 [B, T, 3, S, S].
-
-        A video is a path, URL, bytes, file object, or frames uint8 [N, H, W, 3] in memory.
+        Raises:
+            InputError: another way of checkpointing than every block without reentrance.
         """
-        sources = videos if isinstance(videos, list | tuple) else [videos]
-        return BatchFeature({"pixel_values_videos": torch.cat([self._read(one, num_frames) for one in sources])})
-
-    def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Any = None) -> Any:
-        """Not torchcodec, but clipvid's reader: see `preprocess`."""
-        return self.preprocess(video_url_or_urls)["pixel_values_videos"]
-
-    def _read(self, source: Any, num_frames: int | None) -> Tensor:
-        from clipvid.data.preprocessing import Preprocessing
-        from clipvid.data.reader import open_video
-        from clipvid.inference.predictor import ClipReader
-
-        record = {"sampling": self.sampling, "resize": self.resizing}
-        preprocessing = Preprocessing.from_record(record, "video_preprocessor_config.json")
-        reader = ClipReader.create(num_frames or self.num_frames, self.image_size, preprocessing)
-        if isinstance(source, np.ndarray | Tensor):
-            return reader.read(_Frames(source))
-        if isinstance(source, str) and source.startswith(("http://", "https://")):
-            with urlopen(source) as response:
-                source = response.read()
-        with open_video(source) as video:
-            return reader.read(video)
-
-
-class _Frames:
-    """Frames in memory, read like a video."""
-
-    def __init__(self, frames: np.ndarray | Tensor):
-        self.frames = torch.as_tensor(frames)
-        if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != torch.uint8:
+        options = getattr(gradient_checkpointing_func, "keywords", {})
+        other = {name: value for name, value in options.items() if (name, value) != ("use_reentrant", False)}
+        if enable and (other or every_n_layers != 1):
             raise InputError(
-                f"frames are {self.frames.dtype} {list(self.frames.shape)}; expected uint8 [N, H, W, 3] (RGB)"
+                f"gradient checkpointing with {other or {'every_n_layers': every_n_layers}}: clipvid's encoder "
+                "checkpoints every block with use_reentrant=False and takes no other option"
             )
+        if enable and getattr(gradient_checkpointing_func, "func", checkpoint) is not checkpoint:
+            raise InputError("gradient checkpointing with offload: clipvid's encoder keeps activations on the device")
+        self.clip.encoder.gradient_checkpointing = enable
 
-    def __len__(self) -> int:
-        return len(self.frames)
 
-    def read(self, indices: Tensor) -> Tensor:
-        return self.frames[indices]
+def _floating_type(wanted: torch.dtype | str | None) -> torch.dtype:
+    """Return the type that `dtype` names.
+
+    Raises:
+        InputError: another value than a floating type that models have.
+    """
+    if wanted is None or wanted == "auto":
+        return torch.float32
+    found = getattr(torch, wanted.removeprefix("torch."), None) if isinstance(wanted, str) else wanted
+    if found not in _FLOATING:
+        names = ", ".join(str(one).removeprefix("torch.") for one in _FLOATING)
+        raise InputError(f"dtype={wanted!r}: expected one of auto, {names}")
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def _single_device(device_map: Any) -> torch.device:
+    """Return the device that `device_map` names.
+
+    Raises:
+        InputError: a map of several devices, or an unknown device.
+    """
+    if isinstance(device_map, dict) and set(device_map) == {""}:
+        device_map = device_map[""]
+    if device_map is None:
+        return torch.device("cpu")
+    if device_map == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device_map)
+    except (RuntimeError, TypeError):
+        raise InputError(
+            f"device_map={device_map!r}: clipvid's models stay on one device; give 'auto' or a device such as 'cuda:0'"
+        ) from None
 
 
 AutoConfig.register("clipvid", ClipVidConfig)
 AutoModelForVideoClassification.register(ClipVidConfig, ClipVidForVideoClassification)
 AutoVideoProcessor.register(ClipVidConfig, ClipVidVideoProcessor)
+pipeline.register()

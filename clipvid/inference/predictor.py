@@ -6,7 +6,7 @@ Shapes: V views, T frames, S image side, K classes, W windows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.reader import Source, VideoError, open_video
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.transforms import Transform
+from clipvid.inference.videos import Frames, open_source, split_videos
 from clipvid.model.video_clip import VideoCLIP
 
 _WINDOWS_AT_ONCE = 8
@@ -33,15 +34,6 @@ class Timeline(NamedTuple):
 
     times: list[float]
     scores: Tensor
-
-
-class Frames(Protocol):
-    """What clips are taken from: a `clipvid.data.reader.Video`, or what reads like one."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: Tensor) -> Tensor:
-        """uint8 [T, H, W, 3] at `indices`."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +58,17 @@ class ClipReader:
 
 
 class Predictor:
-    """Scores that a model gives to videos.
+    """Classifier of videos.
 
-    model: in evaluation mode, with labels. views: clips per video, whose probabilities are averaged.
+    A video is a path, a `file://` or web URL, the bytes of a file, a file object, a folder of images, frames in memory
+    (uint8 [T, H, W, 3] or [T, 3, H, W]), or a list of frames (PIL images, or arrays of one size).
+
+    Args:
+        model: in evaluation mode, with labels.
+        views: clips per video, whose probabilities are averaged.
 
     Raises:
-        ValueError: a model without labels, or no view.
+        InputError: a model without labels, or no view.
     """
 
     def __init__(self, model: VideoCLIP, views: int = 1):
@@ -82,23 +79,35 @@ class Predictor:
         self.model, self.views = model, views
         self.reader = ClipReader.create(model.num_frames, model.image_size, model.preprocessing)
 
-    def __call__(self, source: Source, top_k: int = 5) -> list[Prediction]:
-        """The `top_k` classes of a video (a path, bytes or a file object), best first.
+    @overload
+    def __call__(self, source: list[Source], top_k: int = 5) -> list[list[Prediction]]: ...
+
+    @overload
+    def __call__(self, source: Any, top_k: int = 5) -> list[Prediction]: ...
+
+    def __call__(self, source: Any, top_k: int = 5) -> list[Prediction] | list[list[Prediction]]:
+        """Return the `top_k` classes of a video, best first, or such a list for each video of a list.
 
         Raises:
+            InputError: an object that is not a video.
             VideoError: the video cannot be read.
         """
-        scores, classes = self.scores(source).topk(min(top_k, len(self.model.labels)))
-        return [
-            {"label": self.model.labels[index], "score": score}
-            for score, index in zip(scores.tolist(), classes.tolist(), strict=True)
-        ]
+        videos, several = split_videos(source)
+        found = [self._best(self.scores(video), top_k) for video in videos]
+        return found if several else found[0]
 
-    def scores(self, source: Source) -> Tensor:
-        """Probabilities [K] of a video, on the CPU."""
-        with open_video(source) as video:
+    def scores(self, source: Any) -> Tensor:
+        """Return the probabilities [K] of a video, on the CPU; see `__call__` for errors."""
+        with open_source(source) as video:
             clips = self.reader.read(video, self.views)
         return self._probabilities(clips).mean(dim=0)
+
+    def _best(self, scores: Tensor, top_k: int) -> list[Prediction]:
+        values, classes = scores.topk(min(top_k, len(self.model.labels)))
+        return [
+            {"label": self.model.labels[index], "score": score}
+            for score, index in zip(values.tolist(), classes.tolist(), strict=True)
+        ]
 
     def timeline(self, source: Source, window: float, hop: float) -> Timeline:
         """Scores of windows of `window` seconds, `hop` seconds apart; the last one ends with the video.

@@ -5,31 +5,43 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipvid.backbone import BACKBONE_FILES
 from clipvid.files import hash_file, replace_together, write_json
 from clipvid.registry import config_to_choice
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
 BACKBONE_FOLDER = "backbone"
-BACKBONE_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 LORA_FOLDER = "lora"
 LORA_WEIGHTS = f"{LORA_FOLDER}/adapter_model.safetensors"
 LORA_CONFIG = f"{LORA_FOLDER}/adapter_config.json"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
-def save_model(model: Any, folder: Path) -> None:
+def save_model(model: Any, folder: Path, self_contained: bool = False, max_shard_size: int | None = None) -> None:
     """Write the folder of a `VideoCLIP`: config, trained weights, preprocessing, and the backbone if it is not public.
 
     The files of a model that is already there are replaced together, see `replace_together`. Other files stay.
+
+    Args:
+        model: the `VideoCLIP`.
+        folder: made if it does not exist.
+        self_contained: let `model.safetensors` also hold the trained weights that `lora/` and `backbone/` hold.
+        max_shard_size: bytes from which `model.safetensors` is split into several files with an index.
     """
     with replace_together(folder, owned_files(folder), last=CONFIG) as staged:
-        states = {"model.safetensors": model.saved_state()}
+        trained = model.trained_state() if self_contained else model.saved_state()
+        states, index = _shards(trained, max_shard_size)
         if not model.backbone.fetchable:
             model.backbone.save(staged / BACKBONE_FOLDER)
         lora_state = model.lora_state()
@@ -40,14 +52,16 @@ def save_model(model: Any, folder: Path) -> None:
             lora.save_pretrained(staged / LORA_FOLDER)
         for name, state in states.items():
             _write_tensors(staged / name, state)
+        if index is not None:
+            write_json(staged / WEIGHTS_INDEX, index)
         write_json(staged / "video_preprocessor_config.json", _pixel_record(model))
         backbone_files = sorted(path.name for path in (staged / BACKBONE_FOLDER).glob("*"))
-        files = {name: hash_file(staged / name) for name in states}
+        files = {name: hash_file(staged / name) for name in (*states, *([] if index is None else [WEIGHTS_INDEX]))}
         write_json(staged / CONFIG, _config_record(model, backbone_files) | {"files": files})
 
 
 def owned_files(folder: Path) -> set[str]:
-    """Return the files in `lora/` and `backbone/` that the config of a saved model lists; empty without such a config.
+    """Return the weights and other files that the config of a saved model lists; empty without such a config.
 
     Paths that lead elsewhere are left out.
     """
@@ -63,7 +77,23 @@ def owned_files(folder: Path) -> set[str]:
     if isinstance(backbone, dict) and backbone.get("embedded") is True:
         listed = backbone.get("files", BACKBONE_FILES)
         names |= {f"{BACKBONE_FOLDER}/{name}" for name in listed if isinstance(listed, list | tuple)}
-    return {name for name in names if _is_part(name)}
+    return {name for name in names if is_weight_file(name) or _is_part(name)}
+
+
+def is_weight_file(name: str) -> bool:
+    """Return True for the name of a file in which a model folder keeps trained weights, or of their index."""
+    return name in (WEIGHTS, WEIGHTS_INDEX, LORA_WEIGHTS) or _SHARD.fullmatch(name) is not None
+
+
+def _shards(
+    state: dict[str, Tensor], max_size: int | None
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
+    """Return the tensors by file, and the index of the files if there are several."""
+    if max_size is None or sum(tensor.nbytes for tensor in state.values()) <= max_size:
+        return {WEIGHTS: state}, None
+    split = split_torch_state_dict_into_shards(state, max_shard_size=max_size)
+    shards = {file: {name: state[name] for name in names} for file, names in split.filename_to_tensors.items()}
+    return shards, {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
 
 
 def _is_part(name: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -195,6 +195,11 @@ class VideoCLIP(TrainableModel):
             self.label_tokens = self._label_prompts().to(self.pixel_mean.device)
             self.label_features = self._ensemble(self.label_tokens)
 
+    def refresh_labels(self) -> None:
+        """Compute the text features of the labels again, after weights were loaded."""
+        if self.labels and self.head.needs_text:
+            self.set_labels(self.labels, self.templates)
+
     def _label_prompts(self) -> Tensor:
         """Token ids [K, templates, L]."""
         if self.context is None:
@@ -283,6 +288,14 @@ class VideoCLIP(TrainableModel):
             return features[:, 0]
         direction = F.normalize(F.normalize(features, dim=-1).mean(dim=1), dim=-1)
         return direction * features.norm(dim=-1).mean(dim=1, keepdim=True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VideoCLIP:
+        """Keep the fingerprint of the frozen backbone before a cast such as `.to(torch.bfloat16)`, see `nn.Module`."""
+        weight = next(self.backbone.vision.parameters())
+        if self.config.parts.tuning.keeps_backbone and fn(weight.new_zeros(1)).dtype != weight.dtype:
+            self.backbone.keep_fingerprint()
+        super()._apply(fn, recurse)
+        return self
 
     def _backbone_parameters(self) -> Iterator[nn.Parameter]:
         for module in (self.backbone.vision, *self.backbone.blocks, self.backbone.text):

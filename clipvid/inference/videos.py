@@ -1,0 +1,128 @@
+"""Videos as users hold them: paths, URLs, bytes, file objects, frames in memory, and lists of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import url2pathname, urlopen
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipvid import InputError
+from clipvid.data.reader import Source, VideoError, open_video
+
+_EXPECTED = (
+    "expected a path, a URL, bytes, a file object, frames uint8 [T, H, W, 3] or [T, 3, H, W] (RGB), or a list of "
+    "frames (PIL images, or arrays of one size)"
+)
+
+
+class Frames(Protocol):
+    """Frames that clips are taken from: a `clipvid.data.reader.Video`, or an object that reads like one."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Tensor) -> Tensor:
+        """uint8 [T, H, W, 3] at `indices`."""
+
+
+class FramesInMemory:
+    """Frames uint8 [T, H, W, 3] in memory, read like a video. Their rate is unknown.
+
+    Raises:
+        InputError: another type or shape.
+    """
+
+    fps = None
+    name = "frames in memory"
+
+    def __init__(self, frames: np.ndarray | Tensor):
+        self.frames = torch.as_tensor(frames)
+        shape = tuple(self.frames.shape)
+        if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
+            self.frames = self.frames.movedim(1, -1)
+        if len(shape) != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != torch.uint8:
+            raise InputError(
+                f"frames are {self.frames.dtype} {list(shape)}; expected uint8 [N, H, W, 3] or [N, 3, H, W] (RGB)"
+            )
+        if not self.frames.numel():
+            raise InputError(f"frames are {list(shape)}: expected at least one frame")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def read(self, indices: Tensor) -> Tensor:
+        """Return the frames uint8 [T, H, W, 3] at `indices`."""
+        return self.frames[indices]
+
+
+def split_videos(given: Any) -> tuple[list[Any], bool]:
+    """Return the videos in `given`, and True if it is a list of videos instead of one video."""
+    if isinstance(given, list | tuple):
+        if given and all(_is_frame(item) for item in given):
+            return [given], False
+        return list(given), True
+    if isinstance(given, np.ndarray | Tensor) and given.ndim == 5:
+        return list(given), True
+    return [given], False
+
+
+@contextmanager
+def open_source(source: Any) -> Iterator[Any]:
+    """Open a video of any kind, see `clipvid.Predictor`; `Frames` with `fps` and `name`.
+
+    Raises:
+        InputError: an object that is not a video.
+        VideoError: the video cannot be read.
+    """
+    if isinstance(source, list | tuple) and source and all(_is_frame(item) for item in source):
+        yield FramesInMemory(_stack(source))
+    elif _is_frame(source):
+        raise InputError("a single picture is not a video; give the frames of a video as one list")
+    elif isinstance(source, np.ndarray | Tensor):
+        yield FramesInMemory(source)
+    elif not isinstance(source, str | PathLike | bytes) and not hasattr(source, "read"):
+        raise InputError(f"a video is of type {type(source).__name__}; {_EXPECTED}")
+    else:
+        with open_video(_fetch(source)) as video:
+            yield video
+
+
+def _fetch(source: Source) -> Source:
+    """Return the path of a `file://` URL and the bytes behind a web URL; other sources as they are."""
+    if not isinstance(source, str):
+        return source
+    if source.startswith("file://"):
+        return Path(url2pathname(urlsplit(source).path))
+    if source.startswith(("http://", "https://")):
+        try:
+            with urlopen(source) as response:
+                content: bytes = response.read()
+        except OSError as error:
+            raise VideoError(source, f"it cannot be downloaded ({error})") from None
+        return content
+    return source
+
+
+def _is_frame(item: Any) -> bool:
+    """Return True for one picture: a PIL image, or an array with a height, a width and a color axis."""
+    return isinstance(item, Image.Image) or (isinstance(item, np.ndarray | Tensor) and item.ndim == 3)
+
+
+def _stack(frames: list[Any] | tuple[Any, ...]) -> Tensor:
+    arrays = [
+        torch.from_numpy(np.array(frame.convert("RGB"))) if isinstance(frame, Image.Image) else torch.as_tensor(frame)
+        for frame in frames
+    ]
+    shapes = {(tuple(array.shape), array.dtype) for array in arrays}
+    if len(shapes) > 1:
+        sizes = ", ".join(sorted(str(list(shape)) for shape, _ in shapes)[:3])
+        raise InputError(f"the frames of a video have different sizes or types ({sizes}); expected one of each")
+    return torch.stack(arrays)
