@@ -213,7 +213,7 @@ def test_backbone_builds_from_config_and_weights_without_text_tower(clip_folder)
 
 @pytest.mark.parametrize("name", ["ViT-B-33", "no such tower"])
 def test_unknown_name_is_refused(name):
-    with pytest.raises(ValueError, match=f"unknown backbone '{name}': expected tiny, a name of"):
+    with pytest.raises(ValueError, match=rf"unknown backbone '{name}'.*: expected tiny, a name of"):
         load_backbone(name)
 
 
@@ -257,8 +257,8 @@ def test_config_that_could_make_the_tokenizer_run_code_is_refused(tmp_path):
         load_backbone(f"local-dir:{folder}")
     del config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(RuntimeError):
-        load_backbone(f"local-dir:{folder}")
+    with pytest.raises(RuntimeError, match="its tokenizer could not be loaded"):
+        load_backbone(f"local-dir:{folder}").text.tokenize(["a"])
     assert not (tmp_path / "ran").exists()
 
 

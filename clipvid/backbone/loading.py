@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 import warnings
@@ -25,7 +26,8 @@ from clipvid import InputError, RunError
 from clipvid.backbone.hugging_face import read_hugging_face
 from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, take_apart
 from clipvid.backbone.state_dicts import differences, shortened
-from clipvid.backbone.towers import NO_TEXT
+from clipvid.backbone.towers import NO_TEXT, MissingTokenizer
+from clipvid.registry import suggest
 
 TOKENIZER_OPTIONS = {"clean", "language", "strip_sep_token"}
 TINY = "tiny"
@@ -76,8 +78,8 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
         _resize(clip.visual, image_size)
     try:
         tokenizer = open_clip.get_tokenizer(source, **without_code)
-    except Exception as error:
-        raise RunError(_fetch_advice(name, pretrained, error)) from error
+    except Exception as error:  # a model that never reads text does without one
+        tokenizer = MissingTokenizer(name, str(error).splitlines()[0] if str(error) else type(error).__name__)
     return take_apart(clip.eval(), tokenizer, name, pretrained, _is_fetchable(name, pretrained), config)
 
 
@@ -205,10 +207,18 @@ def _find_config(name: str, source: str) -> dict[str, Any]:
         raise RunError(_fetch_advice(name, None, error)) from error
     if config is None:
         raise InputError(
-            f"unknown backbone {name!r}: expected tiny, a name of open_clip.list_models() such as ViT-B-16, "
+            f"unknown backbone {name!r}{_nearest(name)}: expected tiny, a name of open_clip.list_models() such as "
+            "ViT-B-16, "
             "hf-hub:org/repo or local-dir:/path"
         )
     return config
+
+
+def _nearest(name: str) -> str:
+    """Return a suggestion of the nearest backbone; letter case does not count."""
+    known = {TINY: TINY} | {model.lower(): model for model in open_clip.list_models()}
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" (did you mean {known[close[0]]!r}?)" if close else ""
 
 
 def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -> dict[str, Any]:
@@ -232,7 +242,10 @@ def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -
     tag = get_pretrained_cfg(name, pretrained)
     if not tag and not Path(pretrained).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise InputError(f"{name} has no weights {pretrained!r}: neither a file, a folder nor one of its tags ({tags})")
+        near = suggest(pretrained, open_clip.list_pretrained_tags_by_model(name))
+        raise InputError(
+            f"{name} has no weights {pretrained!r}{near}: neither a file, a folder nor one of its tags ({tags})"
+        )
     options: dict[str, Any] = {"pretrained": pretrained, "require_pretrained": True}
     if tag and tag.get("quick_gelu") and not config.get("quick_gelu"):
         options["force_quick_gelu"] = True

@@ -5,6 +5,7 @@ Shapes: M images, P prefix tokens, N = H x W patches, D width, E embedding, K te
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import open_clip
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from clipvid import InputError, RunError
 from clipvid.layers.attention import SelfAttention, fuse_projection
 
+_TEXTS_AT_ONCE = 128
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
 
 
@@ -73,6 +75,23 @@ class VisionTower(nn.Module):
         return split_parameters(self.visual, ("ln_post", "proj", "attn_pool"))
 
 
+class MissingTokenizer:
+    """Placeholder for a tokenizer that could not be loaded; it fails when a text is to be read.
+
+    name: of the backbone. reason: of the failure.
+    """
+
+    def __init__(self, name: str, reason: str):
+        self.name, self.reason = name, reason
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        raise RunError(
+            f"backbone {self.name}: its tokenizer could not be loaded ({self.reason}), and texts such as class names "
+            "need it. Put its files (tokenizer.json, tokenizer_config.json) beside the weights or fill the cache of "
+            "the Hub; a model with head=linear needs no text"
+        )
+
+
 class TextTower(nn.Module):
     """The CLIP text tower with its tokenizer and the learned scale (and bias) of the logits."""
 
@@ -116,8 +135,39 @@ class TextTower(nn.Module):
         return tower
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """K texts -> token ids int64 [K, L]."""
-        return self.tokenizer(texts)
+        """Return token ids int64 [K, L] of K texts. Warn about texts that are too long, with the words that are cut."""
+        tokens: Tensor = self.tokenizer(texts)
+        full = (tokens[:, -1] != self._pad_token()).nonzero().flatten().tolist()
+        cut = {texts[index]: words for index in full if (words := self._words_cut(texts[index], tokens.shape[1]))}
+        if cut:
+            shown = "; ".join(f"{_shortened(text)!r} loses {_shortened(words)!r}" for text, words in [*cut.items()][:3])
+            more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+            warnings.warn(
+                f"{len(cut)} of {len(texts)} texts are longer than the {tokens.shape[1]} tokens of the text tower and "
+                f"are cut: {shown}{more}",
+                stacklevel=3,
+            )
+        return tokens
+
+    def _pad_token(self) -> int:
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        return getattr(inner, "pad_token_id", None) or 0
+
+    def _words_cut(self, text: str, length: int) -> str:
+        """Return the end of a text that does not fit into `length` tokens, from the first word that is cut."""
+        if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            ids, room, decode = self.tokenizer.encode(text), length - 2, self.tokenizer.decode
+        elif isinstance(self.tokenizer, open_clip.tokenizer.HFTokenizer):
+            inner: Any = self.tokenizer.tokenizer
+            ids = inner(self.tokenizer.clean_fn(text), add_special_tokens=False)["input_ids"]
+            room, decode = length - inner.num_special_tokens_to_add(), inner.decode
+        else:
+            return ""
+        if len(ids) <= room:
+            return ""
+        whole, kept = decode(ids).strip(), decode(ids[:room]).strip()
+        rest = whole[len(kept) :]
+        return rest.strip() if rest.startswith(" ") else (kept.rsplit(" ", 1)[-1] + rest).strip()
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, without those that mark its start and end.
@@ -132,12 +182,22 @@ class TextTower(nn.Module):
         return len(self.tokenizer.encode(text))
 
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        """Token ids [K, L] -> text features [K, E], not normalised.
+        """Return text features [K, E], not normalized, of token ids [K, L].
 
-        context: [C, width] in place of the embeddings of the C tokens after the first.
+        Without gradients, long lists are encoded in parts, so that memory does not grow with the list.
+
+        Args:
+            tokens: token ids.
+            context: [C, width] in place of the embeddings of the C tokens after the first.
         """
         if not self.present:
             raise RunError("this model has no text tower (it was converted from a checkpoint without one)")
+        trained = (context is not None and context.requires_grad) or any(p.requires_grad for p in self.parameters())
+        if torch.is_grad_enabled() and trained:
+            return self._encode(tokens, context)
+        return torch.cat([self._encode(part, context) for part in tokens.split(_TEXTS_AT_ONCE)])
+
+    def _encode(self, tokens: Tensor, context: Tensor | None) -> Tensor:
         if context is None:
             return self.clip.encode_text(tokens, normalize=False)
 
@@ -152,6 +212,10 @@ class TextTower(nn.Module):
         """Parameters before the blocks, and after them."""
         after = ("ln_final", "text_projection", "logit_scale", "logit_bias")
         return split_parameters(self.clip, (*after, *(f"text.{name}" for name in after)), skip=".resblocks.")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:28]}...{text[-28:]}"
 
 
 def split_parameters(

@@ -72,25 +72,6 @@ def _build(
     return model
 
 
-def start_from(model: VideoCLIP, source: str | Path) -> None:
-    """Copy adapters and pooling of a saved model into `model`, which stands on the same backbone.
-
-    Raises:
-        ValueError: another backbone, or other adapters or pooling; says what differs. Also see `from_pretrained`.
-    """
-    saved = from_pretrained(source)
-    wanted, found = model.backbone.fingerprint(), saved.backbone.fingerprint()
-    if found != wanted:
-        raise InputError(
-            f"init_from {source}: its adapters stand on another backbone ({saved.backbone.name}, SHA-256 of weights "
-            f"{found[:12]}...) than the model ({model.backbone.name}, {wanted[:12]}...), or on one trained with them"
-        )
-    try:
-        load_strictly(model.temporal_state(), saved.temporal_state())
-    except ValueError as error:
-        raise InputError(f"init_from {source}: {error}. Give the run the model.adapter and pooling of it") from error
-
-
 def load_model(
     name: str,
     pretrained: str | None = None,

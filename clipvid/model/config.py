@@ -35,8 +35,8 @@ class ModelConfig:
     tune: parts that are trained, any of `adapters`, `head` (with pooling), `lora`, `layernorm`, `partial`, `full`
         (image tower), `coop`, `text` (text tower), by name or with options (`{"name": "lora", "rank": 16}`); see
         `clipvid.model.tuning`.
-    init_from: a model folder, or such a repository on the Hub, whose adapters and pooling training starts from. It is
-        not part of a saved model.
+    init_from: a model folder, or such a repository on the Hub, whose weights training starts from. It is not part of a
+        saved model.
     """
 
     backbone: str = "tiny"

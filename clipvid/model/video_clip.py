@@ -204,7 +204,8 @@ class VideoCLIP(TrainableModel):
         """Token ids [K, templates, L]."""
         if self.context is None:
             prompts = class_prompts(self.labels, self.templates)
-            return torch.stack([self.text.tokenize(texts) for texts in prompts])
+            tokens = self.text.tokenize([text for texts in prompts for text in texts])
+            return tokens.unflatten(0, (len(prompts), -1))
         if self.templates not in (TEMPLATES["none"], TEMPLATES["single"]):
             raise InputError(
                 f"templates={list(self.templates)}: `coop` learns the context of a class name; leave them out"
@@ -251,6 +252,11 @@ class VideoCLIP(TrainableModel):
         self._tuned_parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if self.labels:
             self.set_labels(self.labels, self.templates)
+
+    def keep_trained_backbone(self) -> None:
+        """Save the backbone with the model from now on; call it before its weights are replaced by trained ones."""
+        self._base_fingerprint = self.base_fingerprint()
+        self.backbone.fetchable = False
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder, see `clipvid.model.saving.save_model`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from clipvid.data.loader import TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import BAD_VIDEOS, train_dataset
 from clipvid.distributed import follow_launch_file
-from clipvid.hub.loading import start_from
+from clipvid.hub.continuing import start_from
 from clipvid.model.factory import build_model
 from clipvid.model.trainable import TrainableModel
 from clipvid.model.video_clip import VideoCLIP
@@ -96,7 +97,9 @@ def build_finetune_model(config: VideoRunConfig, labels: list[str]) -> VideoCLIP
         )
     model = build_model(config.model, labels, config.templates)
     if config.model.init_from is not None:
-        start_from(model, config.model.init_from)
+        started = start_from(model, config.model.init_from)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"init_from {config.model.init_from}: {started}")
     model.encoder.gradient_checkpointing = config.training.gradient_checkpointing
     if config.training.torch_compile:
         model.encoder.compile_blocks()

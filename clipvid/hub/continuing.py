@@ -1,0 +1,147 @@
+"""Training that starts from the weights of a saved model (`model.init_from`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clipvid import InputError
+from clipvid.backbone import Backbone
+from clipvid.backbone.state_dicts import differences, load_strictly
+from clipvid.hub.loading import from_pretrained
+from clipvid.model.heads import LinearHead
+from clipvid.model.video_clip import VideoCLIP
+
+
+class Started(NamedTuple):
+    """Parts of a model that came from a saved one, and parts that are new."""
+
+    loaded: list[str]
+    new: list[str]
+
+    def __str__(self) -> str:
+        return f"loaded {', '.join(self.loaded) or 'nothing'}; new: {', '.join(self.new) or 'nothing'}"
+
+
+def start_from(model: VideoCLIP, source: str | Path) -> Started:
+    """Copy the weights of a saved model into `model`, as far as both have the same parts.
+
+    Trained towers are copied and saved with the model from then on. LoRA is continued where both models have the same,
+    otherwise added to the weights. Rows of a linear head are copied for the classes of the same name.
+
+    Args:
+        model: built from the same CLIP.
+        source: a model folder, or such a repository on the Hub.
+
+    Returns:
+        What was loaded and what is new.
+
+    Raises:
+        InputError: another CLIP, or other adapters or pooling; says what differs. See also `from_pretrained`.
+    """
+    saved = from_pretrained(source)
+    expected, found = model.base_fingerprint(), saved.base_fingerprint()
+    if found != expected:
+        raise InputError(
+            f"init_from {source}: it is made from another backbone ({saved.backbone.name}, SHA-256 of weights "
+            f"{found[:12]}...) than the model ({model.backbone.name}, {expected[:12]}...)"
+        )
+    started = Started([], [])
+    _copy_towers(model, saved, source, started)
+    _copy_temporal(model, saved, source, started)
+    _copy_context(model, saved, started)
+    _copy_head(model, saved, started)
+    model.refresh_labels()
+    return started
+
+
+def _copy_towers(model: VideoCLIP, saved: VideoCLIP, source: str | Path, started: Started) -> None:
+    """Copy LoRA and trained towers."""
+    lora, given = model.lora_state(), saved.lora_state()
+    if given and lora and not differences(lora, given):
+        load_strictly(lora, given)
+        started.loaded.append("LoRA")
+    else:
+        if given:
+            saved.merge_lora()
+        if lora:
+            started.new.append("LoRA")
+    if saved.has_base_backbone:
+        return
+    lora_config = model.config.parts.tuning.lora
+    if lora_config is not None and "text" in lora_config.towers:
+        raise InputError(f"init_from {source}: its towers are trained, which LoRA in the text tower cannot start from")
+    model.keep_trained_backbone()
+    load_strictly(_towers(model.backbone).state_dict(keep_vars=True), _towers(saved.backbone).state_dict())
+    started.loaded.append("LoRA, added to the towers" if given else "trained towers")
+
+
+def _copy_temporal(model: VideoCLIP, saved: VideoCLIP, source: str | Path, started: Started) -> None:
+    """Copy adapters and pooling; each is new where the saved model has none."""
+    own, given = model.temporal_state(), saved.temporal_state()
+    for part in ("adapters", "pooling"):
+        mine, theirs = (_part(state, part) for state in (own, given))
+        if not theirs:
+            started.new.extend([part] if mine else [])
+            continue
+        try:
+            load_strictly(mine, theirs)
+        except ValueError as error:
+            raise InputError(
+                f"init_from {source}: {error}. Give the run the model.adapter and pooling of it"
+            ) from error
+        started.loaded.append(part)
+
+
+def _part(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith("pooling.") == (part == "pooling")}
+
+
+def _copy_context(model: VideoCLIP, saved: VideoCLIP, started: Started) -> None:
+    if model.context is None:
+        return
+    if saved.context is None or saved.context.vectors.shape != model.context.vectors.shape:
+        started.new.append("context tokens")
+        return
+    load_strictly(model.context.state_dict(keep_vars=True), saved.context.state_dict())
+    started.loaded.append("context tokens")
+
+
+def _copy_head(model: VideoCLIP, saved: VideoCLIP, started: Started) -> None:
+    """Copy the head; of a linear one the rows of classes that stay, by name."""
+    own, given = model.head, saved.head
+    if isinstance(own, LinearHead) and isinstance(given, LinearHead):
+        kept = {name: saved.labels.index(name) for name in model.labels if name in saved.labels}
+        load_strictly(own.norm.state_dict(keep_vars=True), given.norm.state_dict())
+        with torch.no_grad():
+            for row, name in enumerate(model.labels):
+                if name in kept:
+                    own.linear.weight[row] = given.linear.weight[kept[name]]
+                    own.linear.bias[row] = given.linear.bias[kept[name]]
+        fresh = [name for name in model.labels if name not in kept]
+        if kept:
+            started.loaded.append(f"head rows of {len(kept)} classes")
+        if fresh or not model.labels:
+            started.new.append(f"head rows of {len(fresh) or own.num_classes} classes ({_listed(fresh)})")
+        return
+    state = own.state_dict(keep_vars=True)
+    if not state:
+        return
+    if type(own) is not type(given) or differences(state, given.state_dict()):
+        started.new.append("head")
+        return
+    load_strictly(state, given.state_dict())
+    started.loaded.append("head")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "unnamed"
+
+
+def _towers(backbone: Backbone) -> nn.ModuleDict:
+    parts: dict[str, Any] = {"vision": backbone.vision, "blocks": nn.ModuleList(backbone.blocks), "text": backbone.text}
+    return nn.ModuleDict(parts)
