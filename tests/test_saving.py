@@ -188,7 +188,7 @@ def test_config_that_is_not_ours_is_refused(make_model, tmp_path, change, messag
         ("config.json", lambda content: content[:-20], "is damaged: it is no JSON"),
         ("config.json", lambda content: b"[]", "holds a list, expected a JSON object"),
         ("video_preprocessor_config.json", lambda content: b"", "is damaged: it is no JSON"),
-        ("backbone/open_clip_model.safetensors", lambda content: content[:-5], "could not be loaded"),
+        ("backbone/open_clip_model.safetensors", lambda content: content[:-5], "is damaged: it is no safetensors file"),
         (
             "backbone/open_clip_model.safetensors",
             lambda content: content[:-1] + bytes([content[-1] ^ 1]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from clipvid import InputError
 from clipvid.files import hash_file
 from clipvid.hub.errors import hub_error
+from clipvid.hub.strict import check_sizes, read_json, read_tensors
 from clipvid.model.saving import FORMAT_VERSION, LORA_WEIGHTS, WEIGHTS, WEIGHTS_INDEX, is_weight_file
+from clipvid.registry import check_type
 
 MODEL_FILES = (
     "config.json",
@@ -40,6 +39,22 @@ MODEL_FILES = (
 _BACKBONE_KEYS = ("name", "pretrained", "sha256", "embedded")
 
 
+# Types of the entries of config.json, and of those of its mapping `backbone`. `model` is checked by its own class.
+_KINDS: dict[str, Any] = {
+    "format_version": int,
+    "num_classes": int | None,
+    "labels": list[str],
+    "templates": list[str],
+    "files": dict[str, str],
+    "model": dict[str, Any],
+    "backbone": dict[str, Any],
+    "backbone.name": str,
+    "backbone.pretrained": str | None,
+    "backbone.sha256": str,
+    "backbone.embedded": bool,
+    "backbone.base_sha256": str,
+    "backbone.files": list[str],
+}
 _RECORD_KEYS = ("format_version", "backbone", "model", "num_classes", "labels", "templates")
 
 
@@ -64,7 +79,7 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
 def read_record(folder: Path, source: str | Path | None = None) -> dict[str, Any]:
     """`config.json` of a model folder, checked; `source` is what it goes by in messages."""
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{source or folder} holds no model: it has no config.json")
     record = read_json(path)
     if record.get("model_type") != "clipvid":
@@ -75,10 +90,11 @@ def read_record(folder: Path, source: str | Path | None = None) -> dict[str, Any
         missing += [f"backbone.{key}" for key in _BACKBONE_KEYS if key not in backbone]
     if missing:
         raise InputError(f"{path} is incomplete: it lacks {', '.join(missing)}")
-    kinds = {"format_version": int, "backbone": dict, "model": dict} | ({"files": dict} if "files" in record else {})
-    wrong = [key for key, kind in kinds.items() if not isinstance(record[key], kind)]
-    if wrong:
-        raise InputError(f"{path} is damaged: {', '.join(wrong)} is not what it should be. Bring a whole copy of it")
+    for name, hint in _KINDS.items():
+        owner, _, key = name.rpartition(".")
+        values = record[owner] if owner else record
+        if not isinstance(values, dict) or (key in values and not _is_kind(values[key], hint)):
+            raise InputError(f"{path} is damaged: {name} is not what it should be. Bring a whole copy of it")
     if record["format_version"] > FORMAT_VERSION:
         raise InputError(
             f"{path} has format {record['format_version']}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid"
@@ -86,19 +102,12 @@ def read_record(folder: Path, source: str | Path | None = None) -> dict[str, Any
     return record
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or no JSON object in it.
-    """
+def _is_kind(value: Any, hint: Any) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: it is no JSON ({error}). Bring a whole copy of it") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected a JSON object")
-    return content
+        check_type(value, hint, "")
+    except InputError:
+        return False
+    return True
 
 
 def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
@@ -119,9 +128,12 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
                 f"{folder / name} is damaged or was changed: its SHA-256 is not the one in config.json. Bring a whole "
                 "copy of it; where the change is meant, take its entry out of `files` in config.json"
             )
-    if WEIGHTS_INDEX not in record.get("files", {}):
-        return read_tensors(folder / WEIGHTS)
-    shards = [name for name in record["files"] if name not in (WEIGHTS_INDEX, LORA_WEIGHTS)]
+    shards = [WEIGHTS]
+    if WEIGHTS_INDEX in record.get("files", {}):
+        shards = [name for name in record["files"] if name not in (WEIGHTS_INDEX, LORA_WEIGHTS)]
+    weights = [folder / name for name in (*shards, LORA_WEIGHTS) if name in shards or (folder / name).exists()]
+    sizes = {"num_classes": record["num_classes"], **record["model"]}
+    check_sizes(sizes, weights, folder / "config.json")
     state: dict[str, Tensor] = {}
     for name in shards:
         part = read_tensors(folder / name)
@@ -130,18 +142,6 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
             raise InputError(f"{folder / name} is damaged: {min(twice)} is in another file of the model too")
         state |= part
     return state
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or another kind of file.
-    """
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged: it is no safetensors file ({error})") from error
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

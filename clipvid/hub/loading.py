@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.backbone import Backbone, load_backbone
+from clipvid.backbone import BACKBONE_FILES, Backbone, load_backbone
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.preprocessing import Preprocessing
-from clipvid.hub.folder import find_folder, read_json, read_record, read_tensors, read_weights
+from clipvid.hub.folder import find_folder, read_record, read_weights
+from clipvid.hub.strict import check_dtypes, check_finite, check_regular, check_sizes, read_json, read_tensors
 from clipvid.model.config import ModelConfig
 from clipvid.model.factory import assemble_model, create_model
 from clipvid.model.saving import LORA_WEIGHTS
@@ -62,9 +63,13 @@ def _build(
     model = assemble_model(backbone, config, record["num_classes"], record["backbone"].get("base_sha256")).eval()
     model = model.to(next(backbone.vision.parameters()).device)
     if hasattr(model, "peft_config"):
-        load_strictly(model.lora_state(), read_tensors(folder / LORA_WEIGHTS))
-    self_contained = state.keys() == model.trained_state().keys()
-    load_strictly(model.trained_state() if self_contained else model.saved_state(), state)
+        lora = read_tensors(folder / LORA_WEIGHTS)
+        check_dtypes(model.lora_state(), lora, folder / LORA_WEIGHTS)
+        load_strictly(model.lora_state(), lora)
+    trained, saved = model.trained_state(), model.saved_state()
+    own = trained if state.keys() == trained.keys() else saved
+    check_dtypes(own, state, folder)
+    load_strictly(own, state)
     if record["labels"]:
         model.set_labels(record["labels"], record["templates"])
     pixels = folder / "video_preprocessor_config.json"
@@ -120,7 +125,14 @@ def _load_backbone(folder: Path, record: dict[str, Any], config: ModelConfig) ->
         if wanted["name"].startswith("local-dir:"):
             raise InputError(f"{folder}/config.json names a backbone of another machine: {wanted['name']}")
         return load_backbone(wanted["name"], wanted["pretrained"], config.image_size)
+    files = [folder / "backbone" / name for name in BACKBONE_FILES]
+    for path in files:
+        if path.exists():
+            check_regular(path)
+    content = read_json(files[0]).get("model_cfg")
+    check_sizes(content, [path for path in files if path.suffix == ".safetensors"], files[0], "model_cfg")
     backbone = load_backbone(f"local-dir:{folder / 'backbone'}")
+    check_finite(backbone.open_clip_state_dict(), folder / "backbone")
     backbone.name, backbone.pretrained = wanted["name"], wanted["pretrained"]
     return backbone
 

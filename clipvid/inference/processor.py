@@ -44,6 +44,9 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        for name, value, limit in (("num_frames", num_frames, 4096), ("image_size", image_size, 2048)):
+            if type(value) is not int or not 1 <= value <= limit:
+                raise InputError(f"{_RECORD}: {name}={value!r}: expected a whole number from 1 to {limit}")
         self.image_mean, self.image_std = image_mean, image_std
         self.num_frames, self.image_size = num_frames, image_size
         self.sampling, self.resizing = sampling, resize

@@ -1,0 +1,175 @@
+"""JSON and tensors of strangers, read with bounds: one clear error instead of a wait, a crash or a full memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipvid import InputError
+
+MAX_BYTES = 64 * 2**20
+MAX_DEPTH = 32
+_SMALL = 256  # options up to this value allocate little, whatever they mean
+_LIMITS = {
+    "num_frames": 4096,
+    "image_size": 2048,
+    "stride": 100_000,
+    "layers": 64,
+    "prompt_layers": 64,
+    "mlp_ratio": 32,
+}
+_FLOATING = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+
+
+def check_regular(path: Path) -> None:
+    """Raise an error unless a path of a model folder is a regular file inside that folder.
+
+    The Hub's cache keeps files as links into its `blobs` folder, which are allowed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: a pipe, a device, a folder, or a link that leads elsewhere.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file; bring a whole copy of the model folder")
+    if path.is_symlink():
+        folder = path.parent if path.parent.name not in ("backbone", "lora") else path.parent.parent
+        allowed = [folder.resolve()]
+        if folder.parent.name == "snapshots":
+            allowed.append(folder.parent.parent.resolve() / "blobs")
+        if not any(path.resolve().is_relative_to(root) for root in allowed):
+            raise InputError(f"{path} is a link out of the model folder; copy the file itself to its place")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: not a regular file, too long, not JSON, not an object, keys that stand twice, numbers that are not
+            finite, or values nested too deep.
+    """
+    check_regular(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path} has {path.stat().st_size} bytes; expected at most {MAX_BYTES}")
+    try:
+        content = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=lambda pairs: _unique(pairs, path),
+            parse_constant=lambda word: _refuse_number(word, path),
+            parse_float=lambda word: _finite(word, path),
+        )
+    except RecursionError:
+        raise InputError(f"{path}: its values are nested too deep; expected at most {MAX_DEPTH} levels") from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: it is no JSON ({error}). Bring a whole copy of it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    if _depth(content) > MAX_DEPTH:
+        raise InputError(f"{path}: its values are nested too deep; expected at most {MAX_DEPTH} levels")
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise InputError(f"{path}: the key {key[:40]!r} stands twice")
+        content[key] = value
+    return content
+
+
+def _refuse_number(word: str, path: Path) -> float:
+    raise InputError(f"{path}: {word[:40]} is not a finite number")
+
+
+def _finite(word: str, path: Path) -> float:
+    value = float(word)
+    return value if math.isfinite(value) else _refuse_number(word, path)
+
+
+def _depth(value: Any) -> int:
+    parts: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(_depth, parts), default=0)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: another kind of file, or weights that are not finite.
+    """
+    check_regular(path)
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: it is no safetensors file ({error})") from error
+    check_finite(state, path)
+    return state
+
+
+def check_finite(state: Mapping[str, Tensor], owner: Path | str) -> None:
+    """Raise InputError for weights with NaN or infinity."""
+    wrong = [name for name, value in state.items() if value.dtype in _FLOATING and not bool(value.isfinite().all())]
+    if wrong:
+        raise InputError(f"{owner} is damaged: {', '.join(sorted(wrong)[:3])} has values that are not finite numbers")
+
+
+def check_dtypes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], owner: Path | str) -> None:
+    """Raise InputError for tensors whose type cannot be that of a model's weights."""
+    for name in sorted(own.keys() & state.keys()):
+        given = state[name].dtype
+        if own[name].is_floating_point() != (given in _FLOATING):
+            raise InputError(f"{owner}: {name} is {given}, expected a type like {own[name].dtype}")
+
+
+def check_sizes(options: Any, files: Iterable[Path], owner: Path, name: str = "model") -> None:
+    """Compare the sizes in a config with those of the tensors in `files` before anything is allocated.
+
+    Raises:
+        InputError: a size that is negative, beyond its limit, or larger than any dimension of the tensors.
+    """
+    for key, value in _sizes(options, name):
+        limit = _LIMITS.get(key.rsplit(".", 1)[-1])
+        if limit is None:
+            limit = _SMALL if value <= _SMALL else max(_SMALL, _largest_dimension(files))
+        if not -1 <= value <= limit:
+            raise InputError(f"{owner}: {key}={value} does not fit the weights; expected at most {limit}")
+
+
+def _sizes(value: Any, name: str) -> list[tuple[str, float]]:
+    """Return the integers and bounded numbers in a config, by their dotted names."""
+    if isinstance(value, dict):
+        return [found for key, item in value.items() for found in _sizes(item, f"{name}.{key}")]
+    if isinstance(value, list):
+        return [found for item in value for found in _sizes(item, name)]
+    bounded = isinstance(value, float) and name.rsplit(".", 1)[-1] in _LIMITS
+    return [(name, value)] if bounded or (isinstance(value, int) and not isinstance(value, bool)) else []
+
+
+def _largest_dimension(files: Iterable[Path]) -> int:
+    largest = 0
+    for path in files:
+        check_regular(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    largest = max(largest, *file.get_slice(key).get_shape(), 0)
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged: it is no safetensors file ({error})") from error
+    return largest
