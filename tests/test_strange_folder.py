@@ -18,6 +18,7 @@ from clipvid.hub.strict import MAX_BYTES
 LABELS = ["a", "b", "c"]
 CONFIG, PIXELS, WEIGHTS = "config.json", "video_preprocessor_config.json", "model.safetensors"
 TOWER, TOWER_CONFIG = "backbone/open_clip_model.safetensors", "backbone/open_clip_config.json"
+BIG_HEAD = {"name": "linear", "num_classes": 10**9}
 LORA = "lora/adapter_model.safetensors"
 
 
@@ -115,7 +116,7 @@ def test_links_of_the_hubs_cache_are_followed(folder, tmp_path):
         ("model.num_frames", lambda record: record["model"].update(num_frames=10**9)),
         ("model.image_size", lambda record: record["model"].update(image_size=10**6)),
         ("model.adapter.hidden", lambda record: record["model"]["adapter"][0].update(hidden=10**6)),
-        ("model.head.num_classes", lambda record: record["model"]["head"].update(num_classes=10**9)),
+        ("model.head.num_classes", lambda record: record["model"].update(head=BIG_HEAD)),
         ("model.pooling.layers", lambda record: record["model"].update(pooling={"name": "mit", "layers": 10**6})),
         ("model.tune.rank", lambda record: record["model"].update(tune=[{"name": "lora", "rank": 10**7}])),
         ("model.num_classes", lambda record: record.update(num_classes=10**9)),
