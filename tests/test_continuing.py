@@ -96,7 +96,7 @@ def test_start_of_another_clip_is_refused(make_model, tiny_folder, tmp_path):
 
 @pytest.fixture
 def words_folder(tmp_path):
-    """A CLIP whose tokenizer of transformers lies beside its weights."""
+    """A CLIP whose tokenizer of transformers is stored beside its weights."""
     names = {name: index for index, name in enumerate(["[UNK]", "[PAD]", *(f"w{i}" for i in range(40))])}
     words = Tokenizer(WordLevel(names, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()

@@ -185,10 +185,14 @@ def test_config_that_is_not_ours_is_refused(make_model, tmp_path, change, messag
     [
         ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is damaged or was changed"),
         ("model.safetensors", lambda content: content[:-5], "is damaged or was changed"),
-        ("config.json", lambda content: content[:-20], "is damaged: it is no JSON"),
+        ("config.json", lambda content: content[:-20], "is damaged: it is not JSON"),
         ("config.json", lambda content: b"[]", "holds a list, expected a JSON object"),
-        ("video_preprocessor_config.json", lambda content: b"", "is damaged: it is no JSON"),
-        ("backbone/open_clip_model.safetensors", lambda content: content[:-5], "is damaged: it is no safetensors file"),
+        ("video_preprocessor_config.json", lambda content: b"", "is damaged: it is not JSON"),
+        (
+            "backbone/open_clip_model.safetensors",
+            lambda content: content[:-5],
+            "is damaged: it is not a safetensors file",
+        ),
         (
             "backbone/open_clip_model.safetensors",
             lambda content: content[:-1] + bytes([content[-1] ^ 1]),
@@ -219,7 +223,7 @@ def test_weights_without_a_hash_are_told_when_damaged(make_model, tmp_path):
     edit_json(tmp_path / "config.json", lambda record: record.pop("files"))
     assert from_pretrained(tmp_path).adapter_configs
     (tmp_path / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: it is no safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: it is not a safetensors file"):
         from_pretrained(tmp_path)
 
 

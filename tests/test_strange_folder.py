@@ -52,14 +52,14 @@ def refused(folder: Path, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
-        ('{"a": [{"b": 1, "b": 2}]}', "the key 'b' stands twice"),
+        ('{"a": 1, "a": 2}', "the key 'a' appears twice"),
+        ('{"a": [{"b": 1, "b": 2}]}', "the key 'b' appears twice"),
         ('{"a": ' + "[" * 40 + "]" * 40 + "}", "nested too deep"),
-        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep|is no JSON"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep|is not JSON"),
         ('{"a": NaN}', "NaN is not a finite number"),
         ('{"a": -Infinity}', "-Infinity is not a finite number"),
         ('{"a": 1e999}', "1e999 is not a finite number"),
-        ('{"a": ' + "9" * 5000 + "}", "is no JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "is not JSON"),
         ("[]", "expected a JSON object"),
     ],
     ids=["twice", "twice inside", "deep", "deeper", "nan", "infinity", "overflow", "digits", "list"],

@@ -56,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        InputError: not a regular file, too long, not JSON, not an object, keys that stand twice, numbers that are not
+        InputError: not a regular file, too long, not JSON, not an object, keys that appear twice, numbers that are not
             finite, or values nested too deep.
     """
     check_regular(path)
@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{path} is damaged: it is no JSON ({error}). Bring a whole copy of it") from error
+        raise InputError(f"{path} is damaged: it is not JSON ({error}). Bring a whole copy of it") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, expected a JSON object")
     if _depth(content) > MAX_DEPTH:
@@ -86,7 +86,7 @@ def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:
-            raise InputError(f"{path}: the key {key[:40]!r} stands twice")
+            raise InputError(f"{path}: the key {key[:40]!r} appears twice")
         content[key] = value
     return content
 
@@ -118,7 +118,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path} is damaged: it is no safetensors file ({error})") from error
+        raise InputError(f"{path} is damaged: it is not a safetensors file ({error})") from error
     check_finite(state, path)
     return state
 
@@ -171,5 +171,5 @@ def _largest_dimension(files: Iterable[Path]) -> int:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     largest = max(largest, *file.get_slice(key).get_shape(), 0)
         except SafetensorError as error:
-            raise InputError(f"{path} is damaged: it is no safetensors file ({error})") from error
+            raise InputError(f"{path} is damaged: it is not a safetensors file ({error})") from error
     return largest

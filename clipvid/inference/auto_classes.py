@@ -199,7 +199,7 @@ class ClipVidForVideoClassification(PreTrainedModel):
         Args:
             state_dict: all weights under the names of `self.state_dict()`, or the trained ones under those of
                 `VideoCLIP.trained_state()`.
-            strict: of no effect: `Trainer` passes False and would go on with weights that were not loaded.
+            strict: of no effect: `Trainer` passes False and would continue with weights that were not loaded.
             assign: put the tensors in place of the model's; only for the whole state.
 
         Raises:
