@@ -137,6 +137,8 @@ class TextTower(nn.Module):
     def tokenize(self, texts: list[str]) -> Tensor:
         """Return token ids int64 [K, L] of K texts. Warn about texts that are too long, with the words that are cut."""
         tokens: Tensor = self.tokenizer(texts)
+        if not self.present:  # the encoder itself refuses texts then
+            return tokens
         full = (tokens[:, -1] != self._pad_token()).nonzero().flatten().tolist()
         cut = {texts[index]: words for index in full if (words := self._words_cut(texts[index], tokens.shape[1]))}
         if cut:
