@@ -4,24 +4,71 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import stat
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from clipvid import InputError
+
 
 def write_json(path: Path, content: Any) -> None:
-    """Write aside and rename: the file is whole or absent."""
+    """Write JSON as `replacing` does."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write aside and rename: the file is whole or absent."""
+    """Write UTF-8 text with its line ends unchanged, as `replacing` does."""
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes as `replacing` does."""
+    with replacing(path) as aside:
+        aside.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; rename the file to `path` when the block ends.
+
+    `path` therefore holds a whole file or none. If the block fails, `path` is left as it was. The file has the mode
+    that the umask gives, whatever the writer sets. The name of the file aside contains the process id.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(content)
-    aside.replace(path)
+    aside = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}.partial")
+    try:
+        aside.touch()
+        mode = aside.stat().st_mode & 0o777
+        yield aside
+        aside.chmod(mode)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_flushed(path: Path, content: bytes) -> None:
+    """Write a new file and flush it to the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_regular(path: Path, what: str) -> None:
+    """Raise InputError where `path` exists and is not a regular file, so that no pipe is waited for.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise InputError(f"{path}: the {what} is {kind}; expected a regular file")
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Parts of one group are evaluated together, and the protocol summarizes the figur
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from clipvid import InputError
-from clipvid.data.lists.classes import read_lines
+from clipvid.data.lists.delimited import split_line
 from clipvid.data.lists.samples import Sample
+from clipvid.data.lists.text import read_lines
 from clipvid.data.manifest import ClassInfo, Manifest, ManifestError, leave_one_group_out
 from clipvid.data.sampling import keyed_generator
 from clipvid.evaluation.metrics import harmonic_mean, mean_and_spread
@@ -301,7 +301,7 @@ def _listed_stem(line: str, stems: dict[str, list[int]]) -> str:
     The name may contain spaces and commas. The longest start of the line that is in `stems` is taken.
     """
     text = line.strip()
-    quoted = next(csv.reader([text], skipinitialspace=True))[:1]
+    quoted = split_line(text, ",")[:1]
     starts = [text, *quoted, *(text[: end.start()] for end in reversed(list(re.finditer(r"[\s,]+", text))))]
     names = (name for start in starts for name in (Path(start).name, Path(start).stem))
     return next((name for name in names if name in stems), Path(text).stem)

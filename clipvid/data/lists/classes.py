@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from clipvid import InputError
+from clipvid.data.lists.delimited import Header, check_columns, find_header, read_rows
 from clipvid.data.lists.samples import ClassInfo, ManifestError
+from clipvid.data.lists.text import clipped, is_number, parse_json, read_lines, whole_number
 from clipvid.registry import suggest
 
+WHAT = "list of classes"
+NO_MULTI_LABEL = "lists with several labels for a video (multi-label) are not supported; list each video once"
+_SYNONYMS = {
+    **dict.fromkeys(("class_id", "label_id", "class_index", "index"), "id"),
+    **dict.fromkeys(("class", "class_name", "label", "category"), "name"),
+}
 _NUMBERED = re.compile(r"c?(\d+)\s+(\S.*)")
 # Words that a mirror exchanges. The first spelling of the right side that names a class is taken.
 _MIRRORED = {
@@ -45,18 +49,36 @@ class ClassList:
         self.ids = {info.name: info.id for info in classes}
 
     def id_of(self, label: str) -> int:
-        """The id of a label; ManifestError for one that no class has."""
-        last = self.first + len(self.classes) - 1
+        """Return the id of a label.
+
+        Raises:
+            ManifestError: no class has the label, or the label is several labels.
+        """
+        count, last = len(self.classes), self.first + len(self.classes) - 1
         if label in self.ids:
             return self.ids[label]
-        if re.fullmatch(r"[+-]?\d+", label):
-            if self.first <= int(label) <= last:
-                return int(label) - self.first
-            problem = f"{label} is outside of the {len(self.classes)} classes ({self.first}..{last})"
+        number = whole_number(label)
+        if number is not None and self.first <= number <= last:
+            return number - self.first
+        if is_several(label, self.ids):
+            raise ManifestError(f"{clipped(label)} is several labels; {NO_MULTI_LABEL}")
+        if is_number(label):
+            shown = clipped(label).strip("'")
+            hint = "; ids count from 0, this list may count from 1" if number == last + 1 else ""
+            problem = f"{shown} is outside of the {count} classes ({self.first}..{last}){hint}"
         else:
-            hint = suggest(label, self.ids)
-            problem = f"{label!r} is neither a class id nor one of the {len(self.classes)} class names{hint}"
+            hint = suggest(label[:200], self.ids)
+            problem = f"{clipped(label)} is neither a class id nor one of the {count} class names{hint}"
         raise ManifestError(f"label {problem}; correct it, or give the class list that belongs to it")
+
+
+def is_several(text: str, names: Collection[str]) -> bool:
+    """Return True where text is two or more labels (numbers, or class names) with separators between them."""
+    for separator in (r"[\s,;|/]+", r"\s*[,;|]\s*"):
+        parts = [part for part in re.split(separator, text.strip("[](){} ")) if part]
+        if len(parts) > 1 and all(part.strip("'\"") in names or is_number(part) for part in parts):
+            return True
+    return False
 
 
 def read_classes(file: Path) -> ClassList:
@@ -68,19 +90,23 @@ def read_classes(file: Path) -> ClassList:
 
     Raises ManifestError, with file and line, where ids or names make no sense; FileNotFoundError.
     """
-    lines = read_lines(file, "list of classes")
-    numbered = [_NUMBERED.fullmatch(line.strip()) for line in lines if line.strip()]
-    first = int(numbered[0][1]) if numbered and numbered[0] else 0
+    lines = read_lines(file, WHAT)
     if file.suffix == ".json":
-        infos = _from_json(file, "\n".join(lines))
-    elif lines and has_columns(lines[0], ("id", "name")):
-        infos = _from_csv(file, lines)
-    elif numbered and first <= 1 and all(match and int(match[1]) == i for i, match in enumerate(numbered, first)):
-        infos = [ClassInfo(i, match[2]) for i, match in enumerate(numbered) if match]
-        return ClassList(_checked(file, infos), first)
+        return ClassList(_checked(file, _from_json(file, "\n".join(lines))))
+    header = find_header(lines[0], ("id", "name"), _SYNONYMS) if lines else None
+    if header is not None:
+        return ClassList(_checked(file, _from_csv(file, header)))
+    named = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    for number, name in named:
+        if not any(letter.isalnum() for letter in name):
+            raise ManifestError(f"{file}:{number}: {clipped(name)} is not a class name; correct or drop the line")
+    numbered = [_NUMBERED.fullmatch(name) for _, name in named]
+    first = (whole_number(numbered[0][1]) or 0) if numbered and numbered[0] else 0
+    if numbered and first <= 1 and all(m and whole_number(m[1]) == i for i, m in enumerate(numbered, first)):
+        named = [(number, match[2]) for (number, _), match in zip(named, numbered, strict=True) if match]
     else:
-        infos = [ClassInfo(i, name) for i, name in enumerate(line.strip() for line in lines if line.strip())]
-    return ClassList(_checked(file, infos))
+        first = 0
+    return ClassList(_checked(file, [(line, ClassInfo(i, name)) for i, (line, name) in enumerate(named)]), first)
 
 
 def mirror_map(names: Sequence[str], exchanged: dict[str, str] | None = None) -> list[int | None]:
@@ -117,96 +143,55 @@ def _mirrored(name: str) -> list[str]:
     ]
 
 
-def read_lines(file: Path, what: str) -> list[str]:
-    """Lines of a text file; ManifestError where it is not UTF-8."""
-    try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no {what} at {file}; its path is taken from the root unless absolute") from None
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{file}: {what} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-
-
-def read_csv(file: Path, lines: list[str], needed: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a CSV file as (line, column -> value)."""
-    rows = _csv_rows(file, lines)
-    header = [name.strip() for name in next(rows)[1]]
-    if len(set(header)) < len(header):
-        raise ManifestError(f"{file}:1: the header {header} names a column twice; rename one")
-    table = []
-    for number, values in rows:
-        where = f"{file}:{number}"
-        if not any(value.strip() for value in values):
-            continue
-        if len(values) != len(header):
-            raise ManifestError(f"{where}: {len(values)} values for the {len(header)} columns {header}; quote commas")
-        row = {name: value.strip() for name, value in zip(header, values, strict=True)}
-        for name in needed:
-            if not row[name]:
-                raise ManifestError(f"{where}: no {name} given; every row needs {', '.join(needed)}")
-        table.append((number, row))
-    return table
-
-
-def _csv_rows(file: Path, lines: list[str]) -> Iterator[tuple[int, list[str]]]:
-    reader, before = csv.reader((f"{line}\n" for line in lines), skipinitialspace=True), 0
-    try:
-        for values in reader:
-            if reader.line_num > before + 1:  # a value of several lines, or a quote that nobody has closed
-                next(csv.reader((f"{line}\n" for line in lines[before:]), skipinitialspace=True, strict=True))
-            before = reader.line_num
-            yield before, values
-    except csv.Error as error:
-        raise ManifestError(f"{file}:{before + 1}: {error}; close the quotes of this line") from None
-
-
-def has_columns(line: str, needed: tuple[str, ...]) -> bool:
-    """Whether a line is a CSV header with these columns."""
-    return set(needed) <= set(csv_header(line))
-
-
-def csv_header(line: str) -> list[str]:
-    """Names of the columns that a first line gives."""
-    return [name.strip() for name in next(csv.reader([line], skipinitialspace=True), [])]
-
-
-def parse_json(file: Path, text: str) -> Any:
-    """The content of a JSON file; ManifestError where it is none."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{file}:{error.lineno}: not JSON ({error.msg}); correct it") from None
-
-
-def _from_csv(file: Path, lines: list[str]) -> list[ClassInfo]:
+def _from_csv(file: Path, header: Header) -> list[tuple[int, ClassInfo]]:
+    check_columns(f"{file}:1", header.names, header.columns, (), header.delimiter)
     infos = []
-    for line, row in read_csv(file, lines, ("id", "name")):
-        number, name = row.pop("id"), row.pop("name")
-        if not number.isdecimal():
-            raise ManifestError(f"{file}:{line}: class id {number!r} is not a number; ids count from 0")
-        infos.append(ClassInfo(int(number), name, row))
-    for info in infos:
-        partner = info.attributes.get("partner", "-1")
-        if partner != "-1" and not (partner.isdecimal() and int(partner) < len(infos)):
-            raise ManifestError(f"{file}: partner {partner!r} of {info.name!r}: expected the id of a class, or -1")
+    for line, values in read_rows(file, header, WHAT):
+        row = dict(zip(header.columns, values, strict=True))
+        text, name = row.pop("id"), row.pop("name")
+        number = whole_number(text)
+        if not name:
+            raise ManifestError(f"{file}:{line}: no name given; every row needs id, name")
+        if number is None:
+            raise ManifestError(f"{file}:{line}: class id {clipped(text)} is not a number; ids count from 0")
+        infos.append((line, ClassInfo(number, name, row)))
+    for line, info in infos:
+        partner = whole_number(info.attributes.get("partner", "0"))
+        if info.attributes.get("partner") != "-1" and (partner is None or partner >= len(infos)):
+            given = clipped(info.attributes["partner"])
+            raise ManifestError(f"{file}:{line}: partner {given} of {info.name!r}: expected the id of a class, or -1")
     return infos
 
 
-def _from_json(file: Path, text: str) -> list[ClassInfo]:
+def _from_json(file: Path, text: str) -> list[tuple[int, ClassInfo]]:
     content = parse_json(file, text)
     if isinstance(content, list) and all(isinstance(name, str | list) for name in content):
         names = [name if isinstance(name, str) else "+".join(map(str, name)) for name in content]
-        return [ClassInfo(i, name) for i, name in enumerate(names)]
-    if isinstance(content, dict) and all(str(number).isdecimal() for number in content.values()):
-        return [ClassInfo(int(number), name) for name, number in content.items()]
+        return [(i + 1, ClassInfo(i, name)) for i, name in enumerate(names)]
+    if isinstance(content, dict):
+        numbers = [whole_number(str(number)) for number in content.values()]
+        pairs = zip(content, numbers, strict=True)
+        infos = [(i, ClassInfo(number, name)) for i, (name, number) in enumerate(pairs, 1) if number is not None]
+        if len(infos) == len(content):
+            return infos
     raise ManifestError(f"{file}: expected a JSON list of class names, or an object name -> id")
 
 
-def _checked(file: Path, infos: Iterable[ClassInfo]) -> list[ClassInfo]:
-    infos = sorted(infos, key=lambda info: info.id)
+def _checked(file: Path, listed: Iterable[tuple[int, ClassInfo]]) -> list[ClassInfo]:
+    """Return the classes of (line, class) in id order; refuse missing ids, and names or ids given twice."""
+    rows = list(listed)
+    names: dict[str, int] = {}
+    for line, info in rows:
+        if info.name in names:
+            raise ManifestError(
+                f"{file}:{line}: class names given twice: [{info.name!r}], first in line {names[info.name]}; "
+                "names are prompts, and must differ"
+            )
+        names[info.name] = line
+    infos = sorted((info for _, info in rows), key=lambda info: info.id)
     if not infos or [info.id for info in infos] != list(range(len(infos))):
-        raise ManifestError(f"{file}: {len(infos)} class ids {[i.id for i in infos][:20]}; expected 0, 1, 2, ... once")
-    twice = sorted(name for name, count in Counter(info.name for info in infos).items() if count > 1)
-    if twice:
-        raise ManifestError(f"{file}: class names given twice: {twice}; names are prompts, and must differ")
+        hint = "; this list counts from 1" if infos and [i.id for i in infos] == list(range(1, len(infos) + 1)) else ""
+        raise ManifestError(
+            f"{file}: {len(infos)} class ids {[i.id for i in infos][:20]}; expected 0, 1, 2, ... once{hint}"
+        )
     return infos

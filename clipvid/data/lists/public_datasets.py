@@ -7,16 +7,16 @@ out.
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipvid.data.lists.classes import parse_json, read_classes, read_lines
+from clipvid.data.lists.classes import read_classes
+from clipvid.data.lists.delimited import find_header, read_rows, split_line
 from clipvid.data.lists.samples import ManifestError
+from clipvid.data.lists.text import parse_json, read_lines
 
 Labelled = list[tuple[tuple[str, ...], str]]
 
@@ -36,10 +36,13 @@ def kinetics(folder: Path, split: int) -> Annotations:
     """
     splits: dict[str, Labelled] = {}
     for file in sorted(folder.rglob("*.csv")):
-        rows = list(csv.DictReader(read_lines(file, "annotation")))
-        if not rows or not {"label", "youtube_id"} <= rows[0].keys() or not rows[0]["label"]:
-            continue
-        for row in rows:
+        lines = read_lines(file, "annotation")
+        header = find_header(lines[0], ("label", "youtube_id"), {}) if lines else None
+        rows = [] if header is None else [values for _, values in read_rows(file, header, "annotation")]
+        for values in rows:
+            row = dict(zip(header.columns if header else (), values, strict=True))
+            if not row["label"]:  # the test set has none
+                break
             names: tuple[str, ...] = (row["youtube_id"],)
             if row.get("time_start"):
                 start, end = (int(float(row[key])) for key in ("time_start", "time_end"))
@@ -105,7 +108,7 @@ def jester(folder: Path, split: int) -> Annotations:
     splits: dict[str, Labelled] = {}
     for part, pattern in (("train", "*train.csv"), ("val", "*validation.csv")):
         lines = read_lines(_one(folder, pattern), "annotation")
-        splits[part] = [((video,), label) for video, label in csv.reader(filter(str.strip, lines), delimiter=";")]
+        splits[part] = [((video,), label) for video, label in (split_line(line, ";") for line in lines if line.strip())]
     return Annotations(classes, splits)
 
 
@@ -129,7 +132,7 @@ def read_official(dataset: str, folder: Path, split: int) -> Annotations:
     """
     try:
         found = READERS[dataset](folder, split)
-    except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ManifestError):
             raise
         raise ManifestError(f"the annotations of {dataset} in {folder} are not as published ({error!r})") from None

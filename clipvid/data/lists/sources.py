@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
+import os
 import re
 import tarfile
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,6 +25,7 @@ import pyarrow as pa
 from clipvid.data.decoding.frames import is_image
 from clipvid.data.lists.samples import ManifestError
 from clipvid.data.lists.tables import Batches, read_table
+from clipvid.data.lists.text import check_list, parse_json
 from clipvid.registry import Choice, Registry
 
 VIDEO_SUFFIXES = frozenset(
@@ -31,6 +35,10 @@ VIDEO_SUFFIXES = frozenset(
         *("wmv", "gif", "3gp", "ogv", "vob", "h264", "264", "hevc", "265"),
     )
 )
+
+
+MAX_SHARDS = 100_000
+_MAX_TOLD = 1 << 20  # bytes of a label, a caption or a header of a shard
 
 
 class Source(Protocol):
@@ -224,17 +232,43 @@ def resolve_source(spec: Choice, root: Path) -> Source:
 
 
 def find_videos(folder: Path) -> Iterator[Path]:
-    """Video files and folders of images below a folder, in sorted order. Images beside videos or folders are no
-    frames, but thumbnails and the like."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    """Yield video files and folders of images below a folder, in sorted order.
+
+    Images beside videos or folders are thumbnails, not frames. Hidden entries are left out. A folder is visited once,
+    whatever links lead to it. Other entries that cannot be used are skipped, counted and named in a warning.
+    """
+    skipped: list[str] = []
+    yield from _walk(folder, {os.path.realpath(folder)}, skipped)
+    if skipped:
+        warnings.warn(
+            f"{folder}: {len(skipped)} entries are skipped (names that are not UTF-8, links in a loop, no regular "
+            f"files, or folders that cannot be opened), such as {skipped[:3]}",
+            stacklevel=2,
+        )
+
+
+def _walk(folder: Path, visited: set[str], skipped: list[str]) -> Iterator[Path]:
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        skipped.append(ascii(str(folder)))
+        return
     below = [entry for entry in entries if entry.is_dir() or entry.suffix.lower() in VIDEO_SUFFIXES]
     if not below and any(map(is_image, entries)):
         yield folder
     for entry in below:
-        if entry.is_dir():
-            yield from find_videos(entry)
+        real = os.path.realpath(entry)
+        if not _is_utf8(entry.name) or real in visited or not (entry.is_dir() or entry.is_file()):
+            skipped.append(ascii(str(entry)))
+        elif entry.is_dir():
+            visited.add(real)
+            yield from _walk(entry, visited, skipped)
         else:
             yield entry
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def text_batch(rows: list[tuple[str, str]]) -> pa.RecordBatch:
@@ -245,11 +279,13 @@ def text_batch(rows: list[tuple[str, str]]) -> pa.RecordBatch:
 
 def _braces(pattern: str) -> list[str]:
     """`a-{00..11}.tar` -> a-00.tar, ..., a-11.tar."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    match = re.search(r"\{(\d{1,9})\.\.(\d{1,9})\}", pattern)
     if match is None:
         return [pattern]
     before, after = pattern[: match.start()], pattern[match.end() :]
     numbers = range(int(match[1]), int(match[2]) + 1)
+    if len(numbers) > MAX_SHARDS:
+        raise ManifestError(f"{pattern}: it names {len(numbers)} shards, more than {MAX_SHARDS}; correct it")
     return [name for i in numbers for name in _braces(f"{before}{i:0{len(match[1])}d}{after}")]
 
 
@@ -258,8 +294,15 @@ def _shard_batch(file: Path, name: str) -> pa.RecordBatch:
     videos: dict[str, tarfile.TarInfo] = {}
     told: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(file, "r:") as tar:
+        check_list(file, "shard")
+        end = file.stat().st_size
+        with _BoundedFile(file) as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
             for member in tar:
+                if member.issparse() or member.size < 0 or member.offset_data + member.size > end:
+                    raise ManifestError(f"{file}: member {member.name!a} is sparse or cut off; write the shard again")
+                if not _is_utf8(member.name):
+                    warnings.warn(f"{file}: {member.name!a} is skipped, its name is not UTF-8", stacklevel=2)
+                    continue
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 key = f"{folder}/{stem}"
@@ -270,9 +313,14 @@ def _shard_batch(file: Path, name: str) -> pa.RecordBatch:
                         raise ManifestError(f"{file}: {videos[key].name} and {member.name} have one key; rename one")
                     videos[key] = member
                 elif suffix in ("cls", "txt", "json"):
-                    handle = tar.extractfile(member)
-                    told.setdefault(key, {}).update(_told(suffix, handle.read().decode() if handle else ""))
-    except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError) as error:
+                    content = tar.extractfile(member)
+                    found = _told(file, suffix, content.read().decode() if content else "")
+                    before = told.setdefault(key, {})
+                    twice = [name for name, value in found.items() if before.get(name, value) != value]
+                    if twice:
+                        raise ManifestError(f"{file}: {member.name} gives the {twice[0]} of its key again; drop one")
+                    before.update(found)
+    except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
         raise ManifestError(f"{file}: not a shard of WebDataset ({error}); it has to be an uncompressed tar") from None
     missing = [video.name for key, video in videos.items() if "label" not in told.get(key, {})]
     if missing or not videos:
@@ -292,9 +340,19 @@ def _shard_batch(file: Path, name: str) -> pa.RecordBatch:
     )
 
 
-def _told(suffix: str, text: str) -> dict[str, str]:
+class _BoundedFile(io.FileIO):
+    """A file that refuses to read more than `_MAX_TOLD` bytes at once. Headers of a tar may ask for any number."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read `size` bytes."""
+        if size is None or not 0 <= size <= _MAX_TOLD:
+            raise tarfile.ReadError(f"a header or text of {size} bytes, more than {_MAX_TOLD}")
+        return super().read(size) or b""
+
+
+def _told(file: Path, suffix: str, text: str) -> dict[str, str]:
     if suffix == "json":
-        content = json.loads(text)
+        content = parse_json(file, text)
         found = content if isinstance(content, dict) else {}
         return {key: str(found[key]) for key in ("label", "caption") if found.get(key) is not None}
     return {"label" if suffix == "cls" else "caption": text.strip()}

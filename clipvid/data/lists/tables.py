@@ -7,6 +7,7 @@ those that the file has.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -16,18 +17,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
-from clipvid.data.lists.classes import csv_header, has_columns, parse_json, read_csv, read_lines
+from clipvid.data.lists.delimited import Header, check_columns, find_header, read_rows
 from clipvid.data.lists.samples import ManifestError
+from clipvid.data.lists.text import MAX_LINE, check_list, parse_json, read_lines
 
 TEXT_COLUMNS = ("path", "label", "group", "caption")
 NUMBER_COLUMNS = ("start", "end")
-# Files from this size on are read by Arrow, in pieces; smaller ones line by line, which is more lenient and says
-# more about what is wrong.
+# Files from this size on are kept in the cache once they are checked.
 LARGE_BYTES = 16 << 20
+WHAT = "list of videos"
 _NEEDED = ("path", "label")
+_ROWS = 50_000  # per batch
+_SYNONYMS = {
+    **dict.fromkeys(("video", "video_name", "video_path", "file", "filename", "file_name", "filepath"), "path"),
+    **dict.fromkeys(("class", "class_name", "classname", "category", "label_name", "target"), "label"),
+}
 _FRAME_LIST = re.compile(r"(\S+)\s+\d+\s+(\d+)")
 
 Batches = Iterator[pa.RecordBatch]
@@ -43,12 +49,11 @@ def read_table(file: Path, names: Collection[str]) -> Batches:
 
     Raises ManifestError, with file and line, for what is no such list; FileNotFoundError.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"no list of videos at {file}; its path is taken from the root unless absolute")
+    check_list(file, WHAT)
     if file.suffix in _READERS:
         batches = _READERS[file.suffix](file)
-    elif has_columns(_first_line(file), _NEEDED):
-        batches = _read_large_csv(file) if _is_large(file) else _read_small_csv(file)
+    elif (header := _header(file)) is not None:
+        batches = _read_csv(file, header)
     else:
         batches = _read_list(file, names)
     empty = True
@@ -69,24 +74,24 @@ def write_without(file: Path, dropped: Collection[int], target: Path) -> None:
     if file.suffix == ".json":
         content = [row for n, row in enumerate(parse_json(file, "\n".join(lines)), 1) if n not in dropped]
         target.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    elif has_columns(_first_line(file), _NEEDED):
-        reader = csv.reader(lines, skipinitialspace=True)
-        # Arrow, which reads large files, counts rows, and no blank lines.
-        rows = enumerate(filter(None, reader), 1) if _is_large(file) else ((reader.line_num, row) for row in reader)
+    elif (header := _header(file)) is not None:
+        rows = [(1, list(header.names)), *read_rows(file, header, WHAT)]
         with target.open("w", encoding="utf-8", newline="") as out:
-            csv.writer(out, lineterminator="\n").writerows(row for line, row in rows if line not in dropped)
+            csv.writer(out, delimiter=header.delimiter, lineterminator="\n").writerows(
+                row for line, row in rows if line not in dropped
+            )
     else:
         kept = [line for n, line in enumerate(lines, 1) if n not in dropped]
         target.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def _is_large(file: Path) -> bool:
-    return file.stat().st_size >= LARGE_BYTES
+def _header(file: Path) -> Header | None:
+    return find_header(_first_line(file), _NEEDED, _SYNONYMS)
 
 
 def _first_line(file: Path) -> str:
     with file.open(encoding="utf-8-sig", errors="replace") as handle:
-        return handle.readline()
+        return handle.readline(MAX_LINE).rstrip("\n")
 
 
 def _read_list(file: Path, names: Collection[str]) -> Batches:
@@ -113,30 +118,12 @@ def _split(text: str, names: Collection[str], where: str) -> tuple[str, str]:
     return text[: words[-1]].rstrip(), text[words[-1] :].strip()
 
 
-def _read_small_csv(file: Path) -> Batches:
-    table = read_csv(file, read_lines(file, "list of videos"), _NEEDED)
-    yield _batch([row for _, row in table], [line for line, _ in table], str(file))
-
-
-def _read_large_csv(file: Path) -> Batches:
-    header = csv_header(_first_line(file))
-    kept = [name for name in header if name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)]
-    line = 2
-    try:
-        reader = pa.csv.open_csv(
-            file,
-            pa.csv.ReadOptions(column_names=header, skip_rows=1, block_size=8 << 20),
-            convert_options=pa.csv.ConvertOptions(
-                include_columns=kept, column_types=dict.fromkeys(kept, pa.string()), strings_can_be_null=False
-            ),
-        )
-        for batch in reader:
-            columns = {name: pc.ascii_trim_whitespace(batch[name]) for name in kept}
-            yield _typed(columns, pa.array(np.arange(line, line + len(batch))), str(file))
-            line += len(batch)
-    except pa.ArrowInvalid as error:
-        read_csv(file, read_lines(file, "list of videos"), _NEEDED)  # says where the trouble is
-        raise ManifestError(f"{file}: {error}; write it as plain CSV") from None
+def _read_csv(file: Path, header: Header) -> Batches:
+    check_columns(f"{file}:1", header.names, header.columns, (), header.delimiter)
+    rows = read_rows(file, header, WHAT)
+    while part := list(itertools.islice(rows, _ROWS)):
+        table = [dict(zip(header.columns, values, strict=True)) for _, values in part]
+        yield _batch(table, [line for line, _ in part], str(file))
 
 
 def _read_json(file: Path) -> Batches:
@@ -144,7 +131,7 @@ def _read_json(file: Path) -> Batches:
     if file.suffix == ".jsonl":
         numbered = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
         lines = [n for n, _ in numbered]
-        content = [_parse_line(file, n, line) for n, line in numbered]
+        content = [parse_json(file, line, n) for n, line in numbered]
     else:
         content = parse_json(file, text)
         lines = list(range(1, len(content) + 1))
@@ -153,17 +140,10 @@ def _read_json(file: Path) -> Batches:
     yield _batch(content, lines, str(file))
 
 
-def _parse_line(file: Path, n: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{file}:{n}: not a line of JSON ({error.msg}); correct it") from None
-
-
 def _read_parquet(file: Path) -> Batches:
     try:
         source = pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{file}: not a Parquet file ({error}); write it again") from None
     present = source.schema_arrow.names
     kept = [name for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS) if name in present]

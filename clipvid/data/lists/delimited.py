@@ -1,0 +1,131 @@
+"""Reader of CSV files: delimiter and header are found, columns are named by synonyms, quotes are checked."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipvid.data.lists.samples import ManifestError
+from clipvid.data.lists.text import check_line, check_list, clipped, iter_lines
+from clipvid.registry import suggest
+
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """The columns of a file, and its delimiter.
+
+    names: as the file writes them, without spaces around. columns: as we name them.
+    """
+
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    delimiter: str
+
+    def __str__(self) -> str:
+        return f"{list(self.names)} (delimiter: {DELIMITERS[self.delimiter]})"
+
+
+def find_header(line: str, needed: Sequence[str], synonyms: dict[str, str]) -> Header | None:
+    """Return the header that a first line is, or None where no delimiter gives the needed columns.
+
+    Args:
+        line: the first line of a file.
+        needed: names of columns that must be there.
+        synonyms: other name -> name, in lower case with underscores.
+    """
+    for delimiter in DELIMITERS:
+        names = split_line(line, delimiter)
+        columns = tuple(canonical(name, synonyms) for name in names)
+        if set(needed) <= set(columns):
+            return Header(tuple(names), columns, delimiter)
+    return None
+
+
+def canonical(name: str, synonyms: dict[str, str]) -> str:
+    """Return our name of a column."""
+    plain = "_".join(name.strip().lower().replace("-", " ").split())
+    return synonyms.get(plain, plain)
+
+
+def split_line(line: str, delimiter: str) -> list[str]:
+    """Return the fields of one line, without spaces around; an empty list where its quotes are wrong."""
+    try:
+        fields = next(csv.reader([line], delimiter=delimiter, skipinitialspace=delimiter != "\t"), [])
+    except csv.Error:
+        return []
+    return [field.strip() for field in fields]
+
+
+def check_columns(
+    where: str, names: Sequence[str], columns: Sequence[str], known: Sequence[str], delimiter: str | None = None
+) -> None:
+    """Raise ManifestError for unknown columns, and for two columns that mean the same."""
+    found = f" (delimiter: {DELIMITERS[delimiter]})" if delimiter else ""
+    seen: dict[str, str] = {}
+    for name, column in zip(names, columns, strict=True):
+        if column in seen:
+            twice = f"the header {list(names)} names a column twice"
+            same = f"{seen[column]!r} and {name!r} both give the {column}"
+            raise ManifestError(f"{where}: {twice if seen[column] == name else same}; rename or drop one{found}")
+        seen[column] = name
+        if known and column not in known:
+            hint = suggest(column, known)
+            raise ManifestError(
+                f"{where}: unknown column {clipped(name)}{hint}; expected {', '.join(known)}. Drop or rename it{found}"
+            )
+
+
+def read_rows(file: Path, header: Header, what: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, fields) for each row after the header; blank rows are left out.
+
+    Raises:
+        ManifestError: with file and line, for another number of fields, quotes that are not closed, or long lines.
+    """
+    check_list(file, what)
+    lines = _Lines(file, what)
+    options = {"delimiter": header.delimiter, "skipinitialspace": header.delimiter != "\t"}
+    reader, before = csv.reader(lines, **options), 1  # type: ignore[arg-type]
+    next(reader, None)
+    while True:
+        before = lines.number
+        lines.since.clear()
+        try:
+            values = next(reader, None)
+            if lines.number > before + 1:  # a value of several lines, or a quote that is never closed
+                next(csv.reader(lines.since, strict=True, **options))  # type: ignore[arg-type]
+        except csv.Error as error:
+            raise ManifestError(f"{file}:{before + 1}: {error}; close the quotes of this line") from None
+        if values is None:
+            return
+        if not any(value.strip() for value in values):
+            continue
+        if len(values) != len(header.columns):
+            raise ManifestError(
+                f"{file}:{lines.number}: {len(values)} values for the {len(header.columns)} columns {header}; "
+                "quote fields that contain the delimiter"
+            )
+        yield lines.number, [value.strip() for value in values]
+
+
+class _Lines:
+    """Lines for `csv.reader`; counts them, and keeps those of the current row. A row is bounded as a line is."""
+
+    def __init__(self, file: Path, what: str) -> None:
+        self.file, self.lines = file, iter_lines(file, what)
+        self.number, self.since = 0, list[str]()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.lines)
+        self.number += 1
+        check_line(self.file, self.number, line)
+        if len(self.since) > 1000:
+            raise csv.Error("a quoted value of more than 1000 lines")
+        self.since.append(f"{line}\n")
+        return self.since[-1]

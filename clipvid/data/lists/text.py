@@ -1,0 +1,107 @@
+"""Text of lists: lines, numbers and JSON, read within bounds from regular files only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipvid import InputError
+from clipvid.data.lists.samples import ManifestError
+from clipvid.files import check_regular
+
+MAX_LINE = 100_000  # characters
+MAX_TEXT = 256 << 20  # bytes of a list that is held in memory
+_NUMBER = re.compile(r"\+?0*(\d{1,15})")
+
+
+def read_lines(file: Path, what: str) -> list[str]:
+    """Return the lines of a UTF-8 file, without line ends.
+
+    Args:
+        file: a regular file of at most `MAX_TEXT` bytes.
+        what: name of the list in messages.
+
+    Raises:
+        ManifestError: another kind of file, another encoding, or a line of more than `MAX_LINE` characters.
+        FileNotFoundError: there is no such file.
+    """
+    check_list(file, what)
+    if file.stat().st_size > MAX_TEXT:
+        raise ManifestError(f"{file}: the {what} has more than {MAX_TEXT >> 20} MiB; save it as CSV or Parquet")
+    lines = list(iter_lines(file, what))
+    if file.suffix not in (".json", ".jsonl"):
+        for number, line in enumerate(lines, 1):
+            check_line(file, number, line)
+    return lines
+
+
+def iter_lines(file: Path, what: str) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file, without line ends (LF, CRLF or CR) and without a byte order mark."""
+    try:
+        with file.open(encoding="utf-8-sig") as handle:
+            for line in handle:
+                yield line.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{file}: {what} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+
+
+def check_list(file: Path, what: str) -> None:
+    """Raise an error where `file` is missing or is not a regular file."""
+    try:
+        check_regular(file, what)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {what} at {file}; its path is taken from the root unless absolute") from None
+    except InputError as error:
+        raise ManifestError(str(error)) from None
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{str(file)[:200]!r}: the {what} cannot be opened ({error}); correct its path") from None
+
+
+def check_line(file: Path, number: int, line: str) -> None:
+    """Raise ManifestError where a line is longer than `MAX_LINE` characters."""
+    if len(line) > MAX_LINE:
+        raise ManifestError(
+            f"{file}:{number}: the line has {len(line)} characters, more than {MAX_LINE}; correct or drop it"
+        )
+
+
+def parse_json(file: Path, text: str, line: int | None = None) -> Any:
+    """Return the content of JSON text.
+
+    Args:
+        file: where the text is from.
+        text: the whole file, or one line of it.
+        line: number of that line.
+
+    Raises:
+        ManifestError: not JSON, nested too deep, or with a number of too many digits.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        what = "not JSON" if line is None else "not a line of JSON"
+        raise ManifestError(f"{file}:{line or error.lineno}: {what} ({error.msg}); correct it") from None
+    except RecursionError:
+        raise ManifestError(f"{file}:{line or 1}: its JSON is nested too deep; expected a flat list") from None
+    except ValueError:
+        raise ManifestError(f"{file}:{line or 1}: its JSON has a number of too many digits; correct it") from None
+
+
+def whole_number(text: str) -> int | None:
+    """Return a whole number of at most 15 digits (after leading zeros and one `+`), or None for other text."""
+    match = _NUMBER.fullmatch(text)
+    return int(match[1]) if match else None
+
+
+def is_number(text: str) -> bool:
+    """Return True for digits with an optional sign, of any length."""
+    return re.fullmatch(r"[+-]?\d+", text) is not None
+
+
+def clipped(text: object, length: int = 80) -> str:
+    """Return `repr(text)`, shortened for a message."""
+    shown = repr(text)
+    return shown if len(shown) <= length else f"{shown[:length]}..."

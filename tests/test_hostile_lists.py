@@ -1,0 +1,142 @@
+"""Lists, folders and shards that are odd or hostile are refused in one error, or their entries are skipped."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from clipvid.data.lists.classes import read_classes
+from clipvid.data.lists.sources import find_videos
+from clipvid.data.manifest import ManifestError, load_manifest
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "classes.txt").write_text("left\nright\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("digits", [20, 5_000, 50_000])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.txt", "a.mp4 {}\n"),
+        ("l.csv", "path,label\na.mp4,{}\n"),
+        ("l.jsonl", '{{"path": "a.mp4", "label": {}}}\n'),
+        ("l.json", '[{{"path": "a.mp4", "label": {}}}]'),
+    ],
+)
+def test_numbers_of_many_digits_are_refused(digits: int, name: str, content: str, root: Path):
+    (root / name).write_text(content.format("9" * digits))
+    with pytest.raises(ManifestError, match=name) as caught:
+        load_manifest(root, name, "classes.txt", check_files=False)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("content", ["id,name\n{},left\n", "id,name,partner\n0,left,{}\n"])
+def test_class_ids_of_many_digits_are_refused(content: str, root: Path):
+    (root / "c.csv").write_text(content.format("1" * 5_000))
+    with pytest.raises(ManifestError, match=r"c\.csv:2"):
+        read_classes(root / "c.csv")
+
+
+@pytest.mark.parametrize("content", [",\n", ",,,\n", ";\n", '"\n', "left\n,\n", "\t;\n,"])
+def test_class_names_without_letters_are_refused(content: str, root: Path):
+    (root / "c.txt").write_text(content)
+    with pytest.raises(ManifestError, match=r"c\.txt:\d"):
+        read_classes(root / "c.txt")
+
+
+@pytest.mark.parametrize("name", ["l.json", "l.jsonl", "c.json"])
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_deep_json_is_refused(name: str, opening: str, root: Path):
+    (root / name).write_text(opening * 200_000)
+    with pytest.raises(ManifestError, match=rf"{name}:1"):
+        read_classes(root / name) if name == "c.json" else load_manifest(root, name, None)
+
+
+@pytest.mark.parametrize("name", ["l.txt", "l.csv"])
+def test_long_lines_are_refused_with_their_number(name: str, root: Path):
+    head = "path,label\n" if name == "l.csv" else "a.mp4 left\n"
+    (root / name).write_text(f"{head}{'x' * 300_000},left\n")
+    with pytest.raises(ManifestError, match=rf"{name}:2: the line has 300005 characters"):
+        load_manifest(root, name, "classes.txt", check_files=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+@pytest.mark.parametrize("name", ["l.txt", "l.csv", "l.json", "l.jsonl", "l.parquet", "l.tar", "classes.txt"])
+def test_a_pipe_is_refused_and_not_waited_for(name: str, root: Path):
+    (root / "list.txt").write_text("a.mp4 left\n")
+    (root / name).unlink(missing_ok=True)
+    os.mkfifo(root / name)
+    with pytest.raises(ManifestError, match="is a pipe or device"):
+        load_manifest(root, "list.txt" if name == "classes.txt" else name, "classes.txt" if "c" in name else None)
+
+
+@pytest.mark.parametrize("targets", [["."], [".", "."], ["..", "."], ["../c", "../d", ".."]])
+def test_link_loops_end_and_list_each_video_once(targets: list[str], root: Path):
+    for kind in "cd":
+        (root / "t" / kind).mkdir(parents=True)
+        (root / "t" / kind / "a.mp4").write_bytes(b"video")
+        for number, target in enumerate(targets):
+            (root / "t" / kind / f"l{number}").symlink_to(target)
+    with pytest.warns(UserWarning, match="are skipped"):
+        found = list(find_videos(root / "t"))
+    assert {video.resolve() for video in found} == {root / "t/c/a.mp4", root / "t/d/a.mp4"}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("name", [b"\xff.mp4", b"a\x80b.mp4"])
+def test_names_that_are_not_utf8_are_skipped(name: bytes, root: Path):
+    (root / "t/c").mkdir(parents=True)
+    (root / "t/c/a.mp4").write_bytes(b"video")
+    try:
+        (Path(os.fsdecode(bytes(root / "t/c") + b"/" + name))).write_bytes(b"video")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with pytest.warns(UserWarning, match="1 entries are skipped"):
+        assert len(load_manifest(root, "t", None)) == 1
+
+
+def shard(file: Path, *members: tuple[str, bytes]) -> None:
+    with tarfile.open(file, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("a.cls", b"left"), ("a.cls", b"right")],
+        [("a.cls", b"left"), ("a.json", b'{"label": "right"}')],
+        [("a.cls", b"9" * (2 << 20))],
+        [("a.json", b"[" * 500_000)],
+    ],
+)
+def test_shard_texts_that_disagree_or_are_huge_are_refused(members: list[tuple[str, bytes]], root: Path):
+    shard(root / "s.tar", ("a.mp4", b"video"), *members)
+    with pytest.raises(ManifestError, match=r"s\.tar"):
+        load_manifest(root, "s.tar", "classes.txt")
+
+
+@pytest.mark.parametrize("size", [10**4, 10**9, 10**12])
+@pytest.mark.parametrize("name", ["a.mp4", "a.cls"])
+def test_shard_members_longer_than_the_file_are_refused(size: int, name: str, root: Path):
+    shard(root / "s.tar", ("a.mp4", b"video"), ("a.cls", b"left"))
+    content = bytearray((root / "s.tar").read_bytes())[:2048]
+    start, member = content.find(f"{name}\0".encode()), tarfile.TarInfo(name)
+    member.size = size
+    content[start : start + 512] = member.tobuf(tarfile.GNU_FORMAT)[:512]
+    (root / "s.tar").write_bytes(content)
+    with pytest.raises(ManifestError, match=r"s\.tar"):
+        load_manifest(root, "s.tar", "classes.txt")
+
+
+@pytest.mark.parametrize("last", ["999999", "99999999", "99999999999"])
+def test_brace_bombs_are_refused(last: str, root: Path):
+    with pytest.raises((ManifestError, FileNotFoundError), match=r"s-\{0\.\."):
+        load_manifest(root, f"s-{{0..{last}}}.tar", "classes.txt")
