@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import threading
@@ -17,8 +18,10 @@ from clipvid import InputError
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON as `replacing` does."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Write JSON as `replacing` does, with letters of all scripts as they are."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    # File names that are not UTF-8 hold lone surrogates, which only an escape can write.
+    write_text(path, re.sub("[\ud800-\udfff]", lambda sign: f"\\u{ord(sign[0]):04x}", text) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:

@@ -138,7 +138,9 @@ def draw_ladder(results: dict[str, Any], file: Path) -> None:
     figure = Figure(figsize=(5.2 * len(measures) + 1.4, 4), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
         _draw(axes, measure, rows)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold a dollar sign
     aside = file.with_name(f".{file.name}")
     figure.savefig(aside, format="png", dpi=144)
     aside.replace(file)

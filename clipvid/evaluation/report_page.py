@@ -80,8 +80,11 @@ def hardest(group: Group, average: Average, count: int) -> list[int]:
 
 
 def best_answers(predictions: Predictions, names: list[str], index: int, count: int = 3) -> list[tuple[str, float]]:
-    """The best labels for a video, with probabilities."""
-    row = predictions.scores[int((predictions.indices == index).nonzero()[0])]
+    """Return the best labels for a video, with probabilities. Return none for a video that has no scores."""
+    found = (predictions.indices == index).nonzero()
+    if not len(found):
+        return []
+    row = predictions.scores[int(found[0])]
     best = row.topk(min(count, len(names)))
     return [(names[place], float(share)) for share, place in zip(best.values, best.indices, strict=True)]
 
@@ -167,7 +170,8 @@ def _calibration(name: str, figures: dict[str, Any]) -> str:
             if found["ece"] is not None:
                 ends.append(f"ECE of {label}: {found['ece']:.3f}")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
-    axes.legend(frameon=False, fontsize=8)
+    for text in axes.legend(frameon=False, fontsize=8).get_texts():
+        text.set_parse_math(False)  # a name may hold a dollar sign
     read = "Videos in bins of the probability of the answer: on the dotted line, an answer given with 70% is right 70% "
     read += "of the time; below it the model is too sure of itself."
     caption = "; ".join(ends)

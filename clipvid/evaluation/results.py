@@ -32,13 +32,25 @@ _UNITS = b"clipvid"
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model said of one manifest under one condition. key: of all that it depends on."""
+    """Scores of one model on one manifest under one condition.
+
+    Attributes:
+        key: hash of everything that the scores depend on.
+        scores: with indices into `manifest`.
+        places: index of each video of `manifest` in the manifest of the whole group. None where that is `manifest`.
+    """
 
     group: str
     condition: str
     key: str
     manifest: Manifest
     scores: ViewScores
+    places: tuple[int, ...] | None = None
+
+    @property
+    def group_places(self) -> Tensor:
+        """Index of each video of `manifest` in the manifest of the whole group: int64 [V]."""
+        return torch.arange(len(self.manifest)) if self.places is None else torch.tensor(self.places)
 
 
 def write_predictions(path: Path, answers: Sequence[Answers], average: Average) -> None:
@@ -71,7 +83,7 @@ def _table(answers: Answers, average: Average) -> pa.Table:
         {
             "group": pa.array([answers.group] * count, pa.string()),
             "condition": pa.array([answers.condition] * count, pa.string()),
-            "index": scores.indices.numpy(),
+            "index": answers.group_places[scores.indices].numpy(),
             "path": pa.array([sample.path for sample in samples], pa.string()),
             "label": scores.labels.numpy(),
             "class": pa.array([manifest.class_names[sample.label] for sample in samples], pa.string()),
@@ -99,12 +111,13 @@ def _scores(table: pa.Table) -> ViewScores:
     flat = table["view_logits"].combine_chunks().flatten().flatten().to_numpy()
     classes = len(table["scores"][0])
     logits = torch.from_numpy(flat.copy()).view(len(table), -1, classes)
-    return ViewScores(column("index"), column("label"), column("readable"), logits)
+    # The file has indices into the whole group. A unit holds every video of its own manifest, in order.
+    return ViewScores(torch.arange(len(table)), column("label"), column("readable"), logits)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The answers of the parts of a group, taken together: the videos of all, and what each condition says of them."""
+    """Scores of all parts of a group together, by condition. A condition may lack the videos of some parts."""
 
     name: str
     manifest: Manifest
@@ -112,27 +125,29 @@ class Group:
 
     @classmethod
     def of(cls, name: str, answers: Sequence[Answers]) -> Group:
-        """From the answers of one group, condition by condition in the order of the parts."""
+        """Join the answers of one group. The videos are in the order of the manifest of the whole group."""
         found: dict[str, list[Answers]] = {}
         for each in answers:
             found.setdefault(each.condition, []).append(each)
-        first = next(iter(found.values()))
-        samples: tuple[Sample, ...] = tuple(sample for each in first for sample in each.manifest.samples)
-        manifest = Manifest(samples, first[0].manifest.classes, first[0].manifest.root)
-        return cls(name, manifest, {condition: _renumbered(parts) for condition, parts in found.items()})
+        samples: dict[int, Sample] = {}
+        for each in answers:
+            samples |= dict(zip(each.group_places.tolist(), each.manifest.samples, strict=True))
+        places = sorted(samples)
+        first = answers[0].manifest
+        manifest = Manifest(tuple(samples[place] for place in places), first.classes, first.root)
+        known = torch.tensor(places)
+        return cls(name, manifest, {condition: _renumbered(parts, known) for condition, parts in found.items()})
 
     def predictions(self, condition: str, average: Average) -> Predictions:
         """One answer per video."""
         return self.conditions[condition].averaged(average)
 
 
-def _renumbered(parts: Sequence[Answers]) -> ViewScores:
-    """Indices into the manifest of all parts together."""
-    before, moved = 0, []
-    for part in parts:
-        moved.append(part.scores._replace(indices=part.scores.indices + before))
-        before += len(part.manifest)
-    return ViewScores.joined(moved)
+def _renumbered(parts: Sequence[Answers], places: Tensor) -> ViewScores:
+    """Join scores, with indices into the videos at `places`, int64 [V] ascending, of the whole group."""
+    moved = [part.scores._replace(indices=part.group_places[part.scores.indices]) for part in parts]
+    joined = ViewScores.joined(moved)
+    return joined._replace(indices=torch.searchsorted(places, joined.indices))
 
 
 def group_figures(group: Group, average: Average, trained_on: Sequence[str]) -> dict[str, Any]:
@@ -197,13 +212,17 @@ def metrics_record(metrics: dict[str, Any]) -> dict[str, Any]:
 def _without_large(figures: dict[str, Any]) -> dict[str, Any]:
     if len(figures["by_class"]) <= MOST_CLASSES:
         return figures
-    return _without_confusions(figures)
+    kept = _without_confusion(figures)
+    if "zero_shot" in kept:
+        kept["zero_shot"] = _without_confusion(kept["zero_shot"])
+    if "controls" in kept:
+        kept["controls"] = {name: _without_confusion(own) for name, own in kept["controls"].items()}
+    return kept
 
 
-def _without_confusions(figures: Any) -> Any:
-    if not isinstance(figures, dict):
-        return figures
-    return {name: _without_confusions(own) for name, own in figures.items() if name != "confusion"}
+def _without_confusion(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures without their matrix. Names of classes, which are keys further below, stay."""
+    return {name: own for name, own in figures.items() if name != "confusion"}
 
 
 def overlap(trained_on: Sequence[str], asked: Sequence[str]) -> list[str]:

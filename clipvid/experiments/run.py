@@ -115,11 +115,11 @@ class _Run:
             self._name(space.at(self.config.alpha))
         check_texts_differ(model)
         key = model_key(model)
-        answers = [self._answer(part, model, key, order) for order in ("forward", *self.config.controls)]
+        answers = [self._answer(part, model, key, order) for order in dict.fromkeys(("forward", *self.config.controls))]
         if self.config.zero_shot and not plain:
             answers += self._zero_shot(part, model)
         if space is not None:
-            for alpha in self.config.sweep:
+            for alpha in dict.fromkeys(self.config.sweep):
                 self._name(space.at(alpha))
                 answers.append(self._answer(part, model, model_key(model), f"alpha={alpha:g}"))
         return answers
@@ -199,7 +199,7 @@ class _Run:
             journal = Journal(self.output / "partial" / key[:16], key)
             loader = eval_loader(config.data, model, test, self.accelerator, config.batch_size, order, self.output)
             self.known[key] = predict_views(self.accelerator, model, loader, journal, condition == "bag")
-        return Answers(part.group, condition, key, test, self.known[key])
+        return Answers(part.group, condition, key, test, self.known[key], part.places)
 
     def write_report(self, metrics: dict[str, Any], groups: list[Group]) -> None:
         """`report.html`."""

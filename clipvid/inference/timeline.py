@@ -33,7 +33,8 @@ def write_timeline(
     axes = figure.subplots()
     for index in timeline.scores.amax(dim=0).topk(min(top_k, len(labels))).indices.tolist():
         axes.plot(timeline.times, timeline.scores[:, index], marker=".", label=labels[index])
-    axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1), title=name)
-    axes.legend(loc="upper right")
+    axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1))
+    for text in (axes.set_title(name), *axes.legend(loc="upper right").get_texts()):
+        text.set_parse_math(False)  # a name may hold a dollar sign
     figure.savefig(picture, dpi=100)
     return scores, picture

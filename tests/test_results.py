@@ -1,0 +1,90 @@
+"""Scores of several parts taken together, their file, and names that a figure or a file could mistake."""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from clipvid.data.lists.samples import Sample
+from clipvid.data.manifest import ClassInfo, Manifest
+from clipvid.evaluation.loop import ViewScores
+from clipvid.evaluation.report_page import best_answers
+from clipvid.evaluation.results import Answers, Group, metrics_record, read_predictions, write_predictions
+from clipvid.files import write_json
+from clipvid.inference.predictor import Timeline
+from clipvid.inference.timeline import write_timeline
+
+WHOLE = Manifest(
+    tuple(Sample(f"{i}.mp4", i % 2) for i in range(6)), (ClassInfo(0, "a", {}), ClassInfo(1, "b", {})), Path(".")
+)
+FOLDS = [(1, 4), (0, 5), (2, 3)]
+
+
+def fold(places: tuple[int, ...], condition: str) -> Answers:
+    """Scores of a fold whose logits name the video: the first is its place in the whole group."""
+    manifest = WHOLE.subset(list(places))
+    labels = torch.tensor([sample.label for sample in manifest.samples])
+    logits = torch.tensor([[[float(place), 0.0]] for place in places])
+    scores = ViewScores(torch.arange(len(places)), labels, torch.ones(len(places), dtype=torch.bool), logits)
+    return Answers("all", condition, f"{condition} {places}", manifest, scores, places)
+
+
+def answers(lacking: int | None) -> list[Answers]:
+    conditions = [("forward", "zero-shot") if number != lacking else ("forward",) for number in range(len(FOLDS))]
+    return [fold(places, each) for places, names in zip(FOLDS, conditions, strict=True) for each in names]
+
+
+@pytest.mark.parametrize("lacking", [None, 0, 1, 2])
+def test_scores_belong_to_their_videos_when_a_fold_lacks_a_condition(lacking):
+    group = Group.of("all", answers(lacking))
+    assert [sample.path for sample in group.manifest.samples] == [sample.path for sample in WHOLE.samples]
+    for condition, scores in group.conditions.items():
+        missing = FOLDS[lacking] if lacking is not None and condition == "zero-shot" else ()
+        assert scores.indices.tolist() == [place for place in range(6) if place not in missing]
+        assert scores.logits[:, 0, 0].tolist() == scores.indices.tolist()
+    for index in range(6):
+        missing = lacking is not None and index in FOLDS[lacking]
+        assert bool(best_answers(group.predictions("zero-shot", "probabilities"), ["a", "b"], index)) != missing
+
+
+def test_file_of_predictions_has_an_index_per_video_of_the_whole_group(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    written = answers(None)
+    write_predictions(path, written, "probabilities")
+    for condition in ("forward", "zero-shot"):
+        rows = [row for row in pq.read_table(path).to_pylist() if row["condition"] == condition]
+        assert sorted(row["index"] for row in rows) == list(range(6))
+        assert all(WHOLE.samples[row["index"]].path == row["path"] for row in rows)
+    read = read_predictions(path)
+    for each in written:
+        for left, right in zip(read[each.key], each.scores, strict=True):
+            assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("name", ["confusion", "by_class", "zero_shot", "controls"])
+def test_class_with_the_name_of_a_figure_keeps_its_accuracy(name):
+    by_class = {name: 0.5} | {f"class {i}": 1.0 for i in range(200)}
+    own = {"confusion": [[1]], "by_class": by_class}
+    figures = own | {"zero_shot": own, "controls": {"reversed": own}}
+    record = metrics_record({"groups": {"all": figures}})
+    for kept in (record, record["zero_shot"], record["controls"]["reversed"]):
+        assert kept["by_class"] == by_class
+        assert "confusion" not in kept
+
+
+@pytest.mark.parametrize("name", ["naïve", "打球", "🏀", "\N{RIGHT-TO-LEFT MARK}x", os.fsdecode(b"\xff.mp4")])
+def test_json_keeps_letters_and_every_file_name(tmp_path, name):
+    write_json(tmp_path / "a.json", {name: [name]})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {name: [name]}
+    assert (name in text) == (not any("\ud800" <= sign <= "\udfff" for sign in name))
+
+
+@pytest.mark.parametrize("name", ["$", "a$\\frac{x$", "$$", "cost $5 or $x_{", "plain"])
+def test_timeline_draws_names_with_any_sign(tmp_path, name):
+    timeline = Timeline([0.0, 1.0], torch.tensor([[0.2, 0.8], [0.6, 0.4]]))
+    files = write_timeline(tmp_path, f"{name}.mp4", timeline, [name, "other"], 1.0, 1.0, 2)
+    assert all(file.stat().st_size > 100 for file in files)
