@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-BOX_WIDTH, BOX_HEIGHT, GAP = 190, 34, 30
+BOX_WIDTH, BOX_HEIGHT, GAP = 212, 34, 30
 STEP_WIDTH, STEP_HEIGHT, STEP_GAP = 330, 40, 16
 LEFT, TOP, STEPS_LEFT = 40, 46, 330
 
