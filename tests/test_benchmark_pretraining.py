@@ -7,6 +7,7 @@ import pytest
 
 from clipvid.benchmarks import pretraining as command
 from clipvid.commands.benchmark import main
+from clipvid.experiments import trial
 from clipvid.training.config import TrainingConfig
 from clipvid.training.pretrain import PretrainConfig
 
@@ -24,7 +25,7 @@ WORLD = {
 TRAINING = {"epochs": 1, "per_device_train_batch_size": 4, "report_to": "none"}
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Stands for the end of the process."""
 
 
@@ -41,7 +42,7 @@ def study(tmp_path_factory) -> tuple[Path, dict[Path, float]]:
     given = CONFIG | {"pretrain": {"model": model, "data": data, "training": TRAINING}, "evaluate": evaluate}
     (folder / "in.yaml").write_text(json.dumps(given))
     args = ["pretraining", "--config", str(folder / "in.yaml"), f"--output_dir={folder / 'run'}"]
-    original, calls = command.evaluate_protocol, 0
+    original, calls = trial.evaluate_protocol, 0
 
     def die(*arguments):
         nonlocal calls
@@ -51,7 +52,7 @@ def study(tmp_path_factory) -> tuple[Path, dict[Path, float]]:
         return original(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "evaluate_protocol", die)
+        patch.setattr(trial, "evaluate_protocol", die)
         with pytest.raises(Killed):
             main(args)
     written = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("model.safetensors")}

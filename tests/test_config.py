@@ -115,3 +115,23 @@ def test_a_folder_belongs_to_one_config(tmp_path: Path) -> None:
     claim_output(tmp_path, first)
     with pytest.raises(FileExistsError, match=r"seed.*another output_dir"):
         claim_output(tmp_path, FinetuneConfig(output_dir=str(tmp_path), seed=1))
+
+
+@pytest.mark.parametrize("place", ["file", "inline", "option"])
+def test_former_names_of_options_work_with_a_warning(tmp_path: Path, place: str) -> None:
+    text = (CONFIGS / "ladder" / "world.yaml").read_text().replace("\ntrial:", "\ncell:")
+    (tmp_path / "ladder.yaml").write_text(text)
+    sources = {"file": [str(tmp_path / "ladder.yaml")], "inline": [text]}
+    args = ["--config", *sources.get(place, [str(CONFIGS / "ladder" / "world.yaml")]), "--trial.batch_size", "3"]
+    args = [arg.replace("--trial.", "--cell.") for arg in args] if place == "option" else args
+    with pytest.warns(FutureWarning, match="cell is now called trial"):
+        config = parse_config(LadderConfig, args, "test")
+    present = ["--config", str(CONFIGS / "ladder" / "world.yaml"), "--trial.batch_size", "3"]
+    assert config == parse_config(LadderConfig, present, "test")
+
+
+def test_a_former_and_a_present_name_together_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ladder.yaml"
+    path.write_text("cell: {}\ntrial: {}\nrows: {none: {}}\n")
+    with pytest.raises(ValueError, match="cell is the former name of trial"):
+        parse_config(LadderConfig, ["--config", str(path)], "test")

@@ -385,7 +385,7 @@ def test_a_suite_makes_a_table_and_what_fails_takes_nothing_from_the_others(
     }
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     with pytest.raises(
-        RuntimeError, match=r"2 of 6 evaluations could not be made, the others stand:\n  clip under abs"
+        RuntimeError, match=r"2 of 6 trials failed; the results of the others are kept:\n  clip under abs"
     ):
         command.main(["--suite", str(tmp_path / "suite.yaml")])
     lines = (tmp_path / "suite/table.md").read_text().splitlines()

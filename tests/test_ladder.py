@@ -17,9 +17,9 @@ from conftest import REPOSITORY
 from processes import Worker
 from scipy.stats import binomtest
 
-from clipvid.benchmarks.ladder import LadderConfig, ladder_cells
+from clipvid.benchmarks.ladder import LadderConfig, ladder_trials
 from clipvid.benchmarks.seed_statistics import (
-    Prediction,
+    Hypothesis,
     accuracy_over_seeds,
     difference_over_seeds,
     mean_variance,
@@ -51,7 +51,7 @@ def ladder(clip_folder: Path, root: Path, **changed: object) -> list[str]:
             "training": {"epochs": 2, "per_device_train_batch_size": 4, "eval_epochs": 2, "report_to": "none"},
         },
     }
-    config = {"cell": cell, "rows": ROWS, "seeds": [0, 1], "predictions": PREDICTIONS, "output_dir": str(root / "out")}
+    config = {"trial": cell, "rows": ROWS, "seeds": [0, 1], "predictions": PREDICTIONS, "output_dir": str(root / "out")}
     root.mkdir(parents=True, exist_ok=True)
     (root / "ladder.yaml").write_text(yaml.safe_dump(config | {"cost_repeats": 1, "repeat": "shift"} | changed))
     return ["ladder", "--config", str(root / "ladder.yaml")]
@@ -77,7 +77,7 @@ def test_every_row_is_trained_under_every_seed(measured: Path, results: dict) ->
     assert (results["finished"], results["cells"], results["failed"]) == (5, 5, {})
     for row, found in results["rows"].items():
         assert found["seeds"] == [0, 1]
-        cells = [json.loads((measured / f"cells/{row}_seed{seed}/metrics.json").read_text()) for seed in (0, 1)]
+        cells = [json.loads((measured / f"trials/{row}_seed{seed}/metrics.json").read_text()) for seed in (0, 1)]
         for measure in ("top1", "pairs"):
             told = {"forward": [cell[measure]["value"] for cell in cells]}
             for name in ("reversed", "single"):
@@ -89,12 +89,12 @@ def test_every_row_is_trained_under_every_seed(measured: Path, results: dict) ->
                 assert figure["std"] == pytest.approx(np.std(values, ddof=1))
                 assert 0 <= figure["low"] <= figure["mean"] <= figure["high"] <= 1
         assert [cell["config"]["recipe"]["seed"] for cell in cells] == [0, 1]
-    assert logits(measured / "cells/none_seed0") != logits(measured / "cells/none_seed1")
+    assert logits(measured / "trials/none_seed0") != logits(measured / "trials/none_seed1")
 
 
 def test_the_second_run_of_a_cell_gives_the_same_scores_to_the_bit(measured: Path, results: dict) -> None:
     assert results["repeat"] == {"cell": "shift, seed 0", "same": True}
-    assert logits(measured / "cells/shift_seed0") == logits(measured / "cells/shift_seed0_again")
+    assert logits(measured / "trials/shift_seed0") == logits(measured / "trials/shift_seed0_again")
     assert "The second run of shift, seed 0 gave the same scores to the bit." in (measured / "table.md").read_text()
 
 
@@ -129,15 +129,15 @@ def test_the_table_has_a_line_for_every_row_and_a_column_for_every_difference(me
 def test_a_finished_ladder_measures_nothing_again_and_takes_new_rows(
     clip_folder: Path, measured: Path, results: dict, capsys: pytest.CaptureFixture
 ) -> None:
-    written = {path: path.stat().st_mtime_ns for path in measured.rglob("cells/**/*") if path.is_file()}
+    written = {path: path.stat().st_mtime_ns for path in measured.rglob("trials/**/*") if path.is_file()}
     late = {"row": "none", "measure": "top1", "at_least": 0.0, "why": "now we know"}
     main(ladder(clip_folder, measured.parent, predictions=[*PREDICTIONS, late]))
-    assert "5 of 5 cells are finished" in capsys.readouterr().out
+    assert "5 of 5 trials are finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in written} == written
     again = json.loads((measured / "metrics.json").read_text())
     assert again["rows"] == results["rows"]
     assert [each["written_after"] for each in again["predictions"]] == [0, 0, 0, 5]
-    assert "(written after 5 cells)" in (measured / "table.md").read_text()
+    assert "(written after 5 trials)" in (measured / "table.md").read_text()
 
 
 def _ladder(args: list[str]) -> None:
@@ -162,7 +162,7 @@ def test_a_killed_ladder_goes_on_where_it_was(
     clip_folder: Path, measured: Path, tmp_path: Path, number: int, capsys: pytest.CaptureFixture
 ) -> None:
     args = ladder(clip_folder, tmp_path, repeat=None)
-    cells = tmp_path / "out" / "cells"
+    cells = tmp_path / "out" / "trials"
     worker = Worker(tmp_path / "log", {}, _ladder, args)
     deadline = time.monotonic() + 300
     while not (cells / "shift_seed0" / "run.yaml").exists():
@@ -177,35 +177,41 @@ def test_a_killed_ladder_goes_on_where_it_was(
     before = (cells / "none_seed0" / "metrics.json").stat().st_mtime_ns
     assert not (cells / "none_seed1").exists()
     main(args)
-    assert "1 of 4 cells are finished" in capsys.readouterr().out
+    assert "1 of 4 trials are finished" in capsys.readouterr().out
     assert (cells / "none_seed0" / "metrics.json").stat().st_mtime_ns == before
     for cell in ("none_seed0", "shift_seed0", "none_seed1", "shift_seed1"):
-        assert logits(cells / cell) == logits(measured / "cells" / cell)
+        assert logits(cells / cell) == logits(measured / "trials" / cell)
 
 
 def test_a_cell_that_fails_takes_no_other_with_it(clip_folder: Path, tmp_path: Path) -> None:
     rows = {**ROWS, "broken": {"optim.groups": [{"match": "nothing.*", "lr": 0.1, "weight_decay": 0.0}]}}
     args = ladder(clip_folder, tmp_path, rows=rows, seeds=[3], repeat=None, jobs=2)
-    with pytest.raises(RuntimeError, match=r"1 of 3 cells failed, the others stand:\n  broken, seed 3: .*nothing\.\*"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"1 of 3 trials failed; the results of the others are kept:\n  broken, seed 3: .*nothing\.\*",
+    ):
         main(args)
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {row: own["seeds"] for row, own in found["rows"].items()} == {"none": [3], "shift": [3], "broken": []}
     table = (tmp_path / "out" / "table.md").read_text()
     assert "**broken, seed 3 failed**: clipvid.InputError: optim.groups: no trained parameter matches" in table
-    assert "2 of 3 cells" in table
+    assert "2 of 3 trials" in table
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"rows": {"shift": {}}}, "rows: 'none', which the others are measured by, is missing"),
-        ({"repeat": "gta"}, "repeat: 'gta' is no row; rows: none, shift"),
+        ({"repeat": "gta"}, "repeat: 'gta' is not a row; rows: none, shift"),
         ({"rows": ROWS | {"Shift!": {}}}, "rows: two of .* give the same folder"),
-        ({"predictions": [PREDICTIONS[0] | {"row": "ila"}]}, "prediction 'ila on pairs .*': 'ila' is no row"),
-        ({"predictions": [PREDICTIONS[0] | {"under": "bag"}]}, "cell.controls has no 'bag', only reversed, single"),
+        ({"predictions": [PREDICTIONS[0] | {"row": "ila"}]}, "prediction 'ila on pairs .*': 'ila' is not a row"),
+        (
+            {"predictions": [PREDICTIONS[0] | {"under": "bag"}]},
+            "trial.controls does not have 'bag', only reversed, single",
+        ),
         (
             {"predictions": [PREDICTIONS[0] | {"measure": "depth"}]},
-            "nothing like 'depth' here, only top1, pairs",
+            "'depth' is not measured here, only top1, pairs",
         ),
         ({"rows": ROWS | {"x": {"model.adaptor": "ila"}}}, "adaptor"),
         ({"rows": ROWS | {"x": {"model.num_frames": 2}}}, r"'x' \(4, 2, 3, 64, 64\); compare other sizes in a ladder"),
@@ -223,12 +229,20 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
 
 def test_the_seed_of_a_cell_draws_its_folds_too() -> None:
     config = parse_config(LadderConfig, ["--config", str(REPOSITORY / "configs/ladder/weizmann.yaml")], "test")
-    cells = ladder_cells(config)
+    cells = ladder_trials(config)
     assert len(cells) == len(config.rows) * len(config.seeds) + 1
     for cell in cells:
         assert cell.config.protocol["seed"] == cell.config.recipe.seed == cell.seed
-    alone = replace(config, cell=replace(config.cell, protocol={"name": "leave_one_group_out"}))
-    assert [cell.config.protocol["seed"] for cell in ladder_cells(alone)] == [cell.seed for cell in cells]
+    alone = replace(config, trial=replace(config.trial, protocol={"name": "leave_one_group_out"}))
+    assert [cell.config.protocol["seed"] for cell in ladder_trials(alone)] == [cell.seed for cell in cells]
+
+
+def test_a_ladder_of_an_earlier_version_keeps_its_folders(tmp_path: Path) -> None:
+    args = ["--config", str(REPOSITORY / "configs/ladder/world.yaml"), "--output_dir", str(tmp_path)]
+    config = parse_config(LadderConfig, args, "test")
+    assert {trial.folder.parent for trial in ladder_trials(config)} == {tmp_path / "trials"}
+    (tmp_path / "cells").mkdir()
+    assert {trial.folder.parent for trial in ladder_trials(config)} == {tmp_path / "cells"}
 
 
 def test_what_each_measure_asks() -> None:
@@ -301,8 +315,8 @@ def test_differences_are_paired() -> None:
 
 
 def test_a_prediction_says_what_it_expects() -> None:
-    found = Prediction("ila", "why", over="none", measure="pairs", at_least=0.3)
+    found = Hypothesis("ila", "why", over="none", measure="pairs", at_least=0.3)
     assert str(found) == "ila − none on pairs ≥ 0.3"
     assert (found.judge(0.3), found.judge(0.2)) == (True, False)
-    assert Prediction("none", "why", at_most=0.5).judge(0.6) is False
-    assert Prediction("none", "why").judge(0.6) is None
+    assert Hypothesis("none", "why", at_most=0.5).judge(0.6) is False
+    assert Hypothesis("none", "why").judge(0.6) is None

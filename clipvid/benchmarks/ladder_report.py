@@ -20,7 +20,7 @@ MARKERS = "osD^vPX<>"
 def render_ladder(results: dict[str, Any]) -> str:
     """Return Markdown: the rows, the pairs one by one, the predictions, and the settings."""
     rows = results["rows"]
-    blocks = [_main_table(results), _pair_table(rows), _predictions(results["predictions"]), _notes(results)]
+    blocks = [_main_table(results), _pair_table(rows), _hypotheses(results["predictions"]), _notes(results)]
     return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
 
 
@@ -89,14 +89,14 @@ def _pair_table(rows: dict[str, Any]) -> str:
     return markdown_table(["motion told from its reverse", *pairs], lines, text_columns=1)
 
 
-def _predictions(predictions: list[dict[str, Any]]) -> str:
-    if not predictions:
+def _hypotheses(hypotheses: list[dict[str, Any]]) -> str:
+    if not hypotheses:
         return ""
     lines = []
-    for each in predictions:
+    for each in hypotheses:
         found, held = each["found"], {None: "-", True: "yes", False: "**no**"}[each["held"]]
         told = "-" if found is None else f"{found['mean']:.3f} ({found['low']:.2f} to {found['high']:.2f})"
-        late = f" (written after {each['written_after']} cells)" if each["written_after"] else ""
+        late = f" (written after {each['written_after']} trials)" if each["written_after"] else ""
         lines.append([each["text"] + late, held, told, each["why"]])
     return markdown_table(["prediction", "held", "found", "why it was expected"], lines, text_columns=4)
 
@@ -118,10 +118,10 @@ def _notes(results: dict[str, Any]) -> str:
         lines.append(f"The second run of {results['repeat']['cell']} gave {same}.")
     for name, error in results["failed"].items():
         lines.append(f"**{_escaped(name)} failed**: {_escaped(error)}")
-    cells = f"{results['finished']} of {results['cells']} cells"
-    jobs = f"{results['config']['jobs']} cells at a time"
-    minutes = f"{results['seconds'] / 60:.0f} min of cells, {jobs}"
-    lines.append(f"{cells}, {minutes}; {results['date']}, {machine}: `{results['command']}`")
+    trials = f"{results['finished']} of {results['cells']} trials"
+    jobs = f"{results['config']['jobs'] or 1} trials at a time"
+    minutes = f"{results['seconds'] / 60:.0f} min of trials, {jobs}"
+    lines.append(f"{trials}, {minutes}; {results['date']}, {machine}: `{results['command']}`")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -130,7 +130,7 @@ def _escaped(text: str) -> str:
 
 
 def draw_ladder(results: dict[str, Any], file: Path) -> None:
-    """A picture for each measure: accuracy with its interval against the GFLOPs of a clip; nothing without cells."""
+    """A picture for each measure: accuracy with its interval against the GFLOPs of a clip; nothing without trials."""
     rows = {name: row for name, row in results["rows"].items() if row["figures"]}
     if not rows:
         return

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from accelerate import Accelerator
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -19,19 +18,22 @@ from clipvid import InputError
 from clipvid.adapters import AdapterSpec
 from clipvid.benchmarks.seed_statistics import accuracy_over_seeds, difference_over_seeds
 from clipvid.evaluation.tables import markdown_table
+from clipvid.experiments.config import GridConfig
+from clipvid.experiments.grid import Grid
 from clipvid.experiments.protocols import FewShot, build_protocol
-from clipvid.experiments.run import EvaluateConfig, Recipe, evaluate_protocol
+from clipvid.experiments.run import EvaluateConfig, Recipe
+from clipvid.experiments.trial import Trial
 from clipvid.files import write_json, write_text
 from clipvid.registry import Choice, config_to_choice
-from clipvid.runs.config_files import claim_output, config_record, parse_config
-from clipvid.training.pretrain import PretrainConfig, pretrain
+from clipvid.runs.config_files import config_record, parse_config
+from clipvid.training.pretrain import PretrainConfig
 
 FRESH = "fresh"
 MOST_LOST = 0.02
 
 
-@dataclass(frozen=True)
-class PretrainingBenchmark:
+@dataclass(frozen=True, kw_only=True)
+class PretrainingBenchmark(GridConfig):
     """Few-shot accuracy of adapters that start fresh, and of adapters that start from training without labels.
 
     adapters: by name. stages: the objectives of each training without labels, by name; `fresh` is always there.
@@ -65,6 +67,7 @@ class PretrainingBenchmark:
     more: int = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         protocol = shots_of(self)
         if self.evaluate.recipe is None or not isinstance(protocol, FewShot):
             raise InputError("evaluate: expected a recipe and the protocol few_shot")
@@ -114,64 +117,48 @@ class Row:
 
 
 def main(args: list[str]) -> None:
-    """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    """Run the subject: a table on the terminal and in table.md, all figures in metrics.json."""
     config = parse_config(PretrainingBenchmark, args, "clipvid benchmark pretraining")
-    output = Path(config.output_dir)
-    accelerator = Accelerator(mixed_precision=config.evaluate.mixed_precision)
-    if accelerator.is_main_process:
-        claim_output(output, config)
-    accelerator.wait_for_everyone()
-    rows: list[Row] = []
-    for adapter in config.adapters:
-        correct: dict[int, np.ndarray] = {}
+    output, grid = Path(config.output_dir), Grid(study_trials(config), config)
+
+    def write() -> None:
+        rows = study_rows(config, grid.results)
+        write_text(output / "table.md", render_table(rows, config))
+        records = [asdict(row) | {"held": row.held} for row in rows]
+        write_json(output / "metrics.json", {"rows": records, "config": config_record(config)})
+
+    grid.run(write)
+    if grid.is_main_process:
+        Console().print(Markdown((output / "table.md").read_text()))
+
+
+def study_trials(config: PretrainingBenchmark) -> list[Trial]:
+    """Return a training without labels for each adapter and stage, and the few-shot evaluations that start from it."""
+    trials = []
+    for adapter, spec in config.adapters.items():
         for stage in (FRESH, *config.stages):
-            row, answers = measure(config, adapter, stage, correct.get(config.more), accelerator)
-            correct = correct or answers
-            rows.append(row)
-            if accelerator.is_main_process:
-                write_text(output / "table.md", render_table(rows, config))
-                record = {"config": config_record(config)}
-                write_json(
-                    output / "metrics.json", {"rows": [asdict(row) | {"held": row.held} for row in rows]} | record
-                )
-    if accelerator.is_main_process:
-        Console().print(Markdown(render_table(rows, config)))
+            folder, name = Path(config.output_dir) / adapter / stage, f"{adapter}, {stage}"
+            start: str | None = None
+            after: tuple[str, ...] = ()
+            if stage != FRESH:
+                start, after = str(folder / "pretrained"), (_pretraining_name(adapter, stage),)
+                model = replace(config.pretrain.model, adapter=spec)
+                training = replace(config.pretrain, output_dir=start, objectives=config.stages[stage], model=model)
+                trials.append(Trial(_pretraining_name(adapter, stage), training))
+            for shots in shots_of(config).shots:
+                evaluation = _few_shot(config, adapter, name, shots, start, folder / f"k{shots}")
+                trials.append(Trial(f"{name}, K={shots}", evaluation, after))
+    return trials
 
 
-def measure(
-    config: PretrainingBenchmark, adapter: str, stage: str, fresh: np.ndarray | None, accelerator: Accelerator
-) -> tuple[Row, dict[int, np.ndarray]]:
-    """A row, and by labels per class which answers were right, [seeds, videos]; `fresh` are those of the fresh adapter
-    with `more` labels."""
-    folder, spec = Path(config.output_dir) / adapter / stage, config.adapters[adapter]
-    zero_shot: dict[str, Any] = {}
-    start = None
-    if stage != FRESH:
-        start = str(folder / "pretrained")
-        measured = pretrain(
-            replace(
-                config.pretrain,
-                output_dir=start,
-                objectives=config.stages[stage],
-                model=replace(config.pretrain.model, adapter=spec),
-            ),
-            accelerator,
-        )
-        kind = "object" if "object" in measured else "top1"
-        zero_shot = {"kind": kind, "before": measured["before"][kind]["value"], "after": measured[kind]["value"]}
-        accelerator.free_memory()
-    right = {shots: few_shot(config, adapter, stage, shots, start, accelerator) for shots in shots_of(config).shots}
-    videos = [str(number) for number in range(next(iter(right.values())).shape[1])]
-    gain = None if fresh is None else difference_over_seeds(right[config.fewer], fresh, videos)
-    figures = {shots: accuracy_over_seeds(found, videos) for shots, found in right.items()}
-    return Row(adapter, stage, figures, gain, **zero_shot), right
+def _pretraining_name(adapter: str, stage: str) -> str:
+    return f"{adapter}, {stage}, without labels"
 
 
-def few_shot(
-    config: PretrainingBenchmark, adapter: str, stage: str, shots: int, start: str | None, accelerator: Accelerator
-) -> np.ndarray:
-    """Fine-tune from `start` with so many labels per class, once for each seed; which answers are right."""
-    folder = Path(config.output_dir) / adapter / stage / f"k{shots}"
+def _few_shot(
+    config: PretrainingBenchmark, adapter: str, name: str, shots: int, start: str | None, folder: Path
+) -> EvaluateConfig:
+    """Return the fine-tuning from `start` with `shots` labels per class, once for each seed."""
     recipe, protocol = config.evaluate.recipe, shots_of(config)
     assert recipe is not None
     epochs = config.epochs.get(shots, recipe.training.epochs)
@@ -180,16 +167,37 @@ def few_shot(
         model=replace(recipe.model, adapter=config.adapters[adapter], init_from=start),
         training=replace(recipe.training, epochs=epochs, eval_epochs=epochs),
     )
-    evaluation = replace(
-        config.evaluate,
-        name=f"{adapter}, {stage}",
-        output_dir=str(folder),
-        recipe=recipe,
-        protocol=config_to_choice("few_shot", replace(protocol, shots=[shots])),
-    )
-    evaluate_protocol(evaluation, accelerator)
-    accelerator.free_memory()
-    return read_right(folder, shots, protocol.seeds)
+    choice = config_to_choice("few_shot", replace(protocol, shots=[shots]))
+    return replace(config.evaluate, name=name, output_dir=str(folder), recipe=recipe, protocol=choice)
+
+
+def study_rows(config: PretrainingBenchmark, results: dict[str, dict[str, Any]]) -> list[Row]:
+    """Return the rows whose trials are finished.
+
+    Args:
+        results: content of `metrics.json` by name of the trial.
+    """
+    rows, protocol = [], shots_of(config)
+    for adapter in config.adapters:
+        fresh: np.ndarray | None = None
+        for stage in (FRESH, *config.stages):
+            folder, before = Path(config.output_dir) / adapter / stage, _pretraining_name(adapter, stage)
+            names = [f"{adapter}, {stage}, K={shots}" for shots in protocol.shots]
+            names += [before] if stage != FRESH else []
+            if not results.keys() >= set(names) or (stage != FRESH and fresh is None):
+                continue
+            right = {shots: read_right(folder / f"k{shots}", shots, protocol.seeds) for shots in protocol.shots}
+            videos = [str(number) for number in range(next(iter(right.values())).shape[1])]
+            figures = {shots: accuracy_over_seeds(hits, videos) for shots, hits in right.items()}
+            if fresh is None:
+                fresh = right[config.more]
+                rows.append(Row(adapter, stage, figures))
+                continue
+            kind = "object" if "object" in results[before] else "top1"
+            start, end = results[before]["before"][kind]["value"], results[before][kind]["value"]
+            gain = difference_over_seeds(right[config.fewer], fresh, videos)
+            rows.append(Row(adapter, stage, figures, gain, kind, start, end))
+    return rows
 
 
 def read_right(folder: Path, shots: int, seeds: list[int]) -> np.ndarray:
@@ -197,7 +205,7 @@ def read_right(folder: Path, shots: int, seeds: list[int]) -> np.ndarray:
     columns = ["group", "condition", "label", "scores", "readable"]
     found = pq.read_table(folder / "predictions.parquet", columns=columns).to_pylist()
     groups = [
-        [row for row in found if (row["group"], row["condition"]) == (f"K={shots} seed={seed}", "forward")]
+        [row for row in found if (row["group"], row["condition"]) == (FewShot.group(shots, seed), "forward")]
         for seed in seeds
     ]
     right = [[row["readable"] and np.argmax(row["scores"]) == row["label"] for row in rows] for rows in groups]

@@ -1,4 +1,4 @@
-"""What the rows of a ladder reached over seeds, and what became of the predictions.
+"""What the rows of a ladder reached over seeds, and the outcomes of hypotheses.
 
 Shapes: S seeds, V videos, C clusters of videos, K classes.
 """
@@ -24,13 +24,13 @@ TOP1, PAIRS, FORWARD = "top1", "pairs", "forward"
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What is expected of a row, written down before it is measured.
+class Hypothesis:
+    """An expected result of a row, written down before it is measured.
 
     row, over: names of rows; with `over`, it is the difference of their accuracies that is expected, else the accuracy.
     measure: `top1`, `pairs` (a motion told from its reverse), or the name of one of the pairs.
     under: `forward`, or a control (`reversed`, `shuffled`, `single`), for both rows.
-    at_least, at_most: between them the figure should lie. Without both, the prediction is words and is not judged.
+    at_least, at_most: between them the figure should lie. Without both, the hypothesis is words and is not judged.
     why: the reason to expect it.
     """
 
@@ -110,7 +110,7 @@ class Results:
         self.hits: dict[str, dict[int, Hits]] = {}
 
     def add(self, row: str, seed: int, predictions: Path) -> None:
-        """A finished cell by its `predictions.parquet`."""
+        """Add a finished trial by its `predictions.parquet`."""
         self.hits.setdefault(row, {})[seed] = read_hits(predictions, self.classes)
 
     def figures(self, row: str) -> dict[str, Any]:
@@ -122,18 +122,18 @@ class Results:
             figures.setdefault(condition, {})[measure] = accuracy_over_seeds(right, clusters)
         return {"seeds": sorted(found), "figures": figures}
 
-    def outcome(self, prediction: Prediction) -> dict[str, Any]:
-        """`found`, the figure that is spoken of, over the seeds that its rows share, and whether the prediction
+    def outcome(self, hypothesis: Hypothesis) -> dict[str, Any]:
+        """`found`, the figure that is spoken of, over the seeds that its rows share, and whether the hypothesis
         `held`; both None where there is nothing yet."""
-        rows = [self.hits.get(row, {}) for row in (prediction.row, prediction.over) if row is not None]
+        rows = [self.hits.get(row, {}) for row in (hypothesis.row, hypothesis.over) if row is not None]
         seeds = sorted(set.intersection(*(set(row) for row in rows)))
         if not seeds:
             return {"found": None, "held": None}
-        stacks = [self._stacked([row[seed] for seed in seeds], prediction.under, prediction.measure) for row in rows]
+        stacks = [self._stacked([row[seed] for seed in seeds], hypothesis.under, hypothesis.measure) for row in rows]
         right, clusters = stacks[0]
         single = len(stacks) == 1
         found = accuracy_over_seeds(right, clusters) if single else difference_over_seeds(right, stacks[1][0], clusters)
-        return {"found": found, "held": prediction.judge(found["mean"])}
+        return {"found": found, "held": hypothesis.judge(found["mean"])}
 
     def _stacked(self, hits: list[Hits], condition: str, measure: str) -> tuple[np.ndarray, list[str]]:
         right = np.stack([each.right[condition, measure] for each in hits])

@@ -85,13 +85,33 @@ class EvaluateConfig:
             )
 
 
-@dataclass(frozen=True)
-class SuiteConfig:
-    """Every model is measured under every protocol.
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """How the trials of a grid run.
 
-    models, protocols: name -> YAML with options of `clipvid evaluate`; those of the model win. `name` and `output_dir`
-        are the suite's.
-    output_dir: gets `table.md`, and a folder with the whole evaluation for each protocol and model.
+    output_dir: gets the tables of the grid, and the folders of its trials.
+    jobs: trials at a time, each in its own process. By default they run one after another in this process, or in all
+        processes of `accelerate launch`.
+    threads: CPU threads of each process. By default torch chooses.
+    """
+
+    output_dir: str = "outputs/grid"
+    jobs: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for option in ("jobs", "threads"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise InputError(f"{option}={value} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteConfig(GridConfig):
+    """Every model under every protocol.
+
+    models, protocols: name -> YAML with options of `clipvid evaluate`; those of the model win. The suite sets `name`
+        and `output_dir`.
     """
 
     models: dict[str, str]

@@ -1,4 +1,4 @@
-"""Evaluations side by side, each in a process of its own."""
+"""Trials side by side, each in its own process."""
 
 from __future__ import annotations
 
@@ -8,67 +8,83 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from clipvid.experiments.run import EvaluateConfig, evaluate_protocol
+from clipvid.experiments.trial import Trial
+from clipvid.runs.preemption import EXIT_CODE, Preempted
 
 LOG = "log.txt"
 
 
-@dataclass(frozen=True)
-class Ended:
-    """name: of the evaluation. seconds: that it took. error: in one line; None for one that is finished."""
+def run_side_by_side(
+    trials: Sequence[Trial], jobs: int, threads: int | None, ended: Callable[[Trial, float, str | None], None]
+) -> None:
+    """Run all trials, `jobs` at a time, and call `ended` with trial, seconds and error as each ends.
 
-    name: str
-    seconds: float
-    error: str | None
+    The output of a trial goes to `log.txt` in its folder. A trial that fails, in any way, does not stop the others,
+    except those that start from it. If the caller raises or dies, the running trials end too.
 
+    Args:
+        threads: CPU threads of each process; None for torch's default.
+        ended: its error is one line, or None for a finished trial.
 
-def evaluate_side_by_side(configs: dict[str, EvaluateConfig], jobs: int, threads: int) -> Iterator[Ended]:
-    """Measure all, `jobs` at a time with `threads` CPU threads each, and tell of each as it ends.
-
-    What one prints goes to `log.txt` in its folder. One that fails, whatever the way, takes no other with it. When the
-    caller stops asking, or dies, those under way end too.
+    Raises:
+        Preempted: a trial was asked to end by a signal.
     """
     context: Any = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
     context.set_forkserver_preload([__name__])
-    waiting = list(configs.items())
-    running: dict[str, tuple[Any, float, Path]] = {}
+    waiting, failed = list(trials), set[str]()
+    running: dict[str, tuple[Trial, Any, float]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                name, config = waiting.pop(0)
-                log = Path(config.output_dir) / LOG
-                process = context.Process(target=_evaluate, args=(config, log, threads), name=name)
-                process.start()
-                running[name] = process, time.monotonic(), log
-            multiprocessing.connection.wait([process.sentinel for process, _, _ in running.values()])
-            for name, (process, start, log) in list(running.items()):
+            unfinished = {trial.name for trial in waiting} | running.keys()
+            ready = [trial for trial in waiting if not unfinished.intersection(trial.after)]
+            for trial in ready[: jobs - len(running)]:
+                waiting.remove(trial)
+                missing = failed.intersection(trial.after)
+                if missing:
+                    failed.add(trial.name)
+                    ended(trial, 0.0, f"{missing.pop()} failed")
+                else:
+                    process = context.Process(target=_run, args=(trial, threads), name=trial.name)
+                    process.start()
+                    running[trial.name] = trial, process, time.monotonic()
+            if not running:
+                continue
+            multiprocessing.connection.wait([process.sentinel for _, process, _ in running.values()])
+            for name, (trial, process, start) in list(running.items()):
                 if process.exitcode is not None:
                     del running[name]
-                    yield Ended(name, time.monotonic() - start, _error(process.exitcode, log))
+                    error = _error(process.exitcode, trial.folder / LOG)
+                    if error is not None:
+                        failed.add(name)
+                    ended(trial, time.monotonic() - start, error)
     finally:
-        for process, _, _ in running.values():
+        for _, process, _ in running.values():
             process.terminate()
-        for process, _, _ in running.values():
+        for _, process, _ in running.values():
             process.join()
 
 
-def _evaluate(config: EvaluateConfig, log: Path, threads: int) -> None:
+def _run(trial: Trial, threads: int | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    log = trial.folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    torch.set_num_threads(threads)
-    evaluate_protocol(config, Accelerator(mixed_precision=config.mixed_precision))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        trial.run(Accelerator(mixed_precision=trial.mixed_precision))
+    except Preempted:
+        sys.exit(EXIT_CODE)
 
 
 def _end_with_parent() -> None:
@@ -79,10 +95,13 @@ def _end_with_parent() -> None:
 
 
 def _error(code: int, log: Path) -> str | None:
+    """Return the error of a process that ended, in one line."""
     if code == 0:
         return None
+    if code == EXIT_CODE:
+        raise Preempted
     if code < 0:
         return f"ended by signal {-code}; its log is {log}"
     lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
-    told = [line for line in lines if line.strip()]
-    return f"{told[-1] if told else f'exit code {code}'} (the whole of it in {log})"
+    written = [line for line in lines if line.strip()]
+    return f"{written[-1] if written else f'exit code {code}'} (full log: {log})"

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from clipvid.adapters import resolve_adapters
 from clipvid.data.loader import FrameOrder
-from clipvid.data.manifest import check_splits
+from clipvid.data.manifest import Manifest, check_splits
 from clipvid.data.splits import eval_loader, load_split
 from clipvid.evaluation.loop import Journal, ViewScores, predict_views
 from clipvid.evaluation.report import ClipStrip
@@ -37,9 +37,10 @@ from clipvid.experiments.config import Control as Control
 from clipvid.experiments.config import EvaluateConfig
 from clipvid.experiments.config import Recipe as Recipe
 from clipvid.experiments.protocols import Part, build_protocol
-from clipvid.files import write_json
-from clipvid.hub.folder import find_folder, read_record
-from clipvid.hub.loading import load_model
+from clipvid.files import hash_file, write_json
+from clipvid.hub.folder import find_folder, read_record, weights_hash
+from clipvid.hub.loading import is_saved, load_model
+from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import claim_output, config_record
 from clipvid.runs.record import recorded
@@ -64,18 +65,15 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
     Returns: what metrics.json holds, on all processes.
     """
     output, protocol = Path(config.output_dir), build_protocol(config.protocol or config.data.protocol)
-    trained = config.recipe is not None
     with accelerator.main_process_first():
-        test = load_split(config.data, "val")
-        train = load_split(config.data, "train") if trained or protocol.train_is_asked else None
+        train, test = load_videos(config)
     if train is not None:
         check_splits(train, test)
     if accelerator.is_main_process:
         claim_output(output, config)
     accelerator.wait_for_everyone()
-    parts = protocol.parts(train, test, trained)
-    hashes = {"val": test.hash} | ({"train": train.hash} if train is not None else {})
-    with recorded(output, accelerator, config_record(config), hashes):
+    parts = protocol.parts(train, test, config.recipe is not None)
+    with recorded(output, accelerator, config_record(config), evaluation_inputs(config, train, test)):
         run = _Run(config, accelerator, output)
         answers = [answer for part in parts for answer in run.answers(part)]
         names = list(dict.fromkeys(answer.group for answer in answers))
@@ -90,6 +88,32 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
             Journal(output / "partial", "").clear()
         accelerator.wait_for_everyone()
     return metrics
+
+
+def load_videos(config: EvaluateConfig) -> tuple[Manifest | None, Manifest]:
+    """Return training videos (None if the protocol reads none) and test videos; build the synthetic world first."""
+    test = load_split(config.data, "val")
+    protocol = build_protocol(config.protocol or config.data.protocol)
+    reads_train = config.recipe is not None or protocol.train_is_asked
+    return load_split(config.data, "train") if reads_train else None, test
+
+
+def evaluation_inputs(config: EvaluateConfig, train: Manifest | None, test: Manifest) -> dict[str, str]:
+    """Return hashes of the lists of videos, and of the files of model, templates and descriptions where there are any.
+
+    Raises:
+        OSError, ValueError: a file that does not exist.
+    """
+    hashes = {"val": test.hash} | ({"train": train.hash} if train is not None else {})
+    start = config.recipe.model.init_from if config.recipe is not None else None
+    saved = config.model if config.recipe is None and is_saved(config.model) else start
+    if saved is not None:
+        hashes["model"] = weights_hash(saved)
+    if config.templates is not None:
+        hashes["templates"] = hashlib.sha256(json.dumps(resolve_templates(config.templates)).encode()).hexdigest()
+    if config.descriptions is not None:
+        hashes["descriptions"] = hash_file(Path(config.descriptions))
+    return hashes
 
 
 class _Run:

@@ -77,6 +77,11 @@ def _build(
     return model
 
 
+def is_saved(name: str) -> bool:
+    """Return whether `name` is a folder or a repository, and not a plain CLIP such as `ViT-B-16`."""
+    return Path(name).is_dir() or ("/" in name and ":" not in name)
+
+
 def load_model(
     name: str,
     pretrained: str | None = None,
@@ -97,7 +102,7 @@ def load_model(
         ValueError: a linear head that was trained on other classes; `pretrained` for a saved model, or `revision` for
             a plain CLIP.
     """
-    saved = Path(name).is_dir() or ("/" in name and ":" not in name)
+    saved = is_saved(name)
     if saved and pretrained is not None:
         raise InputError(f"pretrained={pretrained!r} has no meaning for {name}, a saved model: leave it out")
     if not saved and revision is not None:

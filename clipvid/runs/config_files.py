@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -48,7 +49,7 @@ def parse_config(
     parser = capture_parser(lambda: auto_cli(config_class, args=[], prog=prog, as_positional=as_positional))
     words = sys.argv[1:] if args is None else args
     try:
-        found = parser.parse_args(_located(words))
+        found = parser.parse_args(_renamed(_located(words), getattr(config_class, "RENAMED", {})))
     except RecursionError:
         parser.error("the config is nested too deeply, or in itself")
     unfit = _unfit(config_class, found)
@@ -109,11 +110,55 @@ def _located(args: list[str]) -> list[str]:
     return found
 
 
+def _renamed(args: list[str], names: dict[str, str]) -> list[str]:
+    """Return the arguments with the present names of options, in files of `--config` too; warn about former names.
+
+    Args:
+        names: present names by former ones, of options at the top level.
+    """
+    result: list[str] = []
+    for before, word in zip(["", *args], args, strict=False):
+        option, equals, value = word.partition("=")
+        former = next((name for name in names if option == f"--{name}" or option.startswith(f"--{name}.")), None)
+        if former is not None:
+            _warn_renamed(former, names[former])
+            word = f"--{names[former]}{word.removeprefix(f'--{former}')}"
+        elif names and option == "--config" and equals:
+            word = f"--config={_renamed_keys(value, names)}"
+        elif names and before == "--config":
+            word = _renamed_keys(word, names)
+        result.append(word)
+    return result
+
+
+def _renamed_keys(config: str, names: dict[str, str]) -> str:
+    """Return a path of a YAML file, or its content with present names if it has former ones."""
+    path = Path(config)
+    try:
+        tree = yaml.compose(path.read_text() if path.suffix == ".yaml" and path.is_file() else config, yaml.SafeLoader)
+    except (yaml.YAMLError, OSError, ValueError):
+        return config  # the parser reports it
+    keys = [key for key, _ in tree.value] if isinstance(tree, yaml.MappingNode) else []
+    former = [key for key in keys if key.value in names]
+    for key in former:
+        if any(other.value == names[key.value] for other in keys):
+            raise InputError(f"{key.value} is the former name of {names[key.value]}; leave one of them out")
+        _warn_renamed(key.value, names[key.value])
+        key.value = names[key.value]
+    return yaml.serialize(tree, Dumper=yaml.SafeDumper) if former else config
+
+
+def _warn_renamed(former: str, present: str) -> None:
+    warnings.warn(f"the option {former} is now called {present}; the former name is deprecated", FutureWarning, 2)
+
+
 def _unfit(config_class: Any, values: Any, prefix: str = "") -> list[str]:
     """Options that are null though their type has no None, or no mapping where there are options below them: the two
     that jsonargparse lets through."""
     found = []
-    for name, hint in get_type_hints(config_class).items():
+    hints = get_type_hints(config_class)
+    for name in (item.name for item in dataclasses.fields(config_class)):
+        hint = hints[name]
         value, kinds = values[name], get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         nested = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
         missing = value is None and type(None) not in kinds
@@ -130,27 +175,39 @@ def config_record(config: Any) -> dict[str, Any]:
     return record
 
 
-def claim_output(folder: Path, config: Any) -> None:
-    """Make `folder` the place of the run `config`, or of its continuation.
+def check_output(folder: Path, config: Any) -> Any:
+    """Return the config of the run in `folder` as it is recorded there, None if there is no run.
 
     Raises:
-        FileExistsError: it holds a run with another config; says what differs.
+        FileExistsError: the run has another config; names the options that differ.
+        InputError: the recorded config cannot be read.
+    """
+    path = folder / "run.yaml"
+    if not path.is_file():
+        return None
+    try:
+        recorded = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}, the config of the run in {folder}, cannot be read: {error}") from error
+    free = FREE if (folder / "metrics.json").is_file() else FREE | SPLIT
+    differing = sorted(set(differences(recorded, config)) - free)
+    if differing:
+        raise FileExistsError(
+            f"{folder} holds a run with another config ({', '.join(differing[:6])} differ). "
+            "Choose another output_dir, or delete this one to start over."
+        )
+    return recorded
+
+
+def claim_output(folder: Path, config: Any) -> None:
+    """Make `folder` the output folder of a run, or of its continuation, and record the config there.
+
+    Raises:
+        FileExistsError: it holds a run with another config; names the options that differ.
     """
     path, wanted = folder / "run.yaml", config_record(config)
-    if path.is_file():
-        try:
-            found = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}, the config of the run in {folder}, cannot be read: {error}") from error
-        free = FREE if (folder / "metrics.json").is_file() else FREE | SPLIT
-        differing = sorted(set(differences(found, config)) - free)
-        if differing:
-            raise FileExistsError(
-                f"{folder} holds a run with another config ({', '.join(differing[:6])} differ). "
-                "Choose another output_dir, or delete this one to start over."
-            )
-        if found == wanted:
-            return
+    if check_output(folder, config) == wanted:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
     aside.write_text(yaml.safe_dump(wanted, sort_keys=False))

@@ -1,0 +1,183 @@
+"""The runner of grids: suites, ladders and the pretraining study.
+
+A grid is a list of trials. Finished trials are kept, interrupted ones resume, and folders of other configs are refused
+before anything starts. `run.yaml` in the output folder holds the config, and `trials.json` the state and the cost of
+every trial.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from clipvid import ClipvidError, InputError, RunError
+from clipvid.experiments.config import GridConfig
+from clipvid.experiments.parallel import run_side_by_side
+from clipvid.experiments.trial import Trial
+from clipvid.files import write_json, write_text
+from clipvid.runs.config_files import check_output, config_record
+from clipvid.runs.preemption import Preempted, Preemption
+
+
+class Grid:
+    """Trials and what is known of them.
+
+    Attributes:
+        results: content of `metrics.json` by name of the trial, for finished trials.
+        errors: one line by name of the trial, for trials that failed in this process.
+        is_main_process: False in all but one process of `accelerate launch`. Only the main process knows the results.
+    """
+
+    def __init__(self, trials: Sequence[Trial], config: GridConfig) -> None:
+        """Check all folders, build synthetic worlds once, and find the finished trials.
+
+        Raises:
+            InputError: two trials with one name or folder, or `jobs` under `accelerate launch`.
+            FileExistsError: the folder of a trial holds a run with another config.
+        """
+        self.trials, self.config = list(trials), config
+        self.results: dict[str, dict[str, Any]] = {}
+        self.errors: dict[str, str] = {}
+        for what, values in (("name", [t.name for t in trials]), ("folder", [str(t.folder) for t in trials])):
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise InputError(f"two trials have the same {what} {twice[0]!r}; let their names differ in letters")
+        if config.jobs is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                f"jobs={config.jobs}: each trial gets its own process, and `accelerate launch` has started several; "
+                "start the command without it, or leave jobs out"
+            )
+        self._accelerator = None if config.jobs is not None else Accelerator(mixed_precision=_precision(self.trials))
+        self.is_main_process = self._accelerator is None or self._accelerator.is_main_process
+        if self.is_main_process:
+            for trial in self.trials:
+                check_output(trial.folder, trial.config)
+            self._find_finished()
+
+    def run(self, report: Callable[[], None]) -> None:
+        """Run the trials that are not finished, and call `report` in the main process before the first and after each.
+
+        A trial that fails does not stop the others, except under `accelerate launch` with several processes.
+
+        Raises:
+            RunError: trials that failed, after all others have ended.
+            Preempted: a signal asked to end. The same command resumes.
+        """
+        with Preemption():
+            if self.config.threads is not None:
+                torch.set_num_threads(self.config.threads)
+            waiting = [trial for trial in self.trials if trial.name not in self.results]
+            if self.is_main_process:
+                print(f"{len(self.results)} of {len(self.trials)} trials are finished", flush=True)
+                report()
+                self._write()
+            start = time.monotonic()
+
+            def ended(trial: Trial, seconds: float, error: str | None) -> None:
+                if not self.is_main_process:
+                    return
+                self._note(trial, error)
+                report()
+                self._write()
+                left = sum(each.name not in self.results and each.name not in self.errors for each in waiting)
+                minutes = (time.monotonic() - start) / (len(waiting) - left) * left / 60
+                print(f"{self._describe(trial, seconds)}; {left} trials left, about {minutes:.0f} min", flush=True)
+
+            if self._accelerator is None:
+                assert self.config.jobs is not None
+                run_side_by_side(waiting, self.config.jobs, self.config.threads, ended)
+            else:
+                self._run_here(waiting, self._accelerator, ended)
+        if self.errors:
+            lines = "\n".join(f"  {name}: {error}" for name, error in self.errors.items())
+            count = f"{len(self.errors)} of {len(self.trials)} trials failed"
+            raise RunError(f"{count}; the results of the others are kept:\n{lines}")
+
+    def seconds(self) -> float:
+        """Return the wall time of all finished trials, over all their sessions."""
+        return sum(trial.cost()["seconds"] or 0.0 for trial in self.trials if trial.name in self.results)
+
+    def _find_finished(self) -> None:
+        for trial in self.trials:
+            inputs = None
+            with suppress(ValueError, OSError, ClipvidError):  # the trial reports it when it runs
+                inputs = trial.inputs()
+            result = None if inputs is None else trial.result(inputs)
+            if result is not None and all(name in self.results for name in trial.after):
+                self.results[trial.name] = result
+
+    def _run_here(
+        self, waiting: list[Trial], accelerator: Accelerator, ended: Callable[[Trial, float, str | None], None]
+    ) -> None:
+        """Run one trial after another in this process and those that `accelerate launch` started with it."""
+        names = broadcast_object_list([[trial.name for trial in waiting]])[0]
+        for trial in [each for each in self.trials if each.name in names]:
+            begun, error = (
+                time.monotonic(),
+                next((f"{name} failed" for name in trial.after if name in self.errors), None),
+            )
+            if error is None:
+                error = _try(trial, accelerator)
+                accelerator.free_memory()
+            ended(trial, time.monotonic() - begun, error)
+
+    def _note(self, trial: Trial, error: str | None) -> None:
+        result = trial.result() if error is None else None
+        if result is None:
+            self.errors[trial.name] = error or f"{trial.folder} has no metrics.json although the trial has ended"
+        else:
+            self.results[trial.name] = result
+
+    def _describe(self, trial: Trial, seconds: float) -> str:
+        if trial.name in self.errors:
+            return f"{trial.name}: FAILED after {seconds:.0f} s: {self.errors[trial.name]}"
+        metrics = self.results[trial.name]
+        figures = [f"{key} {metrics[key]['value']:.3f}" for key in ("pairs", "top1") if key in metrics]
+        return f"{trial.name}: {', '.join(figures) or 'finished'} in {seconds:.0f} s"
+
+    def _write(self) -> None:
+        """Write `run.yaml` and `trials.json`."""
+        output = Path(self.config.output_dir)
+        write_text(output / "run.yaml", yaml.safe_dump(config_record(self.config), sort_keys=False))
+        records = []
+        for trial in self.trials:
+            state = "finished" if trial.name in self.results else "failed" if trial.name in self.errors else "waiting"
+            place = os.path.relpath(trial.folder, output)
+            record = {"name": trial.name, "folder": Path(place).as_posix(), "seed": trial.seed, "state": state}
+            records.append(record | trial.cost() | {"error": self.errors.get(trial.name)})
+        write_json(output / "trials.json", records)
+
+
+def _precision(trials: Sequence[Trial]) -> str:
+    found = sorted({trial.mixed_precision for trial in trials})
+    if len(found) > 1:
+        raise InputError(
+            f"mixed_precision differs between the trials ({', '.join(found)}); choose one, or set jobs to give each "
+            "trial its own process"
+        )
+    return found[0]
+
+
+def _try(trial: Trial, accelerator: Accelerator) -> str | None:
+    """Run a trial and return its error in one line; raise it if other processes may wait for this one."""
+    try:
+        trial.run(accelerator)
+    except Preempted:
+        raise
+    except Exception as error:
+        if accelerator.num_processes > 1:
+            raise
+        if not isinstance(error, ClipvidError | ValueError | OSError):
+            traceback.print_exc()
+        return f"{type(error).__name__}: {error}" if not isinstance(error, ClipvidError) else str(error)
+    return None

@@ -1,0 +1,94 @@
+"""One run of a grid: its config, its folder and its result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from clipvid.data.splits import load_split
+from clipvid.experiments.config import EvaluateConfig
+from clipvid.experiments.run import evaluate_protocol, evaluation_inputs, load_videos
+from clipvid.runs.config_files import FREE, differences
+from clipvid.runs.record import recorded_inputs
+from clipvid.training.config import PretrainConfig
+from clipvid.training.pretrain import pretrain, unlabelled
+from clipvid.training.session import input_hashes
+
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a grid.
+
+    Attributes:
+        name: shown to people; differs from all other names of the grid.
+        config: an evaluation, which may train its models, or a training without labels.
+        after: names of trials whose models this one starts from.
+    """
+
+    name: str
+    config: EvaluateConfig | PretrainConfig
+    after: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder that gets all files of the trial."""
+        return Path(self.config.output_dir)
+
+    @property
+    def seed(self) -> int | None:
+        """Return the seed of the training; None where nothing is trained."""
+        if isinstance(self.config, PretrainConfig):
+            return self.config.seed
+        return None if self.config.recipe is None else self.config.recipe.seed
+
+    @property
+    def mixed_precision(self) -> str:
+        """Return the precision, as `Accelerator` names it."""
+        config = self.config
+        return config.training.mixed_precision if isinstance(config, PretrainConfig) else config.mixed_precision
+
+    def run(self, accelerator: Accelerator) -> None:
+        """Run the trial, or resume it where it was interrupted."""
+        if isinstance(self.config, PretrainConfig):
+            pretrain(self.config, accelerator)
+        else:
+            evaluate_protocol(self.config, accelerator)
+
+    def inputs(self) -> dict[str, str]:
+        """Return the hashes of what the trial reads, as `run.json` records them; build its synthetic world first.
+
+        Raises:
+            OSError, ValueError: something is missing or cannot be read.
+        """
+        config = self.config
+        if isinstance(config, PretrainConfig):
+            return input_hashes(config, unlabelled(config), load_split(config.data, "val"))
+        return evaluation_inputs(config, *load_videos(config))
+
+    def result(self, inputs: dict[str, str] | None = None) -> dict[str, Any] | None:
+        """Return the content of `metrics.json`, which is written last; None for an unfinished trial.
+
+        Args:
+            inputs: result of `inputs`. A finished trial with other inputs counts as unfinished.
+        """
+        file = self.folder / METRICS
+        metrics: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        if "config" not in metrics or set(differences(metrics["config"], self.config)) - FREE:
+            return None
+        return metrics if inputs is None or recorded_inputs(self.folder) == inputs else None
+
+    def cost(self) -> dict[str, float | None]:
+        """Return `seconds` over all sessions and `peak_memory_bytes`. Killed sessions are not counted."""
+        file = self.folder / "run.json"
+        sessions = json.loads(file.read_text())["sessions"] if file.is_file() else []
+        peaks = [session["peak_memory_bytes"] for session in sessions if "peak_memory_bytes" in session]
+        return {
+            "seconds": sum(session.get("wall_seconds", 0.0) for session in sessions),
+            "peak_memory_bytes": max(peaks, default=None),
+        }
