@@ -53,6 +53,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path: Path) -> No
         json.dumps(OWN | {"started": 1.0}),
         json.dumps(OWN | {"pid": 2**22 + 1}),
     ],
+    ids=["empty", "cut_off", "null", "list", "wrong_type", "reused_pid", "dead_pid"],
 )
 def test_a_lock_left_by_a_crash_is_replaced(tmp_path: Path, left: str) -> None:
     (tmp_path / NAME).write_text(left)
