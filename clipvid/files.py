@@ -1,7 +1,8 @@
-"""Files written whole or not at all, and their hashes."""
+"""Files written whole or not at all, failed writes, and hashes."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from clipvid import InputError
+
+# The ZIP writer of torch.save checks its position after a write that was cut short.
+_TORCH_WRITER = re.compile("PytorchStreamWriter failed|inline_container.*unexpected pos")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -130,6 +134,25 @@ def _swap(folder: Path, new: Path, old: Path, names: list[str]) -> None:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
+
+
+def failed_write(error: BaseException) -> str | None:
+    """Return one line about a write that failed, or None for an error of another kind.
+
+    safetensors and torch write files without Python, and raise errors of their own classes. A full `/dev/shm`, over
+    which the processes of a loader hand over batches, counts as a full disk.
+    """
+    from safetensors import SafetensorError
+
+    text = str(error).partition("\n")[0]
+    is_writer = isinstance(error, SafetensorError) and "I/O error" in text
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_writer or isinstance(error, RuntimeError):
+        is_full = "No space left on device" in text or "os error 112" in text  # the latter on Windows
+        is_writer |= _TORCH_WRITER.search(text) is not None
+    if is_full:
+        return f"{text}. Free some space and start the same command again: finished work is kept"
+    return f"{text}. The file could not be written; is the disk full?" if is_writer else None
 
 
 def hash_file(path: Path) -> str:

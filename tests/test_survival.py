@@ -13,6 +13,7 @@ import torch
 from processes import all_end_well, finetune, finetune_together
 from safetensors.torch import load_file
 
+from clipvid.commands import exit_cleanly
 from clipvid.data.splits import load_split
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.runs.config_files import parse_config
@@ -259,6 +260,34 @@ def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(arguments, tmp_pat
     said = capsys.readouterr().out
     assert "step 6 could not be saved: [Errno 27] File too large" in said
     monkeypatch.undo()
+    here(arguments(tmp_path / "whole"), tmp_path / "whole")
+    assert result(tmp_path / "full") == result(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_at_the_end_costs_only_the_last_files(
+    arguments, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    from clipvid.training import finetune as module
+
+    write, before = module.write_run, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        write(*args)
+
+    monkeypatch.setattr(module, "write_run", fill)
+    try:
+        with pytest.raises(SystemExit) as end, exit_cleanly("clipvid finetune"):
+            here(arguments(tmp_path / "full"), tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        monkeypatch.undo()
+    assert end.value.code == 1
+    assert "File too large" in capsys.readouterr().err.splitlines()[-1]
+    assert steps(tmp_path / "full") == [13, 14, 15]
+    assert not (tmp_path / "full/config.json").exists()
+    here(arguments(tmp_path / "full"), tmp_path / "full")
+    assert "going on from epoch 2, step 15" in capsys.readouterr().out
     here(arguments(tmp_path / "whole"), tmp_path / "whole")
     assert result(tmp_path / "full") == result(tmp_path / "whole")
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from clipvid import InputError
 from clipvid.backbone.timm_towers import TimmBlock, TimmTower, take_timm_apart
 from clipvid.backbone.towers import NO_TEXT, Block, TextTower, VisionTower
+from clipvid.files import replacing, write_text
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -125,11 +126,12 @@ class Backbone:
         folder.mkdir(parents=True, exist_ok=True)
         preprocess = {"mean": self.mean, "std": self.std, "size": self.image_size}
         config = {"model_cfg": self.config, "preprocess_cfg": preprocess}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
         state = {
             key: value.detach().to("cpu", dtype).contiguous() for key, value in self.open_clip_state_dict().items()
         }
-        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        with replacing(folder / WEIGHTS_FILE) as aside:
+            save_file(state, aside, metadata={"format": "pt"})
         if isinstance(self.text.tokenizer, HFTokenizer):  # `local-dir:` looks for it beside the weights
             self.text.tokenizer.save_pretrained(folder)
 

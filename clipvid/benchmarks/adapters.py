@@ -22,7 +22,7 @@ from clipvid.adapters import ADAPTERS, resolve_adapters
 from clipvid.backbone import RANDOM, Backbone, load_backbone
 from clipvid.benchmarks.cost import Pass, count_macs, describe_machine, peak_memory, time_passes, trained_parameters
 from clipvid.evaluation.tables import markdown_table
-from clipvid.files import write_json
+from clipvid.files import write_json, write_text
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
 from clipvid.registry import Choice, build_config
@@ -136,7 +136,7 @@ def main(args: list[str]) -> None:
     rows = measure_adapters(config)
     table = render_table(rows, config)
     Console().print(Markdown(table))
-    (output / "table.md").write_text(table)
+    write_text(output / "table.md", table)
     record = {"machine": describe_machine(), "config": config_record(config)}
     write_json(output / "metrics.json", {"rows": [asdict(row) for row in rows]} | record)
 

@@ -32,7 +32,7 @@ from clipvid.data.reader import open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
 from clipvid.data.transforms import eval_transforms, train_transform
 from clipvid.evaluation.tables import markdown_table
-from clipvid.files import write_json
+from clipvid.files import write_json, write_text
 from clipvid.runs.config_files import claim_output, config_record, parse_config
 
 CLIPS, CROPS = 4, 3
@@ -99,7 +99,7 @@ def main(args: list[str]) -> None:
     long_manifest = measure_manifest(output / "manifest", config.lines) if config.lines else None
     table = render_table(rows, long_manifest, config, len(manifest))
     Console().print(Markdown(table))
-    (output / "table.md").write_text(table)
+    write_text(output / "table.md", table)
     write_json(
         output / "metrics.json",
         {"rows": [asdict(row) for row in rows], "manifest": long_manifest, "config": config_record(config)},

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from clipvid.benchmarks.seed_statistics import FORWARD, PAIRS, TOP1
 from clipvid.evaluation.report import INK, PALETTE
 from clipvid.evaluation.tables import markdown_table
+from clipvid.files import replacing
 
 MEASURES = {PAIRS: "motion pairs", TOP1: "top-1"}
 CONTROLS = ("reversed", "shuffled", "single")
@@ -141,9 +142,8 @@ def draw_ladder(results: dict[str, Any], file: Path) -> None:
     legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name may hold a dollar sign
-    aside = file.with_name(f".{file.name}")
-    figure.savefig(aside, format="png", dpi=144)
-    aside.replace(file)
+    with replacing(file) as aside:
+        figure.savefig(aside, format="png", dpi=144)
 
 
 def _draw(axes: Axes, measure: str, rows: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from clipvid.backbone import RANDOM, load_backbone
 from clipvid.benchmarks.adapters import NUM_CLASSES, training_loss
 from clipvid.benchmarks.cost import Pass, describe_machine, peak_memory, time_passes, trained_parameters
 from clipvid.evaluation.tables import markdown_table
-from clipvid.files import write_json
+from clipvid.files import write_json, write_text
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
 from clipvid.registry import build_config
@@ -105,7 +105,7 @@ def main(args: list[str]) -> None:
     steps = measure_tuning(config)
     table = render_table(steps, config)
     Console().print(Markdown(table))
-    (output / "table.md").write_text(table)
+    write_text(output / "table.md", table)
     record = {"machine": describe_machine(), "config": config_record(config)}
     write_json(output / "metrics.json", {"rows": [asdict(step) for step in steps]} | record)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from clipvid import ClipvidError
+from clipvid.files import failed_write
 from clipvid.registry import import_plugin, suggest
 from clipvid.runs.preemption import EXIT_CODE, Preempted
 
@@ -79,7 +80,7 @@ def split_plugins(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def exit_cleanly(prog: str) -> Iterator[None]:
-    """End expected failures in one line, without a traceback.
+    """End expected failures, a full disk among them, in one line without a traceback.
 
     Exit codes: 1 for errors meant for users, 75 for a run that a signal asked to end, 130 for Ctrl-C, 141 if the
     reader of standard output has left (`clipvid ... | head`), which is not reported.
@@ -93,10 +94,13 @@ def exit_cleanly(prog: str) -> Iterator[None]:
         except KeyboardInterrupt:
             print(f"\n{prog}: interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED)
-        except (ClipvidError, ValueError, OSError) as error:
+        except Exception as error:
             if isinstance(error, BrokenPipeError) and _reader_left():
                 raise
-            print(f"{prog}: {error}", file=sys.stderr)
+            failure = failed_write(error)
+            if failure is None and not isinstance(error, ClipvidError | ValueError | OSError):
+                raise
+            print(f"{prog}: {failure or error}", file=sys.stderr)
             sys.exit(1)
         finally:
             sys.stdout.flush()

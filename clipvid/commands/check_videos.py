@@ -20,6 +20,7 @@ def main(args: list[str] | None = None) -> None:
     from clipvid.data.lists.sources import ListSource
     from clipvid.data.manifest import Manifest, checked_rows
     from clipvid.data.scan import AnyClass, EveryVideo, _source, _write_fixed, check_all
+    from clipvid.files import write_text
     from clipvid.runs.progress import Progress
 
     root, source = _source(config)
@@ -38,9 +39,8 @@ def main(args: list[str] | None = None) -> None:
             progress.figures = f"{len(failed)} bad"
             progress.advance(done)
     report = Path(config.report)
-    report.parent.mkdir(parents=True, exist_ok=True)
     entries = [{"path": path, "reason": reason} for path, reason in sorted(bad.found.items())]
-    report.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    write_text(report, "".join(json.dumps(entry) + "\n" for entry in entries))
     print(f"{len(manifest)} checked, {len(failed)} cannot be read -> {report}")
     if config.fix and isinstance(source, ListSource | EveryVideo):
         lines = rows.table["line"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from clipvid.data.lists.public_datasets import READERS, located, read_official
 from clipvid.data.lists.sources import find_videos
 from clipvid.data.manifest import ManifestError, check_splits, load_manifest
+from clipvid.files import write_text
 from clipvid.registry import check_option
 from clipvid.runs.config_files import parse_config
 
@@ -54,7 +55,7 @@ def main(args: list[str] | None = None) -> None:
             _write(output / f"{split}.csv", ("path", "label"), there)
             absolute = output.absolute()
             written[split] = load_manifest(root, str(absolute / f"{split}.csv"), absolute / "classes.csv")
-    (output / "missing.txt").write_text("".join(f"{name}\n" for name in missing))
+    write_text(output / "missing.txt", "".join(f"{name}\n" for name in missing))
     if not written:
         raise ManifestError(f"none of the videos of {config.dataset} lies below {root}; one is named {missing[0]}")
     if {"train", "val"} <= written.keys():
@@ -70,4 +71,4 @@ def _write(path: Path, header: tuple[str, ...], rows: Iterable[Iterable[object]]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    path.write_text(text.getvalue(), encoding="utf-8")
+    write_text(path, text.getvalue())

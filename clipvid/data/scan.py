@@ -20,6 +20,7 @@ from clipvid.data.lists.tables import Batches, write_without
 from clipvid.data.manifest import Manifest, ManifestError
 from clipvid.data.reader import open_video
 from clipvid.data.sampling import uniform_indices
+from clipvid.files import replacing
 
 
 def check_all(manifest: Manifest, num_frames: int, num_workers: int | None = None) -> Iterator[tuple[int, str | None]]:
@@ -131,7 +132,7 @@ def _write_fixed(source: ListSource | EveryVideo, root: Path, dropped: Collectio
         write_without(file, dropped, target)
         return target
     target = root / "manifest.fixed.csv"
-    with target.open("w", encoding="utf-8", newline="") as out:
+    with replacing(target) as aside, aside.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(("path", "label"))
         for batch in source.batches(root, ()):

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from clipvid import InputError
 from clipvid.data.batches import EvalBatches
 from clipvid.distributed import is_sharded, share_buffers
+from clipvid.files import replacing
 from clipvid.model.video_clip import VideoCLIP
 
 Average = Literal["probabilities", "logits"]
@@ -87,13 +88,10 @@ class Journal:
         return found
 
     def write(self, scored: ViewScores) -> None:
-        """Write aside and rename: the file is whole or absent."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"batch_{int(scored.indices[0]):08d}.safetensors"
-        aside = path.with_suffix(".partial")
+        """Write a batch; the file is whole or absent."""
         tensors = {name: tensor.contiguous() for name, tensor in scored._asdict().items()}
-        save_file(tensors, aside, metadata={"key": self.key})
-        aside.replace(path)
+        with replacing(self.folder / f"batch_{int(scored.indices[0]):08d}.safetensors") as aside:
+            save_file(tensors, aside, metadata={"key": self.key})
 
     def clear(self) -> None:
         """Forget all."""

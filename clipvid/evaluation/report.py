@@ -25,6 +25,7 @@ from torch import Tensor
 
 from clipvid import InputError
 from clipvid.evaluation.tables import markdown_table
+from clipvid.files import write_bytes
 
 COLUMNS = {"object": "object top-1", "pairs": "motion pairs", "top1": "top-1"}
 QUESTIONS = {"object": "what is it?", "pairs": "or its reverse?", "top1": "the whole label"}
@@ -115,7 +116,7 @@ def save_strips(path: Path, clips: list[ClipStrip]) -> None:
             at = (strips + 0.2) / width, (bottom + 1 - (line + 0.5) / len(lines)) / height
             figure.text(*at, words, color=colour, weight=weight, size=9, va="center", parse_math=False)
     figure.savefig(target, format="png")
-    _write(path, target.getvalue())
+    write_bytes(path, target.getvalue())
 
 
 def write_report(
@@ -144,7 +145,7 @@ def write_report(
     opening = "".join(f"<p>{escape(text)}</p>" for text in introduction.split("\n\n") if text.strip())
     header = f"<header><h1>{escape(title)}</h1>{opening}</header>"
     page = f"{HEAD.replace('TITLE', escape(title))}<body>{header}<main>{''.join(sections)}</main></body></html>\n"
-    _write(path, page.encode())
+    write_bytes(path, page.encode())
 
 
 def _table(rows: list[Row], colours: dict[str, str]) -> str:
@@ -286,14 +287,6 @@ def picture(axes: Axes, caption: str, alt: str, kind: Literal["svg", "png"] = "s
 
 def _uri(image: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write aside and rename: the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(content)
-    aside.replace(path)
 
 
 HEAD = Path(__file__).with_name("report_head.html").read_text(encoding="utf-8")

@@ -25,6 +25,7 @@ from clipvid.data.manifest import ClassInfo, Manifest
 from clipvid.evaluation.loop import Average, Predictions, ViewScores
 from clipvid.evaluation.metrics import proportion, top_k
 from clipvid.evaluation.summary import summarise, summarise_thoroughly
+from clipvid.files import replacing
 
 MOST_CLASSES = 100  # whose confusion matrix is written to metrics.json
 _UNITS = b"clipvid"
@@ -56,13 +57,11 @@ class Answers:
 def write_predictions(path: Path, answers: Sequence[Answers], average: Average) -> None:
     """A row per video and condition: group, condition, path, label, class, readable, scores [K], view_logits [C][K]."""
     units = [{"group": each.group, "condition": each.condition, "key": each.key} for each in answers]
-    aside = path.with_name(f".{path.name}.partial")
     tables = [_table(each, average) for each in answers]
     schema = tables[0].schema.with_metadata({_UNITS: json.dumps(units).encode()})
-    with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+    with replacing(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table, row_group_size=max(len(table), 1))
-    aside.replace(path)
 
 
 def read_predictions(path: Path) -> dict[str, ViewScores]:

@@ -24,7 +24,7 @@ from clipvid import ClipvidError, InputError, RunError
 from clipvid.experiments.config import GridConfig
 from clipvid.experiments.parallel import run_side_by_side
 from clipvid.experiments.trial import Trial
-from clipvid.files import write_json, write_text
+from clipvid.files import failed_write, write_json, write_text
 from clipvid.runs.config_files import check_output, config_record
 from clipvid.runs.preemption import Preempted, Preemption
 
@@ -177,6 +177,9 @@ def _try(trial: Trial, accelerator: Accelerator) -> str | None:
     except Exception as error:
         if accelerator.num_processes > 1:
             raise
+        failure = failed_write(error)
+        if failure is not None:
+            return failure
         if not isinstance(error, ClipvidError | ValueError | OSError):
             traceback.print_exc()
         return f"{type(error).__name__}: {error}" if not isinstance(error, ClipvidError) else str(error)

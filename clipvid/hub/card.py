@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from clipvid.adapters import ADAPTERS
 from clipvid.backbone import hub_repository
+from clipvid.files import write_text
 from clipvid.model.heads import HEADS
 from clipvid.model.pooling import POOLING
 from clipvid.model.tuning import TUNING
@@ -81,7 +82,7 @@ def write_card(folder: Path) -> Path:
     """Write `README.md` into a model folder, unless an edited one stands there; see `card_text`."""
     path = folder / "README.md"
     if not (path.is_file() and is_edited(path.read_text(encoding="utf-8"))):
-        path.write_text(card_text(folder, folder.name), encoding="utf-8")
+        write_text(path, card_text(folder, folder.name))
     return path
 
 

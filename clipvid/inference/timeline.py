@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from clipvid.files import write_text
+from clipvid.files import replacing, write_text
 from clipvid.inference.predictor import Timeline
 from clipvid.inference.video_names import STDIN
 
@@ -24,7 +24,6 @@ def write_timeline(
     Returns:
         The JSON file and the PNG file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     stem = "stdin" if name == STDIN else "_".join(part for part in Path(name).parts if part not in ("/", ".", ".."))
     scores, picture = folder / f"{stem}.json", folder / f"{stem}.png"
     record = {"video": name, "window": window, "hop": hop, "labels": labels, "times": timeline.times}
@@ -36,5 +35,6 @@ def write_timeline(
     axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1))
     for text in (axes.set_title(name), *axes.legend(loc="upper right").get_texts()):
         text.set_parse_math(False)  # a name may hold a dollar sign
-    figure.savefig(picture, dpi=100)
+    with replacing(picture) as aside:
+        figure.savefig(aside, format="png", dpi=100)
     return scores, picture

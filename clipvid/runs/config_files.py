@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from jsonargparse import Namespace, auto_cli, capture_parser
 
 from clipvid import InputError
+from clipvid.files import write_bytes, write_text
 
 ConfigT = TypeVar("ConfigT")
 
@@ -92,8 +92,7 @@ def copy_configs(folder: Path) -> int:
         if copy.exists() and copy.read_bytes() != file.read_bytes():
             raise FileExistsError(f"--copy {folder}: {copy} has other content; move it away, or choose another folder")
     for file, copy in files.items():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+        write_bytes(copy, file.read_bytes())
     return len(files)
 
 
@@ -208,10 +207,7 @@ def claim_output(folder: Path, config: Any) -> None:
     path, wanted = folder / "run.yaml", config_record(config)
     if check_output(folder, config) == wanted:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    aside.write_text(yaml.safe_dump(wanted, sort_keys=False))
-    aside.replace(path)
+    write_text(path, yaml.safe_dump(wanted, sort_keys=False))
 
 
 def differences(found: Any, config: Any) -> list[str]:

@@ -46,8 +46,12 @@ def _create(path: Path, owner: dict[str, Any]) -> bool:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
-    with os.fdopen(handle, "w") as file:
-        json.dump(owner, file)
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(owner, file)
+    except OSError:  # a full disk, for example
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from clipvid.data.lists.delimited import Header, check_columns, find_header, read_rows
 from clipvid.data.lists.samples import ManifestError
 from clipvid.data.lists.text import MAX_LINE, check_list, parse_json, read_lines
+from clipvid.files import replacing, write_text
 
 TEXT_COLUMNS = ("path", "label", "group", "caption")
 NUMBER_COLUMNS = ("start", "end")
@@ -68,21 +69,23 @@ def write_without(file: Path, dropped: Collection[int], target: Path) -> None:
     """Write the list `file` to `target` without the entries whose `line` is in `dropped`, in its own format."""
     if file.suffix == ".parquet":
         table = pq.read_table(file)
-        pq.write_table(table.filter(pa.array([n not in dropped for n in range(1, len(table) + 1)])), target)
+        kept_rows = pa.array([n not in dropped for n in range(1, len(table) + 1)])
+        with replacing(target) as aside:
+            pq.write_table(table.filter(kept_rows), aside)
         return
     lines = read_lines(file, "list of videos")
     if file.suffix == ".json":
         content = [row for n, row in enumerate(parse_json(file, "\n".join(lines)), 1) if n not in dropped]
-        target.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_text(target, json.dumps(content, indent=1))
     elif (header := _header(file)) is not None:
         rows = [(1, list(header.names)), *read_rows(file, header, WHAT)]
-        with target.open("w", encoding="utf-8", newline="") as out:
+        with replacing(target) as aside, aside.open("w", encoding="utf-8", newline="") as out:
             csv.writer(out, delimiter=header.delimiter, lineterminator="\n").writerows(
                 row for line, row in rows if line not in dropped
             )
     else:
         kept = [line for n, line in enumerate(lines, 1) if n not in dropped]
-        target.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(target, "".join(f"{line}\n" for line in kept))
 
 
 def _header(file: Path) -> Header | None:

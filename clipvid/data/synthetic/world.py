@@ -22,6 +22,7 @@ import numpy as np
 
 from clipvid import InputError
 from clipvid.data.synthetic.rendering import MOTIONS, SHAPES, Scene, draw_frames, draw_scene
+from clipvid.files import write_text
 
 SPLITS = ("train", "val", "test")
 WORLD_VERSION = 2  # raise when the same config would give other pixels
@@ -244,9 +245,7 @@ def _write_text(path: Path, text: str) -> None:
     """Whole or not at all; a file that holds the text is left alone, for others may be reading it."""
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, text)
 
 
 def _write_table(path: Path, rows: Iterable[Iterable[object]]) -> None:
