@@ -24,6 +24,7 @@ def main(args: list[str] | None = None) -> None:
     from clipvid.runs.record import recorded
     from clipvid.training.build import build_accelerator
     from clipvid.training.pretrain_clip import _report, build_clip_trainer, name_objects
+    from clipvid.training.session import end_trackers, start_trackers
 
     accelerator = build_accelerator(config.training, config.output_dir)
     if accelerator.is_fsdp2:
@@ -37,10 +38,9 @@ def main(args: list[str] | None = None) -> None:
     train = StillsDataset(world, config.stills.train, "stills", *sizes)
     val = StillsDataset(world, config.stills.val, "val_stills", *sizes)
     trainer = build_clip_trainer(config, model, train, accelerator, output)
-    if accelerator.log_with:
-        accelerator.init_trackers("logs")
     patience = timedelta(seconds=config.training.ddp_timeout)
     with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), {}) as session:
+        start_trackers(accelerator)
         try:
             state = trainer.run(stop, lambda epoch: _report(model, val, world, accelerator, epoch))
         finally:
@@ -53,4 +53,4 @@ def main(args: list[str] | None = None) -> None:
         write_json(output / "history.json", state.history)
         figures = name_objects(model, val, world)
         write_json(output / "metrics.json", {"object": figures, "config": config_record(config)})
-    accelerator.end_training()
+    end_trackers(accelerator)

@@ -8,7 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration
 from torch.utils.data import DataLoader
 
 from clipvid import InputError
@@ -73,13 +74,33 @@ def classification(config: FinetuneConfig, num_classes: int) -> Objective:
     return Classification(num_classes, config.seed, training.label_smoothing, training.mixup, training.cutmix)
 
 
+def check_tracker(name: str) -> None:
+    """Raise InputError unless the tracker can be used. Accelerate drops one whose package is missing."""
+    if name in ("none", "all"):
+        return
+    if name not in LOGGER_TYPE_TO_CLASS:
+        names = ", ".join(sorted({*LOGGER_TYPE_TO_CLASS, "all", "none"}))
+        raise InputError(f"training.report_to={name}: expected one of {names}")
+    is_custom = name not in LoggerType.list()
+    if not is_custom and LoggerType(name) not in get_available_trackers():
+        raise InputError(
+            f"training.report_to={name}: the package {name} is not installed. Install it (pip install {name}), or "
+            "choose another tracker or none"
+        )
+
+
 def build_accelerator(training: TrainingConfig, output_dir: str) -> Accelerator:
-    """Accelerate's door to devices, processes, precision and trackers."""
+    """Build the Accelerator of a run.
+
+    Raises:
+        InputError: the tracker of `report_to` is unknown or not installed, or see `follow_launch_file`.
+    """
+    check_tracker(training.report_to)
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         log_with=None if training.report_to == "none" else training.report_to,
-        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=f"{output_dir}/logs"),
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=training.ddp_timeout))],
     )
     follow_launch_file(accelerator)

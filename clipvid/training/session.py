@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from clipvid import InputError
+from clipvid import InputError, RunError
 from clipvid.data.manifest import Manifest
 from clipvid.evaluation.loop import Predictions
 from clipvid.files import write_json
@@ -81,8 +81,7 @@ def session(
     with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), hashes) as record:
 
         def run(trainer: Trainer, on_epoch_end: EpochEnd) -> TrainState:
-            if accelerator.log_with:
-                accelerator.init_trackers("logs")
+            start_trackers(accelerator)
             try:
                 return trainer.run(stop, on_epoch_end)
             finally:
@@ -128,8 +127,27 @@ def finished(output: Path) -> tuple[Predictions, dict[str, Any]] | None:
     return predictions, json.loads((output / "metrics.json").read_text())
 
 
+def start_trackers(accelerator: Accelerator) -> None:
+    """Start the trackers. TensorBoard writes to `logs` in the output folder.
+
+    Raises:
+        RunError: a tracker cannot start, for example because nobody is logged in.
+        OSError: its files cannot be written.
+    """
+    if not accelerator.log_with:
+        return
+    try:
+        accelerator.init_trackers("logs")
+    except OSError:
+        raise
+    except Exception as error:
+        raise RunError(
+            f"training.report_to: the tracker cannot start ({error}). Set it up, or set training.report_to to none"
+        ) from error
+
+
 def end_trackers(accelerator: Accelerator) -> None:
-    """Close the trackers, whose troubles take nothing from a finished run."""
+    """Close the trackers. An error of theirs is printed, since the run has finished."""
     try:
         accelerator.end_training()
     except Exception as error:
