@@ -17,6 +17,7 @@ from typing import Any
 
 from clipvid import InputError
 
+_FOLDERS_FLUSH = os.name != "nt"
 # The ZIP writer of torch.save checks its position after a write that was cut short.
 _TORCH_WRITER = re.compile("PytorchStreamWriter failed|inline_container.*unexpected pos")
 
@@ -64,6 +65,20 @@ def write_flushed(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names of a folder's files to the disk. Windows and some network file systems cannot, and need not."""
+    if not _FOLDERS_FLUSH:
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def check_regular(path: Path, what: str) -> None:

@@ -11,6 +11,19 @@ from clipvid.training.build import build_accelerator
 from clipvid.training.config import TrainingConfig
 
 
+@pytest.mark.parametrize(("earlier", "found"), [(None, 6), (6, 6), (3, 3), (12, 6), (5, 6), (1, 1)])
+def test_the_search_begins_at_the_earlier_result(make_model, tmp_path: Path, earlier: int | None, found: int) -> None:
+    def objective(model, batch, epoch):
+        if len(batch["frames"]) > 6:
+            raise RuntimeError("CUDA out of memory. Tried")
+        return next(model.parameters()).sum() * 0 + torch.zeros((), requires_grad=True), {}
+
+    item = {"frames": torch.zeros(3, 3, 64, 64, dtype=torch.uint8), "label": 0, "index": 0}
+    accelerator = build_accelerator(TrainingConfig(report_to="none"), str(tmp_path))
+    model = make_model(labels=["a", "b"])
+    assert largest_batch_size(accelerator, model, objective, item, 12, earlier) == found
+
+
 @pytest.mark.parametrize(
     ("text", "raised"),
     [

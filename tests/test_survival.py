@@ -319,6 +319,33 @@ def test_another_number_of_clips_per_step_is_refused(arguments, tmp_path: Path) 
         here(arguments(tmp_path, training__epochs=1, training__per_device_train_batch_size=2), tmp_path)
 
 
+def test_the_batch_size_found_is_remembered_on_resume(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
+    """Less memory at first; the resumed run has enough for all clips, but mixes the same ones as before."""
+    from clipvid.training.objectives import Classification
+
+    call, stop = Classification.__call__, {"after": 0}
+
+    def scarce(self, model, batch, epoch):
+        if len(batch["frames"]) > 2:
+            raise RuntimeError("CUDA out of memory. Tried")
+        stop["after"] -= 1
+        if not stop["after"]:
+            raise KeyboardInterrupt
+        return call(self, model, batch, epoch)
+
+    monkeypatch.setattr(Classification, "__call__", scarce)
+    args = {"training__auto_find_batch_size": True}
+    here(arguments(tmp_path / "whole", **args), tmp_path / "whole")
+    stop["after"] = 1 + 2 * 7
+    with pytest.raises(KeyboardInterrupt):
+        here(arguments(tmp_path / "broken", **args), tmp_path / "broken")
+    monkeypatch.undo()
+    capsys.readouterr()
+    here(arguments(tmp_path / "broken", **args), tmp_path / "broken")
+    assert "2 clips at once on each process, 2 times per step" in capsys.readouterr().out
+    assert result(tmp_path / "broken") == result(tmp_path / "whole")
+
+
 def test_the_run_is_on_record(arguments, tmp_path: Path) -> None:
     here(arguments(tmp_path), tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())

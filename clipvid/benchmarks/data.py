@@ -37,11 +37,12 @@ from clipvid.runs.config_files import claim_output, config_record, parse_config
 
 CLIPS, CROPS = 4, 3
 MEASURE_MANIFEST = """
-import json, resource, sys, time
+import json, sys, time
 from clipvid.data.batches import TrainBatches
 from clipvid.data.manifest import ClassInfo, load_manifest
+from clipvid.runs.memory import peak_resident_memory
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_resident_memory() / 2**20
 classes = [ClassInfo(i, f"class {i}") for i in range(400)]
 before, start = peak(), time.perf_counter()
 manifest = load_manifest(sys.argv[1], "list.csv", classes, check_files=False)

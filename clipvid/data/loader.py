@@ -221,11 +221,11 @@ def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 def _start_worker(worker: int) -> None:
     """Use one thread, and leave signals to the parent process.
 
-    A scheduler sends its signals to all processes, but the current step still needs its batch. Only Linux tells which
-    process a signal came from; elsewhere workers keep the default.
+    A scheduler sends its signals to all processes, but the current step still needs its batch. Workers keep the
+    default if the system cannot tell which process a signal came from, as on macOS and Windows.
     """
     torch.set_num_threads(1)
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not hasattr(signal, "sigwaitinfo"):
         return
     parent, signals = multiprocessing.parent_process(), {signal.SIGTERM, signal.SIGUSR1}
     if parent is not None:

@@ -36,8 +36,10 @@ def run_side_by_side(
     Raises:
         Preempted: a trial was asked to end by a signal.
     """
-    context: Any = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
-    context.set_forkserver_preload([__name__])
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if has_server else "spawn")
+    if has_server:
+        context.set_forkserver_preload([__name__])
     waiting, failed = list(trials), set[str]()
     running: dict[str, tuple[Trial, Any, float]] = {}
     try:

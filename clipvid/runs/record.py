@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from clipvid import RunError
 from clipvid.files import write_json
 from clipvid.runs.lock import locked
+from clipvid.runs.memory import peak_resident_memory
 from clipvid.runs.preemption import Preempted
 
 FORMAT_VERSION = 1
@@ -44,12 +44,17 @@ def recorded(
     Raises:
         RunError: another run uses the folder. All processes raise it.
     """
-    with _locked_by_main_process(folder, accelerator), _recorded(folder, accelerator, config, manifests) as session:
+    with locked_by_main_process(folder, accelerator), _recorded(folder, accelerator, config, manifests) as session:
         yield session
 
 
 @contextmanager
-def _locked_by_main_process(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+def locked_by_main_process(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Let the main process hold the lock of `folder` within the block.
+
+    Raises:
+        RunError: another run uses the folder. All processes raise it.
+    """
     with ExitStack() as stack:
         refusal = None
         if accelerator.is_main_process:
@@ -147,15 +152,7 @@ def peak_memory(accelerator: Accelerator) -> int:
     """Return the peak memory of this process in bytes: of its GPU, or resident if it has none."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(accelerator.device)
-    if sys.platform == "win32":
-        import psutil  # accelerate requires it
-
-        peak: int = psutil.Process().memory_info().peak_wset
-        return peak
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_memory()
 
 
 def _earlier_sessions(path: Path) -> list[dict[str, Any]]:

@@ -15,17 +15,27 @@ from clipvid.training.objectives import Objective
 
 
 def largest_batch_size(
-    accelerator: Accelerator, model: TrainableModel, objective: Objective, item: dict[str, Any], wanted: int
+    accelerator: Accelerator,
+    model: TrainableModel,
+    objective: Objective,
+    item: dict[str, Any],
+    wanted: int,
+    earlier: int | None = None,
 ) -> int:
-    """The largest divisor of `wanted` with which every process gets through a forward and a backward.
+    """Return the largest divisor of `wanted` for which a forward and a backward pass succeed on every process.
 
-    A divisor, so that accumulation makes up for it exactly. item: one sample of the training set, repeated to fill a
-    batch. The model is as before afterwards.
+    It is a divisor, so that accumulation makes up for it exactly. The model is left as it was.
+
+    Args:
+        item: one sample of the training set, repeated to fill a batch.
+        earlier: result of an earlier session of the run. The result is not larger, so that MixUp and BatchNorm see
+            the same batches.
 
     Raises:
-        RunError: not even one clip fits.
+        RunError: one clip alone does not fit.
     """
-    smaller = (size for size in range(wanted - 1, 0, -1) if wanted % size == 0)
+    start = earlier if earlier is not None and wanted % earlier == 0 else wanted
+    smaller = (size for size in range(start - 1, 0, -1) if wanted % size == 0)
 
     def attempt(batch_size: int) -> int:
         batch = send_to_device(default_collate([item] * batch_size), accelerator.device)
@@ -36,7 +46,7 @@ def largest_batch_size(
         return batch_size
 
     search = find_executable_batch_size(
-        attempt, starting_batch_size=wanted, reduce_batch_size_fn=lambda: next(smaller, 0)
+        attempt, starting_batch_size=start, reduce_batch_size_fn=lambda: next(smaller, 0)
     )
     training = model.training
     model.train()

@@ -26,10 +26,11 @@ from clipvid.runs.config_files import claim_output as claim_output
 from clipvid.runs.config_files import config_record as config_record
 from clipvid.runs.config_files import parse_config as parse_config
 from clipvid.training.batch_size import largest_batch_size
+from clipvid.training.checkpoint import recorded_batch_size
 from clipvid.training.config import FinetuneConfig, TrainingConfig, VideoRunConfig
 from clipvid.training.objectives import Classification, Objective
 from clipvid.training.optim import build_optimizer, build_scheduler, describe_groups
-from clipvid.training.trainer import Trainer
+from clipvid.training.trainer import CHECKPOINTS, Trainer
 
 
 def train_loader(
@@ -59,10 +60,11 @@ def fit_memory(
     objective: Objective,
     dataset: VideoDataset,
     accelerator: Accelerator,
+    earlier: int | None,
 ) -> TrainingConfig:
-    """`training` with as many clips at once as fit, and the accumulation that makes up for it."""
+    """Return `training` with as many clips at once as fit, and the accumulation that makes up for it."""
     wanted = training.per_device_train_batch_size
-    found = largest_batch_size(accelerator, model, objective, dict(dataset[0, 0]), wanted)
+    found = largest_batch_size(accelerator, model, objective, dict(dataset[0, 0]), wanted, earlier)
     steps = training.gradient_accumulation_steps * (wanted // found)
     accelerator.print(f"{found} clips at once on each process, {steps} times per step")
     return dataclasses.replace(training, per_device_train_batch_size=found, gradient_accumulation_steps=steps)
@@ -144,7 +146,8 @@ def build_trainer(
         model.video_model.encoder.lower_frozen_precision()
     dataset = train_dataset(config.data, model.video_model, manifest, config.seed)
     if training.auto_find_batch_size:
-        training = fit_memory(training, model, objective, dataset, accelerator)
+        earlier = recorded_batch_size(output_dir / CHECKPOINTS)
+        training = fit_memory(training, model, objective, dataset, accelerator, earlier)
     accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
     loader = train_loader(config, dataset, training, accelerator, output_dir)
     optimizer = build_optimizer(model, config.optim)

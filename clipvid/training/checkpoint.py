@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import warnings
 from contextlib import suppress
@@ -23,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from clipvid import InputError
+from clipvid.files import flush_folder, write_flushed
 
 FORMAT_VERSION = 2
 _PREFIX, _DAMAGED, _SUMS = "step_", "damaged_", "SHA256SUMS"
@@ -55,14 +55,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        sums = [f"{_write(aside / name, content)}  {name}\n" for name, content in _files(checkpoint).items()]
-        _write(aside / _SUMS, "".join(sums).encode())
-        _flush(aside)
+        files = _files(checkpoint)
+        sums = "".join(f"{_sha256(content)}  {name}\n" for name, content in files.items())
+        for name, content in (files | {_SUMS: sums.encode()}).items():
+            write_flushed(aside / name, content)
+        flush_folder(aside)
         aside.rename(target)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    _flush(folder)
+    flush_folder(folder)
     for old in list_checkpoints(folder)[:-keep]:
         with suppress(OSError):
             old.rename(folder / f".{old.name}.removed")  # at once, and then in peace: it is never seen in part
@@ -133,6 +135,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
 
 
+def recorded_batch_size(folder: Path) -> int | None:
+    """Return the clips of a forward pass in the newest checkpoint that has a readable record, None without one."""
+    for path in reversed(list_checkpoints(folder)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            size = json.loads((path / "progress.json").read_text())["per_device_batch"]
+            if isinstance(size, int) and size > 0:
+                return size
+    return None
+
+
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Every file of a checkpoint, in memory: what is hashed is what was meant, whatever the disk makes of it."""
     files = {f"{name}.safetensors": save_tensors(tensors) for name, tensors in checkpoint.weights.items()}
@@ -158,22 +170,5 @@ def _verify(path: Path, contents: dict[str, bytes]) -> None:
         raise CheckpointError(f"{path} is damaged: {', '.join(wrong)} is not what was written")
 
 
-def _write(path: Path, content: bytes) -> str:
-    """Write and flush to the disk; the content's hash."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return _sha256(content)
-
-
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

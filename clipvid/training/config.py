@@ -30,8 +30,9 @@ class TrainingConfig(LoopSettings):
 
     per_device_train_batch_size x processes x gradient_accumulation_steps clips make one optimiser step.
     mixed_precision: `no`, `bf16` or `fp16`. eval_epochs: epochs between evaluations (the last is always evaluated).
-    auto_find_batch_size: take fewer clips at once where the memory does not suffice, and as many more accumulation
-        steps: the clips of an optimiser step stay the same (MixUp and BatchNorm see the smaller batches).
+    auto_find_batch_size: take fewer clips at once if the memory does not suffice, and as many more accumulation
+        steps. The clips of an optimizer step stay the same (MixUp and BatchNorm see the smaller batches). A resumed
+        run never takes more clips at once than it did before.
     mixup, cutmix: alphas, 0 for off. report_to: a tracker of Accelerate (`tensorboard`, `wandb`, ...) or `none`.
     ddp_timeout: seconds after which a process that waits for a dead or hanging one ends with an error.
     torch_compile: compile the blocks of the image tower with their adapters, for training and its evaluations.

@@ -31,6 +31,7 @@ from clipvid.training.objectives import Objective
 from clipvid.training.optim import SkippingAdamW
 from clipvid.training.state import LoopSettings, TrainState
 
+CHECKPOINTS = "checkpoints"
 EpochEnd: TypeAlias = Callable[[int], dict[str, Any]]
 
 
@@ -107,7 +108,7 @@ class Trainer:
     @property
     def checkpoints(self) -> Path:
         """Folder of this run's checkpoints."""
-        return self.output_dir / "checkpoints"
+        return self.output_dir / CHECKPOINTS
 
     def _run_epoch(self, epoch: int) -> None:
         """From where the run stands in the epoch to its last step, and a checkpoint of it."""
@@ -221,6 +222,7 @@ class Trainer:
         }
         self.state.windows = gather_object([self._window.held()])
         progress = asdict(self.state) | {"global_batch": self.batches.global_batch}
+        progress["per_device_batch"] = self.batches.per_device_batch
         saved = True
         if self.accelerator.is_main_process:
             try:

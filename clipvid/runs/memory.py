@@ -1,0 +1,18 @@
+"""Memory of this process."""
+
+from __future__ import annotations
+
+import sys
+
+
+def peak_resident_memory() -> int:
+    """Return the highest resident memory of this process so far, in bytes."""
+    if sys.platform == "win32":  # it has no module resource
+        import psutil
+
+        peak: int = psutil.Process().memory_info().peak_wset
+        return peak
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
