@@ -11,21 +11,24 @@ import os
 import warnings
 from typing import Any
 
+import accelerate
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from clipvid import InputError
+from clipvid import InputError, RunError
 
 
 def follow_launch_file(accelerator: Accelerator) -> None:
-    """Have FSDP2 where the launch asked for FSDP, on CPUs too.
+    """Use FSDP2 if the launch file names FSDP, on CPUs too.
 
     Raises:
-        ValueError: FSDP of version 1, FSDP without a launcher of several processes, or DeepSpeed.
+        InputError: FSDP of version 1, FSDP without a launcher of several processes, or DeepSpeed.
+        RunError: this version of Accelerate cannot be switched to FSDP2 on CPUs.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise InputError(
@@ -35,14 +38,35 @@ def follow_launch_file(accelerator: Accelerator) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        for state in (accelerator.state, PartialState()):  # Accelerate asks now the one, now the other
-            state.distributed_type = DistributedType.FSDP
+        _shard_on_cpus(accelerator)
     if not accelerator.is_fsdp2:
         found = f"{accelerator.distributed_type.value} with {accelerator.num_processes} process(es)"
         raise InputError(
             f"the launch file asks for FSDP, and Accelerate gives {found}; expected fsdp_version: 2 and at least 2 "
             "processes: see configs/accelerate/fsdp2.yaml, or leave FSDP out"
+        )
+
+
+def _shard_on_cpus(accelerator: Accelerator) -> None:
+    """Switch the Accelerator from DDP to FSDP2 on CPUs.
+
+    Accelerate follows a launch file's FSDP on accelerators only, and has no option for CPUs. Its decision is the
+    `distributed_type` of two shared states: `AcceleratorState` steers `prepare`, `PartialState` the collective
+    operations. This is the only place that writes them.
+
+    Raises:
+        RunError: the switch has no effect, because Accelerate has changed.
+    """
+    plugin = FullyShardedDataParallelPlugin()
+    accelerator.state.fsdp_plugin = plugin
+    for state in (accelerator.state, PartialState()):
+        state.distributed_type = DistributedType.FSDP
+    # New objects, as Accelerate makes them inside.
+    followed = [accelerator.distributed_type, AcceleratorState().distributed_type, PartialState().distributed_type]
+    if set(followed) != {DistributedType.FSDP} or accelerator.is_fsdp2 != (plugin.fsdp_version == 2):
+        raise RunError(
+            f"accelerate {accelerate.__version__} does not shard on CPUs as this clipvid expects (it has "
+            f"{', '.join(str(kind) for kind in followed)}): install another version, or leave FSDP out"
         )
 
 
