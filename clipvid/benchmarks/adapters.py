@@ -27,6 +27,7 @@ from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
 from clipvid.registry import Choice, build_config
 from clipvid.runs.config_files import claim_output, config_record, parse_config
+from clipvid.runs.lock import locked
 from clipvid.training.objectives import Classification
 
 BASELINE = "none"
@@ -132,13 +133,14 @@ def main(args: list[str]) -> None:
     """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
     config = parse_config(AdapterBenchmark, args, "clipvid benchmark adapters")
     output = Path(config.output_dir)
-    claim_output(output, config)
-    rows = measure_adapters(config)
-    table = render_table(rows, config)
-    Console().print(Markdown(table))
-    write_text(output / "table.md", table)
-    record = {"machine": describe_machine(), "config": config_record(config)}
-    write_json(output / "metrics.json", {"rows": [asdict(row) for row in rows]} | record)
+    with locked(output):
+        claim_output(output, config)
+        rows = measure_adapters(config)
+        table = render_table(rows, config)
+        Console().print(Markdown(table))
+        write_text(output / "table.md", table)
+        record = {"machine": describe_machine(), "config": config_record(config)}
+        write_json(output / "metrics.json", {"rows": [asdict(row) for row in rows]} | record)
 
 
 def measure_adapters(config: AdapterBenchmark) -> list[Row]:

@@ -34,6 +34,7 @@ from clipvid.data.transforms import eval_transforms, train_transform
 from clipvid.evaluation.tables import markdown_table
 from clipvid.files import write_json, write_text
 from clipvid.runs.config_files import claim_output, config_record, parse_config
+from clipvid.runs.lock import locked
 
 CLIPS, CROPS = 4, 3
 MEASURE_MANIFEST = """
@@ -87,24 +88,25 @@ def main(args: list[str]) -> None:
     """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
     config = parse_config(DataBenchmark, args, "clipvid benchmark data")
     output = Path(config.output_dir)
-    claim_output(output, config)
-    torch.set_num_threads(1)
-    root = Path(config.videos) if config.videos is not None else _made_videos(output / "videos")
-    samples = tuple(Sample(path.relative_to(root).as_posix(), 0) for path in find_videos(root))
-    if not samples:
-        raise InputError(f"no video in or below {root}")
-    manifest = Manifest(samples, (), root)
-    rows = [compare_training(manifest, config, 1, first_epoch=True)]
-    rows += [compare_training(manifest, config, count) for count in sorted({1, config.processes})]
-    rows.append(compare_views(manifest, config))
-    long_manifest = measure_manifest(output / "manifest", config.lines) if config.lines else None
-    table = render_table(rows, long_manifest, config, len(manifest))
-    Console().print(Markdown(table))
-    write_text(output / "table.md", table)
-    write_json(
-        output / "metrics.json",
-        {"rows": [asdict(row) for row in rows], "manifest": long_manifest, "config": config_record(config)},
-    )
+    with locked(output):
+        claim_output(output, config)
+        torch.set_num_threads(1)
+        root = Path(config.videos) if config.videos is not None else _made_videos(output / "videos")
+        samples = tuple(Sample(path.relative_to(root).as_posix(), 0) for path in find_videos(root))
+        if not samples:
+            raise InputError(f"no video in or below {root}")
+        manifest = Manifest(samples, (), root)
+        rows = [compare_training(manifest, config, 1, first_epoch=True)]
+        rows += [compare_training(manifest, config, count) for count in sorted({1, config.processes})]
+        rows.append(compare_views(manifest, config))
+        long_manifest = measure_manifest(output / "manifest", config.lines) if config.lines else None
+        table = render_table(rows, long_manifest, config, len(manifest))
+        Console().print(Markdown(table))
+        write_text(output / "table.md", table)
+        write_json(
+            output / "metrics.json",
+            {"rows": [asdict(row) for row in rows], "manifest": long_manifest, "config": config_record(config)},
+        )
 
 
 def compare_training(

@@ -122,18 +122,19 @@ def main(args: list[str]) -> None:
     grid = Grid(trials, config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    costs = measured_once(
-        output / "costs.json", _recipes(trials), manifest.class_names, config.trial.templates, config.cost_repeats
-    )
-    written = note_hypotheses(output / "predictions.json", config.predictions, len(grid.results))
-    command = shlex.join(["clipvid", "benchmark", "ladder", *args])
-    ladder = _Ladder(config, trials, grid, manifest, written, costs, command)
-    try:
-        grid.run(ladder.write)
-    finally:
-        if ladder.results:
-            Console().print(Markdown(render_ladder(ladder.results)))
-            print(f"-> {output}/table.md, ladder.png, metrics.json")
+    with grid.locked():
+        costs = measured_once(
+            output / "costs.json", _recipes(trials), manifest.class_names, config.trial.templates, config.cost_repeats
+        )
+        written = note_hypotheses(output / "predictions.json", config.predictions, len(grid.results))
+        command = shlex.join(["clipvid", "benchmark", "ladder", *args])
+        ladder = _Ladder(config, trials, grid, manifest, written, costs, command)
+        try:
+            grid.run(ladder.write)
+        finally:
+            if ladder.results:
+                Console().print(Markdown(render_ladder(ladder.results)))
+                print(f"-> {output}/table.md, ladder.png, metrics.json")
 
 
 def ladder_trials(config: LadderConfig) -> list[LadderTrial]:

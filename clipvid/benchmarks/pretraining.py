@@ -127,9 +127,10 @@ def main(args: list[str]) -> None:
         records = [asdict(row) | {"held": row.held} for row in rows]
         write_json(output / "metrics.json", {"rows": records, "config": config_record(config)})
 
-    grid.run(write)
-    if grid.is_main_process:
-        Console().print(Markdown((output / "table.md").read_text()))
+    with grid.locked():
+        grid.run(write)
+        if grid.is_main_process:
+            Console().print(Markdown((output / "table.md").read_text()))
 
 
 def study_trials(config: PretrainingBenchmark) -> list[Trial]:

@@ -26,6 +26,7 @@ from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
 from clipvid.registry import build_config
 from clipvid.runs.config_files import claim_output, config_record, parse_config
+from clipvid.runs.lock import locked
 
 BASELINE = "full"
 ROWS: dict[str, dict[str, Any]] = {
@@ -101,13 +102,14 @@ def main(args: list[str]) -> None:
     """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
     config = parse_config(TuningBenchmark, args, "clipvid benchmark tuning")
     output = Path(config.output_dir)
-    claim_output(output, config)
-    steps = measure_tuning(config)
-    table = render_table(steps, config)
-    Console().print(Markdown(table))
-    write_text(output / "table.md", table)
-    record = {"machine": describe_machine(), "config": config_record(config)}
-    write_json(output / "metrics.json", {"rows": [asdict(step) for step in steps]} | record)
+    with locked(output):
+        claim_output(output, config)
+        steps = measure_tuning(config)
+        table = render_table(steps, config)
+        Console().print(Markdown(table))
+        write_text(output / "table.md", table)
+        record = {"machine": describe_machine(), "config": config_record(config)}
+        write_json(output / "metrics.json", {"rows": [asdict(step) for step in steps]} | record)
 
 
 def measure_tuning(config: TuningBenchmark) -> list[Step]:

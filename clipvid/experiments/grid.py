@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from clipvid.experiments.parallel import run_side_by_side
 from clipvid.experiments.trial import Trial
 from clipvid.files import failed_write, write_json, write_text
 from clipvid.runs.config_files import check_output, config_record
+from clipvid.runs.lock import locked
 from clipvid.runs.preemption import Preempted, Preemption
+from clipvid.runs.record import locked_by_main_process
 
 
 class Grid:
@@ -63,6 +65,17 @@ class Grid:
             for trial in self.trials:
                 check_output(trial.folder, trial.config)
             self._find_finished()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the output folder within the block.
+
+        Raises:
+            RunError: another run uses the folder.
+        """
+        folder = Path(self.config.output_dir)
+        with locked(folder) if self._accelerator is None else locked_by_main_process(folder, self._accelerator):
+            yield
 
     def run(self, report: Callable[[], None]) -> None:
         """Run the trials that are not finished, and call `report` in the main process before the first and after each.

@@ -27,7 +27,8 @@ def run_suite(args: list[str]) -> None:
         raise InputError("the suite names no models or no protocols")
     grid, table = Grid(suite_trials(suite), suite), Path(suite.output_dir) / "table.md"
     try:
-        grid.run(lambda: write_text(table, render_table(suite, grid.results)))
+        with grid.locked():
+            grid.run(lambda: write_text(table, render_table(suite, grid.results)))
     finally:
         if grid.is_main_process:
             print(f"{render_table(suite, grid.results)}\n-> {table}")

@@ -5,39 +5,64 @@ from __future__ import annotations
 import json
 import os
 import platform
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil  # accelerate requires it
+import psutil
 
 from clipvid import RunError
 
 NAME = ".lock"
 SECONDS_TO_WRITE = 1.0  # a lock that is still empty after this time was left by a crash
+HEARTBEAT = 60.0  # seconds between the owner's updates of the modification time
+SECONDS_TO_LIVE = 900.0  # a lock of another host that is older was left by a crash
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder/.lock` within the block.
 
-    The file names host, process and start time of its owner. A lock whose owner has died on this host is replaced.
+    The file names host, process and start time of its owner, which updates the file's modification time. A lock is
+    replaced if its owner has died on this host, or is on another host and has not updated it for `SECONDS_TO_LIVE`.
 
     Raises:
-        RunError: another process holds the lock, or a process of another host does, which cannot be checked from here.
+        RunError: another process holds the lock.
     """
     path = folder / NAME
     folder.mkdir(parents=True, exist_ok=True)
     own = {"host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
     while not _create(path, own):
         _remove_stale(path)
+    released = threading.Event()
+    threading.Thread(target=_keep_fresh, args=(path, own, released), daemon=True).start()
     try:
         yield
     finally:
+        released.set()
         if _read(path) == own:
             path.unlink(missing_ok=True)
+
+
+def _keep_fresh(path: Path, own: dict[str, Any], released: threading.Event) -> None:
+    """Update the modification time of an own lock until it is released."""
+    while not released.wait(HEARTBEAT):
+        with suppress(OSError):
+            if _read(path) == own:
+                os.utime(path)
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since a lock was updated, by the clock of the file system, which all hosts share."""
+    probe = path.with_name(f"{NAME}.{platform.node()}.{os.getpid()}.clock")
+    try:
+        probe.write_bytes(b"")
+        return probe.stat().st_mtime - path.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _create(path: Path, owner: dict[str, Any]) -> bool:
@@ -64,11 +89,17 @@ def _remove_stale(path: Path) -> None:
     if owner is not None:
         holder = f"process {owner['pid']} of {owner['host']}"
         if owner["host"] != platform.node():
-            raise RunError(
-                f"{path.parent} is in use by {holder}, which cannot be checked from {platform.node()}. If that run has "
-                f"ended, delete {path} and start again; if not, choose another output_dir"
-            )
-        if _is_alive(owner):
+            try:
+                age = _age(path)
+            except FileNotFoundError:  # released meanwhile
+                return
+            if age < SECONDS_TO_LIVE:
+                raise RunError(
+                    f"{path.parent} is in use by {holder}, which cannot be checked from {platform.node()}. Choose "
+                    f"another output_dir; if that run was killed, delete {path}, or start again in "
+                    f"{(SECONDS_TO_LIVE - age) / 60:.0f} minutes"
+                )
+        elif _is_alive(owner):
             raise RunError(f"{path.parent} is in use by {holder}: wait for its end, or choose another output_dir")
     aside = path.with_name(f"{NAME}.{os.getpid()}")
     with suppress(FileNotFoundError):
