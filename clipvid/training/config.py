@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from clipvid import InputError
 from clipvid.data.config import DataConfig
 from clipvid.data.synthetic.world import WorldConfig
 from clipvid.model.config import ModelConfig
-from clipvid.registry import FINITE, Choice, check_ranges
+from clipvid.registry import FINITE, Choice, check_ranges, suggest
 from clipvid.runs.config_files import claim_output as claim_output
 from clipvid.runs.config_files import config_record as config_record
 from clipvid.runs.config_files import parse_config as parse_config
@@ -77,27 +77,52 @@ class HubConfig:
 
 
 @dataclass(frozen=True)
-class VideoRunConfig:
-    """What every training on video needs.
+class RunConfig:
+    """Options of every training.
 
-    templates: a set of `clipvid.prompts.TEMPLATES` or a list of templates, for the class names.
+    Subclasses set `VERB`, the command that uses them, and `METRICS`, which `training.metric_for_best_model` may name.
     """
+
+    VERB: ClassVar[str]
+    METRICS: ClassVar[tuple[str, ...]] = ("val_top1",)
 
     output_dir: str = "outputs/run"
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
-    templates: str | list[str] = "single"
-    data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
         check_output_dir(self.output_dir)
+        self._check_metric()
+
+    def _check_metric(self) -> None:
+        metric, used = self.training.metric_for_best_model, self.training.load_best_model_at_end
+        # Written-out configs have the default of `TrainingConfig` everywhere, and nothing reads it there.
+        if metric in self.METRICS or (not used and metric == TrainingConfig.metric_for_best_model):
+            return
+        raise InputError(
+            f"training.metric_for_best_model={metric!r}: clipvid {self.VERB} measures "
+            f"{' and '.join(self.METRICS)}{suggest(metric, self.METRICS)}"
+        )
+
+
+@dataclass(frozen=True)
+class VideoRunConfig(RunConfig):
+    """Options of every training on video.
+
+    templates: a set of `clipvid.prompts.TEMPLATES` or a list of templates, for the class names.
+    """
+
+    templates: str | list[str] = "single"
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass(frozen=True)
 class FinetuneConfig(VideoRunConfig):
     """Fine-tuning on labelled video."""
+
+    VERB: ClassVar[str] = "finetune"
 
     output_dir: str = "outputs/finetune"
     hub: HubConfig = field(default_factory=HubConfig)
@@ -122,6 +147,9 @@ class PretrainConfig(VideoRunConfig):
         see `clipvid.pretext`.
     """
 
+    VERB: ClassVar[str] = "pretrain"
+    METRICS: ClassVar[tuple[str, ...]] = ("val_top1", "val_object")
+
     output_dir: str = "outputs/pretrain"
     also: list[Videos] = field(default_factory=list)
     objectives: list[Choice] = field(default_factory=lambda: ["masked", "order", "distillation"])
@@ -144,19 +172,16 @@ class StillsConfig:
 
 
 @dataclass(frozen=True)
-class PretrainClipConfig:
+class PretrainClipConfig(RunConfig):
     """Contrastive image-text training on captioned stills of the synthetic world.
 
-    export_dir: where the finished CLIP goes, in half precision, as a folder for `local-dir:`.
+    export_dir: where the finished CLIP is saved, in half precision, as a folder for `local-dir:`.
     """
 
-    output_dir: str = "outputs/pretrain"
-    seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
-    stills: StillsConfig = field(default_factory=StillsConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    export_dir: str | None = None
+    VERB: ClassVar[str] = "pretrain-clip"
+    METRICS: ClassVar[tuple[str, ...]] = ("val_object",)
 
-    def __post_init__(self) -> None:
-        check_output_dir(self.output_dir)
+    output_dir: str = "outputs/pretrain"
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(metric_for_best_model="val_object"))
+    stills: StillsConfig = field(default_factory=StillsConfig)
+    export_dir: str | None = None

@@ -33,6 +33,7 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
     output = Path(config.output_dir)
     with accelerator.main_process_first():
         train, val = unlabelled(config), load_split(config.data, "val")
+    check_metric(config, val)
     if accelerator.is_main_process:
         claim_output(output, config)
     accelerator.wait_for_everyone()
@@ -70,6 +71,20 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
         figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
         write_run(output, model, state, predictions, figures, config, accelerator)
     return figures
+
+
+def check_metric(config: PretrainConfig, val: Manifest) -> None:
+    """Check that the evaluation gives the figure that chooses the best weights.
+
+    Raises:
+        InputError: it is `val_object`, and a class of `data.val` has no object.
+    """
+    chosen = config.training.load_best_model_at_end and config.training.metric_for_best_model == "val_object"
+    if chosen and not all("object" in info.attributes for info in val.classes):
+        raise InputError(
+            "training.metric_for_best_model='val_object': the classes of data.val have no column `object`; choose "
+            "'val_top1'"
+        )
 
 
 def unlabelled(config: PretrainConfig) -> Manifest:

@@ -18,8 +18,8 @@ class LoopSettings:
     max_skipped_steps: so many steps in a row with a non-finite loss or gradient end the run; each is skipped.
     save_steps: optimiser steps between checkpoints, beside the one of every epoch; 0 for no more than that.
     save_total_limit: how many are kept. logging_steps: optimiser steps between entries of the log.
-    load_best_model_at_end: keep the weights of the best evaluation, not the last. metric_for_best_model: by which
-        figure of the history, higher being better.
+    load_best_model_at_end: keep the weights of the best evaluation, not the last. metric_for_best_model: the figure
+        that is compared, higher being better: `val_top1`, or `val_object` in training without labels or on stills.
     """
 
     epochs: int = 10
