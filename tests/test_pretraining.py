@@ -326,8 +326,7 @@ def test_videos_of_several_lists_are_learnt_from(world: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_frozen_weights_in_bfloat16_give_a_folder_that_loads(world: Path, tmp_path: Path) -> None:
     lowered = ("--training.mixed_precision=bf16", "--training.frozen_bf16=true", "--training.epochs=1")
-    exchanged = "--data.augment={flip: true, label_map_flip: {ball moving left: ball moving right}}"
-    all_end_well(together(1, tmp_path, _pretrain, arguments(world, tmp_path, *lowered, exchanged)))
+    all_end_well(together(1, tmp_path, _pretrain, arguments(world, tmp_path, *lowered, "--data.augment.flip=true")))
     clipvid.from_pretrained(tmp_path)
 
 

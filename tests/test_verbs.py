@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+import clipvid
 from clipvid.commands import run
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.runs.config_files import parse_config
@@ -52,6 +59,7 @@ def words(world: Path, tmp_path: Path) -> Callable[..., list[str]]:
     def build(verb: str, *more: str) -> list[str]:
         common = {"output_dir": tmp_path / "run", "training.epochs": 1, "training.report_to": "none"}
         own = STILLS if verb == "pretrain-clip" else VIDEO | {"data.root": world}
+        own = own | ({"objectives": "[masked, distillation]"} if verb == "pretrain" else {})
         return [*(f"--{key}={value}" for key, value in (common | own).items()), *more]
 
     return build
@@ -110,3 +118,169 @@ def test_default_metric_is_measured(verb: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", CONFIGS)
 def test_former_default_of_the_metric_works_where_nothing_reads_it(verb: str) -> None:
     parse_config(CONFIGS[verb], ["--training.metric_for_best_model=val_top1"], "test")
+
+
+# Every option is used or refused
+
+CHANGED = {
+    "model.init_from": "folder",
+    "training.label_smoothing": 0.5,
+    "training.mixup": 0.5,
+    "training.cutmix": 0.5,
+    "training.auto_find_batch_size": "true",
+    "training.torch_compile": "true",
+    "training.frozen_bf16": "true",
+    "data.protocol": "leave_one_group_out",
+    "data.augment.label_map_flip": "{ball moving left: ball moving right}",
+    "stills.world.fps": 9,
+    "stills.world.train_per_class": 1,
+    "stills.world.val_per_class": 1,
+    "stills.world.test_per_class": 1,
+}
+SKIPPED_STEPS = "training.max_skipped_steps"  # the loop of all verbs reads it only after a step without finite loss
+
+
+@pytest.mark.parametrize(("verb", "option"), [(verb, option) for verb in CONFIGS for option in CONFIGS[verb].UNUSED])
+def test_unused_option_is_refused_by_name(words, capsys, tmp_path, verb: str, option: str) -> None:
+    more = ["--training.mixed_precision=bf16"] if option == "training.frozen_bf16" else []
+    line = refusal(capsys, verb, words(verb, f"--{option}={CHANGED[option]}", *more))
+    assert f"{option}=" in line
+    assert f"clipvid {verb} does not use this option" in line
+    assert not (tmp_path / "run").exists()
+
+
+def config_classes(hint: Any) -> Iterator[type]:
+    """Yield the config classes in a type, such as that of a list."""
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    for part in get_args(hint):
+        yield from config_classes(part)
+
+
+def options_of(kind: type, prefix: str = "") -> Iterator[tuple[str, type, str]]:
+    """Yield every option below a config class: its path, the class that has it, and its name there."""
+    hints = get_type_hints(kind)
+    for name in (item.name for item in dataclasses.fields(kind)):
+        yield prefix + name, kind, name
+        for nested in config_classes(hints[name]):
+            yield from options_of(nested, f"{prefix}{name}.")
+
+
+def is_use(frame: FrameType | None) -> bool:
+    """Return whether clipvid reads an option there to do something with it, not to check, copy or record it."""
+    while frame is not None and frame.f_code.co_filename == dataclasses.__file__:
+        if frame.f_code.co_name == "replace":
+            return False
+        frame = frame.f_back
+    if frame is None or not Path(frame.f_code.co_filename).is_relative_to(Path(clipvid.__file__).parent):
+        return False
+    checks = ("__post_init__", "_check_", "check_ranges", "config_record", "save_model")
+    return not any(name in frame.f_code.co_qualname for name in checks)
+
+
+def record_reads(monkeypatch, kinds: set[type]) -> set[tuple[type, str]]:
+    """Return the set that gets (class, option) whenever clipvid uses an option."""
+    reads: set[tuple[type, str]] = set()
+    for kind in kinds:
+        names = {item.name for item in dataclasses.fields(kind)}
+
+        def read(self: Any, name: str, kind: type = kind, names: set[str] = names) -> Any:
+            if name in names and is_use(sys._getframe(1)):
+                reads.add((kind, name))
+            return object.__getattribute__(self, name)
+
+        monkeypatch.setattr(kind, "__getattribute__", read)
+    return reads
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_every_option_is_used_or_refused(words, world, tmp_path, monkeypatch, verb: str) -> None:
+    shutil.copytree(world, tmp_path / "other")
+    also = f"[{{root: {tmp_path / 'other'}, videos: train.csv, classes: classes.csv}}]"
+    own = {
+        "finetune": ["--hub.push_to_hub=true", "--hub.repo_id=user/name"],
+        "pretrain": [f"--also={also}"],
+        "pretrain-clip": [f"--export_dir={tmp_path / 'export'}"],
+    }
+    monkeypatch.setattr("clipvid.training.finetune.check_login", lambda: None)
+    monkeypatch.setattr("clipvid.training.finetune.push_to_hub", lambda *args: SimpleNamespace(url="url"))
+    monkeypatch.setattr("clipvid.data.synthetic.stills.ProcessPoolExecutor", ThreadPoolExecutor)
+    common = ["--training.epochs=2", "--training.load_best_model_at_end=true"]
+    common += ["--optim.groups=[{match: '*.bias', lr: 0.1, weight_decay: 0.0}]"]
+    options = list(options_of(CONFIGS[verb]))
+    with monkeypatch.context() as patch:
+        reads = record_reads(patch, {kind for _, kind, _ in options})
+        run(verb, words(verb, *common, *own[verb], *world_options(verb, world)))
+    assert len(reads) > 40
+    unused = {path for path, kind, name in options if (kind, name) not in reads}
+    assert unused <= {*CONFIGS[verb].UNUSED, SKIPPED_STEPS}
+
+
+def world_options(verb: str, world: Path) -> list[str]:
+    """Return the options that build `world` again, for the verbs that can."""
+    if verb == "pretrain-clip":
+        return []
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(WORLD).items()}
+    return [f"--data.world={values}"]
+
+
+# A run that cannot start leaves no files
+
+FOLDS = ["--data.protocol=leave_one_group_out", r"--data.group_pattern=([0-9]+)\.mp4"]
+CANNOT_START = [
+    ("finetune", [], "--model.tune=[{name: partial, blocks: 99}]", "blocks=99"),
+    ("finetune", [], "--model.adapter={name: gta, layers: [99]}", "99"),
+    ("finetune", [], "--model.init_from=nowhere", "nowhere"),
+    ("finetune", [], "--data.train=missing.csv", "missing.csv"),
+    ("finetune", [], "--data.augment={flip: true, label_map_flip: {left: right}}", "left"),
+    ("finetune", FOLDS, "--model.tune=[{name: partial, blocks: 99}]", "blocks=99"),
+    ("pretrain", [], "--model.tune=[adapters, layernorm]", "model.tune"),
+    ("pretrain", [], "--data.val=missing.csv", "missing.csv"),
+    ("pretrain", [], "--also=[{root: nowhere, videos: train.csv}]", "nowhere"),
+    ("pretrain-clip", [], "--model.tune=[{name: partial, blocks: 99}]", "blocks=99"),
+    ("pretrain-clip", [], "--model.backbone=tinny", "tinny"),
+]
+
+
+@pytest.mark.parametrize(("verb", "more", "wrong", "named"), CANNOT_START)
+def test_run_that_cannot_start_leaves_no_folder(words, capsys, tmp_path, verb, more, wrong, named) -> None:
+    args = words(verb, "--training.report_to=tensorboard", *more)
+    assert named in refusal(capsys, verb, [*args, wrong])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "more", "files"),
+    [
+        ("finetune", [], {"run.json"}),
+        ("finetune", FOLDS, {"fold_0000/run.json", "fold_0001/run.json"}),
+        ("pretrain", [], {"run.json"}),
+        ("pretrain-clip", [], {"run.json"}),
+    ],
+)
+def test_run_starts_with_the_corrected_option(words, capsys, tmp_path, verb, more, files) -> None:
+    refusal(capsys, verb, words(verb, *more, "--model.tune=[{name: partial, blocks: 99}]"))
+    run(verb, words(verb, *more))
+    assert all((tmp_path / "run" / name).is_file() for name in {"run.yaml", "metrics.json", *files})
+    capsys.readouterr()
+    assert "another config (seed differ)" in refusal(capsys, verb, words(verb, *more, "--seed=5"))
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_config_of_another_run_is_refused_before_the_model_is_built(words, capsys, tmp_path, verb) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.yaml").write_text("seed: 5\n")
+    line = refusal(capsys, verb, words(verb, "--model.tune=[{name: partial, blocks: 99}]"))
+    assert "holds a run with another config (" in line
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.yaml"}
+
+
+def test_folds_claim_the_folder_before_the_first_is_written(words, tmp_path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "clipvid.training.session.recorded", lambda folder, *args: seen.append((folder.name, folder.exists())) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        run("finetune", words("finetune", *FOLDS))
+    assert seen == [("fold_0000", False)]
+    assert (tmp_path / "run/run.yaml").is_file()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipvid.runs.config_files import claim_output, parse_config
+from clipvid.runs.config_files import check_output, parse_config
 from clipvid.training.config import FinetuneConfig
 
 
@@ -22,14 +22,12 @@ def main(args: list[str] | None = None) -> None:
 
     accelerator = build_accelerator(config.training, config.output_dir)
     output = Path(config.output_dir)
+    check_output(output, config)
     if config.hub.push_to_hub:
         check_hub(config)
     with accelerator.main_process_first():
         train, val = load_split(config.data, "train"), load_split(config.data, "val")
     check_splits(train, val)
-    if accelerator.is_main_process:
-        claim_output(output, config)
-    accelerator.wait_for_everyone()
     figures = finetune_protocol(config, train, val, accelerator, output)
     accelerator.print(f"{describe(figures)} -> {output}/metrics.json")
     end_trackers(accelerator)

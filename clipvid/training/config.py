@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from functools import reduce
+from typing import Any, ClassVar, Literal
 
 from clipvid import InputError
 from clipvid.data.config import DataConfig
@@ -80,11 +82,13 @@ class HubConfig:
 class RunConfig:
     """Options of every training.
 
-    Subclasses set `VERB`, the command that uses them, and `METRICS`, which `training.metric_for_best_model` may name.
+    Subclasses set `VERB`, the command that uses them; `METRICS`, which `training.metric_for_best_model` may name; and
+    `UNUSED`, options that the command does not use. These are refused unless they have their defaults.
     """
 
     VERB: ClassVar[str]
     METRICS: ClassVar[tuple[str, ...]] = ("val_top1",)
+    UNUSED: ClassVar[tuple[str, ...]] = ()
 
     output_dir: str = "outputs/run"
     seed: int = 0
@@ -94,7 +98,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_output_dir(self.output_dir)
+        self._check_unused()
         self._check_metric()
+
+    def _check_unused(self) -> None:
+        for option in self.UNUSED:
+            *parts, name = option.split(".")
+            owner: Any = reduce(getattr, parts, self)
+            value = getattr(owner, name)
+            if value != _default(owner, name):
+                raise InputError(f"{option}={value!r}: clipvid {self.VERB} does not use this option; leave it out")
 
     def _check_metric(self) -> None:
         metric, used = self.training.metric_for_best_model, self.training.load_best_model_at_end
@@ -105,6 +118,11 @@ class RunConfig:
             f"training.metric_for_best_model={metric!r}: clipvid {self.VERB} measures "
             f"{' and '.join(self.METRICS)}{suggest(metric, self.METRICS)}"
         )
+
+
+def _default(owner: Any, name: str) -> Any:
+    item = next(item for item in dataclasses.fields(owner) if item.name == name)
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
 @dataclass(frozen=True)
@@ -149,6 +167,13 @@ class PretrainConfig(VideoRunConfig):
 
     VERB: ClassVar[str] = "pretrain"
     METRICS: ClassVar[tuple[str, ...]] = ("val_top1", "val_object")
+    UNUSED: ClassVar[tuple[str, ...]] = (
+        "training.label_smoothing",
+        "training.mixup",
+        "training.cutmix",
+        "data.protocol",
+        "data.augment.label_map_flip",
+    )
 
     output_dir: str = "outputs/pretrain"
     also: list[Videos] = field(default_factory=list)
@@ -157,9 +182,6 @@ class PretrainConfig(VideoRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         resolve_terms(self.objectives)
-        idle = [name for name in ("mixup", "cutmix", "label_smoothing") if getattr(self.training, name)]
-        if idle:
-            raise InputError(f"training.{idle[0]} is about labels, and here there are none: leave it out")
 
 
 @dataclass(frozen=True)
@@ -180,6 +202,19 @@ class PretrainClipConfig(RunConfig):
 
     VERB: ClassVar[str] = "pretrain-clip"
     METRICS: ClassVar[tuple[str, ...]] = ("val_object",)
+    UNUSED: ClassVar[tuple[str, ...]] = (
+        "model.init_from",
+        "training.label_smoothing",
+        "training.mixup",
+        "training.cutmix",
+        "training.auto_find_batch_size",  # the other stills of a batch are part of the objective
+        "training.torch_compile",
+        "training.frozen_bf16",
+        "stills.world.fps",
+        "stills.world.train_per_class",
+        "stills.world.val_per_class",
+        "stills.world.test_per_class",
+    )
 
     output_dir: str = "outputs/pretrain"
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(metric_for_best_model="val_object"))

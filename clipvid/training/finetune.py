@@ -19,6 +19,7 @@ from clipvid.training.config import FinetuneConfig
 from clipvid.training.session import (
     fresh_model,
     input_hashes,
+    preemption,
     session,
     taken_up,
     write_run,
@@ -54,15 +55,18 @@ def push_run(config: FinetuneConfig, output: Path) -> str:
 def finetune(
     config: FinetuneConfig, train: Manifest, val: Manifest, accelerator: Accelerator, output: Path
 ) -> dict[str, Any]:
-    """Train on one manifest, evaluate on the other, write the model folder; returns the figures.
+    """Train on one manifest, evaluate on the other, write the model folder, and return the figures.
 
-    A finished run in `output` is left as it is, an interrupted one goes on, one on other inputs is refused.
+    A finished run in `output` is left as it is, an interrupted one is resumed.
+
+    Raises:
+        FileExistsError: `output` holds a run on other inputs, or `config.output_dir` one with another config.
     """
     hashes = input_hashes(config, train, val)
     done = taken_up(output, hashes, accelerator)
     if done is not None:
         return done
-    with session(config, hashes, accelerator, output) as run:
+    with preemption(config) as stop:
         model = fresh_model(config, train, accelerator)
         objective = classification(config, len(train.classes))
         trainer = build_trainer(config, model, objective, train, accelerator, output)
@@ -78,13 +82,14 @@ def finetune(
             accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}: {describe(figures)}")
             return {"val_top1": figures["top1"]["value"]}
 
-        state = run(trainer, on_epoch_end)
-        weights = trainer.result()
-        if is_sharded(model) or config.training.frozen_bf16:
-            model = fresh_model(config, train, accelerator)
-        load_strictly(model.trained_state(), weights)
-        predictions, figures = evaluate(accelerator, model, loader, val.classes)
-        if state.best is not None:
-            figures["selected"] = state.best | {"by": config.training.metric_for_best_model}
-        write_run(output, model, state, predictions, figures, config, accelerator)
+        with session(config, hashes, accelerator, output, stop) as run:
+            state = run(trainer, on_epoch_end)
+            weights = trainer.result()
+            if is_sharded(model) or config.training.frozen_bf16:
+                model = fresh_model(config, train, accelerator)
+            load_strictly(model.trained_state(), weights)
+            predictions, figures = evaluate(accelerator, model, loader, val.classes)
+            if state.best is not None:
+                figures["selected"] = state.best | {"by": config.training.metric_for_best_model}
+            write_run(output, model, state, predictions, figures, config, accelerator)
     return figures

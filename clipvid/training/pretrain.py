@@ -15,40 +15,42 @@ from clipvid.data.manifest import ClassInfo, Manifest, check_splits, load_manife
 from clipvid.data.splits import eval_loader, load_split
 from clipvid.evaluation.summary import describe, evaluate
 from clipvid.evaluation.weight_space import zero_shot_model
-from clipvid.runs.config_files import claim_output
+from clipvid.runs.config_files import check_output
 from clipvid.training.build import build_trainer
 from clipvid.training.config import PretrainConfig
 from clipvid.training.pretext_tasks import resolve_terms
 from clipvid.training.self_supervised import Student, WithoutLabels
-from clipvid.training.session import fresh_model, input_hashes, session, taken_up, write_run
+from clipvid.training.session import fresh_model, input_hashes, preemption, session, taken_up, write_run
 
 UNLABELLED = (ClassInfo(0, "unlabelled"),)
 
 
 def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """Train, and write the model folder; returns the figures of metrics.json: zero-shot on `val`, and `before` those of
-    the plain CLIP. A finished run in `output_dir` is left as it is, an interrupted one goes on."""
+    """Train adapters without labels, write the model folder, and return the figures of metrics.json.
+
+    The figures are zero-shot on `val`, and `before` holds those of the plain CLIP. A finished run in `output_dir` is
+    left as it is, an interrupted one is resumed.
+
+    Raises:
+        InputError: FSDP is on, or the metric for the best model is not measured.
+        FileExistsError: `output_dir` holds a run with another config or other inputs.
+    """
     if accelerator.is_fsdp2:
-        raise InputError("training without labels knows no FSDP (teacher and student share their blocks); use DDP")
+        raise InputError("training without labels does not work with FSDP: teacher and student share blocks; use DDP")
     output = Path(config.output_dir)
+    check_output(output, config)
     with accelerator.main_process_first():
         train, val = unlabelled(config), load_split(config.data, "val")
     check_metric(config, val)
-    if accelerator.is_main_process:
-        claim_output(output, config)
-    accelerator.wait_for_everyone()
     hashes = input_hashes(config, train, val)
     done = taken_up(output, hashes, accelerator)
     if done is not None:
         return done
-    with session(config, hashes, accelerator, output) as run:
+    with preemption(config) as stop:
         terms = resolve_terms(config.objectives)
         model = fresh_model(config, val, accelerator)
         student = Student(model, terms).to(accelerator.device)
-        objective = WithoutLabels(config.seed, tuple(terms))
-        augment = replace(config.data.augment, label_map_flip=None)  # there are no names to exchange
-        unnamed = replace(config, data=replace(config.data, augment=augment))
-        trainer = build_trainer(unnamed, student, objective, train, accelerator, output)
+        trainer = build_trainer(config, student, WithoutLabels(config.seed, tuple(terms)), train, accelerator, output)
         loader = eval_loader(config.data, model, val, accelerator, config.training.per_device_eval_batch_size)
 
         def on_epoch_end(epoch: int) -> dict[str, Any]:
@@ -61,15 +63,16 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
             accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}, zero-shot: {describe(figures)}")
             return {f"val_{name}": figures[name]["value"] for name in ("top1", "object") if name in figures}
 
-        state = run(trainer, on_epoch_end)
-        weights = trainer.result()
-        if config.training.frozen_bf16:
-            model = fresh_model(config, val, accelerator)
-            student = Student(model, terms).to(accelerator.device)
-        load_strictly(student.trained_state(), weights)
-        predictions, figures = evaluate(accelerator, model, loader, val.classes)
-        figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
-        write_run(output, model, state, predictions, figures, config, accelerator)
+        with session(config, hashes, accelerator, output, stop) as run:
+            state = run(trainer, on_epoch_end)
+            weights = trainer.result()
+            if config.training.frozen_bf16:
+                model = fresh_model(config, val, accelerator)
+                student = Student(model, terms).to(accelerator.device)
+            load_strictly(student.trained_state(), weights)
+            predictions, figures = evaluate(accelerator, model, loader, val.classes)
+            figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
+            write_run(output, model, state, predictions, figures, config, accelerator)
     return figures
 
 

@@ -21,11 +21,11 @@ from clipvid.hub.card import write_card
 from clipvid.hub.folder import read_record, read_weights, weights_hash
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.runs.config_files import config_record
+from clipvid.runs.config_files import claim_output, config_record
 from clipvid.runs.preemption import Preemption
 from clipvid.runs.record import recorded, recorded_inputs
 from clipvid.training.build import build_finetune_model
-from clipvid.training.config import VideoRunConfig
+from clipvid.training.config import RunConfig, VideoRunConfig
 from clipvid.training.state import TrainState
 from clipvid.training.trainer import EpochEnd, Trainer
 
@@ -71,14 +71,32 @@ def taken_up(output: Path, hashes: dict[str, str], accelerator: Accelerator) -> 
     return done[1]
 
 
+def preemption(config: RunConfig) -> Preemption:
+    """Return the listener to signals that end a run early."""
+    return Preemption(timedelta(seconds=config.training.ddp_timeout))
+
+
 @contextmanager
 def session(
-    config: VideoRunConfig, hashes: dict[str, str], accelerator: Accelerator, output: Path
+    config: RunConfig, hashes: dict[str, str], accelerator: Accelerator, output: Path, stop: Preemption
 ) -> Iterator[Callable[[Trainer, EpochEnd], TrainState]]:
-    """One start of a run, on record in `output`/run.json and open to signals that ask it to end; yields what runs its
-    trainer."""
-    patience = timedelta(seconds=config.training.ddp_timeout)
-    with Preemption(patience) as stop, recorded(output, accelerator, config_record(config), hashes) as record:
+    """Record the config and this session of a run, and yield the function that runs its trainer.
+
+    Enter it with the model, the data and the objective built: a run that cannot start then leaves no files.
+
+    Args:
+        hashes: see `input_hashes`.
+        output: folder of the run. The config is recorded in `config.output_dir`, which differs for a fold.
+        stop: the active listener to signals.
+
+    Raises:
+        FileExistsError: `config.output_dir` holds a run with another config.
+        RunError: another run uses `output`.
+    """
+    if accelerator.is_main_process:
+        claim_output(Path(config.output_dir), config)
+    accelerator.wait_for_everyone()
+    with recorded(output, accelerator, config_record(config), hashes) as record:
 
         def run(trainer: Trainer, on_epoch_end: EpochEnd) -> TrainState:
             start_trackers(accelerator)
