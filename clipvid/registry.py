@@ -16,13 +16,24 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from clipvid import InputError, RunError
 
-Choice: TypeAlias = str | dict[str, Any]
+if TYPE_CHECKING:
+    OptionValue: TypeAlias = Any
+else:
+
+    class OptionValue:
+        """Type of the options in a `Choice`, for the parser: any value, taken as it is written.
+
+        Under `Any` jsonargparse would read a quoted number as a number. `build_config` checks the values.
+        """
+
+
+Choice: TypeAlias = str | dict[str, OptionValue]
 FINITE = sys.float_info.max
 PLUGINS = "CLIPVID_PLUGINS"  # environment variable: modules and files to import, for child processes
 

@@ -82,6 +82,51 @@ def test_wrong_option_of_a_run_is_refused_by_the_parser(argument, message):
         parse_config(FinetuneConfig, [argument], "test")
 
 
+QUOTED = [
+    ("adapter", "{name: ila, hidden: '64'}", "hidden='64'"),
+    ("adapter", "[{name: ila, hidden: '64'}]", "hidden='64'"),
+    ("adapter", "{name: ila, drop_path: '0.1'}", "drop_path='0.1'"),
+    ("pooling", "{name: mit, layers: '2'}", "layers='2'"),
+    ("head", "{name: text, prompt_layers: '1'}", "prompt_layers='1'"),
+    ("tune", "[{name: partial, blocks: '4'}]", "blocks='4'"),
+    ("tune", "[adapters, {name: lora, rank: '8'}]", "rank='8'"),
+]
+
+
+@pytest.mark.parametrize("place", ["file", "inline", "option"])
+@pytest.mark.parametrize(("kind", "choice", "named"), QUOTED)
+def test_quoted_number_is_refused_by_its_option(tmp_path, kind, choice, named, place):
+    (tmp_path / "run.yaml").write_text(f"model:\n  {kind}: {choice}\n")
+    args = {
+        "file": ["--config", str(tmp_path / "run.yaml")],
+        "inline": ["--config", f"{{model: {{{kind}: {choice}}}}}"],
+        "option": [f"--model.{kind}={choice}"],
+    }
+    with pytest.raises(InputError, match=rf"{named}: expected a valid (integer|number)"):
+        parse_config(FinetuneConfig, args[place], "test")
+    plain = [arg.replace("'", "") for arg in args[place]]
+    (tmp_path / "run.yaml").write_text((tmp_path / "run.yaml").read_text().replace("'", ""))
+    parse_config(FinetuneConfig, plain, "test")
+
+
+@pytest.mark.parametrize("words", [["--model.adapter.hidden", "32"], ["--model.adapter.hidden=32"]])
+@pytest.mark.parametrize("before", [["--model.adapter=ila"], ["--model.adapter={name: ila, hidden: 16}"], ["--config"]])
+def test_option_of_a_choice_on_the_command_line_is_read_as_yaml(tmp_path, words, before):
+    (tmp_path / "run.yaml").write_text("model: {adapter: {name: ila, hidden: 16, drop_path: 1e-1}}\n")
+    before = ["--config", str(tmp_path / "run.yaml")] if before == ["--config"] else before
+    before = ["--model.adapter={name: ila}"] if before == ["--model.adapter=ila"] else before
+    more = ["--model.adapter.drop_path=1e-1", "--model.adapter.norm", "group"]
+    adapter = parse_config(FinetuneConfig, [*before, *words, *more], "test").model.adapter
+    assert adapter == {"name": "ila", "hidden": 32, "drop_path": 0.1, "norm": "group"}
+    with pytest.raises(InputError, match="hidden='32': expected a valid integer"):
+        parse_config(FinetuneConfig, [*before, "--model.adapter.hidden='32'"], "test")
+
+
+def test_texts_of_other_options_stay_texts_on_the_command_line():
+    flip = ["--data.augment.label_map_flip={left: right}", "--data.augment.label_map_flip.up=4"]
+    assert parse_config(FinetuneConfig, flip, "test").data.augment.label_map_flip == {"left": "right", "up": "4"}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -11,12 +11,21 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import Namespace, auto_cli, capture_parser
+from jsonargparse import Namespace, auto_cli, capture_parser, get_loader
+from jsonargparse.typing import register_type
 
 from clipvid import InputError
 from clipvid.files import write_bytes, write_text
+from clipvid.registry import OptionValue
 
 ConfigT = TypeVar("ConfigT")
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+register_type(OptionValue, _unchanged, _unchanged, type_check=lambda value, kind: True)
 
 # A run may be continued with other values of these: no result depends on them (the content of lists is hashed).
 FREE = {
@@ -41,22 +50,51 @@ SPLIT = {"training.gradient_accumulation_steps", "training.per_device_train_batc
 def parse_config(
     config_class: type[ConfigT], args: list[str] | None, prog: str, as_positional: bool = False
 ) -> ConfigT:
-    """A config from `--config file.yaml` and the command line, later ones winning; unknown keys, values of the wrong
-    type and `null` where a value is needed end the program with exit code 2.
+    """Return the config that files of `--config` and the command line describe, later ones winning.
 
-    as_positional: fields without a default are given by place, not by name.
+    Unknown keys, values of the wrong type, and `null` where a value is needed end the program with exit code 2.
+
+    Args:
+        as_positional: fields without a default are given by place, not by name.
     """
     parser = capture_parser(lambda: auto_cli(config_class, args=[], prog=prog, as_positional=as_positional))
     words = sys.argv[1:] if args is None else args
+    words = _renamed(_located(words), getattr(config_class, "RENAMED", {}))
     try:
-        found = parser.parse_args(_renamed(_located(words), getattr(config_class, "RENAMED", {})))
+        found = parser.parse_args(words)
     except RecursionError:
         parser.error("the config is nested too deeply, or in itself")
     unfit = _unfit(config_class, found)
     if unfit:
         parser.error(f"no value that the option can have: {', '.join(unfit)}; leave an option out for its default")
+    _load_inline(config_class, found, words)
     values = parser.instantiate(found)
     return config_class(**{item.name: values[item.name] for item in dataclasses.fields(config_class)})  # type: ignore
+
+
+def _load_inline(config_class: Any, values: Namespace, words: list[str]) -> None:
+    """Read options of a choice on the command line as YAML: the 32 of `--model.adapter.hidden 32` is a number.
+
+    The parser leaves the values of a `Choice` as they are. That suits YAML, where quotes make a text of a number.
+    """
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, inline = word.partition("=")
+        text, path = inline if equals else following, option.removeprefix("--").split(".")
+        hint: Any = config_class
+        owner: Any = values
+        while len(path) > 1 and isinstance(owner, Namespace | dict):
+            if dataclasses.is_dataclass(hint):
+                hint = get_type_hints(hint).get(path[0])
+                nested = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+                hint = nested[0] if nested else hint
+            owner, path = owner.get(path[0]), path[1:]
+        if isinstance(owner, dict) and _has_options(hint) and owner.get(path[0]) == text:
+            owner[path[0]] = get_loader("yaml")(text)
+
+
+def _has_options(hint: Any) -> bool:
+    """Return whether a type has a `Choice` in it."""
+    return hint is OptionValue or any(_has_options(part) for part in get_args(hint))
 
 
 def config_path(name: str | Path) -> Path:
