@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,22 @@ def test_texts_of_other_options_stay_texts_on_the_command_line():
 def test_option_that_does_not_fit_the_tower_is_refused(fields, message):
     with pytest.raises(InputError, match=message):
         build_model(ModelConfig(**{"adapter": "none"} | fields))
+
+
+def test_parts_are_resolved_once_and_are_no_option():
+    first, second = (ModelConfig(adapter={"name": "ila", "hidden": 16}) for _ in range(2))
+    assert first.parts is second.parts
+    assert ModelConfig(adapter={"name": "ila", "hidden": 32}).parts.adapters["ila"].hidden == 32
+    assert vars(first).keys() == {item.name for item in dataclasses.fields(ModelConfig)}
+    assert pickle.loads(pickle.dumps(first)) == first
+    with pytest.raises(InputError, match="hidden=True"):
+        ModelConfig(adapter={"name": "ila", "hidden": True})
+
+
+def test_parts_follow_a_replaced_entry(monkeypatch):
+    config = ModelConfig(adapter="shift")
+    monkeypatch.setitem(ADAPTERS, "shift", ADAPTERS["gta"])
+    assert type(config.parts.adapters["shift"]) is ADAPTERS["gta"].Config
 
 
 # Entries of other packages

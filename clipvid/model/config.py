@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 from clipvid import InputError
-from clipvid.adapters import AdapterConfig, AdapterSpec, resolve_adapters
+from clipvid.adapters import ADAPTERS, AdapterConfig, AdapterSpec, resolve_adapters
 from clipvid.model.heads import HEADS
 from clipvid.model.pooling import POOLING
-from clipvid.model.tuning import Tuning, resolve_tuning
+from clipvid.model.tuning import TUNING, Tuning, resolve_tuning
 from clipvid.registry import Choice, Chosen
 
 
@@ -58,10 +61,23 @@ class ModelConfig:
 
     @property
     def parts(self) -> ModelParts:
-        """Typed options. They are not stored, since jsonargparse takes every attribute for an option."""
-        return ModelParts(
-            resolve_adapters(self.adapter),
-            POOLING.resolve(self.pooling),
-            HEADS.resolve(self.head),
-            resolve_tuning(self.tune),
-        )
+        """Typed options, resolved once. They are not stored: jsonargparse would take an attribute for an option."""
+        choices: list[Any] = [self.adapter, self.pooling, self.head, self.tune]
+        try:
+            key = json.dumps(choices)
+        except (TypeError, ValueError):  # not JSON: an error that names the option, or one that needs no cache
+            return _resolve(*choices)
+        return _resolve_once(key, tuple(entry for registry in _REGISTRIES for entry in registry.values()))
+
+
+_REGISTRIES = (ADAPTERS, POOLING, HEADS, TUNING)
+
+
+def _resolve(adapter: AdapterSpec, pooling: Choice, head: Choice, tune: list[Choice]) -> ModelParts:
+    return ModelParts(resolve_adapters(adapter), POOLING.resolve(pooling), HEADS.resolve(head), resolve_tuning(tune))
+
+
+@lru_cache(maxsize=256)
+def _resolve_once(choices: str, entries: tuple[Any, ...]) -> ModelParts:
+    """Return the parts of JSON choices. `entries` is part of the key, since a class may replace one of its name."""
+    return _resolve(*json.loads(choices))
