@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -12,11 +13,12 @@ from types import FrameType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import yaml
 
 import clipvid
 from clipvid.commands import run
 from clipvid.data.synthetic.world import WorldConfig, build_world
-from clipvid.runs.config_files import parse_config
+from clipvid.runs.config_files import config_record, parse_config
 from clipvid.training.config import FinetuneConfig, PretrainClipConfig, PretrainConfig, RunConfig
 
 CONFIGS: dict[str, type[RunConfig]] = {
@@ -284,3 +286,40 @@ def test_folds_claim_the_folder_before_the_first_is_written(words, tmp_path, mon
         run("finetune", words("finetune", *FOLDS))
     assert seen == [("fold_0000", False)]
     assert (tmp_path / "run/run.yaml").is_file()
+
+
+# A finished run with more epochs
+
+
+@pytest.mark.parametrize(
+    ("verb", "more", "parts"),
+    [
+        ("finetune", [], [""]),
+        ("finetune", FOLDS, ["fold_0000", "fold_0001"]),
+        ("pretrain", [], [""]),
+        ("pretrain-clip", [], [""]),
+    ],
+)
+def test_finished_run_continues_with_more_epochs(words, capsys, tmp_path, verb, more, parts) -> None:
+    run(verb, words(verb, *more))
+    earlier = [(tmp_path / "run" / part / "history.json").read_text() for part in parts]
+    capsys.readouterr()
+    run(verb, words(verb, *more, "--training.epochs=2"))
+    assert capsys.readouterr().out.count("finished after 1 epochs and continues to 2, with a longer") == 1
+    for part, text in zip(parts, earlier, strict=True):
+        history = json.loads((tmp_path / "run" / part / "history.json").read_text())
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        assert losses[:-1] == [entry["loss"] for entry in json.loads(text) if "loss" in entry]
+        assert [entry["epoch"] for entry in history if "loss" in entry] == [0, 1]
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["config"]["training"]["epochs"] == 2
+    capsys.readouterr()
+    assert "(training.epochs differ)" in refusal(capsys, verb, words(verb, *more))
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_unfinished_run_keeps_its_epochs(words, capsys, tmp_path, verb) -> None:
+    (tmp_path / "run").mkdir()
+    record = config_record(parse_config(CONFIGS[verb], words(verb), "test"))
+    (tmp_path / "run/run.yaml").write_text(yaml.safe_dump(record))
+    assert "(training.epochs differ)" in refusal(capsys, verb, words(verb, "--training.epochs=2"))

@@ -215,6 +215,8 @@ def config_record(config: Any) -> dict[str, Any]:
 def check_output(folder: Path, config: Any) -> Any:
     """Return the config of the run in `folder` as it is recorded there, None if there is no run.
 
+    A finished run may be continued with more `training.epochs`.
+
     Raises:
         FileExistsError: the run has another config; names the options that differ.
         InputError: the recorded config cannot be read.
@@ -226,7 +228,10 @@ def check_output(folder: Path, config: Any) -> Any:
         recorded = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}, the config of the run in {folder}, cannot be read: {error}") from error
-    free = FREE if (folder / "metrics.json").is_file() else FREE | SPLIT
+    finished = (folder / "metrics.json").is_file()
+    free = FREE if finished else FREE | SPLIT
+    if finished and more_epochs(recorded, config) is not None:
+        free = free | {"training.epochs"}
     differing = sorted(set(differences(recorded, config)) - free)
     if differing:
         raise FileExistsError(
@@ -246,6 +251,14 @@ def claim_output(folder: Path, config: Any) -> None:
     if check_output(folder, config) == wanted:
         return
     write_text(path, yaml.safe_dump(wanted, sort_keys=False))
+
+
+def more_epochs(recorded: Any, config: Any) -> int | None:
+    """Return the recorded number of epochs if `config` has more, None otherwise."""
+    training = recorded.get("training") if isinstance(recorded, dict) else None
+    epochs = training.get("epochs") if isinstance(training, dict) else None
+    own = getattr(getattr(config, "training", None), "epochs", 0)
+    return epochs if isinstance(epochs, int) and epochs < own else None
 
 
 def differences(found: Any, config: Any) -> list[str]:

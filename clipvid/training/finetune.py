@@ -63,7 +63,7 @@ def finetune(
         FileExistsError: `output` holds a run on other inputs, or `config.output_dir` one with another config.
     """
     hashes = input_hashes(config, train, val)
-    done = taken_up(output, hashes, accelerator)
+    done = taken_up(config, output, hashes, accelerator)
     if done is not None:
         return done
     with preemption(config) as stop:

@@ -43,7 +43,7 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
         train, val = unlabelled(config), load_split(config.data, "val")
     check_metric(config, val)
     hashes = input_hashes(config, train, val)
-    done = taken_up(output, hashes, accelerator)
+    done = taken_up(config, output, hashes, accelerator)
     if done is not None:
         return done
     with preemption(config) as stop:

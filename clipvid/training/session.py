@@ -21,7 +21,7 @@ from clipvid.hub.card import write_card
 from clipvid.hub.folder import read_record, read_weights, weights_hash
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.runs.config_files import claim_output, config_record
+from clipvid.runs.config_files import check_output, claim_output, config_record, more_epochs
 from clipvid.runs.preemption import Preemption
 from clipvid.runs.record import recorded, recorded_inputs
 from clipvid.training.build import build_finetune_model
@@ -45,11 +45,15 @@ def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict
     return hashes
 
 
-def taken_up(output: Path, hashes: dict[str, str], accelerator: Accelerator) -> dict[str, Any] | None:
-    """The figures of a run of these inputs that is finished in `output`, None where there is something left to do.
+def taken_up(
+    config: RunConfig, output: Path, hashes: dict[str, str], accelerator: Accelerator
+) -> dict[str, Any] | None:
+    """Return the figures of a run that is finished in `output`, None if there is something left to do.
+
+    A finished run with fewer epochs than `config` has is continued.
 
     Raises:
-        FileExistsError: a list of videos, the templates or the weights to start from are not those that
+        FileExistsError: a list of videos, the templates or the weights to start from differ from those that
             `output`/run.json names.
     """
     known = recorded_inputs(output)
@@ -60,7 +64,7 @@ def taken_up(output: Path, hashes: dict[str, str], accelerator: Accelerator) -> 
             "another output_dir, or remove this one"
         )
     done = finished(output)
-    if done is None:
+    if done is None or more_epochs(done[1].get("config"), config) is not None:
         return None
     try:
         read_weights(output, read_record(output))
@@ -94,6 +98,12 @@ def session(
         RunError: another run uses `output`.
     """
     if accelerator.is_main_process:
+        before, epochs = more_epochs(check_output(Path(config.output_dir), config), config), config.training.epochs
+        if before is not None:
+            accelerator.print(
+                f"{config.output_dir} was finished after {before} epochs and continues to {epochs}, with a longer "
+                "learning-rate schedule over all of them"
+            )
         claim_output(Path(config.output_dir), config)
     accelerator.wait_for_everyone()
     with recorded(output, accelerator, config_record(config), hashes) as record:
