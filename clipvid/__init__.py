@@ -1,5 +1,7 @@
 """clipvid: CLIP image models made into video models.
 
+`clipvid.finetune` trains a model on labelled video, and `clipvid.evaluate` measures one.
+
 Importing the package registers its models with the Auto classes of transformers.
 """
 
@@ -9,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what __getattr__ returns, for type checkers and editors
     from clipvid import convert as convert
     from clipvid.adapters import ADAPTERS as ADAPTERS
+    from clipvid.experiments.python_api import Run as Run
+    from clipvid.experiments.python_api import evaluate as evaluate
+    from clipvid.experiments.python_api import finetune as finetune
     from clipvid.hub import from_pretrained as from_pretrained
     from clipvid.hub import push_to_hub as push_to_hub
     from clipvid.inference.auto_classes import ClipVidConfig as ClipVidConfig
@@ -30,9 +35,12 @@ _HOMES = {
     "ClipVidVideoProcessor": "clipvid.inference.auto_classes",
     "ModelConfig": "clipvid.model",
     "Predictor": "clipvid.inference.predictor",
+    "Run": "clipvid.experiments.python_api",
     "VideoCLIP": "clipvid.model",
     "VideoCLIPOutput": "clipvid.model",
     "create_model": "clipvid.model.factory",
+    "evaluate": "clipvid.experiments.python_api",
+    "finetune": "clipvid.experiments.python_api",
     "from_pretrained": "clipvid.hub",
     "push_to_hub": "clipvid.hub",
 }

@@ -21,13 +21,6 @@ def main(args: list[str] | None = None) -> None:
         return
     config = parse_config(EvaluateConfig, args, "clipvid evaluate")
 
-    from accelerate import Accelerator
+    from clipvid.experiments.python_api import run_evaluation
 
-    from clipvid.evaluation.summary import describe
-    from clipvid.experiments.run import evaluate_protocol
-
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    metrics = evaluate_protocol(config, accelerator)
-    for name, figures in metrics["groups"].items():
-        accelerator.print(f"{name}: {describe(figures)}" if len(metrics["groups"]) > 1 else describe(figures))
-    accelerator.print(f"-> {config.output_dir}/report.html, metrics.json, predictions.parquet")
+    run_evaluation(config)

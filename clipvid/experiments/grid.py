@@ -45,7 +45,7 @@ class Grid:
 
         Raises:
             InputError: two trials with one name or folder, or `jobs` under `accelerate launch`.
-            FileExistsError: the folder of a trial holds a run with another config.
+            OtherRunError: the folder of a trial holds a run with another config.
         """
         self.trials, self.config = list(trials), config
         self.results: dict[str, dict[str, Any]] = {}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import warnings
+from argparse import ArgumentError
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import Namespace, auto_cli, capture_parser, get_loader
+from jsonargparse import ArgumentParser, Namespace, auto_cli, capture_parser, get_loader
 from jsonargparse.typing import register_type
 
 from clipvid import InputError
@@ -47,19 +50,86 @@ FREE = {
 SPLIT = {"training.gradient_accumulation_steps", "training.per_device_train_batch_size"}
 
 
+class OtherRunError(InputError, FileExistsError):
+    """An output folder that holds a run with another config or other inputs."""
+
+
 def parse_config(
     config_class: type[ConfigT], args: list[str] | None, prog: str, as_positional: bool = False
 ) -> ConfigT:
-    """Return the config that files of `--config` and the command line describe, later ones winning.
+    """Return a config from `--config file.yaml` and the command line; later options win.
 
-    Unknown keys, values of the wrong type, and `null` where a value is needed end the program with exit code 2.
+    Unknown keys, values of the wrong type and `null` where a value is needed end the program with exit code 2.
 
     Args:
-        as_positional: fields without a default are given by place, not by name.
+        config_class: dataclass of the config.
+        args: words of the command line; None for those of this process.
+        prog: name of the command in messages.
+        as_positional: take fields without a default by position, not by name.
     """
-    parser = capture_parser(lambda: auto_cli(config_class, args=[], prog=prog, as_positional=as_positional))
-    words = sys.argv[1:] if args is None else args
-    words = _renamed(_located(words), getattr(config_class, "RENAMED", {}))
+    parser = _build_parser(config_class, prog, as_positional)
+    return _parse(parser, config_class, sys.argv[1:] if args is None else args)
+
+
+def read_config(config_class: type[ConfigT], source: ConfigT | Mapping[str, Any] | str | os.PathLike[str]) -> ConfigT:
+    """Return a config from a Python value, checked as strictly as `parse_config` does.
+
+    Args:
+        config_class: dataclass of the config.
+        source: an instance of `config_class`, a nested mapping with the keys of a YAML file, or the path of such a
+            file. A path may name a config of the package, such as `configs/demo.yaml`.
+
+    Raises:
+        InputError: another kind of value, a file that does not exist, or options that are unknown or do not fit.
+    """
+    if isinstance(source, config_class):
+        return source
+    parser = _build_parser(config_class, "config", False)
+    parser.exit_on_error = False
+    try:
+        return _parse(parser, config_class, ["--config", _config_text(config_class, source)])
+    except ArgumentError as error:
+        raise InputError(f"config: {error}") from error
+
+
+def _config_text(config_class: type, source: object) -> str:
+    """Return what `--config` takes: JSON for a mapping, or the path of an existing file."""
+    if isinstance(source, Mapping):
+        try:
+            return json.dumps(source, default=_plain)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"config is a mapping that YAML cannot express: {error}") from error
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"config is a {type(source).__name__}; expected a {config_class.__name__}, a mapping, or the path of a "
+            "YAML file"
+        )
+    path = config_path(os.fspath(source))
+    if not path.is_file():
+        raise InputError(f"config={os.fspath(source)!r}: no such file; `clipvid configs` lists those of the package")
+    return str(path)
+
+
+def _plain(value: object) -> object:
+    """Return a value inside a config mapping as a type that JSON has."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def _build_parser(config_class: type, prog: str, as_positional: bool) -> ArgumentParser:
+    parser: ArgumentParser = capture_parser(
+        lambda: auto_cli(config_class, args=[], prog=prog, as_positional=as_positional)
+    )
+    return parser
+
+
+def _parse(parser: ArgumentParser, config_class: type[ConfigT], args: list[str]) -> ConfigT:
+    words = _renamed(_located(args), getattr(config_class, "RENAMED", {}))
     try:
         found = parser.parse_args(words)
     except RecursionError:
@@ -218,7 +288,7 @@ def check_output(folder: Path, config: Any) -> Any:
     A finished run may be continued with more `training.epochs`.
 
     Raises:
-        FileExistsError: the run has another config; names the options that differ.
+        OtherRunError: the run has another config; names the options that differ.
         InputError: the recorded config cannot be read.
     """
     path = folder / "run.yaml"
@@ -234,7 +304,7 @@ def check_output(folder: Path, config: Any) -> Any:
         free = free | {"training.epochs"}
     differing = sorted(set(differences(recorded, config)) - free)
     if differing:
-        raise FileExistsError(
+        raise OtherRunError(
             f"{folder} holds a run with another config ({', '.join(differing[:6])} differ). "
             "Choose another output_dir, or delete this one to start over."
         )
@@ -245,7 +315,7 @@ def claim_output(folder: Path, config: Any) -> None:
     """Make `folder` the output folder of a run, or of its continuation, and record the config there.
 
     Raises:
-        FileExistsError: it holds a run with another config; names the options that differ.
+        OtherRunError: it holds a run with another config; names the options that differ.
     """
     path, wanted = folder / "run.yaml", config_record(config)
     if check_output(folder, config) == wanted:

@@ -21,7 +21,7 @@ from clipvid.hub.card import write_card
 from clipvid.hub.folder import read_record, read_weights, weights_hash
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.runs.config_files import check_output, claim_output, config_record, more_epochs
+from clipvid.runs.config_files import OtherRunError, check_output, claim_output, config_record, more_epochs
 from clipvid.runs.preemption import Preemption
 from clipvid.runs.record import recorded, recorded_inputs
 from clipvid.training.build import build_finetune_model
@@ -53,13 +53,13 @@ def taken_up(
     A finished run with fewer epochs than `config` has is continued.
 
     Raises:
-        FileExistsError: a list of videos, the templates or the weights to start from differ from those that
+        OtherRunError: a list of videos, the templates or the weights to start from differ from those that
             `output`/run.json names.
     """
     known = recorded_inputs(output)
     changed = [name for name, value in hashes.items() if known.get(name, value) != value]
     if changed:
-        raise FileExistsError(
+        raise OtherRunError(
             f"{output} holds a run on another {' and another '.join(changed)} (the content has changed since); choose "
             "another output_dir, or remove this one"
         )

@@ -1,0 +1,177 @@
+"""`clipvid.finetune` and `clipvid.evaluate`: what the verbs of these names do, called from Python."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
+
+from clipvid import InputError, RunError
+from clipvid.data.manifest import check_splits
+from clipvid.data.splits import load_split
+from clipvid.evaluation.summary import describe
+from clipvid.experiments.config import EvaluateConfig
+from clipvid.experiments.cross_validation import finetune_protocol
+from clipvid.experiments.protocols import BaseToNovel, Holdout, build_protocol
+from clipvid.experiments.run import evaluate_protocol
+from clipvid.hub.loading import from_pretrained, load_model
+from clipvid.model.video_clip import VideoCLIP
+from clipvid.runs.config_files import check_output, read_config
+from clipvid.training.build import build_accelerator
+from clipvid.training.config import FinetuneConfig
+from clipvid.training.finetune import check_hub, push_run
+from clipvid.training.session import end_trackers
+
+ConfigSource: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Result of a finished run.
+
+    Attributes:
+        model: the model in evaluation mode; None where the protocol trains several.
+        figures: content of `metrics.json`.
+        folder: output folder with all files of the run.
+    """
+
+    model: VideoCLIP | None
+    figures: dict[str, Any]
+    folder: Path
+
+
+def finetune(config: FinetuneConfig | ConfigSource) -> Run:
+    """Fine-tune on labelled video, as `clipvid finetune` does.
+
+    An interrupted run in `output_dir` is resumed, and a finished one is loaded.
+
+    Args:
+        config: a `FinetuneConfig`, a nested mapping with the keys of a YAML config, or the path of a YAML file.
+
+    Returns:
+        The run. Its model is None under `data.protocol: leave_one_group_out`, which trains a model for each group.
+
+    Raises:
+        InputError: a config or a list of videos that cannot be used, or a folder with another run.
+        RunError: the folder is in use, or the push to the Hub failed.
+        OSError: a file is missing or cannot be read.
+    """
+    config = read_config(FinetuneConfig, config)
+    run_finetuning(config)
+    folder = Path(config.output_dir)
+    is_single = isinstance(build_protocol(config.data.protocol), Holdout)
+    return Run(from_pretrained(folder) if is_single else None, _read_figures(folder), folder)
+
+
+def evaluate(
+    subject: EvaluateConfig | ConfigSource | VideoCLIP, config: EvaluateConfig | ConfigSource | None = None
+) -> Run:
+    """Measure a model on labelled video, as `clipvid evaluate` does.
+
+    Args:
+        subject: an `EvaluateConfig`, a nested mapping with the keys of a YAML config, the path of a YAML file, or a
+            model in memory. The model is saved to `output_dir`/model, and replaces `model` of the config.
+        config: the config if `subject` is a model. None for the defaults.
+
+    Returns:
+        The run. Its model is the measured one without `alpha` and `descriptions`; None if the protocol measures
+        several.
+
+    Raises:
+        InputError: a config, a model or a list of videos that cannot be used, or a folder with another run.
+        RunError: the folder is in use.
+        OSError: a file is missing or cannot be read.
+    """
+    if not isinstance(subject, VideoCLIP):
+        if config is not None:
+            raise InputError(
+                f"two arguments, and the first is a {type(subject).__name__}; expected a VideoCLIP, or the config alone"
+            )
+        return _evaluate(read_config(EvaluateConfig, subject))
+    parsed = read_config(EvaluateConfig, {} if config is None else config)
+    if parsed.recipe is not None:
+        raise InputError("recipe trains a model, and a model was given: leave one of them out")
+    parsed = replace(parsed, model=str(Path(parsed.output_dir) / "model"))
+    check_output(Path(parsed.output_dir), parsed)
+    accelerator = _evaluation_accelerator(parsed)
+    if accelerator.is_main_process:
+        subject.save_pretrained(parsed.model)
+    accelerator.wait_for_everyone()
+    return _evaluate(parsed)
+
+
+def _evaluate(config: EvaluateConfig) -> Run:
+    run_evaluation(config)
+    folder = Path(config.output_dir)
+    return Run(_measured_model(config), _read_figures(folder), folder)
+
+
+def _measured_model(config: EvaluateConfig) -> VideoCLIP | None:
+    """Load the only model of a finished evaluation; return None if it measured several."""
+    protocol = build_protocol(config.protocol or config.data.protocol)
+    if config.recipe is not None:
+        return from_pretrained(Path(config.output_dir) / "model") if isinstance(protocol, Holdout) else None
+    if isinstance(protocol, BaseToNovel):
+        return None
+    names = load_split(config.data, "val").class_names
+    return load_model(config.model, config.pretrained, config.num_frames, names, config.templates)
+
+
+def run_finetuning(config: FinetuneConfig) -> None:
+    """Fine-tune under `data.protocol`, write the output folder, print the figures, and push where the config says so.
+
+    Raises:
+        As `finetune`.
+    """
+    _check_precision(config.training.mixed_precision, "training.mixed_precision")
+    accelerator = build_accelerator(config.training, config.output_dir)
+    output = Path(config.output_dir)
+    check_output(output, config)
+    if config.hub.push_to_hub:
+        check_hub(config)
+    with accelerator.main_process_first():
+        train, val = load_split(config.data, "train"), load_split(config.data, "val")
+    check_splits(train, val)
+    figures = finetune_protocol(config, train, val, accelerator, output)
+    accelerator.print(f"{describe(figures)} -> {output}/metrics.json")
+    end_trackers(accelerator)
+    if config.hub.push_to_hub and accelerator.is_main_process:
+        print(push_run(config, output))
+
+
+def run_evaluation(config: EvaluateConfig) -> None:
+    """Measure under the protocol, write the output folder, and print the figures.
+
+    Raises:
+        As `evaluate`.
+    """
+    accelerator = _evaluation_accelerator(config)
+    metrics = evaluate_protocol(config, accelerator)
+    for name, figures in metrics["groups"].items():
+        accelerator.print(f"{name}: {describe(figures)}" if len(metrics["groups"]) > 1 else describe(figures))
+    accelerator.print(f"-> {config.output_dir}/report.html, metrics.json, predictions.parquet")
+
+
+def _evaluation_accelerator(config: EvaluateConfig) -> Accelerator:
+    _check_precision(config.mixed_precision, "mixed_precision")
+    return Accelerator(mixed_precision=config.mixed_precision)
+
+
+def _check_precision(wanted: str, option: str) -> None:
+    """Raise RunError if this process has an Accelerator of another precision, since all of a process share one."""
+    if is_initialized() and AcceleratorState().mixed_precision != wanted:
+        raise RunError(
+            f"{option}={wanted}, but an earlier run of this process has {AcceleratorState().mixed_precision}; "
+            "Accelerate allows one precision per process. Use the same one, or a new process"
+        )
+
+
+def _read_figures(folder: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return figures
