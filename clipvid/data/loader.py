@@ -103,12 +103,11 @@ class VideoDataset(Dataset[VideoItem]):
             generator = keyed_generator(self.seed, epoch, index, *([draw] if draw else []))
             shown = int(torch.randint(len(self), (), generator=generator)) if draw else index
             try:
-                clip = self._read_clips(shown, generator)[0]
+                (clip,), label = self._read_clips(shown, generator)
             except VideoError as error:
                 failures.append(self._failure(shown, error))
                 continue
             frames = apply_keyed(self.transforms[0], clip, generator)
-            label = self.manifest.samples[shown].label
             mirrored = self.mirror[label] if self.mirror is not None else None
             if mirrored is not None and torch.rand((), generator=generator) < 0.5:
                 frames, label = frames.flip(-1), mirrored
@@ -128,14 +127,15 @@ class VideoDataset(Dataset[VideoItem]):
     def _evaluation_item(self, index: int) -> VideoItem:
         failures: list[Failure] = []
         try:
-            clips = self._read_clips(index, None)
+            clips, label = self._read_clips(index, None)
         except VideoError as error:
             failures.append(self._failure(index, error))
+            label = self.manifest.samples[index].label
             clips = [torch.zeros(self.sampling.num_frames, 3, 32, 32, dtype=torch.uint8)] * self.clips
         views = [transform(clip) for clip in clips for transform in self.transforms]
         return {
             "frames": torch.stack(views),
-            "label": self.manifest.samples[index].label,
+            "label": label,
             "index": index,
             "readable": not failures,
             "failures": failures,
@@ -144,23 +144,40 @@ class VideoDataset(Dataset[VideoItem]):
     def _failure(self, index: int, error: VideoError) -> Failure:
         return Failure(self.manifest.samples[index].path, error.reason or str(error))
 
-    def _read_clips(self, index: int, generator: torch.Generator | None) -> list[Tensor]:
-        """Clips of video `index`, each uint8 [T, 3, H, W]."""
+    def _read_clips(self, index: int, generator: torch.Generator | None) -> tuple[list[Tensor], int]:
+        """Return clips of video `index`, each uint8 [T, 3, H, W], and its label.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
         sample = self.manifest.samples[index]
+        if sample.item is not None:
+            frames, label = sample.item()
+            needed, row = self._draw_frames(range(len(frames)), index, generator)
+            return [frames[needed[rows]] for rows in row], label
         try:
             source = self.manifest.video(index)
         except (OSError, ValueError, RuntimeError) as error:
             raise VideoError(sample.path, f"it cannot be fetched ({error})") from None
         with open_video(source, self.backend) as video:
             part = video.frames_between(sample.start, sample.end)
-            drawn = [
-                self.sampling.indices(len(part), generator=generator, clip=clip, num_clips=self.clips)
-                for clip in range(self.clips)
-            ]
-            wanted = part.start + torch.stack([self._ordered(frames, index, i) for i, frames in enumerate(drawn)])
-            needed, row = wanted.unique(return_inverse=True)
+            needed, row = self._draw_frames(part, index, generator)
             frames = video.read(needed).permute(0, 3, 1, 2)
-        return [frames[rows] for rows in row]
+        return [frames[rows] for rows in row], sample.label
+
+    def _draw_frames(self, part: range, index: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return the frames of `part` that the clips of video `index` need, and the place of each frame among them.
+
+        Returns:
+            Sorted frame numbers int64 [U] without repeats, and places int64 [clips, T] in them.
+        """
+        drawn = [
+            self.sampling.indices(len(part), generator=generator, clip=clip, num_clips=self.clips)
+            for clip in range(self.clips)
+        ]
+        wanted = part.start + torch.stack([self._ordered(frames, index, i) for i, frames in enumerate(drawn)])
+        needed, row = wanted.unique(return_inverse=True)
+        return needed, row
 
     def _ordered(self, indices: Tensor, index: int, clip: int) -> Tensor:
         if self.frame_order == "reversed":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 
 from clipvid import InputError, RunError
-from clipvid.data.manifest import check_splits
+from clipvid.data.manifest import Manifest, check_splits
+from clipvid.data.map_dataset import MapDataset, dataset_manifest
 from clipvid.data.splits import load_split
 from clipvid.evaluation.summary import describe
 from clipvid.experiments.config import EvaluateConfig
@@ -46,24 +47,37 @@ class Run:
     folder: Path
 
 
-def finetune(config: FinetuneConfig | ConfigSource) -> Run:
+def finetune(
+    config: FinetuneConfig | ConfigSource,
+    train: MapDataset | None = None,
+    val: MapDataset | None = None,
+    classes: Sequence[str] | None = None,
+) -> Run:
     """Fine-tune on labelled video, as `clipvid finetune` does.
 
     An interrupted run in `output_dir` is resumed, and a finished one is loaded.
 
+    Datasets take the place of the lists of videos in the config. An item is `{"frames": uint8 [N, 3, H, W],
+    "label": int}`. Its N frames, any number, are treated as the frames of a video: `data.sampling`, `data.augment` and
+    `data.resize` apply. The content of a Dataset cannot be hashed. A resumed run refuses another length or other
+    classes only, so keep the items the same, or choose another `output_dir`.
+
     Args:
         config: a `FinetuneConfig`, a nested mapping with the keys of a YAML config, or the path of a YAML file.
+        train: map-style Dataset to train on. None for `data.train`.
+        val: map-style Dataset to evaluate on. None for `data.val`.
+        classes: class names of the Datasets in the order of the labels.
 
     Returns:
         The run. Its model is None under `data.protocol: leave_one_group_out`, which trains a model for each group.
 
     Raises:
-        InputError: a config or a list of videos that cannot be used, or a folder with another run.
+        InputError: a config, list of videos or Dataset that cannot be used, or a folder with another run.
         RunError: the folder is in use, or the push to the Hub failed.
         OSError: a file is missing or cannot be read.
     """
     config = read_config(FinetuneConfig, config)
-    run_finetuning(config)
+    run_finetuning(config, _dataset_manifests(config, train, val, classes))
     folder = Path(config.output_dir)
     is_single = isinstance(build_protocol(config.data.protocol), Holdout)
     return Run(from_pretrained(folder) if is_single else None, _read_figures(folder), folder)
@@ -91,7 +105,8 @@ def evaluate(
     if not isinstance(subject, VideoCLIP):
         if config is not None:
             raise InputError(
-                f"two arguments, and the first is a {type(subject).__name__}; expected a VideoCLIP, or the config alone"
+                f"two arguments, and the first is of type {type(subject).__name__}; expected a VideoCLIP before a "
+                "config, or the config alone"
             )
         return _evaluate(read_config(EvaluateConfig, subject))
     parsed = read_config(EvaluateConfig, {} if config is None else config)
@@ -123,8 +138,30 @@ def _measured_model(config: EvaluateConfig) -> VideoCLIP | None:
     return load_model(config.model, config.pretrained, config.num_frames, names, config.templates)
 
 
-def run_finetuning(config: FinetuneConfig) -> None:
+def _dataset_manifests(
+    config: FinetuneConfig, train: MapDataset | None, val: MapDataset | None, classes: Sequence[str] | None
+) -> tuple[Manifest, Manifest] | None:
+    """Return the manifests of two Datasets; None if there are none."""
+    if train is None and val is None and classes is None:
+        return None
+    if train is None or val is None or classes is None:
+        missing = [name for name, value in {"train": train, "val": val, "classes": classes}.items() if value is None]
+        raise InputError(f"{' and '.join(missing)} not given; Datasets need train, val and classes together")
+    if train is val:
+        raise InputError(
+            "train and val are the same Dataset; a model is evaluated on videos that it was not trained on"
+        )
+    if config.data.protocol != "holdout":
+        raise InputError(f"data.protocol={config.data.protocol}: Datasets have no groups; expected holdout")
+    return dataset_manifest(train, "train", classes), dataset_manifest(val, "val", classes)
+
+
+def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] | None = None) -> None:
     """Fine-tune under `data.protocol`, write the output folder, print the figures, and push where the config says so.
+
+    Args:
+        config: the config.
+        manifests: videos to train and to evaluate on. None for those of the config.
 
     Raises:
         As `finetune`.
@@ -136,7 +173,7 @@ def run_finetuning(config: FinetuneConfig) -> None:
     if config.hub.push_to_hub:
         check_hub(config)
     with accelerator.main_process_first():
-        train, val = load_split(config.data, "train"), load_split(config.data, "val")
+        train, val = manifests or (load_split(config.data, "train"), load_split(config.data, "val"))
     check_splits(train, val)
     figures = finetune_protocol(config, train, val, accelerator, output)
     accelerator.print(f"{describe(figures)} -> {output}/metrics.json")

@@ -101,8 +101,8 @@ def _config_text(config_class: type, source: object) -> str:
             raise InputError(f"config is a mapping that YAML cannot express: {error}") from error
     if not isinstance(source, str | os.PathLike):
         raise InputError(
-            f"config is a {type(source).__name__}; expected a {config_class.__name__}, a mapping, or the path of a "
-            "YAML file"
+            f"config is of type {type(source).__name__}; expected a {config_class.__name__}, a mapping, or the path of "
+            "a YAML file"
         )
     path = config_path(os.fspath(source))
     if not path.is_file():

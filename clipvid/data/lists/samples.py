@@ -10,10 +10,13 @@ from typing import Any, overload
 
 import fsspec
 import pyarrow as pa
+from torch import Tensor
 
 from clipvid import InputError
 
 Media = Callable[[], str | bytes]
+Item = Callable[[], tuple[Tensor, int]]
+UNREAD = -1
 
 
 class ManifestError(InputError):
@@ -24,10 +27,16 @@ class ManifestError(InputError):
 class Sample:
     """One labelled video.
 
-    path: relative to the root, with forward slashes; a folder of frames, too. For videos inside of other files, a
-        name. label: class id. group: what is held out together (person, source).
-    start, end: the part of the video that counts, in seconds; None for its own ends.
-    media: finds a video that is not a file below the root: its path, or its bytes.
+    Attributes:
+        path: relative to the root, with forward slashes; also of a folder of frames. A name for videos inside of other
+            files and for items of a Dataset.
+        label: class id; `UNREAD` for items of a Dataset, whose label comes with their frames.
+        group: what is held out together (person, source).
+        start: start of the part to use, in seconds; None for the start of the video.
+        end: end of the part to use, in seconds; None for the end of the video.
+        caption: text that describes the video.
+        media: returns path or bytes of a video that is not a file below the root.
+        item: returns frames and label of an item of a Dataset.
     """
 
     path: str
@@ -37,6 +46,7 @@ class Sample:
     end: float | None = None
     caption: str | None = None
     media: Media | None = field(default=None, compare=False)
+    item: Item | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
