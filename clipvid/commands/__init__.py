@@ -25,6 +25,7 @@ VERBS = {
     "prepare": "turn a download of a public data set into manifests",
     "check-videos": "read every video of a list or folder, and say which cannot be",
     "benchmark": "what adapters reach and cost, and reading videos",
+    "completion": "print a script that completes verbs and options in the shell",
     "configs": "list the configs of the package, or copy them",
     "demo": "the whole way on a synthetic world, with a report",
 }

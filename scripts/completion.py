@@ -1,0 +1,6 @@
+"""python scripts/completion.py bash"""
+
+from clipvid.commands import run
+
+if __name__ == "__main__":
+    run("completion")
