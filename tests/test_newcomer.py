@@ -47,6 +47,32 @@ def test_package_and_configs_come_from_the_wheel(installed, tmp_path):
     assert "output_dir: outputs/demo/ila" in found.stdout, found.stderr
 
 
+PROGRAM = """
+import clipvid
+world = {"objects": ["ball", "box"], "motions": ["horizontal"], "num_frames": 4, "image_size": 32}
+run = clipvid.finetune({
+    "output_dir": "run",
+    "model": {"adapter": {"name": "ila", "hidden": 16}, "num_frames": 2},
+    "data": {
+        "root": "world",
+        "world": world | {"train_per_class": 2, "val_per_class": 1, "test_per_class": 1},
+        "num_workers": 0,
+    },
+    "training": {"epochs": 1, "per_device_train_batch_size": 8, "report_to": "none"},
+})
+assert 0 <= run.figures["top1"]["value"] <= 1
+assert (run.folder / "model.safetensors").is_file()
+print(*run.model.labels, sep="\\n")
+"""
+
+
+def test_finetune_from_python_uses_the_wheel(installed, tmp_path):
+    done = run(installed, tmp_path / "empty", "-c", PROGRAM)
+    assert done.returncode == 0, done.stdout + done.stderr
+    labels = [f"{name} moving {way}" for name in ("ball", "box") for way in ("left", "right")]
+    assert done.stdout.splitlines()[-4:] == labels
+
+
 @pytest.mark.slow
 def test_demo_runs_from_the_wheel_to_its_report(installed, tmp_path):
     words = [
