@@ -23,19 +23,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from clipvid.data.decoding.frames import is_image
-from clipvid.data.lists.samples import ManifestError
+from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
 from clipvid.data.lists.tables import Batches, read_table
 from clipvid.data.lists.text import check_list, parse_json
 from clipvid.registry import Choice, Registry
-
-VIDEO_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "ts", "m2ts", "flv"),
-        *("wmv", "gif", "3gp", "ogv", "vob", "h264", "264", "hevc", "265"),
-    )
-)
-
 
 MAX_SHARDS = 100_000
 _MAX_TOLD = 1 << 20  # bytes of a label, a caption or a header of a shard

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipvid.data.lists.classes import NO_MULTI_LABEL, is_several
 from clipvid.data.lists.delimited import Header, check_columns, find_header, read_rows
-from clipvid.data.lists.samples import ManifestError
-from clipvid.data.lists.text import MAX_LINE, check_list, parse_json, read_lines
+from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
+from clipvid.data.lists.text import MAX_LINE, check_list, clipped, parse_json, read_lines
 from clipvid.files import replacing, write_text
 
 TEXT_COLUMNS = ("path", "label", "group", "caption")
@@ -36,6 +37,7 @@ _SYNONYMS = {
     **dict.fromkeys(("class", "class_name", "classname", "category", "label_name", "target"), "label"),
 }
 _FRAME_LIST = re.compile(r"(\S+)\s+\d+\s+(\d+)")
+_VIDEO_PATH = re.compile(rf".*(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))})(?=\s)", re.IGNORECASE)
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -98,10 +100,13 @@ def _first_line(file: Path) -> str:
 
 
 def _read_list(file: Path, names: Collection[str]) -> Batches:
-    """Lines `path label`, `path frames label` (folders of frames), or `path` alone in a folder named as its class."""
+    """Yield lines `path label`, `path frames label`, or `path` alone in a folder named as its class.
+
+    Only folders of frames have a number of frames. After the name of a video file, two numbers are two labels.
+    """
     lines = [(n, line.strip()) for n, line in enumerate(read_lines(file, "list of videos"), 1) if line.strip()]
     framed = [_FRAME_LIST.fullmatch(line) for _, line in lines]
-    if lines and all(framed):
+    if lines and all(framed) and not any(_VIDEO_PATH.match(line) for _, line in lines):
         rows = [(match[1], match[2]) for match in framed if match]
     else:
         rows = [_split(line, names, f"{file}:{n}") for n, line in lines]
@@ -109,6 +114,19 @@ def _read_list(file: Path, names: Collection[str]) -> Batches:
 
 
 def _split(text: str, names: Collection[str], where: str) -> tuple[str, str]:
+    """Return path and label of a line.
+
+    Raises:
+        ManifestError: the line has no label, or several.
+    """
+    video = _VIDEO_PATH.match(text)
+    if video is not None:
+        label = text[video.end() :].strip()
+        if label not in names and is_several(label, names):
+            raise ManifestError(
+                f"{where}: {clipped(label)} after {clipped(video[0])} is several labels; {NO_MULTI_LABEL}"
+            )
+        return video[0], label
     words = [match.start() for match in re.finditer(r"\s+\S", text)]
     for start in words[:-1]:
         if text[start:].strip() in names:
