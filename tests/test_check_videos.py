@@ -41,9 +41,9 @@ ENTRIES = [
 
 
 def write_list(file: Path) -> None:
-    rows = [{"path": path, "label": label, "note": "kept"} for path, label in ENTRIES]
+    rows = [{"path": path, "label": label, "caption": "kept"} for path, label in ENTRIES]
     if file.suffix == ".csv":
-        file.write_text("path,label,note\n" + "".join(f"{path},{label},kept\n" for path, label in ENTRIES))
+        file.write_text("path,label,caption\n" + "".join(f"{path},{label},kept\n" for path, label in ENTRIES))
     elif file.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), file)
     elif file.suffix == ".json":
@@ -72,7 +72,7 @@ def test_a_list_is_checked_and_mended(suffix: str, root: Path, tmp_path: Path, c
     fixed = file.with_name(f"list.fixed{suffix}")
     assert [sample.path for sample in load_manifest(root, fixed.name, "classes.txt").samples] == list(GOOD)
     if suffix == ".parquet":
-        assert "note" in pq.read_schema(fixed).names
+        assert "caption" in pq.read_schema(fixed).names
     with pytest.raises(SystemExit) as end:
         check_videos.main([str(fixed), *options])
     assert end.value.code == 0

@@ -28,7 +28,7 @@ def listed(labels: list, separator: str = " ") -> str:
 
 
 def table(labels: list, groups: list[str] | None = None) -> str:
-    head = "group,label,note,path\n" if groups else "path,label\n"
+    head = "group,label,caption,path\n" if groups else "path,label\n"
     rows = zip(groups or PEOPLE, labels, VIDEOS, strict=True)
     return head + "".join(f"{g},{n},,{v}\n" if groups else f"{v},{n}\n" for g, n, v in rows)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,7 +34,7 @@ __all__ = [
     "load_manifest",
 ]
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def load_manifest(
     *,
     allow_outside_root: bool = False,
     check_files: bool = True,
+    split: Literal["train", "val"] | None = None,
 ) -> Manifest:
     r"""Read labelled videos from a source and check every one of its lines.
 
@@ -104,7 +106,7 @@ def load_manifest(
     Args:
         root: folder that the paths in the list start from, and `source` and `classes` unless absolute.
         source: a file with lines `path label`, or with columns `path`, `label` and perhaps `start`, `end` (seconds),
-            `caption`, `group` in CSV, JSON, JSON lines or Parquet; a folder of folders named as the classes;
+            `caption`, `group`, `split` in CSV, JSON, JSON lines or Parquet; a folder of folders named as the classes;
             `name-{000..009}.tar` of WebDataset; or `{name: datasets, ...}`. See `clipvid.data.lists.sources`.
             A label is a class id or a class name.
         classes: a class list, see `classes.read_classes`, or the classes themselves. None: the labels
@@ -113,12 +115,18 @@ def load_manifest(
             of the column. Weizmann by person: `[^/]+/([a-z]+)_`.
         allow_outside_root: accept absolute paths and `..` that lead out of `root`.
         check_files: look that every video exists.
+        split: rows to take from a list with a column `split`: those with `train`, or those with `val`, `validation`
+            or `test`. None for all.
 
-    Raises ManifestError, with file and line, for lines, labels, groups or classes that make no sense, videos that
-    are missing or listed twice, and paths outside of the root; FileNotFoundError where a list itself is missing.
+    Raises:
+        ManifestError: with file and line, for lines, labels, groups or classes that make no sense, unknown columns,
+            videos that are missing or listed twice, and paths outside of the root.
+        FileNotFoundError: a list itself is missing.
     """
     root = Path(root)
     found = resolve_source(source, root)
+    if isinstance(found, ListSource) and found.split is None:
+        found = replace(found, split=split)
     pattern = compile_pattern(group_pattern)
     if classes is None:
         known = ClassList(_classes_in(found, root))
@@ -141,7 +149,8 @@ def checked_rows(
     allow_outside_root: bool = False,
 ) -> Rows:
     """The rows of a source, checked as `load_manifest` says, but for the files; large lists come from the cache."""
-    checks = Checks(root, source.title, classes, pattern, allow_outside_root)
+    split = source.split if isinstance(source, ListSource) else None
+    checks = Checks(root, source.title, classes, pattern, allow_outside_root, split)
     batches = checked(source.batches(root, classes.ids), checks)
     file = root / source.file if isinstance(source, ListSource) else None
     if file is None or not file.is_file() or file.stat().st_size < LARGE_BYTES:
@@ -159,7 +168,7 @@ def _cache_file(file: Path, checks: Checks) -> Path:
     key = [
         *(_CACHE_FORMAT, str(file.absolute()), stat.st_size, stat.st_mtime_ns),
         *(str(checks.root.absolute()), checks.allow_outside_root, checks.pattern and checks.pattern.pattern),
-        *(classes.first, [info.name for info in classes.classes]),
+        *(checks.split, classes.first, [info.name for info in classes.classes]),
     ]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     cache = Path(os.environ.get("CLIPVID_CACHE", Path.home() / ".cache" / "clipvid"))

@@ -42,7 +42,9 @@ def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
     if classes is None and split != "train":
         with contextlib.suppress(FileNotFoundError):  # evaluation alone needs no training set
             outside = config.allow_outside_root
-            train = load_manifest(config.root, config.train, None, allow_outside_root=outside, check_files=False)
+            train = load_manifest(
+                config.root, config.train, None, allow_outside_root=outside, check_files=False, split="train"
+            )
             classes = train.classes
     return load_manifest(
         config.root,
@@ -51,6 +53,7 @@ def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
         config.group_pattern,
         allow_outside_root=config.allow_outside_root,
         check_files=config.check_files,
+        split=split,
     )
 
 

@@ -27,6 +27,7 @@ class Checks:
     classes: ClassList
     pattern: re.Pattern[str] | None
     allow_outside_root: bool
+    split: str | None = None
 
     def batch(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """The batch as those of `COLUMNS` that its source gives."""

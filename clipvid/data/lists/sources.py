@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -44,16 +44,20 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ListSource:
-    """A list in a file: lines `path label`, CSV, JSON, JSON lines, Parquet. file: taken from the root."""
+    """A list in a file: lines `path label`, CSV, JSON, JSON lines or Parquet.
+
+    file: taken from the root. split: `train` or `val`, the rows to take if the list has a column `split`.
+    """
 
     file: str
+    split: Literal["train", "val"] | None = None
 
     @property
     def title(self) -> str:
         return self.file
 
     def batches(self, root: Path, names: Collection[str]) -> Batches:
-        return read_table(root / self.file, names)
+        return read_table(root / self.file, names, self.split)
 
 
 @dataclass(frozen=True)

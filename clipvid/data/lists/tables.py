@@ -20,13 +20,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipvid.data.lists.classes import NO_MULTI_LABEL, is_several
-from clipvid.data.lists.delimited import Header, check_columns, find_header, read_rows
+from clipvid.data.lists.delimited import Header, canonical, check_columns, find_header, read_rows
 from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
 from clipvid.data.lists.text import MAX_LINE, check_list, clipped, parse_json, read_lines
 from clipvid.files import replacing, write_text
 
-TEXT_COLUMNS = ("path", "label", "group", "caption")
+TEXT_COLUMNS = ("path", "label", "group", "caption", "split")
 NUMBER_COLUMNS = ("start", "end")
+COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS)
+# Values of a `split` column, in lower case, and the split of a config that takes their rows.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "test", "testing"), "val"),
+}
 # Files from this size on are kept in the cache once they are checked.
 LARGE_BYTES = 16 << 20
 WHAT = "list of videos"
@@ -35,6 +41,7 @@ _ROWS = 50_000  # per batch
 _SYNONYMS = {
     **dict.fromkeys(("video", "video_name", "video_path", "file", "filename", "file_name", "filepath"), "path"),
     **dict.fromkeys(("class", "class_name", "classname", "category", "label_name", "target"), "label"),
+    "subset": "split",
 }
 _FRAME_LIST = re.compile(r"(\S+)\s+\d+\s+(\d+)")
 _VIDEO_PATH = re.compile(rf".*(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))})(?=\s)", re.IGNORECASE)
@@ -42,15 +49,18 @@ _VIDEO_PATH = re.compile(rf".*(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)
 Batches = Iterator[pa.RecordBatch]
 
 
-def read_table(file: Path, names: Collection[str]) -> Batches:
-    """Batches of any of the kinds of list, told apart by suffix and first line.
+def read_table(file: Path, names: Collection[str], split: str | None = None) -> Batches:
+    """Yield the batches of a list; its kind follows from the suffix and the first line.
 
     Args:
         file: the list.
-        names: the names of classes, which may have several words, at the end of lines `path label`; where there are
-            none yet, a name is the last word.
+        names: the names of classes, which may have several words, at the end of lines `path label`. If empty, a name
+            is all text after the name of a video file, otherwise the last word.
+        split: `train` or `val`: rows to keep if the list has a column `split`; None for all rows.
 
-    Raises ManifestError, with file and line, for what is no such list; FileNotFoundError.
+    Raises:
+        ManifestError: with file and line, if the list is of no such kind.
+        FileNotFoundError: there is no such file.
     """
     check_list(file, WHAT)
     if file.suffix in _READERS:
@@ -59,12 +69,38 @@ def read_table(file: Path, names: Collection[str]) -> Batches:
         batches = _read_csv(file, header)
     else:
         batches = _read_list(file, names)
-    empty = True
+    empty, values = True, set[str]()
     for batch in batches:
+        if "split" in batch.schema.names:
+            values |= set(pc.unique(batch["split"]).to_pylist())
+            batch = _of_split(batch, split, file)
         empty = empty and not len(batch)
         yield batch
+    if empty and values:
+        raise ManifestError(f"{file}: its column `split` has {sorted(values)}, so that no row is for data.{split}")
     if empty:
         raise ManifestError(f"{file}: no video is listed; expected lines `path label`, or CSV with path,label")
+
+
+def _of_split(batch: pa.RecordBatch, split: str | None, file: Path) -> pa.RecordBatch:
+    """Return the rows of a split, without the column.
+
+    Raises:
+        ManifestError: with file and line, for a value that names no split.
+    """
+    wanted = []
+    for value in pc.unique(batch["split"]).to_pylist():
+        name = None if value is None else SPLITS.get(value.strip().lower())
+        if name is None:
+            line = batch["line"][batch["split"].to_pylist().index(value)]
+            raise ManifestError(
+                f"{file}:{line}: split {clipped(value or '')}; expected train, or val, validation or test. Correct it, "
+                "or drop the column"
+            )
+        if split in (None, name):
+            wanted.append(value)
+    rows = batch.filter(pc.is_in(batch["split"], pa.array(wanted, pa.string())))
+    return rows.select([name for name in rows.schema.names if name != "split"])
 
 
 def write_without(file: Path, dropped: Collection[int], target: Path) -> None:
@@ -140,7 +176,7 @@ def _split(text: str, names: Collection[str], where: str) -> tuple[str, str]:
 
 
 def _read_csv(file: Path, header: Header) -> Batches:
-    check_columns(f"{file}:1", header.names, header.columns, (), header.delimiter)
+    check_columns(f"{file}:1", header.names, header.columns, COLUMNS, header.delimiter)
     rows = read_rows(file, header, WHAT)
     while part := list(itertools.islice(rows, _ROWS)):
         table = [dict(zip(header.columns, values, strict=True)) for _, values in part]
@@ -158,7 +194,18 @@ def _read_json(file: Path) -> Batches:
         lines = list(range(1, len(content) + 1))
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise ManifestError(f"{file}: expected a list of objects with path and label")
-    yield _batch(content, lines, str(file))
+    yield _batch(list(_renamed(content, lines, file)), lines, str(file))
+
+
+def _renamed(rows: list[dict[str, Any]], lines: list[int], file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON list with our names of the columns; refuse unknown columns."""
+    layouts: dict[tuple[str, ...], list[str]] = {}
+    for row, line in zip(rows, lines, strict=True):
+        names = tuple(row)
+        if names not in layouts:
+            layouts[names] = [canonical(name, _SYNONYMS) for name in names]
+            check_columns(f"{file}:{line}", names, layouts[names], COLUMNS)
+        yield dict(zip(layouts[names], row.values(), strict=True))
 
 
 def _read_parquet(file: Path) -> Batches:
@@ -167,12 +214,13 @@ def _read_parquet(file: Path) -> Batches:
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{file}: not a Parquet file ({error}); write it again") from None
     present = source.schema_arrow.names
-    kept = [name for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS) if name in present]
-    if not set(_NEEDED) <= set(kept):
+    columns_of = [canonical(name, _SYNONYMS) for name in present]
+    check_columns(str(file), present, columns_of, COLUMNS)
+    if not set(_NEEDED) <= set(columns_of):
         raise ManifestError(f"{file}: its columns are {present}; expected path and label among them")
     line = 1
-    for batch in source.iter_batches(columns=kept):
-        columns = {name: _as_text(batch[name]) for name in kept}
+    for batch in source.iter_batches():
+        columns = {ours: _as_text(batch[name]) for ours, name in zip(columns_of, present, strict=True)}
         yield _typed(columns, pa.array(np.arange(line, line + len(batch))), str(file))
         line += len(batch)
 
@@ -186,7 +234,7 @@ _READERS: dict[str, Callable[[Path], Batches]] = {
 
 def _batch(rows: list[dict[str, Any]], lines: list[int], file: str = "") -> pa.RecordBatch:
     """Rows of a file as columns; numbers may be numbers or text."""
-    names = [name for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS) if name in _NEEDED or any(name in row for row in rows)]
+    names = [name for name in COLUMNS if name in _NEEDED or any(name in row for row in rows)]
     columns = {
         name: pa.array([None if row.get(name) is None else str(row[name]) for row in rows], pa.string())
         for name in names
