@@ -6,10 +6,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from test_loader import grey_video
 
 from clipvid.data.lists.classes import read_classes
 from clipvid.data.lists.sources import find_videos
 from clipvid.data.manifest import ManifestError, load_manifest
+from clipvid.data.scan import check_all
 
 
 @pytest.fixture
@@ -98,6 +100,44 @@ def test_names_that_are_not_utf8_are_skipped(name: bytes, root: Path):
         pytest.skip("this file system takes UTF-8 names only")
     with pytest.warns(UserWarning, match="1 entries are skipped"):
         assert len(load_manifest(root, "t", None)) == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "chain"])
+@pytest.mark.parametrize("source", ["l.txt", "videos"])
+def test_links_out_of_the_root_are_refused_unless_allowed(kind: str, source: str, root: Path, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "a.mp4").write_bytes(b"video")
+    (root / "videos" / "left").mkdir(parents=True)
+    if kind == "folder":
+        (root / "videos/left/b").symlink_to(outside)
+    elif kind == "file":
+        (root / "videos/left/a.mp4").symlink_to(outside / "a.mp4")
+    else:
+        (root / "elsewhere").symlink_to(outside)
+        (root / "videos/left/a.mp4").symlink_to("../../elsewhere/a.mp4")
+    path = "videos/left/b/a.mp4" if kind == "folder" else "videos/left/a.mp4"
+    (root / "l.txt").write_text(f"{path} left\n")
+    with pytest.raises(ManifestError, match=rf"{source}:1: .*link out of .*allow_outside_root"):
+        load_manifest(root, source, "classes.txt")
+    assert len(load_manifest(root, source, "classes.txt", allow_outside_root=True)) == 1
+
+
+def test_links_within_the_root_are_followed(root: Path):
+    (root / "a.mp4").write_bytes(b"video")
+    (root / "b.mp4").symlink_to("a.mp4")
+    (root / "l.txt").write_text("b.mp4 left\n")
+    assert len(load_manifest(root, "l.txt", "classes.txt")) == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "a\0b.mp4", "/".join(["y" * 200] * 25) + ".mp4", "loop.mp4"])
+def test_a_path_that_the_system_refuses_is_one_bad_video(name: str, root: Path):
+    grey_video(root / "good.mp4", 4)
+    (root / "loop.mp4").symlink_to("loop.mp4")
+    (root / "l.txt").write_text(f"good.mp4 left\n{name} right\n")
+    manifest = load_manifest(root, "l.txt", "classes.txt")
+    reasons = dict(check_all(manifest, 1, num_workers=1))
+    assert reasons[0] is None
+    assert reasons[1]
 
 
 def shard(file: Path, *members: tuple[str, bytes]) -> None:

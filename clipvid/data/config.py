@@ -51,7 +51,8 @@ class DataConfig:
         `shards-{000..009}.tar`; or `{name: datasets, path: ...}`. See `clipvid.data.manifest.load_manifest`.
     classes: names of the classes: one per line (.txt), CSV with `id,name`, or as data sets publish them; null for the
         names that `train` gives.
-    allow_outside_root: let lists name files outside of `root`. check_files: look that every file exists.
+    allow_outside_root: let lists and links name files outside of `root`.
+    check_files: look that every file exists, and where links lead.
     world: a synthetic world to build in `root` first.
     group_pattern: regular expression whose first group, matched on a path, names the video's group (a person, ...).
     protocol: `holdout` trains on train and evaluates on val; `leave_one_group_out` pools both and holds out each

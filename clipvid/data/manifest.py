@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -16,7 +17,8 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipvid.data.lists.checks import Checks, check_files_exist, checked, compile_pattern
+from clipvid.data.lists.checks import Checks, checked, compile_pattern
+from clipvid.data.lists.checks import check_files as check_listed_files
 from clipvid.data.lists.classes import ClassList, read_classes
 from clipvid.data.lists.samples import ClassInfo, ManifestError, Rows, Sample
 from clipvid.data.lists.sources import DatasetsSource, ListSource, Source, resolve_source
@@ -63,9 +65,19 @@ class Manifest:
         return digest.hexdigest()
 
     def video(self, index: int) -> str | bytes | Path:
-        """The path or the bytes of the video of sample `index`. Raises OSError where they cannot be had."""
+        """Return the path or the bytes of the video of sample `index`.
+
+        Raises:
+            OSError: the video cannot be fetched, or the system refuses its path.
+            ValueError: the path has a null character.
+        """
         sample = self.samples[index]
-        return self.root / sample.path if sample.media is None else sample.media()
+        if sample.media is not None:
+            return sample.media()
+        path = self.root / sample.path
+        with contextlib.suppress(FileNotFoundError):  # which the reader reports
+            path.stat()
+        return path
 
     def joined(self, other: Manifest) -> Manifest:
         """The samples of both, which must share classes and root.
@@ -113,8 +125,8 @@ def load_manifest(
             are names, and the classes are those of the source, in sorted order.
         group_pattern: regular expression, searched in each path; its first group is the sample's group, in place
             of the column. Weizmann by person: `[^/]+/([a-z]+)_`.
-        allow_outside_root: accept absolute paths and `..` that lead out of `root`.
-        check_files: look that every video exists.
+        allow_outside_root: accept absolute paths, `..` and links that lead out of `root`.
+        check_files: look that every video exists, and where links lead.
         split: rows to take from a list with a column `split`: those with `train`, or those with `val`, `validation`
             or `test`. None for all.
 
@@ -136,7 +148,7 @@ def load_manifest(
         known = ClassList(classes)
     rows = checked_rows(found, root, known, pattern, allow_outside_root=allow_outside_root)
     if check_files:
-        check_files_exist(rows, found.title, root)
+        check_listed_files(rows, found.title, root, None if allow_outside_root else root)
     return Manifest(rows, known.classes, root)
 
 

@@ -61,7 +61,7 @@ class Checks:
         return pa.array(ids, pa.int32()).take(encoded.indices)
 
     def _inside(self, rows: pa.RecordBatch) -> pa.Array:
-        """The paths from the root, normalised. Links are not followed: who makes a link means it."""
+        """Return the normalized paths from the root. Links are followed by `check_files`."""
         paths = rows["path"]
         if "file" in rows.schema.names:  # a name of ours, not a path
             return paths
@@ -120,21 +120,52 @@ def _identities(batch: pa.RecordBatch) -> np.ndarray:
     return np.fromiter(map(hash, told), np.int64, len(batch))
 
 
-def check_files_exist(rows: Rows, title: str, root: Path) -> None:
-    """Raise ManifestError where a video that should be a file below the root is not there."""
+def check_files(rows: Rows, title: str, root: Path, inside: Path | None) -> None:
+    """Refuse videos that should be files below the root and are missing, or are links out of `inside`.
+
+    A path that the system refuses (too long, a loop of links, no permission) is left to the reader of videos.
+
+    Args:
+        rows: the list.
+        title: name of the list in messages.
+        root: folder that paths start from.
+        inside: folder that files must be in when all links are resolved; None for any.
+
+    Raises:
+        ManifestError: with the lines.
+    """
     if rows.media is not None:
         return
     table = rows.table
     if "file" in table.column_names:
         table = table.filter(pc.is_null(table["file"]))
-    missing = [
-        f"{title}:{line}: no video at {root / path}"
-        for batch in table.select(["path", "line"]).to_batches()
-        for path, line in zip(batch["path"].to_pylist(), batch["line"].to_pylist(), strict=True)
-        if not os.path.exists(root / path)
-    ]
-    if missing:
-        _refuse(missing, "Correct the list, or its root; clipvid check-videos --fix writes a list without them.")
+    problems, folders = list[str](), dict[str, str]()
+    top = None if inside is None else os.path.join(os.path.realpath(inside), "")
+    for batch in table.select(["path", "line"]).to_batches():
+        for path, line in zip(batch["path"].to_pylist(), batch["line"].to_pylist(), strict=True):
+            file = os.path.join(root, path)
+            try:
+                os.stat(file)
+            except (FileNotFoundError, NotADirectoryError):
+                problems.append(f"{title}:{line}: no video at {file}")
+                continue
+            except (OSError, ValueError):
+                continue
+            real = _real_path(file, folders)
+            if top is not None and not real.startswith(top):
+                problems.append(f"{title}:{line}: {file} is a link out of {inside}, to {real}; set allow_outside_root")
+    if problems:
+        _refuse(problems, "Correct the list, or its root; clipvid check-videos --fix writes a list without them.")
+
+
+def _real_path(file: str, folders: dict[str, str]) -> str:
+    """Return the path without links; `folders` holds the folders that are resolved already."""
+    if os.path.islink(file):
+        return os.path.realpath(file)
+    folder, name = os.path.split(file)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], name)
 
 
 def _refuse(problems: list[str], advice: str) -> None:
