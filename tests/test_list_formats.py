@@ -142,3 +142,25 @@ def test_unknown_and_missing_splits_are_refused(value: str, problem: str, suffix
     write_table(tmp_path / f"l{suffix}", [{"path": "a.mp4", "label": "walk", "split": value}])
     with pytest.raises(ManifestError, match=problem):
         load_manifest(tmp_path, f"l{suffix}", None, check_files=False, split="train")
+
+
+@pytest.mark.parametrize("train", ["train.txt", "train.csv", "videos"])
+@pytest.mark.parametrize("has_classes", [False, True])
+def test_the_default_list_of_classes_may_be_missing(train: str, has_classes: bool, tmp_path: Path):
+    for name in ("walk", "run"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        (tmp_path / "videos" / name / "a.mp4").write_bytes(b"video")
+    (tmp_path / "train.txt").write_text("videos/walk/a.mp4 walk\nvideos/run/a.mp4 run\n")
+    (tmp_path / "train.csv").write_text("path,label\nvideos/walk/a.mp4,walk\nvideos/run/a.mp4,run\n")
+    (tmp_path / "val.txt").write_text("b.mp4 walk\n")
+    if has_classes:
+        (tmp_path / "classes.csv").write_text("id,name\n0,walk\n1,run\n")
+    data = DataConfig(str(tmp_path), train, "val.txt", check_files=False)
+    expected = ["walk", "run"] if has_classes else ["run", "walk"]
+    assert load_split(data, "train").class_names == load_split(data, "val").class_names == expected
+
+
+def test_another_list_of_classes_must_exist(tmp_path: Path):
+    (tmp_path / "train.txt").write_text("a.mp4 walk\n")
+    with pytest.raises(FileNotFoundError, match=r"names\.csv"):
+        load_split(DataConfig(str(tmp_path), "train.txt", classes="names.csv", check_files=False), "train")

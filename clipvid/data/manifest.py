@@ -245,7 +245,8 @@ def _classes_in(source: Source, root: Path) -> tuple[ClassInfo, ...]:
             if re.fullmatch(r"[+-]?\d+", name):
                 line = rows["line"][pc.index(rows["label"], name).as_py()]
                 raise ManifestError(
-                    f"{source.title}:{line}: label {name} is a number and has no name; give a class list (classes=)"
+                    f"{source.title}:{line}: label {name} is a number and has no name; give a class list "
+                    "(data.classes; classes= in Python)"
                 )
             names.add(name)
     return tuple(ClassInfo(i, name) for i, name in enumerate(sorted(names)))

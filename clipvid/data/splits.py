@@ -34,11 +34,16 @@ class ClipShape(Protocol):
 
 
 def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
-    """The manifest of one split; builds the synthetic world first where the config asks for one."""
+    """Return the manifest of one split; build the synthetic world first if the config has one.
+
+    The default list of classes is used if it exists. Otherwise, and for null, classes are the labels of `train`.
+    """
     if config.world is not None:
         build_world(config.world, config.root)
     source: Choice = getattr(config, split)
     classes: str | tuple[ClassInfo, ...] | None = config.classes
+    if classes is not None and classes == DataConfig.classes and not (Path(config.root) / classes).exists():
+        classes = None
     if classes is None and split != "train":
         with contextlib.suppress(FileNotFoundError):  # evaluation alone needs no training set
             outside = config.allow_outside_root
