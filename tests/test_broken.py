@@ -77,8 +77,8 @@ def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path):
 
 
 def test_past_the_limit_the_run_stops_with_the_list(manifest: Manifest, tmp_path: Path):
-    limited = BadVideos("train", NUM_VIDEOS, 2 / NUM_VIDEOS, tmp_path / "bad.jsonl")
-    with pytest.raises(TooManyBadVideos, match=r"(?s)3 of 12 videos in train.*check-videos") as caught:
+    limited = BadVideos("train", NUM_VIDEOS - 1, 0.1, tmp_path / "bad.jsonl")
+    with pytest.raises(TooManyBadVideos, match=r"(?s)3 of 11 videos in train.*check-videos") as caught:
         training_batches(manifest, 0, limited)
     assert all(name in str(caught.value) for name in ("2.mp4", "7.mp4", "9.mp4"))
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 3
@@ -145,8 +145,19 @@ def test_a_run_with_bad_videos_ends_with_honest_figures(world: Path, tmp_path: P
 
 
 def test_a_run_with_too_many_bad_videos_ends_in_the_list(world: Path, tmp_path: Path):
-    command = [sys.executable, "scripts/finetune.py", *arguments(world, tmp_path)]
+    command = [sys.executable, "scripts/finetune.py", *arguments(world, tmp_path, "--data.max_bad_fraction=0")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "1 of 16 videos in train cannot be read, more than data.max_bad_fraction allows (0.01)" in done.stderr
+    assert "1 of 16 videos in train cannot be read, more than data.max_bad_fraction allows (0)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("total", "fraction", "allowed"),
+    [(37, 0.01, 3), (12, 0.01, 3), (11, 0.01, 2), (4, 0.01, 1), (3, 0.01, 0), (1000, 0.01, 10), (37, 0.0, 0)],
+)
+def test_small_sets_may_lose_a_few_videos(total: int, fraction: float, allowed: int):
+    bad = BadVideos("train", total, fraction)
+    bad.add([Failure(f"{i}.mp4", "x") for i in range(allowed)])
+    with pytest.raises(TooManyBadVideos):
+        bad.add([Failure("one more.mp4", "x")])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from clipvid import InputError
 
 _SHOWN = 20
+_FLOOR = 3  # one video of a small set is more than the usual share
 
 
 class Failure(NamedTuple):
@@ -36,7 +37,8 @@ class BadVideos:
     Args:
         split: name of the split, for the record.
         total: videos in it.
-        max_fraction: share of them that may be unreadable, 0 to 1; None for any.
+        max_fraction: share of them that may be unreadable, 0 to 1; None for any. Unless it is 0, three videos may
+            be, or a quarter of them if that is fewer.
         file: JSON lines; None for none.
     """
 
@@ -58,8 +60,12 @@ class BadVideos:
         for path, reason in new.items():
             print(f"bad video in {self.split}: {path}: {reason}", file=sys.stderr, flush=True)
         self._write(new)
-        if self.max_fraction is not None and len(self.found) > self.max_fraction * self.total:
+        if self.max_fraction is not None and len(self.found) > self._allowed(self.max_fraction):
             raise TooManyBadVideos(self._complaint(self.max_fraction))
+
+    def _allowed(self, fraction: float) -> float:
+        """Return the number of unreadable videos at which a run continues; a fraction of 0 allows none."""
+        return max(fraction * self.total, min(_FLOOR, self.total // 4)) if fraction else 0
 
     def _write(self, new: dict[str, str]) -> None:
         if self.file is None:

@@ -50,7 +50,7 @@ class DataConfig:
     train, val: lists `path label`; manifests in CSV, JSON, JSON lines or Parquet; folders with a folder per class;
         `shards-{000..009}.tar`; or `{name: datasets, path: ...}`. See `clipvid.data.manifest.load_manifest`.
     classes: names of the classes: one per line (.txt), CSV with `id,name`, or as data sets publish them; null for the
-        names that `train` gives.
+        names that `train` gives. The default means null if there is no such file.
     allow_outside_root: let lists and links name files outside of `root`.
     check_files: look that every file exists, and where links lead.
     world: a synthetic world to build in `root` first.
@@ -61,7 +61,8 @@ class DataConfig:
     repeats: clips of each video in an epoch of training, side by side (repeated sampling).
     resize: `shortest_center` or `squash`, for evaluation. test_clips, test_crops: views per video in evaluation.
     max_bad_fraction: share of the training videos that may be unreadable before the run stops; up to it, others are
-        shown in their place. In evaluation an unreadable video counts as wrong.
+        shown in their place. Unless it is 0, three may be, or a quarter of the videos if that is fewer. In evaluation
+        an unreadable video counts as wrong.
     """
 
     root: str = "data"
