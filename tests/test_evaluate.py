@@ -318,6 +318,61 @@ def test_a_finished_evaluation_is_taken_up_and_other_weights_are_measured_anew(
         assert rows(tmp_path / "out") == found
 
 
+def test_finished_evaluation_is_extended_and_loses_no_scores(
+    world: Path, model_folder: Path, tmp_path: Path, capsys
+) -> None:
+    stages = [
+        ({"controls": "[reversed]", "zero_shot": False}, ["forward", "reversed"]),
+        ({"controls": "[bag]", "zero_shot": False, "sweep": "[0.5]"}, ["bag", "alpha=0.5"]),
+        ({"controls": "[]", "sweep": "[0.25]"}, ["zero-shot", "alpha=0.25"]),
+        ({"controls": "[]", "zero_shot": False}, []),
+        ({"controls": "[bag,reversed]", "sweep": "[0.25,0.5]"}, []),
+    ]
+    kept: dict[str, list[dict]] = {}
+    for options, measured in stages:
+        metrics = evaluate(world, model_folder, tmp_path, hardest_clips=0, **options)
+        said = capsys.readouterr().out
+        assert re.findall(r"all, (\S+): 12 videos", said) == measured
+        found = {name: rows(tmp_path, condition=name) for name in [*kept, *measured]}
+        assert all(found[name] == own for name, own in kept.items())
+        kept = found
+        assert len(rows(tmp_path)) == 12 * len(kept)
+        orders = [name for name in kept if name in CONTROLS]
+        assert sorted(metrics["controls"]) == sorted(orders) == sorted(metrics["config"]["controls"])
+        assert ("zero_shot" in metrics) == ("zero-shot" in kept)
+
+
+@pytest.mark.parametrize("change", [{"model": "other"}, {"name": "A & B"}, {"data__test_clips": 2}])
+def test_another_evaluation_in_the_same_folder_is_refused_with_a_folder_to_type(
+    world: Path, model_folder: Path, tmp_path: Path, change: dict
+) -> None:
+    options = {"controls": "[]", "zero_shot": False, "hardest_clips": 0}
+    evaluate(world, model_folder, tmp_path / "out", **options)
+    before = (tmp_path / "out/metrics.json").read_bytes()
+    model = shutil.copytree(model_folder, tmp_path / "other") if "model" in change else model_folder
+    others = {name: value for name, value in change.items() if name != "model"}
+    words = arguments(world, model, tmp_path / "out", **options | others)
+    with pytest.raises(FileExistsError, match="holds a run with another config") as refusal:
+        command.main(words)
+    assert (tmp_path / "out/metrics.json").read_bytes() == before
+    proposed = re.search(r"For example: (--output_dir \S+)$", str(refusal.value))
+    assert proposed
+    command.main([*words, *proposed[1].split()])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "repeated"),
+    [("controls", "[bag,single,bag]", "bag"), ("sweep", "[0.5,0.25,0.5]", "0.5"), ("sweep", "[0.5,0.50000001]", "0.5")],
+)
+def test_repeated_controls_and_alphas_are_refused(
+    world: Path, tmp_path: Path, capsys, option: str, value: str, repeated: str
+) -> None:
+    with pytest.raises((SystemExit, ValueError)) as refusal:
+        command.main(arguments(world, "tiny", tmp_path, **{option: value}))
+    assert f"{option}: {repeated} is given more than once" in f"{refusal.value}{capsys.readouterr().err}"
+    assert not list(tmp_path.iterdir())
+
+
 def recipe(clip_folder: Path, **model: object) -> str:
     own = {"backbone": f"local-dir:{clip_folder}", "adapter": {"name": "ila", "hidden": 16}, "num_frames": 3}
     return json.dumps(RECIPE | {"model": own | model})

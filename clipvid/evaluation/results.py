@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from clipvid.evaluation.summary import summarise, summarise_thoroughly
 from clipvid.files import replacing
 
 MOST_CLASSES = 100  # whose confusion matrix is written to metrics.json
+PREDICTIONS = "predictions.parquet"
 _UNITS = b"clipvid"
 
 
@@ -72,6 +74,17 @@ def read_predictions(path: Path) -> dict[str, ViewScores]:
         return {unit["key"]: _scores(file.read_row_group(number)) for number, unit in enumerate(units)}
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
         return {}
+
+
+def read_conditions(path: Path) -> dict[str, Predictions]:
+    """Return the predictions of each condition in a file of `write_predictions` with one group."""
+    table = pq.read_table(path, columns=["condition", "index", "label", "scores"])
+    found = {}
+    for condition in table["condition"].unique().to_pylist():
+        own = table.filter(pc.equal(table["condition"], condition)).sort_by("index")
+        columns = (own[name].to_pylist() for name in ("index", "label", "scores"))
+        found[condition] = Predictions(*map(torch.tensor, columns))
+    return found
 
 
 def _table(answers: Answers, average: Average) -> pa.Table:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from clipvid import InputError
 from clipvid.data.config import DataConfig
@@ -69,7 +70,11 @@ class EvaluateConfig:
     torch_compile: bool = False
     output_dir: str = "outputs/evaluate"
 
+    EXTENDABLE: ClassVar = frozenset({"controls", "sweep", "zero_shot"})  # a finished evaluation may be given more
+
     def __post_init__(self) -> None:
+        _check_repeated("controls", self.controls)
+        _check_repeated("sweep", [f"{alpha:g}" for alpha in self.sweep])
         outside = [alpha for alpha in (self.alpha, *self.sweep) if not 0 <= alpha <= 1]
         if outside:
             raise InputError(f"alpha or sweep: {outside} lie outside of 0 (zero-shot) to 1 (fine-tuned)")
@@ -83,6 +88,26 @@ class EvaluateConfig:
                 "recipe.training.load_best_model_at_end would choose the weights on the very videos that are asked "
                 "about; leave it off"
             )
+
+
+def _check_repeated(option: str, names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{option}: {', '.join(repeated)} is given more than once; name each value once")
+
+
+def extend_evaluation(config: EvaluateConfig, finished: Mapping[str, Any]) -> EvaluateConfig:
+    """Return the config with the controls and alphas of a finished evaluation before the new ones.
+
+    Args:
+        finished: record of the config of the finished evaluation.
+    """
+    return replace(
+        config,
+        controls=list(dict.fromkeys([*finished.get("controls", []), *config.controls])),
+        sweep=list(dict.fromkeys([*finished.get("sweep", []), *config.sweep])),
+        zero_shot=config.zero_shot or finished.get("zero_shot", False),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clipvid.evaluation.loop import Journal, ViewScores, predict_views
 from clipvid.evaluation.report import ClipStrip
 from clipvid.evaluation.report_page import best_answers, hardest, write_evaluation_report
 from clipvid.evaluation.results import (
+    PREDICTIONS,
     Answers,
     Group,
     group_figures,
@@ -34,7 +36,7 @@ from clipvid.evaluation.weight_space import (
 )
 from clipvid.experiments.config import ALL_CONTROLS as ALL_CONTROLS
 from clipvid.experiments.config import Control as Control
-from clipvid.experiments.config import EvaluateConfig
+from clipvid.experiments.config import EvaluateConfig, extend_evaluation
 from clipvid.experiments.config import Recipe as Recipe
 from clipvid.experiments.protocols import Part, build_protocol
 from clipvid.files import hash_file, write_json
@@ -58,19 +60,26 @@ def title_of(config: EvaluateConfig) -> str:
 
 
 def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """Measure, and write `metrics.json`, `predictions.parquet` and `report.html` to `config.output_dir`.
+    """Measure a model and write `metrics.json`, `predictions.parquet` and `report.html` to `config.output_dir`.
 
-    What was scored or trained before an interruption, by the same config and weights, is taken up again.
+    Scores and models of an interrupted or finished evaluation with the same config and weights are reused. The
+    controls and alphas of a finished evaluation are kept, and new ones are added.
 
-    Returns: what metrics.json holds, on all processes.
+    Returns:
+        The content of metrics.json, with the figures under `groups`, on all processes.
+
+    Raises:
+        FileExistsError: the folder holds an evaluation with another config, such as another model.
     """
     output, protocol = Path(config.output_dir), build_protocol(config.protocol or config.data.protocol)
+    earlier = _finished_config(output) if accelerator.is_main_process else {}
+    config = extend_evaluation(config, broadcast_object_list([earlier])[0])
     with accelerator.main_process_first():
         train, test = load_videos(config)
     if train is not None:
         check_splits(train, test)
     if accelerator.is_main_process:
-        claim_output(output, config)
+        _claim(output, config)
     accelerator.wait_for_everyone()
     parts = protocol.parts(train, test, config.recipe is not None)
     with recorded(output, accelerator, config_record(config), evaluation_inputs(config, train, test)):
@@ -82,12 +91,32 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
         metrics: dict[str, Any] = {"name": title_of(config), "groups": figures} | protocol.summary(parts, figures)
         metrics |= {"processes": accelerator.num_processes, "config": config_record(config)}
         if accelerator.is_main_process:
-            write_predictions(output / "predictions.parquet", answers, config.average)
+            write_predictions(output / PREDICTIONS, answers, config.average)
             run.write_report(metrics, groups)
             write_json(output / "metrics.json", metrics_record(metrics))
             Journal(output / "partial", "").clear()
         accelerator.wait_for_everyone()
     return metrics
+
+
+def _finished_config(output: Path) -> dict[str, Any]:
+    """Return the config in `output`/metrics.json. Return nothing if it is absent or damaged."""
+    try:
+        return dict(json.loads((output / "metrics.json").read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _claim(output: Path, config: EvaluateConfig) -> None:
+    """Claim the output folder, and propose another one if it holds another evaluation."""
+    try:
+        claim_output(output, config)
+    except FileExistsError as error:
+        given = (
+            [config.model, config.pretrained] if config.name is None and config.recipe is None else [title_of(config)]
+        )
+        name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, given))).strip("-.") or "model"
+        raise FileExistsError(f"{error} For example: --output_dir {output / name}") from None
 
 
 def load_videos(config: EvaluateConfig) -> tuple[Manifest | None, Manifest]:
@@ -121,7 +150,7 @@ class _Run:
 
     def __init__(self, config: EvaluateConfig, accelerator: Accelerator, output: Path) -> None:
         self.config, self.accelerator, self.output = config, accelerator, output
-        found = read_predictions(output / "predictions.parquet") if accelerator.is_main_process else {}
+        found = read_predictions(output / PREDICTIONS) if accelerator.is_main_process else {}
         found = {key: scores for key, scores in found.items() if scores.readable.all()}  # others are tried again
         self.known: dict[str, ViewScores] = broadcast_object_list([found])[0]
         self.trained_on: dict[str, list[str]] = {}

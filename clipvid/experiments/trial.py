@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from clipvid.data.splits import load_split
-from clipvid.experiments.config import EvaluateConfig
+from clipvid.experiments.config import EvaluateConfig, extend_evaluation
 from clipvid.experiments.run import evaluate_protocol, evaluation_inputs, load_videos
 from clipvid.runs.config_files import FREE, differences
 from clipvid.runs.record import recorded_inputs
@@ -79,7 +79,10 @@ class Trial:
         """
         file = self.folder / METRICS
         metrics: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-        if "config" not in metrics or set(differences(metrics["config"], self.config)) - FREE:
+        config = self.config
+        if isinstance(config, EvaluateConfig):
+            config = extend_evaluation(config, metrics.get("config", {}))
+        if "config" not in metrics or set(differences(metrics["config"], config)) - FREE:
             return None
         return metrics if inputs is None or recorded_inputs(self.folder) == inputs else None
 

@@ -302,6 +302,7 @@ def check_output(folder: Path, config: Any) -> Any:
     free = FREE if finished else FREE | SPLIT
     if finished and more_epochs(recorded, config) is not None:
         free = free | {"training.epochs"}
+    free = free | getattr(config, "EXTENDABLE", frozenset())
     differing = sorted(set(differences(recorded, config)) - free)
     if differing:
         raise OtherRunError(
