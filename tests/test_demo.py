@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -54,9 +56,11 @@ def test_the_demo_ends_in_its_report_and_a_second_call_measures_nothing_again(tm
     page = (tmp_path / "demo/report.html").read_text()
     assert all(name in page for name in ROWS)
     assert (tmp_path / "demo/clips.png").stat().st_size > 1000
-    measured = sorted(tmp_path.rglob("predictions.json"))
-    times = [path.stat().st_mtime_ns for path in measured]
-    assert len(measured) == 5
-    demo(tmp_path)
-    assert [path.stat().st_mtime_ns for path in measured] == times
+    answers = pq.read_table(tmp_path / "ila/evaluation/predictions.parquet")
+    trained = [tmp_path / name / "predictions.json" for name in ("ila", "mean_pooling")]
+    times = [path.stat().st_mtime_ns for path in trained]
+    assert set(re.findall(r"all, (\S+): 8 videos", said)) == {"forward", "reversed", "shuffled", "zero-shot"}
+    assert not re.findall(r"all, (\S+): 8 videos", demo(tmp_path))
+    assert [path.stat().st_mtime_ns for path in trained] == times
+    assert pq.read_table(tmp_path / "ila/evaluation/predictions.parquet").equals(answers)
     assert json.loads((tmp_path / "demo/metrics.json").read_text()) == metrics

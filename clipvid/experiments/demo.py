@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,19 @@ import torch
 from accelerate import Accelerator
 
 from clipvid import RunError
-from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import Manifest
-from clipvid.data.splits import eval_loader
+from clipvid.data.splits import eval_loader, load_split
 from clipvid.evaluation.loop import Predictions
 from clipvid.evaluation.report import ClipStrip, Curve, Row, save_strips, write_report
-from clipvid.evaluation.summary import evaluate
-from clipvid.experiments.config import DemoConfig
+from clipvid.evaluation.report_page import best_answers
+from clipvid.evaluation.results import PREDICTIONS, read_conditions
+from clipvid.experiments.config import DemoConfig, EvaluateConfig
+from clipvid.experiments.run import evaluate_protocol
 from clipvid.files import write_json
 from clipvid.hub.loading import load_model
 from clipvid.runs.config_files import parse_config
 from clipvid.training.config import FinetuneConfig
-from clipvid.training.session import finished, write_results
+from clipvid.training.session import finished
 
 INTRODUCTION = (
     "A small CLIP that knows objects but has never seen a video is shown clips of moving objects. Every motion has a "
@@ -36,24 +37,47 @@ INTRODUCTION = (
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One row: its name, predictions and figures."""
+def run_demo(demo: DemoConfig, accelerator: Accelerator) -> list[Row]:
+    """Fine-tune the baseline and the adapter, evaluate the adapter's model, and write the report.
 
-    name: str
-    predictions: Predictions
-    figures: dict[str, Any]
+    The evaluation measures zero-shot CLIP, reversed clips and shuffled clips too. What is finished is reused.
+
+    Returns:
+        The rows of the table.
+    """
+    started = time.monotonic()
+    output = Path(demo.output_dir)
+    adapter, baseline = (
+        parse_config(FinetuneConfig, ["--config", path], "clipvid demo") for path in (demo.adapter, demo.baseline)
+    )
+    manifest = load_split(adapter.data, "val")
+    names = {"mean_pooling": "mean pooling, fine-tuned", "ila": "ILA, fine-tuned"}
+    _finetune(names["mean_pooling"], demo.baseline)
+    _finetune(names["ila"], demo.adapter)
+    pooled = _finished(Path(baseline.output_dir))
+    evaluation = _evaluation(adapter)
+    figures = evaluate_protocol(evaluation, accelerator)["groups"]["all"]
+    rows = [
+        Row("zero-shot CLIP", figures["zero_shot"]),
+        Row(names["mean_pooling"], pooled[1]),
+        Row(names["ila"], figures),
+        *(Row(f"ILA on {order} clips", figures["controls"][order]) for order in evaluation.controls),
+    ]
+    scores = read_conditions(Path(evaluation.output_dir) / PREDICTIONS)
+    shown = [scores["zero-shot"], pooled[0], scores["forward"]]
+    predictions = {row.name: found for row, found in zip(rows, shown, strict=False)}
+    clips = _clips(predictions, adapter, manifest, accelerator)
+    _write(output, rows, clips, demo, manifest, time.monotonic() - started)
+    return rows
 
 
-def _finetune(name: str, path: str) -> Outcome:
-    """Fine-tune by the command that a user would type; a finished run answers at once."""
-    config = parse_config(FinetuneConfig, ["--config", path], "clipvid demo")
+def _finetune(name: str, path: str) -> None:
+    """Fine-tune by the command that a user would type. A finished run is reused."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
     command += ["--mixed_precision=no", "--dynamo_backend=no", f"--num_cpu_threads_per_process={os.cpu_count()}"]
     command += ["-m", "clipvid", "finetune", "--config", path]
     print(f"\n{name}: accelerate launch -m clipvid finetune --config {path}", flush=True)
     subprocess.run(command, check=True)
-    return Outcome(name, *_finished(Path(config.output_dir)))
 
 
 def _finished(folder: Path) -> tuple[Predictions, dict[str, Any]]:
@@ -63,34 +87,23 @@ def _finished(folder: Path) -> tuple[Predictions, dict[str, Any]]:
     return done
 
 
-def _measure(
-    name: str,
-    folder: Path,
-    model_name: str,
-    config: FinetuneConfig,
-    manifest: Manifest,
-    accelerator: Accelerator,
-    order: FrameOrder = "forward",
-) -> Outcome:
-    """Evaluate, or take up what an earlier run of the demo measured with the same weights."""
-    weights = Path(model_name) / "model.safetensors"
-    done = finished(folder)
-    if done is not None and (
-        not weights.is_file() or weights.stat().st_mtime < (folder / "metrics.json").stat().st_mtime
-    ):
-        return Outcome(name, *done)
-    print(f"\n{name}: {len(manifest)} held-out clips", flush=True)
-    model = load_model(model_name, None, config.model.num_frames, manifest.class_names, config.templates)
-    loader = eval_loader(config.data, model.to(accelerator.device), manifest, accelerator, 16, order)
-    predictions, figures = evaluate(accelerator, model, loader, manifest.classes)
-    write_results(folder, predictions, figures, config, accelerator)
-    return Outcome(name, *_finished(folder))
+def _evaluation(config: FinetuneConfig) -> EvaluateConfig:
+    """Return the evaluation of a fine-tuned model. Its folder is in the run's, so that it is never another model's."""
+    return EvaluateConfig(
+        name="ILA",
+        model=config.output_dir,
+        num_frames=config.model.num_frames,
+        data=config.data,
+        controls=["reversed", "shuffled"],
+        hardest_clips=0,
+        output_dir=str(Path(config.output_dir) / "evaluation"),
+    )
 
 
 def _clips(
-    outcomes: list[Outcome], config: FinetuneConfig, manifest: Manifest, accelerator: Accelerator
+    predictions: dict[str, Predictions], config: FinetuneConfig, manifest: Manifest, accelerator: Accelerator
 ) -> list[ClipStrip]:
-    """One held-out clip per motion, the objects taking turns, with what each model said of it."""
+    """Return a held-out clip of each motion, with the objects in turn, and the best answers of each model."""
     objects = list(dict.fromkeys(info.attributes["object"] for info in manifest.classes))
     motions = list(dict.fromkeys(info.attributes["motion"] for info in manifest.classes))
     chosen: dict[str, int] = {}
@@ -104,19 +117,20 @@ def _clips(
     loader = eval_loader(config.data, model, manifest.subset(picks), accelerator, len(picks))
     frames = next(iter(loader))["frames"][:, 0]
     names = manifest.class_names
-    strips = []
-    for clip, index in zip(frames, picks, strict=True):
-        said = {}
-        for outcome in outcomes:
-            best = outcome.predictions.scores[index].topk(3)
-            said[outcome.name] = [(names[i], float(p)) for p, i in zip(best.values, best.indices, strict=True)]
-        strips.append(ClipStrip(clip, names[manifest.samples[index].label], said))
-    return strips
+    return [
+        ClipStrip(
+            clip,
+            names[manifest.samples[index].label],
+            {name: best_answers(found, names, index) for name, found in predictions.items()},
+        )
+        for clip, index in zip(frames, picks, strict=True)
+    ]
 
 
 def _write(
     output: Path, rows: list[Row], clips: list[ClipStrip], demo: DemoConfig, manifest: Manifest, seconds: float
 ) -> None:
+    """Write report.html, clips.png and metrics.json."""
     curves = []
     for row, path in zip(rows[1:3], (demo.baseline, demo.adapter), strict=True):
         folder = parse_config(FinetuneConfig, ["--config", path], "clipvid demo").output_dir
