@@ -10,9 +10,18 @@ import torch
 
 from clipvid.data.lists.samples import Sample
 from clipvid.data.manifest import ClassInfo, Manifest
+from clipvid.evaluation.conditions import FORWARD, ZERO_SHOT, Condition
 from clipvid.evaluation.loop import ViewScores
 from clipvid.evaluation.report_page import best_answers
-from clipvid.evaluation.results import Answers, Group, metrics_record, read_predictions, write_predictions
+from clipvid.evaluation.results import (
+    Answers,
+    Group,
+    group_figures,
+    metrics_record,
+    read_conditions,
+    read_predictions,
+    write_predictions,
+)
 from clipvid.files import write_json
 from clipvid.inference.predictor import Timeline
 from clipvid.inference.timeline import write_timeline
@@ -23,7 +32,7 @@ WHOLE = Manifest(
 FOLDS = [(1, 4), (0, 5), (2, 3)]
 
 
-def fold(places: tuple[int, ...], condition: str) -> Answers:
+def fold(places: tuple[int, ...], condition: Condition) -> Answers:
     """Scores of a fold whose logits name the video: the first is its place in the whole group."""
     manifest = WHOLE.subset(list(places))
     labels = torch.tensor([sample.label for sample in manifest.samples])
@@ -33,7 +42,7 @@ def fold(places: tuple[int, ...], condition: str) -> Answers:
 
 
 def answers(lacking: int | None) -> list[Answers]:
-    conditions = [("forward", "zero-shot") if number != lacking else ("forward",) for number in range(len(FOLDS))]
+    conditions = [(FORWARD, ZERO_SHOT) if number != lacking else (FORWARD,) for number in range(len(FOLDS))]
     return [fold(places, each) for places, names in zip(FOLDS, conditions, strict=True) for each in names]
 
 
@@ -42,12 +51,12 @@ def test_scores_belong_to_their_videos_when_a_fold_lacks_a_condition(lacking):
     group = Group.of("all", answers(lacking))
     assert [sample.path for sample in group.manifest.samples] == [sample.path for sample in WHOLE.samples]
     for condition, scores in group.conditions.items():
-        missing = FOLDS[lacking] if lacking is not None and condition == "zero-shot" else ()
+        missing = FOLDS[lacking] if lacking is not None and condition == ZERO_SHOT else ()
         assert scores.indices.tolist() == [place for place in range(6) if place not in missing]
         assert scores.logits[:, 0, 0].tolist() == scores.indices.tolist()
     for index in range(6):
         missing = lacking is not None and index in FOLDS[lacking]
-        assert bool(best_answers(group.predictions("zero-shot", "probabilities"), ["a", "b"], index)) != missing
+        assert bool(best_answers(group.predictions(ZERO_SHOT, "probabilities"), ["a", "b"], index)) != missing
 
 
 def test_file_of_predictions_has_an_index_per_video_of_the_whole_group(tmp_path):
@@ -62,6 +71,33 @@ def test_file_of_predictions_has_an_index_per_video_of_the_whole_group(tmp_path)
     for each in written:
         for left, right in zip(read[each.key], each.scores, strict=True):
             assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("condition", "name"),
+    [
+        (FORWARD, "forward"),
+        (ZERO_SHOT, "zero-shot"),
+        (Condition("reversed"), "reversed"),
+        (Condition("bag"), "bag"),
+        (Condition(alpha=0.0), "alpha=0"),
+        (Condition(alpha=1 / 3), "alpha=0.333333"),
+    ],
+)
+def test_condition_is_a_name_in_the_file_and_a_typed_value_in_the_figures(tmp_path, condition, name):
+    parts = [fold((0, 1, 2, 3, 4, 5), each) for each in dict.fromkeys((FORWARD, condition))]
+    write_predictions(tmp_path / "a.parquet", parts, "probabilities")
+    group = Group.of("all", parts)
+    read = read_conditions(tmp_path / "a.parquet")
+    assert list(read) == list(dict.fromkeys(("forward", name)))
+    for column, expected in zip(read[name], group.predictions(condition, "probabilities"), strict=True):
+        assert torch.equal(column, expected)
+    figures = group_figures(group, "probabilities", [])
+    assert ("zero_shot" in figures) == condition.zero_shot
+    assert list(figures.get("controls", {})) == ([condition.control] if condition.control else [])
+    assert [point["alpha"] for point in figures.get("sweep", [])] == (
+        [] if condition.alpha is None else [condition.alpha]
+    )
 
 
 @pytest.mark.parametrize("name", ["confusion", "by_class", "zero_shot", "controls"])

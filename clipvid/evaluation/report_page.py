@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from clipvid.evaluation.conditions import FORWARD
 from clipvid.evaluation.loop import Average, Predictions
 from clipvid.evaluation.metrics import answered
 from clipvid.evaluation.report import PALETTE, ClipStrip, Row, blank_axes, picture, section, write_report
@@ -73,7 +74,7 @@ def conditions(name: str, figures: dict[str, Any]) -> list[tuple[str, dict[str, 
 
 def hardest(group: Group, average: Average, count: int) -> list[int]:
     """Indices of the readable videos whose class the model gives the least probability, the worst first."""
-    predictions = group.predictions("forward", average)
+    predictions = group.predictions(FORWARD, average)
     given = answered(predictions.scores)
     truth = predictions.scores.gather(1, predictions.labels[:, None])[:, 0].masked_fill(~given, 2.0)
     return predictions.indices[truth.argsort(stable=True)][: min(count, int(given.sum()))].tolist()

@@ -1,7 +1,6 @@
-"""What an evaluation answered, group by group and condition by condition, and `predictions.parquet`, which holds it.
+"""Scores of an evaluation by group and condition, the figures from them, and `predictions.parquet`, which holds them.
 
-A condition is a model and an order of frames: `forward`, a control, `zero-shot`, or an `alpha`. Shapes: V videos,
-C views, K classes.
+Shapes: V videos, C views, K classes.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from torch import Tensor
 from clipvid import InputError
 from clipvid.data.lists.samples import Sample
 from clipvid.data.manifest import ClassInfo, Manifest
+from clipvid.evaluation.conditions import FORWARD, Condition
 from clipvid.evaluation.loop import Average, Predictions, ViewScores
 from clipvid.evaluation.metrics import proportion, top_k
 from clipvid.evaluation.summary import summarise, summarise_thoroughly
@@ -44,7 +44,7 @@ class Answers:
     """
 
     group: str
-    condition: str
+    condition: Condition
     key: str
     manifest: Manifest
     scores: ViewScores
@@ -58,7 +58,7 @@ class Answers:
 
 def write_predictions(path: Path, answers: Sequence[Answers], average: Average) -> None:
     """A row per video and condition: group, condition, path, label, class, readable, scores [K], view_logits [C][K]."""
-    units = [{"group": each.group, "condition": each.condition, "key": each.key} for each in answers]
+    units = [{"group": each.group, "condition": str(each.condition), "key": each.key} for each in answers]
     tables = [_table(each, average) for each in answers]
     schema = tables[0].schema.with_metadata({_UNITS: json.dumps(units).encode()})
     with replacing(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
@@ -94,7 +94,7 @@ def _table(answers: Answers, average: Average) -> pa.Table:
     return pa.table(
         {
             "group": pa.array([answers.group] * count, pa.string()),
-            "condition": pa.array([answers.condition] * count, pa.string()),
+            "condition": pa.array([str(answers.condition)] * count, pa.string()),
             "index": answers.group_places[scores.indices].numpy(),
             "path": pa.array([sample.path for sample in samples], pa.string()),
             "label": scores.labels.numpy(),
@@ -133,12 +133,12 @@ class Group:
 
     name: str
     manifest: Manifest
-    conditions: dict[str, ViewScores]
+    conditions: dict[Condition, ViewScores]
 
     @classmethod
     def of(cls, name: str, answers: Sequence[Answers]) -> Group:
         """Join the answers of one group. The videos are in the order of the manifest of the whole group."""
-        found: dict[str, list[Answers]] = {}
+        found: dict[Condition, list[Answers]] = {}
         for each in answers:
             found.setdefault(each.condition, []).append(each)
         samples: dict[int, Sample] = {}
@@ -150,7 +150,7 @@ class Group:
         known = torch.tensor(places)
         return cls(name, manifest, {condition: _renumbered(parts, known) for condition, parts in found.items()})
 
-    def predictions(self, condition: str, average: Average) -> Predictions:
+    def predictions(self, condition: Condition, average: Average) -> Predictions:
         """One answer per video."""
         return self.conditions[condition].averaged(average)
 
@@ -173,20 +173,20 @@ def group_figures(group: Group, average: Average, trained_on: Sequence[str]) -> 
     classes = group.manifest.classes
     for condition, scores in group.conditions.items():
         _check_finite(group, condition, scores)
-    forward = group.predictions("forward", average)
+    forward = group.predictions(FORWARD, average)
     figures = summarise_thoroughly(forward, classes)
-    if group.conditions["forward"].logits.shape[1] > 1:
-        views = group.conditions["forward"].views()
+    if group.conditions[FORWARD].logits.shape[1] > 1:
+        views = group.conditions[FORWARD].views()
         figures["by_view"] = [top_k(view.scores, view.labels, 1) for view in views]
     for condition in group.conditions:
         predictions = group.predictions(condition, average)
-        if condition == "zero-shot":
+        if condition.zero_shot:
             figures["zero_shot"] = summarise_thoroughly(predictions, classes)
-        elif condition.startswith("alpha="):
+        elif condition.alpha is not None:
             top1 = top_k(predictions.scores, predictions.labels, 1)
-            figures.setdefault("sweep", []).append({"alpha": float(condition.removeprefix("alpha=")), "top1": top1})
-        elif condition != "forward":
-            figures.setdefault("controls", {})[condition] = summarise(predictions, classes)
+            figures.setdefault("sweep", []).append({"alpha": condition.alpha, "top1": top1})
+        elif condition.control is not None:
+            figures.setdefault("controls", {})[condition.control] = summarise(predictions, classes)
     return figures | _overlap(forward, classes, trained_on)
 
 
@@ -204,7 +204,7 @@ def _overlap(forward: Predictions, classes: Sequence[ClassInfo], trained_on: Seq
     return {"overlap": told | ({"unseen_top1": proportion(hits, int(unseen.sum()))} if unseen.any() else {})}
 
 
-def _check_finite(group: Group, condition: str, scores: ViewScores) -> None:
+def _check_finite(group: Group, condition: Condition, scores: ViewScores) -> None:
     broken = ~torch.isfinite(scores.logits).flatten(1).all(dim=1) & scores.readable
     if broken.any():
         paths = [group.manifest.samples[index].path for index in scores.indices[broken].tolist()]

@@ -8,13 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from clipvid import InputError
 from clipvid.data.config import DataConfig
+from clipvid.evaluation.conditions import ALL_CONTROLS, Control
 from clipvid.model.config import ModelConfig
 from clipvid.registry import Choice
 from clipvid.training.config import TrainingConfig
 from clipvid.training.optim import OptimConfig
-
-Control = Literal["reversed", "shuffled", "single", "bag"]
-ALL_CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "single", "bag")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from clipvid.adapters import resolve_adapters
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import Manifest, check_splits
 from clipvid.data.splits import eval_loader, load_split
+from clipvid.evaluation.conditions import ALL_CONTROLS as ALL_CONTROLS
+from clipvid.evaluation.conditions import FORWARD, ZERO_SHOT, Condition
+from clipvid.evaluation.conditions import Control as Control
 from clipvid.evaluation.loop import Journal, ViewScores, predict_views
 from clipvid.evaluation.report import ClipStrip
 from clipvid.evaluation.report_page import best_answers, hardest, write_evaluation_report
@@ -34,8 +37,6 @@ from clipvid.evaluation.weight_space import (
     set_descriptions,
     zero_shot_model,
 )
-from clipvid.experiments.config import ALL_CONTROLS as ALL_CONTROLS
-from clipvid.experiments.config import Control as Control
 from clipvid.experiments.config import EvaluateConfig, extend_evaluation
 from clipvid.experiments.config import Recipe as Recipe
 from clipvid.experiments.protocols import Part, build_protocol
@@ -168,13 +169,14 @@ class _Run:
             self._name(space.at(self.config.alpha))
         check_texts_differ(model)
         key = model_key(model)
-        answers = [self._answer(part, model, key, order) for order in dict.fromkeys(("forward", *self.config.controls))]
+        conditions = [FORWARD, *map(Condition, self.config.controls)]
+        answers = [self._answer(part, model, key, condition) for condition in conditions]
         if self.config.zero_shot and not plain:
             answers += self._zero_shot(part, model)
         if space is not None:
-            for alpha in dict.fromkeys(self.config.sweep):
+            for alpha in self.config.sweep:
                 self._name(space.at(alpha))
-                answers.append(self._answer(part, model, model_key(model), f"alpha={alpha:g}"))
+                answers.append(self._answer(part, model, model_key(model), Condition(alpha=alpha)))
         return answers
 
     def _model(self, part: Part) -> tuple[VideoCLIP, list[str]]:
@@ -235,23 +237,25 @@ class _Run:
             self.accelerator.print(f"no zero-shot CLIP to set beside the model: {error}")
             return []
         self._ready(plain)
-        return [self._answer(part, plain, model_key(plain), "zero-shot")]
+        return [self._answer(part, plain, model_key(plain), ZERO_SHOT)]
 
-    def _answer(self, part: Part, model: VideoCLIP, model_hash: str, condition: str) -> Answers:
-        config, test = self.config, part.test
-        order: FrameOrder = condition if condition in ("reversed", "shuffled", "single") else "forward"  # type: ignore
+    def _answer(self, part: Part, model: VideoCLIP, model_hash: str, condition: Condition) -> Answers:
+        """Return the scores of a model on the videos of a part, measured only if they are not known."""
+        config, test, control = self.config, part.test, condition.control
+        bag = control == "bag"
+        order: FrameOrder = "forward" if control is None or control == "bag" else control
         sampling = {
             name: getattr(config.data, name) for name in ("sampling", "stride", "resize", "test_clips", "test_crops")
         }
         texts = Path(config.descriptions).read_text() if config.descriptions is not None else ""
-        what = [model_hash, test.hash, sampling, order, condition == "bag", texts]
+        what = [model_hash, test.hash, sampling, order, bag, texts]
         what += [config.batch_size, config.mixed_precision, config.torch_compile]
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         if key not in self.known:
             self.accelerator.print(f"{self.title}, {part.group}, {condition}: {len(test)} videos")
             journal = Journal(self.output / "partial" / key[:16], key)
             loader = eval_loader(config.data, model, test, self.accelerator, config.batch_size, order, self.output)
-            self.known[key] = predict_views(self.accelerator, model, loader, journal, condition == "bag")
+            self.known[key] = predict_views(self.accelerator, model, loader, journal, bag)
         return Answers(part.group, condition, key, test, self.known[key], part.places)
 
     def write_report(self, metrics: dict[str, Any], groups: list[Group]) -> None:
@@ -271,8 +275,8 @@ class _Run:
         chosen, names = hardest(group, self.config.average, self.config.hardest_clips), group.manifest.class_names
         if not chosen:
             return []
-        said = {self.title: "forward"}
-        said = ({"zero-shot CLIP": "zero-shot"} if "zero-shot" in group.conditions else {}) | said
+        said = {self.title: FORWARD}
+        said = ({"zero-shot CLIP": ZERO_SHOT} if ZERO_SHOT in group.conditions else {}) | said
         answers = {label: group.predictions(condition, self.config.average) for label, condition in said.items()}
         shown = group.manifest.subset(chosen)
         loader = eval_loader(self.config.data, self.model, shown, self.accelerator, len(shown))
