@@ -231,14 +231,6 @@ def test_frames_that_are_never_shown_do_not_count(folder: Path):
         assert [number_in(frame) for frame in video.read([20, 6]).numpy()] == [expected[20], expected[6]]
 
 
-def test_a_playlist_is_no_video(folder: Path):
-    Recipe("named.mp4").write(folder)
-    path = folder / "list.mp4"
-    path.write_text("ffconcat version 1.0\nfile named.mp4\n")
-    with pytest.raises(VideoError, match="it is a playlist of other files, not a video"):
-        open_video(path)
-
-
 def test_main_stream_of_several(folder: Path):
     path = folder / "two_streams.mkv"
     with av.open(str(path), "w") as out:

@@ -14,7 +14,6 @@ import itertools
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 
 import av
@@ -37,6 +36,7 @@ from clipvid.data.decoding.demux import (
 )
 from clipvid.data.decoding.errors import VideoError, checked_indices
 from clipvid.data.decoding.fast_readers import FastReader, Refused, open_fast
+from clipvid.data.decoding.files import open_regular
 from clipvid.data.decoding.frames import FrameFolder
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
@@ -249,11 +249,12 @@ def _resolve(source: Source) -> tuple[str, str | bytes]:
         return f"<{len(source)} bytes>", source
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
-        path = Path(name).absolute()
-        if not path.is_file():
-            raise VideoError(name, "it is not a regular file" if path.exists() else "no such file")
-        # FFmpeg takes file names in UTF-8 only; a file named otherwise is handed over by its content.
-        return (name, str(path)) if str(path).isprintable() else (repr(name), path.read_bytes())
+        path = os.path.abspath(name)
+        try:
+            open_regular(path).close()
+        except (InputError, OSError, ValueError) as error:
+            raise VideoError(name, getattr(error, "strerror", None) or str(error)) from None
+        return name if name.isprintable() else repr(name), path
     if source.seekable():
         source.seek(0)
     given = getattr(source, "name", None)

@@ -5,8 +5,8 @@ frames have to be counted by decoding. `opened`, `packets` and `decoded` are the
 """
 
 import contextlib
+import errno
 import functools
-import io
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +21,9 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from clipvid import InputError
+from clipvid.data.decoding.boxes import check_boxes
+from clipvid.data.decoding.files import ALLOWED_FORMATS, NamelessFile, opened_binary
+from clipvid.data.decoding.limits import Clock, Limits
 
 Opened: TypeAlias = tuple[InputContainer, VideoStream]
 
@@ -31,7 +34,8 @@ TIMED_FORMATS = (*INDEXED_FORMATS, "mpegts", "flv", "avi", "gif")
 # An MPEG-4 packet of so few bytes holds no picture, only the word that the one before it stays.
 EMPTY_MPEG4_BYTES = 16
 
-_PLAYLISTS = frozenset({"concat", "dash", "hls", "imf"})
+# No protocol at all: the file is open already, and it opens no other.
+_CLOSED = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": ""}
 # PyAV raises IndexError where a damaged file grows a stream on the way.
 _DEMUX_ERRORS = (av.FFmpegError, IndexError)
 
@@ -92,35 +96,60 @@ class Scan:
 
 @contextlib.contextmanager
 def opened(source: str | bytes) -> Iterator[Opened]:
-    """The container of a file (path or bytes) and its main video stream, decoding in one thread.
+    """Open the container of a file (path or bytes) and its main video stream, decoding in one thread.
 
-    Raises ValueError where there is no video stream, and av.FFmpegError.
+    Only regular files in an allowed container format are opened, and none of the files that they name.
+
+    Raises:
+        InputError: no video stream, not a video, or beyond the limits.
+        av.FFmpegError: FFmpeg cannot open it.
     """
-    file = source if isinstance(source, str) else io.BytesIO(source)
-    # A playlist is a text file that names other files, or addresses: nothing but the file itself is opened.
-    options = {"protocol_whitelist": "file"} if isinstance(source, str) else {"protocol_whitelist": ""}
-    with av.open(file, "r", metadata_errors="ignore", options=options) as container:
-        if container.format.name in _PLAYLISTS:
-            raise InputError("it is a playlist of other files, not a video")
-        streams = _video_streams(container)
-        if not streams:
-            raise InputError("it has no video stream")
-        best = container.streams.best("video")
-        stream = best if best in streams else streams[0]
-        # PyAV types it as always there; a codec without a decoder has none.
-        context: VideoCodecContext | None = stream.codec_context
-        if context is None:
-            raise InputError("there is no decoder for its video codec")
-        context.thread_count = 1
-        yield container, stream
+    limits = Limits.current()
+    with opened_binary(source) as file:
+        check_boxes(file, limits)
+        file.seek(0)
+        with _container(NamelessFile(file.read, file.seek, file.tell)) as container:
+            stream = _main_stream(container)
+            limits.check_size(stream.codec_context.width, stream.codec_context.height)
+            stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+            stream.codec_context.thread_count = 1
+            yield container, stream
+
+
+def _container(file: NamelessFile) -> InputContainer:
+    try:
+        return av.open(file, "r", metadata_errors="ignore", container_options=_CLOSED)
+    except av.FFmpegError as error:
+        if error.errno == errno.EINVAL:  # FFmpeg's answer for a format that is not allowed
+            raise InputError("its container format is not one that is read as a video") from None
+        raise
+
+
+def _main_stream(container: InputContainer) -> VideoStream:
+    streams = _video_streams(container)
+    if not streams:
+        raise InputError("it has no video stream")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    # PyAV types it as always there; a codec without a decoder has none.
+    context: VideoCodecContext | None = stream.codec_context
+    if context is None:
+        raise InputError("there is no decoder for its video codec")
+    return stream
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet | None]:
-    """Packets of the stream in decode order from where the container stands; None, at the end, is the flush."""
+    """Yield the packets of the stream in decode order from the container's position; None, at the end, is the flush.
+
+    Raises:
+        InputError: they take more time than the limits allow.
+    """
+    clock = Clock(Limits.current().max_seconds)
     # A file cut off in the middle ends in an error: what came before it is kept.
     with contextlib.suppress(*_DEMUX_ERRORS):
         for packet in container.demux(stream):
             if packet.size:
+                clock.check()
                 yield packet
     yield None
 
@@ -207,10 +236,14 @@ def _walk(
     """Packets in decode order, and whether they are whole as far as can be told without decoding."""
     found: list[Packet] = []
     intact, context = True, stream.codec_context
+    limits = Limits.current()
+    clock = Clock(limits.max_seconds)
     try:
         for packet in container.demux(stream):
             if not packet.size:
                 continue
+            clock.check()
+            limits.check_frames(len(found) + 1)
             resets = packet.is_keyframe and (context.name != "h264" or _has_idr_slice(packet, context.extradata))
             hidden = context.name == "vp8" and not bytes(packet)[0] & 0x10  # decoded, and never shown
             flags = (packet.is_keyframe, packet.is_discard or hidden, resets)

@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.data.decoding.errors import VideoError, checked_indices
+from clipvid.data.decoding.files import open_regular
+from clipvid.data.decoding.limits import Limits
 
 # Formats that Pillow decodes itself. For others, such as EPS, it starts external programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
@@ -22,7 +25,10 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 class FrameFolder:
     """The images of a folder in the order of the numbers in their names (`img_2.jpg` before `img_10.jpg`).
 
-    To be used as `clipvid.data.reader.Video`. Raises `VideoError` where the folder holds no image.
+    To be used as `clipvid.data.reader.Video`.
+
+    Raises:
+        VideoError: the folder holds no image, or more than are read.
     """
 
     backend = "images"
@@ -37,6 +43,10 @@ class FrameFolder:
         self.files = sorted(found, key=_natural)
         if not self.files:
             raise VideoError(self.name, "no image in the folder")
+        try:
+            Limits.current().check_frames(len(self.files))
+        except InputError as error:
+            raise VideoError(self.name, str(error)) from None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -66,8 +76,10 @@ class FrameFolder:
         return range(len(self))
 
     def _image(self, index: int) -> np.ndarray:
+        """Return one image: uint8 [H, W, 3]. Its size is checked before its pixels are decoded."""
         try:
-            with Image.open(self.files[index], formats=IMAGE_FORMATS) as image:
+            with open_regular(self.files[index]) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+                Limits.current().check_size(*image.size)
                 return np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise VideoError(self.name, f"{self.files[index].name} is not a readable image ({error})") from None

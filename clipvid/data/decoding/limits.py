@@ -1,0 +1,72 @@
+"""Bounds on what a video file may cost, checked before and while it is decoded."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field, fields
+
+from clipvid import InputError
+
+# A picture stretched further than this would be resized to a strip of millions of pixels.
+MAX_ASPECT = 50
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest video that is read. Environment variables replace the defaults, so that worker processes follow them.
+
+    Args:
+        max_pixels: pixels of a frame, as stored and as shown (`CLIPVID_MAX_PIXELS`).
+        max_frames: frames of a video, declared or counted (`CLIPVID_MAX_FRAMES`).
+        max_seconds: processor time to open a file, and again for each read (`CLIPVID_MAX_SECONDS`).
+    """
+
+    max_pixels: int = 8192 * 4320
+    max_frames: int = 1_000_000
+    max_seconds: int = 600
+
+    @classmethod
+    def current(cls) -> Limits:
+        """Return the defaults with the values of the environment.
+
+        Raises:
+            InputError: a variable is not a whole number above 0.
+        """
+        values = {}
+        for option in fields(cls):
+            variable = f"CLIPVID_{option.name.upper()}"
+            text = os.environ.get(variable)
+            if text is None:
+                continue
+            if not (text.isascii() and text.isdigit() and len(text) <= 15 and int(text) > 0):
+                raise InputError(f"{variable}={text[:40]!r}: expected a whole number above 0")
+            values[option.name] = int(text)
+        return cls(**values)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise InputError for frames of too many pixels, or of a side more than `MAX_ASPECT` times the other."""
+        if width * height > self.max_pixels:
+            raise InputError(
+                f"its frames are {width}x{height}; at most {self.max_pixels:,} pixels are read (CLIPVID_MAX_PIXELS)"
+            )
+        if max(width, height) > MAX_ASPECT * max(min(width, height), 1):
+            raise InputError(f"its frames are {width}x{height}: one side is over {MAX_ASPECT} times the other")
+
+    def check_frames(self, count: int) -> None:
+        """Raise InputError for more frames than `max_frames`."""
+        if count > self.max_frames:
+            raise InputError(f"it declares {count:,} frames; at most {self.max_frames:,} are read (CLIPVID_MAX_FRAMES)")
+
+
+@dataclass
+class Clock:
+    """Processor time of this thread from when the clock was made; waiting for a slow disk does not count."""
+
+    max_seconds: int
+    _start: float = field(default_factory=time.thread_time)
+
+    def check(self) -> None:
+        """Raise InputError when the time is over."""
+        if time.thread_time() - self._start > self.max_seconds:
+            raise InputError(f"it takes more than {self.max_seconds} s to read (CLIPVID_MAX_SECONDS)")
