@@ -2,6 +2,9 @@
 
 import io
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -241,3 +244,62 @@ def test_limits_are_whole_numbers(text: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CLIPVID_MAX_PIXELS", text)
     with pytest.raises(InputError, match="CLIPVID_MAX_PIXELS"):
         Limits.current()
+
+
+READ_ALL = """
+import sys
+from pathlib import Path
+from clipvid.data.reader import VideoError, open_video
+read = refused = 0
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    print(path.name, flush=True)
+    try:
+        with open_video(path) as video:
+            video.read([0, len(video) // 2, len(video) - 1])
+            video.frames_between(0.2, 0.9)
+        read += 1
+    except VideoError:
+        refused += 1
+print("read", read, "refused", refused)
+"""
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """Change, repeat, cut out or enlarge a few parts of a file, mostly in its header."""
+    changed = bytearray(data)
+    header = max(data.find(b"moov"), 0)
+    for _ in range(chance.choice([1, 1, 2, 5])):
+        at = chance.randrange(header, len(changed)) if chance.random() < 0.8 else chance.randrange(len(changed))
+        match chance.randrange(5):
+            case 0:
+                changed[at] = chance.randrange(256)
+            case 1:
+                changed[at : at + 4] = chance.choice([b"\xff" * 4, b"\x7f\xff\xff\xff", bytes(4), b"\x0f\xff\xff\xff"])
+            case 2:
+                del changed[at : at + chance.randrange(1, 40)]
+            case 3:
+                changed[at:at] = changed[at : at + chance.randrange(1, 40)]
+            case _:
+                changed[at] ^= 1 << chance.randrange(8)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["plain", "fragments"])
+@pytest.mark.parametrize("seed", range(2))
+def test_mutated_videos_end_no_process(kind: str, seed: int, request: pytest.FixtureRequest, tmp_path: Path):
+    """Every file is read or refused, within a limit of memory; none aborts or hangs."""
+    resource = pytest.importorskip("resource")
+    data, chance = request.getfixturevalue(kind), random.Random(seed)
+    for number in range(100):
+        (tmp_path / f"{number:03}.mp4").write_bytes(mutate(data, chance))
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ALL, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30)),
+    )
+    assert done.returncode == 0, f"{done.stdout[-60:]} {done.stderr[-500:]}"
+    read, refused = (int(word) for word in done.stdout.split()[-3::2])
+    assert read + refused == 100
+    assert min(read, refused) > 5

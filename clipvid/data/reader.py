@@ -1,15 +1,16 @@
 """The one door to video files: `open_video` and `read_frames`, over decord, torchcodec and PyAV.
 
 An index is a position in the presentation order of the frames that decode, the same in all backends; frames
-come upright (the container's rotation applied) as RGB. The packets are walked first (`demux.scan`):
+come as a player shows them (`clipvid.data.decoding.pictures`). The packets are walked first (`demux.scan`):
 - where time stamps tell frames apart, a frame is found by its own, decoding from the keyframe before it;
 - where they do not (damage, B-frames in AVI, raw streams), frames are counted as the decoder gives them, from
   the start, once when opening and once per read. Slow and right.
-The others are used for the files where they were seen to return the frame that was asked for; see
+decord and torchcodec are used on request, for the files where they return exactly these frames; see
 `clipvid.data.decoding.fast_readers`.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 from bisect import bisect_left, bisect_right
@@ -19,7 +20,6 @@ from typing import BinaryIO, Literal, TypeAlias
 import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from clipvid import InputError
@@ -27,7 +27,6 @@ from clipvid.data.decoding.demux import (
     INDEXED_FORMATS,
     Keyframe,
     Opened,
-    Scan,
     decoded,
     opened,
     packets,
@@ -35,9 +34,10 @@ from clipvid.data.decoding.demux import (
     skipped_to,
 )
 from clipvid.data.decoding.errors import VideoError, checked_indices
-from clipvid.data.decoding.fast_readers import FastReader, Refused, open_fast
+from clipvid.data.decoding.fast_readers import FastReader, Refused, check_plain, open_fast
 from clipvid.data.decoding.files import open_regular
 from clipvid.data.decoding.frames import FrameFolder
+from clipvid.data.decoding.pictures import PictureMaker
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 Backend: TypeAlias = Literal["auto", "decord", "torchcodec", "pyav"]
@@ -57,9 +57,13 @@ def open_video(source: Source, backend: Backend = "auto") -> "Video | FrameFolde
     """Open a path, the bytes of a file, a binary file object (which is read whole, from its start), or a folder of
     images.
 
-    `auto` takes decord, or where that is not installed torchcodec, if it is exact for this file, else PyAV; the others
-    insist.
-    Raises `VideoError` where the video cannot be read (by that backend).
+    Args:
+        source: the video. A path must name a regular file.
+        backend: `auto` is PyAV, which survives any file. `decord` and `torchcodec` are for files that you trust:
+            their libraries can end the process on a damaged file.
+
+    Raises:
+        VideoError: the video cannot be read (by that backend).
     """
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         return FrameFolder(source)
@@ -93,6 +97,33 @@ class Video:
     @property
     def backend(self) -> str:
         return "pyav" if self._fast is None else self._fast.name
+
+    @functools.cached_property
+    def times(self) -> list[float] | None:
+        """Presentation times of the frames in seconds from the first; None where the file does not tell them."""
+        timeline = self._scan.timeline
+        if timeline is not None:
+            return [(time - timeline.times[0]) * timeline.time_base for time in timeline.times]
+        return [index / self.fps for index in range(self._length)] if self.fps else None
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from the first frame to the end of the last, which is shown as long as the one before it."""
+        if self.times is None:
+            return None
+        last = self.times[-1] - self.times[-2] if self._length > 1 else 1 / (self.fps or 1.0)
+        return self.times[-1] + last
+
+    @property
+    def has_varying_rate(self) -> bool:
+        """True if the frame rate of some parts is over twice that of others, each a tenth of the time or more."""
+        if self.times is None or self._length < 3:
+            return False
+        gaps = np.sort(np.diff(self.times))
+        passed = gaps.cumsum()
+        short, long = (gaps[np.searchsorted(passed, share * passed[-1])] for share in (0.1, 0.9))
+        # Times in files are rounded, to 1 ms in some.
+        return bool(long > 2.1 * short + 0.002)
 
     def __len__(self) -> int:
         return self._length
@@ -131,12 +162,8 @@ class Video:
         """
         if start is None and end is None:
             return range(self._length)
-        timeline, begin = self._scan.timeline, start or 0.0
-        if timeline is not None:
-            times = [(time - timeline.times[0]) * timeline.time_base for time in timeline.times]
-        elif self.fps:
-            times = [index / self.fps for index in range(self._length)]
-        else:
+        times, begin = self.times, start or 0.0
+        if times is None:
             raise VideoError(self.name, f"it has no times to take {start} to {end} seconds by")
         interval = times[-1] / (len(times) - 1) if len(times) > 1 else 1 / (self.fps or 1.0)
         if begin >= times[-1] + interval:
@@ -150,15 +177,18 @@ class Video:
         return range(first, last) if first < last else range(shown, shown + 1)
 
     def _open_fast(self, backend: Backend) -> FastReader | None:
-        """The reader that `backend` names or prefers, where it is exact for this file."""
-        if backend == "pyav":
+        """Open the reader that `backend` names, where it is exact for this file."""
+        if backend in ("auto", "pyav"):
             return None
         try:
-            return open_fast(self._scan, self._source, self._length, None if backend == "auto" else backend)
+            reader = open_fast(self._scan, self._source, self._length, backend)
+            with _reported(self.name):
+                first = next(self._decode(), None)
+            if first is not None:
+                check_plain(self._scan, first)
         except Refused as refusal:
-            if backend == "auto":
-                return None
             raise VideoError(self.name, f"{refusal}; use backend 'auto' or 'pyav'") from None
+        return reader
 
     def _read_fast(self, indices: list[int]) -> np.ndarray | None:
         """Frames [T, H, W, 3], or None, for this read and all later ones, where the fast reader fails on them."""
@@ -171,12 +201,12 @@ class Video:
             return None
 
     def _read_counted(self, indices: list[int]) -> dict[int, np.ndarray]:
-        image, wanted = _ImageOf(self._scan), set(indices)
+        image, wanted = self._picture_maker(), set(indices)
         frames = enumerate(itertools.islice(self._decode(), indices[-1] + 1))
         return {index: image(frame) for index, frame in frames if index in wanted}
 
     def _read_timed(self, indices: list[int]) -> dict[int, np.ndarray]:
-        timeline, image = self._scan.timeline, _ImageOf(self._scan)
+        timeline, image = self._scan.timeline, self._picture_maker()
         assert timeline is not None
         images: dict[int, np.ndarray] = {}
         with opened(self._source) as container_and_stream:
@@ -197,7 +227,7 @@ class Video:
             raise VideoError(self.name, "no frame can be decoded (encrypted or damaged video stream)")
         asked = {index: self._scan.timeline.times[index] for index in indices}
         shown = {index: times[max(bisect_right(times, time) - 1, 0)] for index, time in asked.items()}
-        image, needed = _ImageOf(self._scan), set(shown.values())
+        image, needed = self._picture_maker(), set(shown.values())
         images = {frame.pts: image(frame) for frame in self._decode() if frame.pts in needed}
         return {index: images[time] for index, time in shown.items()}
 
@@ -210,6 +240,10 @@ class Video:
             else:
                 runs.append([entry])
         return runs
+
+    def _picture_maker(self) -> PictureMaker:
+        size = (self._scan.width, self._scan.height)
+        return PictureMaker(size if all(size) else None)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         with opened(self._source) as (container, stream):
@@ -227,20 +261,6 @@ class Video:
                 return
         with opened(self._source) as (container, stream):
             yield from decoded(stream, skipped_to(keyframe, packets(container, stream)))
-
-
-class _ImageOf:
-    """Turns decoded frames of one video into upright RGB images uint8 [H, W, 3] of one size."""
-
-    def __init__(self, scanned: Scan) -> None:
-        self._size = (scanned.width, scanned.height) if scanned.width and scanned.height else None
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        if self._size is None:
-            self._size = (frame.width, frame.height)
-        rgb = self._reformatter.reformat(frame, *self._size, format="rgb24")
-        return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
 
 
 def _resolve(source: Source) -> tuple[str, str | bytes]:

@@ -77,10 +77,11 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Scan:
-    """What the walk found.
+    """Results of the walk.
 
-    `timeline` is None where frames must be counted by decoding, `fps` where not known; `checked` says that the
-    headers of all packets were parsed.
+    `timeline` is None where frames must be counted by decoding, `fps` where not known; `checked` means that the
+    headers of all packets were parsed. `width` and `height` are those of frames with square pixels, before they are
+    turned; 0 where not known.
     """
 
     format: str
@@ -193,6 +194,8 @@ def walk(source: str | bytes) -> Scan:
     """Walk the packets of a file. Errors as `opened`."""
     with opened(source) as (container, stream):
         context = stream.codec_context
+        width, height = _shown_size(stream)
+        Limits.current().check_size(width, height)
         parser = _header_parser(stream)
         found, intact = _walk(container, stream, parser)
         if not found:
@@ -206,12 +209,20 @@ def walk(source: str | bytes) -> Scan:
             stream_index=stream.index,
             num_streams=len(container.streams.video),
             bits=max((part.bits for part in context.format.components), default=8) if context.format else 8,
-            width=context.width,
-            height=context.height,
+            width=width,
+            height=height,
             fps=float(rate) if rate else None,
             checked=parser is not None,
             timeline=_timeline(found, float(stream.time_base or 0)) if trusted and context.format else None,
         )
+
+
+def _shown_size(stream: VideoStream) -> tuple[int, int]:
+    """Return width and height of frames with square pixels. The width changes, as in players."""
+    context, aspect = stream.codec_context, stream.sample_aspect_ratio
+    if not aspect or aspect < 0 or not context.width:
+        return context.width, context.height
+    return max(round(context.width * aspect), 1), context.height
 
 
 def _video_streams(container: InputContainer) -> list[VideoStream]:

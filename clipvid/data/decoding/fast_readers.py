@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any, Protocol
 
+import av
 import numpy as np
 
 from clipvid.data.decoding.demux import INDEXED_FORMATS, Scan
+from clipvid.data.decoding.pictures import HDR_CURVES, display_matrix, is_mirrored
 
 
 class Refused(Exception):
@@ -18,6 +20,8 @@ class FastReader(Protocol):
     """An open video. `read` gives the frames at sorted indices, uint8 [T, H, W, 3], or raises Refused."""
 
     name: str
+
+    def __len__(self) -> int: ...
 
     def read(self, indices: list[int]) -> np.ndarray: ...
 
@@ -41,8 +45,24 @@ def check_exact(scanned: Scan) -> None:
         raise Refused(f"its {scanned.bits}-bit colours are converted differently")
 
 
+def check_plain(scanned: Scan, frame: av.VideoFrame) -> None:
+    """Raise Refused for a video whose frames, such as the first one, are shown otherwise than they are stored.
+
+    Quarter turns are applied by the readers themselves.
+    """
+    if (frame.width, frame.height) != (scanned.width, scanned.height):
+        raise Refused("only PyAV's frames are stretched to square pixels")
+    if frame.color_trc in HDR_CURVES:
+        raise Refused("only PyAV's frames are mapped from HDR to SDR")
+    if is_mirrored(display_matrix(frame)):
+        raise Refused("only PyAV's frames are mirrored")
+
+
 class DecordReader:
-    """decord 0.6, which can crash on a damaged file in memory, and chooses video streams by a rule of its own."""
+    """decord 0.6, for trusted files only: it can end the process on a damaged file.
+
+    It chooses video streams by its own rule.
+    """
 
     name = "decord"
 
@@ -53,6 +73,8 @@ class DecordReader:
         check_exact(scanned)
         if not isinstance(source, str):
             raise Refused("decord can crash on videos in memory")
+        if not source.isprintable():
+            raise Refused("decord takes file names in UTF-8 only")
         if scanned.num_streams > 1:
             raise Refused("it has several video streams, of which decord may choose another")
         from decord._ffi.base import DECORDError
@@ -108,13 +130,13 @@ class TorchCodecReader:
 _READERS: dict[str, Any] = {"decord": DecordReader, "torchcodec": TorchCodecReader}
 
 
-def open_fast(scanned: Scan, source: str | bytes, length: int, name: str | None = None) -> FastReader:
-    """The named reader, or decord, or where that is not installed torchcodec.
+def open_fast(scanned: Scan, source: str | bytes, length: int, name: str) -> FastReader:
+    """Open a video with the named reader.
 
-    Raises Refused where it is not installed, not exact for the file, or counts other than `length` frames.
+    Raises:
+        Refused: it is not installed, not exact for the file, or counts other than `length` frames.
     """
-    chosen = _READERS[name or ("torchcodec" if _import_decord() is None else "decord")]
-    reader = chosen(scanned, source)
+    reader: FastReader = _READERS[name](scanned, source)
     if len(reader) != length:
         raise Refused(f"{reader.name} counts {len(reader)} frames, not {length}")
     return reader

@@ -33,6 +33,7 @@ class FrameFolder:
 
     backend = "images"
     fps: float | None = None
+    duration: float | None = None
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.name = os.fspath(folder)

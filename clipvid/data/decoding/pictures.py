@@ -1,0 +1,110 @@
+"""Decoded frames as a player shows them: upright, with square pixels, in the colors and brightness of SDR."""
+
+from __future__ import annotations
+
+import functools
+
+import av
+import numpy as np
+from av.sidedata.sidedata import SideData
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoReformatter
+
+HDR_CURVES = frozenset((ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67))
+# White of an SDR picture inside HDR, in nits (ITU-R BT.2408). Brighter highlights are clipped.
+SDR_WHITE = 203.0
+# Peak of the display that HLG is shown on, and the exponent of its system gamma there (ITU-R BT.2100).
+HLG_PEAK, HLG_GAMMA = 1000.0, 1.2
+SDR_GAMMA = 2.2
+_LEVELS = 65536
+_UNSPECIFIED = 2  # of FFmpeg's color matrices; PyAV has no name for it
+# ITU-R BT.2087: linear BT.2020 to linear BT.709.
+_TO_BT709 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], dtype=np.float32
+)
+_BT2020_LUMA = np.array([0.2627, 0.6780, 0.0593], dtype=np.float32)
+
+
+class PictureMaker:
+    """Conversion of the frames of one video into RGB pictures uint8 [H, W, 3] of one size.
+
+    Args:
+        size: width and height as shown, before the picture is turned; None for those of the first frame.
+    """
+
+    def __init__(self, size: tuple[int, int] | None) -> None:
+        self._size = size
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """Return the picture of a frame."""
+        if self._size is None:
+            self._size = (frame.width, frame.height)
+        if frame.color_trc in HDR_CURVES:
+            # A file that names no matrix next to an HDR curve means the one of BT.2020.
+            matrix = Colorspace.BT2020 if frame.colorspace == _UNSPECIFIED else None
+            wide = self._reformatter.reformat(frame, *self._size, format="rgb48le", src_colorspace=matrix)
+            picture = tone_mapped(wide.to_ndarray(), frame.color_trc, frame.color_primaries)
+        else:
+            picture = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
+        return oriented(picture, display_matrix(frame))
+
+
+def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return (a, b, c, d) of a frame's display matrix: x' = a x + c y, y' = b x + d y, in units of 1 / 65536."""
+    side = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(side, SideData):
+        return (1 << 16, 0, 0, 1 << 16)
+    a, b, _, c, d = np.frombuffer(memoryview(side), dtype=np.int32)[:5].tolist()
+    return (a, b, c, d)
+
+
+def is_mirrored(matrix: tuple[int, int, int, int]) -> bool:
+    """Return True for a matrix that turns a picture into its mirror image."""
+    a, b, c, d = matrix
+    return a * d - b * c < 0
+
+
+def oriented(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Turn and mirror a picture [H, W, 3] as its display matrix says, to the nearest quarter turn."""
+    a, b, c, d = matrix
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        across, down = a, d
+    else:
+        picture, across, down = picture.swapaxes(0, 1), c, b
+    return picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+
+
+def tone_mapped(picture: np.ndarray, curve: int, primaries: int) -> np.ndarray:
+    """Map an HDR picture to SDR: `SDR_WHITE` nits become 255, with the gamma of an SDR display.
+
+    Args:
+        picture: uint16 [H, W, 3], PQ or HLG codes over the full range.
+        curve: `ColorTrc` of PQ or HLG.
+        primaries: `ColorPrimaries`; anything but BT.709 is taken for BT.2020, the primaries of HDR.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    light = _linear(curve)[picture]
+    if curve == ColorTrc.ARIB_STD_B67:
+        light *= HLG_PEAK / SDR_WHITE * (light @ _BT2020_LUMA)[..., None] ** (HLG_GAMMA - 1)
+    if primaries != ColorPrimaries.BT709:
+        light = light @ _TO_BT709.T
+    return _sdr_codes()[(light.clip(0, 1) * (_LEVELS - 1)).round().astype(np.uint16)]
+
+
+@functools.cache
+def _linear(curve: int) -> np.ndarray:
+    """Return light for each code: of PQ in units of `SDR_WHITE`, of HLG scene light in 0..1."""
+    code = np.arange(_LEVELS) / (_LEVELS - 1)
+    if curve == ColorTrc.SMPTE2084:
+        root = code ** (1 / 78.84375)
+        light = (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (1 / 0.1593017578125)
+        return (light * (10_000 / SDR_WHITE)).astype(np.float32)
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    return np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12).astype(np.float32)
+
+
+@functools.cache
+def _sdr_codes() -> np.ndarray:
+    return ((np.arange(_LEVELS) / (_LEVELS - 1)) ** (1 / SDR_GAMMA) * 255).round().astype(np.uint8)
