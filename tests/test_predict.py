@@ -3,12 +3,16 @@
 import contextlib
 import io
 import json
+import math
 import os
 import shutil
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -123,6 +127,45 @@ def test_timeline_sees_the_windows_that_it_names(saved, videos):
     whole = predictor.timeline(videos[0], 1000, 1)
     assert len(whole.times) == 1
     assert torch.allclose(whole.scores[0], predictor.scores(videos[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("slow", "fast", "hop"), [(10, 60, 1.0), (10, 60, 0.5), (4, 30, 0.5)])
+def test_timeline_goes_by_presentation_times(slow: int, fast: int, hop: float, tmp_path):
+    """A video of one frame a second, then 30: the change is reported when it is shown."""
+    path = tmp_path / "rates.mp4"
+    times = [*range(slow), *(slow + number / 30 for number in range(fast))]
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=30, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for time in times:
+            picture = np.full((64, 64, 3), (255, 0, 0) if time < slow else (0, 0, 255), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    model = clipvid.create_model("tiny", adapter="none", num_frames=4).eval()
+    model.set_labels(["a red image", "a blue image"])
+    predictor = Predictor(model)
+    timeline = predictor.timeline(path, 1.0, hop)
+    blue = [time for time, scores in zip(timeline.times, timeline.scores, strict=True) if scores[1] > scores[0]]
+    assert blue == [time for time in timeline.times if time > min(blue) - 1e-6]
+    assert min(blue) == pytest.approx(slow + 0.5, abs=0.5)
+    assert timeline.times[-1] == pytest.approx(slow + fast / 30 - 0.5, abs=0.01)
+    with pytest.warns(UserWarning, match=r"rates\.mp4: its frame rate varies"):
+        predictor(path)
+
+
+@pytest.mark.parametrize(("window", "hop"), [(0, 1), (1, 0), (-1, 1), (math.nan, 1), (1, math.inf), (1, math.nan)])
+def test_timeline_without_a_sensible_window_is_refused(window, hop, make_model, videos):
+    with pytest.raises(ValueError, match="expected seconds above 0"):
+        Predictor(make_model(labels=LABELS)).timeline(videos[0], window, hop)
+
+
+def test_timeline_has_at_most_a_window_for_each_frame(make_model, videos):
+    with open_video(videos[0]) as video:
+        frames = len(video)
+    assert len(Predictor(make_model(labels=LABELS).eval()).timeline(videos[0], 0.2, 1e-9).times) <= frames + 1
 
 
 # The command

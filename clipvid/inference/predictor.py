@@ -5,6 +5,8 @@ Shapes: V views, T frames, S image side, K classes, W windows.
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict, overload
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from clipvid import InputError
 from clipvid.data.preprocessing import Preprocessing
-from clipvid.data.reader import Source, VideoError, open_video
+from clipvid.data.reader import Source, Video, VideoError, open_video
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.transforms import Transform
 from clipvid.inference.videos import Frames, open_source, split_videos
@@ -99,6 +101,12 @@ class Predictor:
     def scores(self, source: Any) -> Tensor:
         """Return the probabilities [K] of a video, on the CPU; see `__call__` for errors."""
         with open_source(source) as video:
+            if isinstance(video, Video) and video.has_varying_rate and self.reader.sampling.name == "uniform":
+                warnings.warn(
+                    f"{video.name}: its frame rate varies by more than 2x, and frames are drawn evenly by number, not "
+                    "by time; a timeline (--timeline) goes by time",
+                    stacklevel=2,
+                )
             clips = self.reader.read(video, self.views)
         return self._probabilities(clips).mean(dim=0)
 
@@ -110,26 +118,32 @@ class Predictor:
         ]
 
     def timeline(self, source: Source, window: float, hop: float) -> Timeline:
-        """Scores of windows of `window` seconds, `hop` seconds apart; the last one ends with the video.
+        """Return the scores of windows of `window` seconds, `hop` seconds apart; the last one ends with the video.
+
+        Windows are laid over presentation times, so they are right where the frame rate varies. A window without a
+        frame of its own shows the frame that is on screen.
 
         Raises:
-            ValueError: a window or hop that is not positive.
-            VideoError: the video cannot be read, or its frame rate is unknown.
+            InputError: a window or hop that is not positive.
+            VideoError: the video cannot be read, or the times of its frames are unknown.
         """
-        if window <= 0 or hop <= 0:
+        if not (0 < window < math.inf and 0 < hop < math.inf):
             raise InputError(f"window={window}, hop={hop}: expected seconds above 0")
         with open_video(source) as video:
-            if video.fps is None:
+            duration = video.duration
+            if duration is None:
                 raise VideoError(video.name, "its frame rate is unknown, so windows in seconds cannot be laid over it")
-            size = min(max(round(window * video.fps), 1), len(video))
-            starts = list(range(0, len(video) - size, max(round(hop * video.fps), 1)))
-            starts.append(len(video) - size)
+            last = max(duration - window, 0.0)
+            step = max(hop, duration / len(video))  # not more windows than frames
+            starts = [*(step * number for number in range(math.ceil(last / step - 1e-6))), last]
             scores = []
             for first in range(0, len(starts), _WINDOWS_AT_ONCE):
-                batch = starts[first : first + _WINDOWS_AT_ONCE]
-                clips = torch.cat([self.reader.read(video, start=start, stop=start + size) for start in batch])
+                parts = [
+                    video.frames_between(start, start + window) for start in starts[first : first + _WINDOWS_AT_ONCE]
+                ]
+                clips = torch.cat([self.reader.read(video, start=part.start, stop=part.stop) for part in parts])
                 scores.append(self._probabilities(clips))
-            times = [(start + size / 2) / video.fps for start in starts]
+        times = [start + min(window, duration) / 2 for start in starts]
         return Timeline(times, torch.cat(scores))
 
     @torch.no_grad()
