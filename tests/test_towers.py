@@ -55,7 +55,7 @@ TIMM = sorted(
 CLASSES = ["ViT-B-16-SigLIP", "PE-Core-T-16-384", "EVA01-g-14", "EVA02-B-16", "EVA02-E-14", "MobileCLIP-B"]
 
 
-# Heading in the README -> what tells the names of timm's towers; the rest of these are of other kinds.
+# Heading in docs/choosing.md -> what tells the names of timm's towers; the rest of these are of other kinds.
 FAMILIES = {
     "SigLIP, SigLIP2": "siglip",
     "ViTamin": "vitamin_",
@@ -144,9 +144,9 @@ def test_the_list_is_not_empty():
     assert set(CLASSES) <= set(VITS)
 
 
-@pytest.mark.skipif(open_clip.__version__ != "3.3.0", reason="the table in the README is of open_clip 3.3.0")
-def test_readme_has_the_table_of_the_list():
-    assert tower_table() in (Path(__file__).parent.parent / "README.md").read_text()
+@pytest.mark.skipif(open_clip.__version__ != "3.3.0", reason="the table in the docs is of open_clip 3.3.0")
+def test_docs_have_the_table_of_towers():
+    assert tower_table() in (Path(__file__).parent.parent / "docs" / "choosing.md").read_text()
 
 
 @pytest.mark.parametrize("name", TIMM)
