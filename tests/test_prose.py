@@ -109,8 +109,7 @@ def sentences(text: str) -> Iterator[str]:
     for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*#|!]|\d+\.) ?)", text):
         if block.lstrip().startswith(("#", "|", "!", "<")):
             continue
-        for sentence in re.split(r"(?<=[.:;!?])\s+", " ".join(block.split())):
-            yield sentence
+        yield from re.split(r"(?<=[.:;!?])\s+", " ".join(block.split()))
 
 
 @pytest.mark.parametrize("place", ["README.md", "CONTRIBUTING.md", "docs"])
