@@ -388,6 +388,25 @@ def test_a_frame_found_lost_in_reading_is_the_one_before(tmp_path: Path):
         assert number_in(video.read([20]).numpy()[0]) == 19
 
 
+def pixel_aspect(path: Path) -> float:
+    """Return the width of a pixel by its height, 1 if the file does not say."""
+    with av.open(str(path), metadata_errors="ignore") as container:
+        return float(container.streams.video[0].sample_aspect_ratio or 1)
+
+
+def is_plain(path: Path) -> bool:
+    """Return whether pixels are square and the picture is SDR, so that a frame is shown as it is decoded."""
+    with av.open(str(path), metadata_errors="ignore") as container:
+        frame = next(container.decode(video=0))
+        return pixel_aspect(path) == 1 and int(frame.color_trc) not in (16, 18)  # PQ, HLG
+
+
+def resembles(frame: np.ndarray, decoded: np.ndarray) -> bool:
+    """Return whether two pictures of the same height have nearly the same rows of brightness."""
+    columns = (np.arange(decoded.shape[1]) * frame.shape[1] / decoded.shape[1]).astype(int)
+    return np.corrcoef(frame[:, columns].mean(axis=2).ravel(), decoded.mean(axis=2).ravel())[0, 1] > 0.9
+
+
 nasty = sorted((SHARED_DATA / "nasty").glob("*"))
 
 
@@ -411,8 +430,12 @@ def test_difficult_files(path: Path, capfd: pytest.CaptureFixture[str]):
         assert len(video) == len(expected)
         for indices in index_sets(len(expected))[::15]:
             for index, frame in zip(indices[:40], video.read(indices[:40]).numpy(), strict=True):
-                assert frame.shape == expected[index].shape
-                assert np.abs(frame.astype(int) - expected[index]).max() <= 2
+                if is_plain(path):
+                    assert frame.shape == expected[index].shape
+                    assert np.abs(frame.astype(int) - expected[index]).max() <= 2
+                else:
+                    assert frame.shape == (len(frame), round(expected[index].shape[1] * pixel_aspect(path)), 3)
+                    assert resembles(frame, expected[index])
     assert capfd.readouterr() == ("", "")
 
 
