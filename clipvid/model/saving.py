@@ -13,7 +13,6 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipvid.backbone import BACKBONE_FILES
 from clipvid.files import hash_file, replace_together, write_json
 from clipvid.registry import config_to_choice
 
@@ -75,6 +74,8 @@ def owned_files(folder: Path) -> set[str]:
     names |= {LORA_CONFIG} if LORA_WEIGHTS in names else set()
     backbone = record.get("backbone")
     if isinstance(backbone, dict) and backbone.get("embedded") is True:
+        from clipvid.backbone import BACKBONE_FILES  # slow to import, and configs import this module
+
         listed = backbone.get("files", BACKBONE_FILES)
         names |= {f"{BACKBONE_FOLDER}/{name}" for name in listed if isinstance(listed, list | tuple)}
     return {name for name in names if is_weight_file(name) or _is_part(name)}
