@@ -33,6 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
         RunError: another process holds the lock.
     """
     path = folder / NAME
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     own = {"host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
     while not _create(path, own):
@@ -45,6 +46,9 @@ def locked(folder: Path) -> Iterator[None]:
         released.set()
         if _read(path) == own:
             path.unlink(missing_ok=True)
+        if is_new:  # nothing was written: the folder stays away
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _keep_fresh(path: Path, own: dict[str, Any], released: threading.Event) -> None:
