@@ -87,7 +87,7 @@ def keyed(frames: torch.Tensor, epoch: int = 0) -> dict:
 @pytest.mark.parametrize("objectives", [["masked"], ["order"], ["order", "distillation"], ALL])
 def test_gradients_reach_adapters_and_heads_and_not_clip(make_model, objectives) -> None:
     learner = student(make_model, objectives=objectives)
-    for adapter in learner.encoder.adapters():
+    for adapter in learner.video_model.encoder.adapters():
         shake(adapter)
     loss, parts = WithoutLabels(0, tuple(objectives))(learner, batch(), 0)
     loss.backward()
@@ -121,7 +121,7 @@ def test_a_fresh_student_is_its_teacher(make_model) -> None:
 def test_draws_depend_on_seed_epoch_sample_and_term_alone(make_model) -> None:
     def parts(objectives, seed=0, epoch=0, order=(0, 1, 2, 3)):
         learner = student(make_model, objectives=objectives)
-        for adapter in learner.encoder.adapters():
+        for adapter in learner.video_model.encoder.adapters():
             shake(adapter)
         whole = keyed(random_frames(4, 4), epoch)
         shown = {name: value[list(order)] for name, value in whole.items()}
