@@ -135,6 +135,10 @@ def test_a_mutated_list_is_read_or_refused(tmp_path: Path, kind: str, count: int
             refused += 1
             assert any(name in str(error) for name in (*used, *videos))  # noqa: PT017
         else:
-            paths = [Path(found.video(index)).resolve() for index in range(len(found))]
-            assert all(path.is_relative_to(tmp_path.resolve()) for path in paths)
+            for index in range(len(found)):
+                try:
+                    path = Path(found.video(index)).resolve()
+                except (OSError, ValueError):  # the system refuses the path: one bad video
+                    continue
+                assert path.is_relative_to(tmp_path.resolve())
     assert refused > 0

@@ -102,8 +102,8 @@ def unlabelled(config: PretrainConfig) -> Manifest:
     for more in config.also:
         found = load_manifest(more.root, more.videos, more.classes, check_files=data.check_files)
         check_splits(found, val)
-        for place, sample in enumerate(found.samples):
-            media = sample.media or partial(str, found.video(place))
+        for sample in found.samples:
+            media = sample.media or partial(str, found.root / sample.path)
             samples.append(replace(sample, path=f"{Path(more.root).name}/{sample.path}", label=0, media=media))
     return Manifest(tuple(samples), UNLABELLED, train.root)
 
