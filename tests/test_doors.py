@@ -1,5 +1,6 @@
 """The command line as a process: quick to start, quiet when a reader leaves, open to plugins."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -94,7 +95,9 @@ def test_ctrl_c_ends_in_one_line(tmp_path: Path):
     waiting = tmp_path / "waiting_plugin.py"
     waiting.write_text("import pathlib, time\npathlib.Path(__file__).with_name('ready').touch()\ntime.sleep(60)\n")
     command = [sys.executable, "-m", "clipvid", "push", "--plugin", str(waiting)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell starts background jobs with SIGINT ignored, and children inherit that.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     while not (tmp_path / "ready").exists():
         assert process.poll() is None
         time.sleep(0.05)
