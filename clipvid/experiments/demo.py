@@ -65,7 +65,7 @@ def run_demo(demo: DemoConfig, accelerator: Accelerator) -> list[Row]:
     ]
     scores = read_conditions(Path(evaluation.output_dir) / PREDICTIONS)
     shown = [scores["zero-shot"], pooled[0], scores["forward"]]
-    predictions = {row.name: found for row, found in zip(rows, shown, strict=False)}
+    predictions = {row.name: found for row, found in zip(rows[: len(shown)], shown, strict=True)}
     clips = _clips(predictions, adapter, manifest, accelerator)
     _write(output, rows, clips, demo, manifest, time.monotonic() - started)
     return rows

@@ -135,10 +135,8 @@ class Grid:
         """Run one trial after another in this process and those that `accelerate launch` started with it."""
         names = broadcast_object_list([[trial.name for trial in waiting]])[0]
         for trial in [each for each in self.trials if each.name in names]:
-            begun, error = (
-                time.monotonic(),
-                next((f"{name} failed" for name in trial.after if name in self.errors), None),
-            )
+            begun = time.monotonic()
+            error = next((f"{name} failed" for name in trial.after if name in self.errors), None)
             if error is None:
                 error = _try(trial, accelerator)
                 accelerator.free_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -147,7 +148,7 @@ def _load_inline(config_class: Any, values: Namespace, words: list[str]) -> None
 
     The parser leaves the values of a `Choice` as they are. That suits YAML, where quotes make a text of a number.
     """
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         option, equals, inline = word.partition("=")
         text, path = inline if equals else following, option.removeprefix("--").split(".")
         hint: Any = config_class
@@ -207,7 +208,7 @@ def copy_configs(folder: Path) -> int:
 def _located(args: list[str]) -> list[str]:
     """Return the arguments with the path of every `--config` that is a name in the package."""
     found = []
-    for before, word in zip(["", *args], args, strict=False):
+    for before, word in itertools.pairwise(["", *args]):
         option, equals, value = word.partition("=")
         if option == "--config" and equals and value.endswith(".yaml"):
             word = f"--config={config_path(value)}"
@@ -224,7 +225,7 @@ def _renamed(args: list[str], names: dict[str, str]) -> list[str]:
         names: present names by former ones, of options at the top level.
     """
     result: list[str] = []
-    for before, word in zip(["", *args], args, strict=False):
+    for before, word in itertools.pairwise(["", *args]):
         option, equals, value = word.partition("=")
         former = next((name for name in names if option == f"--{name}" or option.startswith(f"--{name}.")), None)
         if former is not None:
