@@ -7,9 +7,11 @@ import yaml
 
 from clipvid.benchmarks.ladder import LadderConfig
 from clipvid.benchmarks.pretraining import PretrainingBenchmark
+from clipvid.experiments.config import DemoConfig
 from clipvid.experiments.run import EvaluateConfig
 from clipvid.experiments.suite import SuiteConfig
-from clipvid.runs.config_files import claim_output, config_record, parse_config
+from clipvid.runs.config_files import config_record, parse_config
+from clipvid.runs.output_folder import claim_output
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.pretrain import PretrainConfig
 from clipvid.training.pretrain_clip import PretrainClipConfig
@@ -34,6 +36,11 @@ def config_class(path: Path) -> type:
 
 def test_there_are_configs() -> None:
     assert len(RUNS) >= 4
+
+
+@pytest.mark.parametrize("kind", [DemoConfig, FinetuneConfig, PretrainConfig, PretrainClipConfig])
+def test_no_arguments_give_the_defaults(kind: type) -> None:
+    assert parse_config(kind, [], "test") == kind()
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))

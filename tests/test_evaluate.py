@@ -361,6 +361,21 @@ def test_another_evaluation_in_the_same_folder_is_refused_with_a_folder_to_type(
 
 
 @pytest.mark.parametrize(
+    ("model", "changed"),
+    [("no/such folder", {}), ("ViT-Q-77", {}), (None, {"descriptions": "absent.json"}), (None, {"templates": "[]"})],
+    ids=["folder", "name", "descriptions", "templates"],
+)
+def test_an_evaluation_that_cannot_start_leaves_no_folder(
+    world: Path, model_folder: Path, tmp_path: Path, model: str | None, changed: dict
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises((ValueError, OSError, RuntimeError)):
+        evaluate(world, model or model_folder, output, controls="[]", **changed)
+    assert not output.exists()
+    evaluate(world, model_folder, output, controls="[]")
+
+
+@pytest.mark.parametrize(
     ("option", "value", "repeated"),
     [("controls", "[bag,single,bag]", "bag"), ("sweep", "[0.5,0.25,0.5]", "0.5"), ("sweep", "[0.5,0.50000001]", "0.5")],
 )

@@ -25,8 +25,9 @@ from clipvid.inference.predictor import Timeline
 from clipvid.inference.timeline import write_timeline
 from clipvid.runs.config_files import copy_configs
 from clipvid.runs.lock import locked
+from clipvid.runs.output_folder import claim_output
 from clipvid.training.checkpoint import Checkpoint, load_newest, save_checkpoint
-from clipvid.training.config import FinetuneConfig, claim_output
+from clipvid.training.config import FinetuneConfig
 
 FULL = r"File too large|No space left"
 resource = pytest.importorskip("resource", reason="limits on the size of files are POSIX")

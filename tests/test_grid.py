@@ -13,7 +13,8 @@ from clipvid.experiments.config import EvaluateConfig, GridConfig
 from clipvid.experiments.grid import Grid
 from clipvid.experiments.trial import Trial
 from clipvid.files import write_json
-from clipvid.runs.config_files import claim_output, config_record
+from clipvid.runs.config_files import config_record
+from clipvid.runs.output_folder import claim_output
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from test_checkpoint import mutate
 
 from clipvid.data.manifest import ManifestError, load_manifest
-from clipvid.runs.config_files import claim_output, config_record, parse_config
+from clipvid.runs.config_files import config_record, parse_config
+from clipvid.runs.output_folder import claim_output
 from clipvid.training.config import FinetuneConfig
 
 RECORD = config_record(FinetuneConfig())

@@ -9,7 +9,8 @@ from conftest import REPOSITORY
 
 from clipvid.data.manifest import ClassInfo, Manifest, ManifestError, Sample
 from clipvid.evaluation.results import overlap
-from clipvid.experiments.protocols import build_protocol, few_shot, of_classes, published
+from clipvid.experiments.protocols import build_protocol
+from clipvid.experiments.subsets import few_shot, of_classes, published
 
 NAMES = ["jump", "run", "skip", "walk"]
 

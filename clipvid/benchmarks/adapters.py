@@ -6,28 +6,31 @@ All is measured in one run and told relative to the forward pass of the plain ba
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.markdown import Markdown
 from torch import Tensor
 
 from clipvid import InputError
 from clipvid.adapters import ADAPTERS, resolve_adapters
 from clipvid.backbone import RANDOM, Backbone, load_backbone
-from clipvid.benchmarks.cost import Pass, count_macs, describe_machine, peak_memory, time_passes, trained_parameters
+from clipvid.benchmarks.cost import (
+    Pass,
+    count_macs,
+    describe_machine,
+    peak_memory,
+    run_cost_benchmark,
+    time_passes,
+    trained_parameters,
+)
 from clipvid.evaluation.tables import markdown_table
-from clipvid.files import write_json, write_text
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
 from clipvid.registry import Choice, build_config
-from clipvid.runs.config_files import claim_output, config_record, parse_config
-from clipvid.runs.lock import locked
+from clipvid.runs.config_files import parse_config
 from clipvid.training.objectives import Classification
 
 BASELINE = "none"
@@ -130,17 +133,9 @@ class Row:
 
 
 def main(args: list[str]) -> None:
-    """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    """Run the subject: a table on the terminal and in table.md, all figures in metrics.json."""
     config = parse_config(AdapterBenchmark, args, "clipvid benchmark adapters")
-    output = Path(config.output_dir)
-    with locked(output):
-        claim_output(output, config)
-        rows = measure_adapters(config)
-        table = render_table(rows, config)
-        Console().print(Markdown(table))
-        write_text(output / "table.md", table)
-        record = {"machine": describe_machine(), "config": config_record(config)}
-        write_json(output / "metrics.json", {"rows": [asdict(row) for row in rows]} | record)
+    run_cost_benchmark(config, measure_adapters, render_table)
 
 
 def measure_adapters(config: AdapterBenchmark) -> list[Row]:

@@ -8,19 +8,26 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from math import prod
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+
+from clipvid.files import write_json, write_text
+from clipvid.runs.config_files import config_record
+from clipvid.runs.lock import locked
+from clipvid.runs.output_folder import claim_output
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
@@ -144,3 +151,24 @@ def describe_machine() -> dict[str, str]:
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} CPU threads",
         "torch": f"torch {torch.__version__}",
     }
+
+
+def run_cost_benchmark(
+    config: Any, measure: Callable[[Any], list[Any]], render: Callable[[list[Any], Any], str]
+) -> None:
+    """Measure, print the table, and write table.md and metrics.json to `config.output_dir`.
+
+    Args:
+        config: config of the benchmark.
+        measure: makes the rows, which are dataclasses.
+        render: makes the Markdown table of rows and config.
+    """
+    output = Path(config.output_dir)
+    with locked(output):
+        claim_output(output, config)
+        rows = measure(config)
+        table = render(rows, config)
+        Console().print(Markdown(table))
+        write_text(output / "table.md", table)
+        record = {"machine": describe_machine(), "config": config_record(config)}
+        write_json(output / "metrics.json", {"rows": [asdict(row) for row in rows]} | record)

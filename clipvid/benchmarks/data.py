@@ -33,8 +33,9 @@ from clipvid.data.sampling import FrameSampling, keyed_generator
 from clipvid.data.transforms import eval_transforms, train_transform
 from clipvid.evaluation.tables import markdown_table
 from clipvid.files import write_json, write_text
-from clipvid.runs.config_files import claim_output, config_record, parse_config
+from clipvid.runs.config_files import config_record, parse_config
 from clipvid.runs.lock import locked
+from clipvid.runs.output_folder import claim_output
 
 CLIPS, CROPS = 4, 3
 MEASURE_MANIFEST = """

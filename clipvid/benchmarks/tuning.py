@@ -6,27 +6,29 @@ All is measured in one run and told relative to tuning the whole image tower.
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.markdown import Markdown
 
 from clipvid import InputError
 from clipvid.backbone import RANDOM, load_backbone
 from clipvid.benchmarks.adapters import NUM_CLASSES, training_loss
-from clipvid.benchmarks.cost import Pass, describe_machine, peak_memory, time_passes, trained_parameters
+from clipvid.benchmarks.cost import (
+    Pass,
+    describe_machine,
+    peak_memory,
+    run_cost_benchmark,
+    time_passes,
+    trained_parameters,
+)
 from clipvid.evaluation.tables import markdown_table
-from clipvid.files import write_json, write_text
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
 from clipvid.registry import build_config
-from clipvid.runs.config_files import claim_output, config_record, parse_config
-from clipvid.runs.lock import locked
+from clipvid.runs.config_files import parse_config
 
 BASELINE = "full"
 ROWS: dict[str, dict[str, Any]] = {
@@ -99,17 +101,9 @@ class Step:
 
 
 def main(args: list[str]) -> None:
-    """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    """Run the subject: a table on the terminal and in table.md, all figures in metrics.json."""
     config = parse_config(TuningBenchmark, args, "clipvid benchmark tuning")
-    output = Path(config.output_dir)
-    with locked(output):
-        claim_output(output, config)
-        steps = measure_tuning(config)
-        table = render_table(steps, config)
-        Console().print(Markdown(table))
-        write_text(output / "table.md", table)
-        record = {"machine": describe_machine(), "config": config_record(config)}
-        write_json(output / "metrics.json", {"rows": [asdict(step) for step in steps]} | record)
+    run_cost_benchmark(config, measure_tuning, render_table)
 
 
 def measure_tuning(config: TuningBenchmark) -> list[Step]:

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.data.lists.samples import UNREAD, ClassInfo, Sample
+from clipvid.data.lists.samples import UNREAD, ClassInfo, Sample, Samples
 from clipvid.data.manifest import Manifest
 
 
@@ -57,7 +57,7 @@ def dataset_manifest(dataset: MapDataset, name: str, classes: Sequence[str]) -> 
 
 
 @dataclass(frozen=True)
-class DatasetSamples(Sequence[Sample]):
+class DatasetSamples(Samples):
     """One sample per item of a Dataset.
 
     Attributes:
@@ -73,14 +73,8 @@ class DatasetSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return tuple(self[place] for place in range(*index.indices(len(self))))
-        place = range(len(self))[index]
+    def at(self, place: int) -> Sample:
+        """Return the sample of an item. The item is read later."""
         return Sample(f"{self.name}[{place}]", UNREAD, item=partial(self.read, place))
 
     def read(self, index: int) -> tuple[Tensor, int]:

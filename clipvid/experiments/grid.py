@@ -25,8 +25,9 @@ from clipvid.experiments.config import GridConfig
 from clipvid.experiments.parallel import run_side_by_side
 from clipvid.experiments.trial import Trial
 from clipvid.files import failed_write, write_json, write_text
-from clipvid.runs.config_files import check_output, config_record
+from clipvid.runs.config_files import config_record
 from clipvid.runs.lock import locked
+from clipvid.runs.output_folder import check_output
 from clipvid.runs.preemption import Preempted, Preemption
 from clipvid.runs.record import locked_by_main_process
 

@@ -6,21 +6,18 @@ Parts of one group are evaluated together, and the protocol summarizes the figur
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from clipvid import InputError
-from clipvid.data.lists.delimited import split_line
-from clipvid.data.lists.samples import Sample
 from clipvid.data.lists.text import read_lines
-from clipvid.data.manifest import ClassInfo, Manifest, ManifestError, leave_one_group_out
+from clipvid.data.manifest import Manifest, ManifestError, leave_one_group_out
 from clipvid.data.sampling import keyed_generator
 from clipvid.evaluation.metrics import harmonic_mean, mean_and_spread
+from clipvid.experiments.subsets import few_shot, of_classes, published
 from clipvid.registry import Choice, Registry
 
 Figures = dict[str, dict[str, Any]]  # of each group, by its name
@@ -256,88 +253,10 @@ def build_protocol(spec: Choice) -> Protocol:
     return protocol
 
 
-def few_shot(train: Manifest, shots: int, seed: int) -> Manifest:
-    """Return `shots` videos of each class that has any, drawn by (seed, class), in the order of the manifest.
-
-    Raises:
-        ManifestError: a class has fewer videos.
-    """
-    chosen: list[int] = []
-    for label, places in _by_class(train).items():
-        if len(places) < shots:
-            name = train.class_names[label]
-            raise ManifestError(f"{shots} shots: the class {name!r} has {len(places)} training videos; ask for fewer")
-        order = torch.randperm(len(places), generator=keyed_generator(seed, label))
-        chosen += [places[i] for i in order[:shots].tolist()]
-    return train.subset(sorted(chosen))
-
-
-def published(train: Manifest, file: Path, shots: int) -> Manifest:
-    """Return the videos of `train` that a published list names, whatever folders and suffixes are written there.
-
-    Raises:
-        ManifestError: videos that `train` lacks or has twice, or another number than `shots` per class.
-    """
-    places: dict[str, list[int]] = {}
-    for place, path in enumerate(train.paths()):
-        places.setdefault(Path(path).stem, []).append(place)
-    names = [_listed_stem(line, places) for line in read_lines(file, "few-shot list") if line.strip()]
-    lacking = [name for name in names if len(places.get(name, [])) != 1]
-    if lacking:
-        raise ManifestError(
-            f"{file} names {len(lacking)} videos that data.train does not have, or has twice, such as {lacking[:3]}; "
-            "bring them, or leave `lists` out to have subsets drawn"
-        )
-    subset = train.subset([places[name][0] for name in names])
-    counts = {len(found) for found in _by_class(subset).values()}
-    if counts != {shots}:
-        raise ManifestError(f"{file} has {sorted(counts)} videos per class, expected {shots}")
-    return subset
-
-
-def _listed_stem(line: str, stems: dict[str, list[int]]) -> str:
-    """Return the file name, without folder and suffix, that a line of a list starts with.
-
-    The name may contain spaces and commas. The longest start of the line that is in `stems` is taken.
-    """
-    text = line.strip()
-    quoted = split_line(text, ",")[:1]
-    starts = [text, *quoted, *(text[: end.start()] for end in reversed(list(re.finditer(r"[\s,]+", text))))]
-    names = (name for start in starts for name in (Path(start).name, Path(start).stem))
-    return next((name for name in names if name in stems), Path(text).stem)
-
-
-def of_classes(manifest: Manifest, ids: Sequence[int]) -> Manifest:
-    """Return the videos of some classes, renumbered from 0.
-
-    An attribute `partner` is renumbered too, and becomes -1 where the partner is left out.
-    """
-    place = {old: new for new, old in enumerate(ids)}
-    classes = tuple(_renumbered(manifest.classes[old], new, place) for old, new in place.items())
-    samples: tuple[Sample, ...] = tuple(
-        replace(sample, label=place[sample.label]) for sample in manifest.samples if sample.label in place
-    )
-    return Manifest(samples, classes, manifest.root)
-
-
 def _fold(pooled: Manifest, held_out: set[str], run: str) -> Part:
     """Return the part that tests on some groups and trains on all others."""
     test, train = ([i for i, s in enumerate(pooled.samples) if (s.group in held_out) is held] for held in (True, False))
     return Part("all", pooled.subset(test), run, pooled.subset(train), places=tuple(test))
-
-
-def _renumbered(info: ClassInfo, new: int, place: dict[int, int]) -> ClassInfo:
-    attributes = dict(info.attributes)
-    if "partner" in attributes:
-        attributes["partner"] = str(place.get(int(attributes["partner"]), -1))
-    return ClassInfo(new, info.name, attributes)
-
-
-def _by_class(manifest: Manifest) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for place, sample in enumerate(manifest.samples):
-        found.setdefault(sample.label, []).append(place)
-    return dict(sorted(found.items()))
 
 
 def _top1(figures: Figures, part: Part) -> float:

@@ -23,7 +23,8 @@ from clipvid.experiments.protocols import BaseToNovel, Holdout, build_protocol
 from clipvid.experiments.run import evaluate_protocol
 from clipvid.hub.loading import from_pretrained, load_model
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.runs.config_files import check_output, read_config
+from clipvid.runs.config_files import read_config
+from clipvid.runs.output_folder import check_output
 from clipvid.training.build import build_accelerator
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.finetune import check_hub, push_run

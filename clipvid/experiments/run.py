@@ -45,7 +45,8 @@ from clipvid.hub.folder import find_folder, read_record, weights_hash
 from clipvid.hub.loading import is_saved, load_model
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.runs.config_files import claim_output, config_record
+from clipvid.runs.config_files import config_record
+from clipvid.runs.output_folder import OtherRunError, check_output, claim_output
 from clipvid.runs.record import recorded
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.finetune import finetune
@@ -70,7 +71,7 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
         The content of metrics.json, with the figures under `groups`, on all processes.
 
     Raises:
-        FileExistsError: the folder holds an evaluation with another config, such as another model.
+        OtherRunError: the folder holds an evaluation with another config, such as another model.
     """
     output, protocol = Path(config.output_dir), build_protocol(config.protocol or config.data.protocol)
     earlier = _finished_config(output) if accelerator.is_main_process else {}
@@ -80,11 +81,16 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
     if train is not None:
         check_splits(train, test)
     if accelerator.is_main_process:
-        _claim(output, config)
-    accelerator.wait_for_everyone()
+        _check_output(output, config)
     parts = protocol.parts(train, test, config.recipe is not None)
-    with recorded(output, accelerator, config_record(config), evaluation_inputs(config, train, test)):
-        run = _Run(config, accelerator, output)
+    inputs = evaluation_inputs(config, train, test)
+    run = _Run(config, accelerator, output)
+    if config.recipe is None:
+        run.load(parts[0])  # a model that cannot be loaded leaves no files
+    if accelerator.is_main_process:
+        claim_output(output, config)
+    accelerator.wait_for_everyone()
+    with recorded(output, accelerator, config_record(config), inputs):
         answers = [answer for part in parts for answer in run.answers(part)]
         names = list(dict.fromkeys(answer.group for answer in answers))
         groups = [Group.of(name, [answer for answer in answers if answer.group == name]) for name in names]
@@ -108,16 +114,16 @@ def _finished_config(output: Path) -> dict[str, Any]:
         return {}
 
 
-def _claim(output: Path, config: EvaluateConfig) -> None:
-    """Claim the output folder, and propose another one if it holds another evaluation."""
+def _check_output(output: Path, config: EvaluateConfig) -> None:
+    """Check the output folder, and propose another one if it holds another evaluation."""
     try:
-        claim_output(output, config)
-    except FileExistsError as error:
+        check_output(output, config)
+    except OtherRunError as error:
         given = (
             [config.model, config.pretrained] if config.name is None and config.recipe is None else [title_of(config)]
         )
         name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, given))).strip("-.") or "model"
-        raise FileExistsError(f"{error} For example: --output_dir {output / name}") from None
+        raise OtherRunError(f"{error} For example: --output_dir {output / name}") from None
 
 
 def load_videos(config: EvaluateConfig) -> tuple[Manifest | None, Manifest]:
@@ -158,10 +164,16 @@ class _Run:
         self.made: set[str] = set()
         self.title = title_of(config)
         self.model: VideoCLIP
+        self._loaded: tuple[Part, tuple[VideoCLIP, list[str]]] | None = None
+
+    def load(self, part: Part) -> None:
+        """Load the model of a part now, before its scores are computed."""
+        self._loaded = part, self._model(part)
 
     def answers(self, part: Part) -> list[Answers]:
-        """What the model of a part says of its videos, under every condition."""
-        self.model, self.trained_on[part.group] = self._model(part)
+        """Return the scores of the model of a part on its videos, under every condition."""
+        loaded, self._loaded = self._loaded, None
+        self.model, self.trained_on[part.group] = loaded[1] if loaded and loaded[0] is part else self._model(part)
         model = self.model
         plain = not model.trained_state() and not model.encoder.adapters()
         space = WeightSpace(model) if not plain and (self.config.alpha != 1 or self.config.sweep) else None

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from clipvid.data.splits import load_split
 from clipvid.experiments.config import EvaluateConfig, extend_evaluation
 from clipvid.experiments.run import evaluate_protocol, evaluation_inputs, load_videos
-from clipvid.runs.config_files import FREE, differences
+from clipvid.runs.output_folder import FREE, differences
 from clipvid.runs.record import recorded_inputs
 from clipvid.training.config import PretrainConfig
 from clipvid.training.pretrain import pretrain, unlabelled

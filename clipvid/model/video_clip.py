@@ -214,11 +214,11 @@ class VideoCLIP(TrainableModel):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Adapters, pooling and head with their buffers, and all else that `tune` trains, by name in `state_dict`."""
-        return self._named((*self._temporal_tensors(), *_tensors(self.head), *self._tuned_parameters))
+        return self._named(*self._temporal, self.head, parameters=self._tuned_parameters)
 
     def temporal_state(self) -> dict[str, Tensor]:
         """Adapters and pooling with their buffers, by name in `state_dict`."""
-        return self._named(self._temporal_tensors())
+        return self._named(*self._temporal)
 
     def saved_state(self) -> dict[str, Tensor]:
         """What `model.safetensors` holds: `trained_state` without what the folder's `lora/` and `backbone/` hold."""
@@ -307,17 +307,16 @@ class VideoCLIP(TrainableModel):
         for module in (self.backbone.vision, *self.backbone.blocks, self.backbone.text):
             yield from module.parameters()
 
-    def _temporal_tensors(self) -> list[Tensor]:
-        return [tensor for module in (*self.encoder.adapters(), self.pooling) for tensor in _tensors(module)]
+    @property
+    def _temporal(self) -> list[nn.Module]:
+        return [*self.encoder.adapters(), self.pooling]
 
-    def _named(self, tensors: Iterable[Tensor]) -> dict[str, Tensor]:
-        wanted = {id(tensor) for tensor in tensors}
+    def _named(self, *modules: nn.Module, parameters: Iterable[Tensor] = ()) -> dict[str, Tensor]:
+        """Return all tensors of modules, and parameters, by name in `state_dict`."""
+        held = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+        wanted = {id(tensor) for tensor in (*held, *parameters)}
         return {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in wanted}
 
     def _trains_text(self) -> bool:
         parts = (self.text,) if self.context is None else (self.text, self.context)
         return any(parameter.requires_grad for part in parts for parameter in part.parameters())
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]

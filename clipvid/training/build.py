@@ -22,9 +22,6 @@ from clipvid.hub.continuing import start_from
 from clipvid.model.factory import build_model
 from clipvid.model.trainable import TrainableModel
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.runs.config_files import claim_output as claim_output
-from clipvid.runs.config_files import config_record as config_record
-from clipvid.runs.config_files import parse_config as parse_config
 from clipvid.training.batch_size import largest_batch_size
 from clipvid.training.checkpoint import recorded_batch_size
 from clipvid.training.config import FinetuneConfig, TrainingConfig, VideoRunConfig

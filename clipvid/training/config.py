@@ -12,9 +12,6 @@ from clipvid.data.config import DataConfig
 from clipvid.data.synthetic.world import WorldConfig
 from clipvid.model.config import ModelConfig
 from clipvid.registry import FINITE, Choice, check_ranges, suggest
-from clipvid.runs.config_files import claim_output as claim_output
-from clipvid.runs.config_files import config_record as config_record
-from clipvid.runs.config_files import parse_config as parse_config
 from clipvid.training.optim import OptimConfig
 from clipvid.training.pretext_tasks import resolve_terms
 from clipvid.training.state import LoopSettings

@@ -15,7 +15,7 @@ from clipvid.data.manifest import ClassInfo, Manifest, check_splits, load_manife
 from clipvid.data.splits import eval_loader, load_split
 from clipvid.evaluation.summary import describe, evaluate
 from clipvid.evaluation.weight_space import zero_shot_model
-from clipvid.runs.config_files import check_output
+from clipvid.runs.output_folder import check_output
 from clipvid.training.build import build_trainer
 from clipvid.training.config import PretrainConfig
 from clipvid.training.pretext_tasks import resolve_terms

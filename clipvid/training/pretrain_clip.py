@@ -17,7 +17,8 @@ from clipvid.evaluation.metrics import proportion
 from clipvid.files import write_json
 from clipvid.model.factory import build_model
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.runs.config_files import check_output, config_record
+from clipvid.runs.config_files import config_record
+from clipvid.runs.output_folder import check_output
 from clipvid.training.config import PretrainClipConfig
 from clipvid.training.objectives import ImageTextContrast
 from clipvid.training.optim import build_optimizer, build_scheduler

@@ -21,7 +21,8 @@ from clipvid.hub.card import write_card
 from clipvid.hub.folder import read_record, read_weights, weights_hash
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.runs.config_files import OtherRunError, check_output, claim_output, config_record, more_epochs
+from clipvid.runs.config_files import config_record
+from clipvid.runs.output_folder import OtherRunError, check_output, claim_output, more_epochs
 from clipvid.runs.preemption import Preemption
 from clipvid.runs.record import recorded, recorded_inputs
 from clipvid.training.build import build_finetune_model

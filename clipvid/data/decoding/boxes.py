@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from clipvid import InputError
-from clipvid.data.decoding.limits import Limits
+from clipvid.data.decoding.limits import Clock, Limits
 
 _CONTAINERS = frozenset(
     (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex", b"dinf", b"udta", b"tref")
@@ -47,6 +47,7 @@ class BoxCheck:
         self._file, self._limits = file, limits
         self._track = _Track()
         self._fragment_samples = 0
+        self._clock = Clock(limits.max_seconds)
 
     def run(self) -> None:
         """Check the whole file. Files that do not begin with a box are left to FFmpeg."""
@@ -55,6 +56,7 @@ class BoxCheck:
 
     def _walk(self, start: int, end: int, depth: int) -> None:
         while start + 8 <= end:
+            self._clock.check()
             self._file.seek(start)
             head = self._file.read(16)
             size, kind, header = int.from_bytes(head[:4], "big"), head[4:8], 8

@@ -101,14 +101,15 @@ def read_rows(file: Path, header: Header, what: str) -> Iterator[tuple[int, list
             raise ManifestError(f"{file}:{before + 1}: {error}; close the quotes of this line") from None
         if values is None:
             return
-        if not any(value.strip() for value in values):
+        values = [value.strip() for value in values]
+        if not any(values):
             continue
         if len(values) != len(header.columns):
             raise ManifestError(
                 f"{file}:{lines.number}: {len(values)} values for the {len(header.columns)} columns {header}; "
                 "quote fields that contain the delimiter"
             )
-        yield lines.number, [value.strip() for value in values]
+        yield lines.number, values
 
 
 class _Lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,7 +82,24 @@ COLUMNS = pa.schema(
 )
 
 
-class Rows(Sequence[Sample]):
+class Samples(Sequence[Sample]):
+    """Samples that are made on access, by index or slice."""
+
+    @abstractmethod
+    def at(self, place: int) -> Sample:
+        """Return a sample by its place, 0 to the length - 1."""
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(index, slice):
+            return tuple(self.at(place) for place in range(*index.indices(len(self))))
+        return self.at(range(len(self))[index])
+
+
+class Rows(Samples):
     """Samples in an Arrow table of `COLUMNS`, made when they are asked for.
 
     `file`, `offset` and `size` say which bytes of which file hold a video that lies inside of it; `file` alone is a
@@ -112,16 +130,7 @@ class Rows(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.table)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self))))
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
+    def at(self, place: int) -> Sample:
         return self._sample({name: self.table[name][place].as_py() for name in self._columns}, place)
 
     def __iter__(self) -> Iterator[Sample]:

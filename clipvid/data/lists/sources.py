@@ -6,13 +6,9 @@ those that it knows; `clipvid.data.manifest` checks them, whatever their source.
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import io
 import json
 import os
-import re
-import tarfile
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -24,12 +20,10 @@ import pyarrow as pa
 
 from clipvid.data.decoding.frames import is_image
 from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
+from clipvid.data.lists.shards import WebDatasetSource
 from clipvid.data.lists.tables import Batches, read_table
-from clipvid.data.lists.text import check_list, parse_json
+from clipvid.data.lists.text import is_utf8
 from clipvid.registry import Choice, Registry
-
-MAX_SHARDS = 100_000
-_MAX_TOLD = 1 << 20  # bytes of a label, a caption or a header of a shard
 
 
 class Source(Protocol):
@@ -84,29 +78,6 @@ class FolderSource:
                 "or <class>/<folder of images>"
             )
         yield text_batch(rows)
-
-
-@dataclass(frozen=True)
-class WebDatasetSource:
-    """Tar files of WebDataset: members `key.mp4` with `key.cls`, or `key.json` with `label`; captions in `key.txt`.
-
-    shards: `train-{000..009}.tar` or `train-*.tar`, from the root. Videos are read where they lie in the shards, in
-    any order; nothing is unpacked. Shards must be uncompressed.
-    """
-
-    shards: str
-
-    @property
-    def title(self) -> str:
-        return self.shards
-
-    def batches(self, root: Path, names: Collection[str]) -> Batches:
-        start = "" if Path(self.shards).is_absolute() else f"{glob.escape(str(root))}/"
-        files = [Path(found) for pattern in _braces(self.shards) for found in sorted(glob.glob(f"{start}{pattern}"))]
-        if not files:
-            raise FileNotFoundError(f"no shard matches {self.shards} in {root}")
-        for file in files:
-            yield _shard_batch(file, file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file))
 
 
 @dataclass(frozen=True)
@@ -253,7 +224,7 @@ def _walk(folder: Path, visited: set[str], skipped: list[str]) -> Iterator[Path]
         yield folder
     for entry in below:
         real = os.path.realpath(entry)
-        if not _is_utf8(entry.name) or real in visited or not (entry.is_dir() or entry.is_file()):
+        if not is_utf8(entry.name) or real in visited or not (entry.is_dir() or entry.is_file()):
             skipped.append(ascii(str(entry)))
         elif entry.is_dir():
             visited.add(real)
@@ -262,92 +233,7 @@ def _walk(folder: Path, visited: set[str], skipped: list[str]) -> Iterator[Path]
             yield entry
 
 
-def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
 def text_batch(rows: list[tuple[str, str]]) -> pa.RecordBatch:
     """(path, label) as a batch."""
     paths, labels = zip(*rows, strict=True)
     return pa.record_batch({"path": paths, "label": labels, "line": pa.array(range(1, len(rows) + 1), pa.int64())})
-
-
-def _braces(pattern: str) -> list[str]:
-    """`a-{00..11}.tar` -> a-00.tar, ..., a-11.tar."""
-    match = re.search(r"\{(\d{1,9})\.\.(\d{1,9})\}", pattern)
-    if match is None:
-        return [pattern]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    numbers = range(int(match[1]), int(match[2]) + 1)
-    if len(numbers) > MAX_SHARDS:
-        raise ManifestError(f"{pattern}: it names {len(numbers)} shards, more than {MAX_SHARDS}; correct it")
-    return [name for i in numbers for name in _braces(f"{before}{i:0{len(match[1])}d}{after}")]
-
-
-def _shard_batch(file: Path, name: str) -> pa.RecordBatch:
-    """The videos of one shard: where each lies in it, and what the other members of its key say of it."""
-    videos: dict[str, tarfile.TarInfo] = {}
-    told: dict[str, dict[str, Any]] = {}
-    try:
-        check_list(file, "shard")
-        end = file.stat().st_size
-        with _BoundedFile(file) as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
-            for member in tar:
-                if member.issparse() or member.size < 0 or member.offset_data + member.size > end:
-                    raise ManifestError(f"{file}: member {member.name!a} is sparse or cut off; write the shard again")
-                if not _is_utf8(member.name):
-                    warnings.warn(f"{file}: {member.name!a} is skipped, its name is not UTF-8", stacklevel=2)
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                key = f"{folder}/{stem}"
-                if not stem or not member.isfile():  # `._a.mp4` of macOS, folders, links
-                    continue
-                if f".{suffix.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES:
-                    if key in videos:
-                        raise ManifestError(f"{file}: {videos[key].name} and {member.name} have one key; rename one")
-                    videos[key] = member
-                elif suffix in ("cls", "txt", "json"):
-                    content = tar.extractfile(member)
-                    found = _told(file, suffix, content.read().decode() if content else "")
-                    before = told.setdefault(key, {})
-                    twice = [name for name, value in found.items() if before.get(name, value) != value]
-                    if twice:
-                        raise ManifestError(f"{file}: {member.name} gives the {twice[0]} of its key again; drop one")
-                    before.update(found)
-    except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
-        raise ManifestError(f"{file}: not a shard of WebDataset ({error}); it has to be an uncompressed tar") from None
-    missing = [video.name for key, video in videos.items() if "label" not in told.get(key, {})]
-    if missing or not videos:
-        problem = f"{missing[:3]} have no label" if missing else "it holds no video"
-        raise ManifestError(f"{file}: {problem}; expected key.mp4 with key.cls, or key.json with a label")
-    captions = [told[key].get("caption") for key in videos]
-    return pa.record_batch(
-        {
-            "path": [f"{name}/{video.name}" for video in videos.values()],
-            "label": [told[key]["label"] for key in videos],
-            "caption": pa.array(captions, pa.string()),
-            "file": [str(file.absolute())] * len(videos),
-            "offset": [video.offset_data for video in videos.values()],
-            "size": [video.size for video in videos.values()],
-            "line": pa.array(range(1, len(videos) + 1), pa.int64()),
-        }
-    )
-
-
-class _BoundedFile(io.FileIO):
-    """A file that refuses to read more than `_MAX_TOLD` bytes at once. Headers of a tar may ask for any number."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read `size` bytes."""
-        if size is None or not 0 <= size <= _MAX_TOLD:
-            raise tarfile.ReadError(f"a header or text of {size} bytes, more than {_MAX_TOLD}")
-        return super().read(size) or b""
-
-
-def _told(file: Path, suffix: str, text: str) -> dict[str, str]:
-    if suffix == "json":
-        content = parse_json(file, text)
-        found = content if isinstance(content, dict) else {}
-        return {key: str(found[key]) for key in ("label", "caption") if found.get(key) is not None}
-    return {"label" if suffix == "cls" else "caption": text.strip()}

@@ -179,8 +179,10 @@ def _read_csv(file: Path, header: Header) -> Batches:
     check_columns(f"{file}:1", header.names, header.columns, COLUMNS, header.delimiter)
     rows = read_rows(file, header, WHAT)
     while part := list(itertools.islice(rows, _ROWS)):
-        table = [dict(zip(header.columns, values, strict=True)) for _, values in part]
-        yield _batch(table, [line for line, _ in part], str(file))
+        lines, values = zip(*part, strict=True)
+        columns = dict(zip(header.columns, zip(*values, strict=True), strict=True))
+        present = {name: pa.array(columns[name], pa.string()) for name in COLUMNS if name in columns}
+        yield _typed(present, pa.array(lines, pa.int64()), str(file))
 
 
 def _read_json(file: Path) -> Batches:

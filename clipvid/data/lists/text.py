@@ -105,3 +105,8 @@ def clipped(text: object, length: int = 80) -> str:
     """Return `repr(text)`, shortened for a message."""
     shown = repr(text)
     return shown if len(shown) <= length else f"{shown[:length]}..."
+
+
+def is_utf8(name: str) -> bool:
+    """Return False for a file name with bytes that are not UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -1,0 +1,101 @@
+"""The config of a run in its output folder: recorded there, and compared when the run continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipvid import InputError
+from clipvid.files import write_text
+from clipvid.runs.config_files import config_record
+
+# A run may be continued with other values of these: no result depends on them (the content of lists is hashed).
+FREE = {
+    "data.max_bad_fraction",
+    "data.num_workers",
+    "data.root",
+    "hub.private",
+    "hub.push_to_hub",
+    "hub.repo_id",
+    "hub.revision",
+    "output_dir",
+    "training.ddp_timeout",
+    "training.max_skipped_steps",
+    "training.report_to",
+    "training.save_steps",
+    "training.save_total_limit",
+}
+# And an unfinished one with other values of these, if the clips per step stay the same; the loop watches over that.
+SPLIT = {"training.gradient_accumulation_steps", "training.per_device_train_batch_size"}
+
+
+class OtherRunError(InputError, FileExistsError):
+    """An output folder that holds a run with another config or other inputs."""
+
+
+def check_output(folder: Path, config: Any) -> Any:
+    """Return the config of the run in `folder` as it is recorded there, None if there is no run.
+
+    A finished run may be continued with more `training.epochs`.
+
+    Raises:
+        OtherRunError: the run has another config; names the options that differ.
+        InputError: the recorded config cannot be read.
+    """
+    path = folder / "run.yaml"
+    if not path.is_file():
+        return None
+    try:
+        recorded = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}, the config of the run in {folder}, cannot be read: {error}") from error
+    finished = (folder / "metrics.json").is_file()
+    free = FREE if finished else FREE | SPLIT
+    if finished and more_epochs(recorded, config) is not None:
+        free = free | {"training.epochs"}
+    free = free | getattr(config, "EXTENDABLE", frozenset())
+    differing = sorted(set(differences(recorded, config)) - free)
+    if differing:
+        raise OtherRunError(
+            f"{folder} holds a run with another config ({', '.join(differing[:6])} differ). "
+            "Choose another output_dir, or delete this one to start over."
+        )
+    return recorded
+
+
+def claim_output(folder: Path, config: Any) -> None:
+    """Make `folder` the output folder of a run, or of its continuation, and record the config there.
+
+    Raises:
+        OtherRunError: it holds a run with another config; names the options that differ.
+    """
+    path, wanted = folder / "run.yaml", config_record(config)
+    if check_output(folder, config) == wanted:
+        return
+    write_text(path, yaml.safe_dump(wanted, sort_keys=False))
+
+
+def more_epochs(recorded: Any, config: Any) -> int | None:
+    """Return the recorded number of epochs if `config` has more, None otherwise."""
+    training = recorded.get("training") if isinstance(recorded, dict) else None
+    epochs = training.get("epochs") if isinstance(training, dict) else None
+    own = getattr(getattr(config, "training", None), "epochs", 0)
+    return epochs if isinstance(epochs, int) and epochs < own else None
+
+
+def differences(found: Any, config: Any) -> list[str]:
+    """Options in which a record differs from a config; those that it is too old to know had their defaults."""
+    return _differences(found, config_record(config), config_record(type(config)()))
+
+
+def _differences(found: Any, wanted: Any, defaults: Any, prefix: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        known = defaults if isinstance(defaults, dict) else {}
+        differing = []
+        for key in found.keys() | wanted.keys():
+            default = known.get(key)
+            differing += _differences(found.get(key, default), wanted.get(key), default, f"{prefix}.{key}")
+        return differing
+    return [] if found == wanted else [prefix.lstrip(".")]
