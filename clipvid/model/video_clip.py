@@ -214,11 +214,11 @@ class VideoCLIP(TrainableModel):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Adapters, pooling and head with their buffers, and all else that `tune` trains, by name in `state_dict`."""
-        return self._named(*self._temporal, self.head, parameters=self._tuned_parameters)
+        return self._named(*self.encoder.adapters(), self.pooling, self.head, parameters=self._tuned_parameters)
 
     def temporal_state(self) -> dict[str, Tensor]:
         """Adapters and pooling with their buffers, by name in `state_dict`."""
-        return self._named(*self._temporal)
+        return self._named(*self.encoder.adapters(), self.pooling)
 
     def saved_state(self) -> dict[str, Tensor]:
         """What `model.safetensors` holds: `trained_state` without what the folder's `lora/` and `backbone/` hold."""
@@ -306,10 +306,6 @@ class VideoCLIP(TrainableModel):
     def _backbone_parameters(self) -> Iterator[nn.Parameter]:
         for module in (self.backbone.vision, *self.backbone.blocks, self.backbone.text):
             yield from module.parameters()
-
-    @property
-    def _temporal(self) -> list[nn.Module]:
-        return [*self.encoder.adapters(), self.pooling]
 
     def _named(self, *modules: nn.Module, parameters: Iterable[Tensor] = ()) -> dict[str, Tensor]:
         """Return all tensors of modules, and parameters, by name in `state_dict`."""
