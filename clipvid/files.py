@@ -59,6 +59,25 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to write to; flush it and rename it to `path` when the block ends.
+
+    `path` must not exist. If the block fails, nothing is left.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        flush_folder(aside)
+        aside.rename(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    flush_folder(path.parent)
+
+
 def write_flushed(path: Path, content: bytes) -> None:
     """Write a new file and flush it to the disk."""
     with path.open("wb") as file:

@@ -133,20 +133,20 @@ def tiny_folder(clip_folder, tmp_path, monkeypatch) -> Path:
 def make_model(clip_folder) -> Callable[..., VideoCLIP]:
     """A model around the CLIP in `folder` with fields of `ModelConfig`; adapters given by name get `SMALL` options.
 
-    `fetchable` takes `tiny` instead, which the fixture `tiny_folder` must have put in place.
+    `is_public` takes `tiny` instead, which the fixture `tiny_folder` must have put in place.
     """
 
     def build(
         adapter: Any = "none",
         labels: list[str] | None = None,
-        fetchable: bool = False,
+        is_public: bool = False,
         folder: Path = clip_folder,
         **fields: Any,
     ) -> VideoCLIP:
         names = adapter if isinstance(adapter, list) else [adapter]
         chosen = [{"name": name, **SMALL.get(name, {})} if isinstance(name, str) else name for name in names]
-        name = "tiny" if fetchable else f"local-dir:{folder}"
-        load = load_backbone if fetchable else fresh_backbone
+        name = "tiny" if is_public else f"local-dir:{folder}"
+        load = load_backbone if is_public else fresh_backbone
         backbone = load(name, image_size=fields.get("image_size"))
         torch.manual_seed(6)
         fields = {"num_frames": 3} | fields

@@ -127,7 +127,7 @@ def test_saved_folder_loads_in_open_clip_and_here(model, clip, tmp_path):
 def test_named_tower_equals_open_clips():
     backbone = load_backbone("ViT-B-32", "random")
     assert (backbone.num_heads, backbone.image_size, backbone.vision.grid) == (12, 224, (7, 7))
-    assert not backbone.fetchable
+    assert not backbone.is_public
     with torch.device("meta"):
         clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32")).eval()
     clip.load_state_dict(backbone.open_clip_state_dict(), assign=True)
@@ -325,7 +325,7 @@ def little_tower(tmp_path):
 def test_named_tower_without_weights_warns(little_tower, recwarn):
     with pytest.warns(UserWarning, match="Little has RANDOM weights"):
         backbone = load_backbone(little_tower)
-    assert not backbone.fetchable
+    assert not backbone.is_public
     recwarn.clear()
     load_backbone(little_tower, "random")
     assert not [warning for warning in recwarn if "RANDOM" in str(warning.message)]
@@ -335,7 +335,7 @@ def test_named_tower_takes_weights_from_a_file(little_tower, tmp_path):
     source = write_clip(tmp_path / "source", clip_config(text=SMALL_TEXT))
     backbone = load_backbone(little_tower, str(source / "open_clip_model.safetensors"))
     assert backbone.fingerprint() == load_backbone(f"local-dir:{source}").fingerprint()
-    assert not backbone.fetchable
+    assert not backbone.is_public
 
 
 @torch.no_grad()
@@ -348,7 +348,7 @@ def test_tag_brings_the_activation_it_was_trained_with(little_tower, tmp_path, m
     monkeypatch.setattr(open_clip_pretrained, "_PRETRAINED", tags)
     monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *args, **kwargs: weights)
     backbone = load_backbone(little_tower, "original")
-    assert backbone.fetchable
+    assert backbone.is_public
     backbone.save(tmp_path / "saved")
     expected = open_clip.create_model(f"local-dir:{source}").eval()
     saved = open_clip.create_model(f"local-dir:{tmp_path / 'saved'}").eval()

@@ -16,9 +16,9 @@ from clipvid.benchmarks.adapters import (
     BARS,
     NUM_CLASSES,
     AdapterBenchmark,
+    AdapterCost,
     Bar,
     Key,
-    Row,
     compare,
     measure_adapters,
     render_table,
@@ -220,7 +220,7 @@ def test_the_compared_model_is_open_clips_own_with_the_same_weights(make_model, 
 # Bars
 
 
-def made_up(seconds: dict[Key, float], bars: dict[str, Bar]) -> dict[str, Row]:
+def made_up(seconds: dict[Key, float], bars: dict[str, Bar]) -> dict[str, AdapterCost]:
     """Rows of passes whose median is as given and whose mean is not."""
     repeated = {key: [value, 100.0, 0.0] for key, value in seconds.items()}
     macs = dict.fromkeys(seconds, 1000)

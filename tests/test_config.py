@@ -11,7 +11,7 @@ from clipvid.experiments.config import DemoConfig
 from clipvid.experiments.run import EvaluateConfig
 from clipvid.experiments.suite import SuiteConfig
 from clipvid.runs.config_files import config_record, parse_config
-from clipvid.runs.output_folder import claim_output
+from clipvid.runs.output_folder import prepare_output_dir
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.pretrain import PretrainConfig
 from clipvid.training.pretrain_clip import PretrainClipConfig
@@ -118,10 +118,10 @@ def test_print_config_shows_every_option(capsys) -> None:
 
 def test_a_folder_belongs_to_one_config(tmp_path: Path) -> None:
     first = FinetuneConfig(output_dir=str(tmp_path))
-    claim_output(tmp_path, first)
-    claim_output(tmp_path, first)
+    prepare_output_dir(tmp_path, first)
+    prepare_output_dir(tmp_path, first)
     with pytest.raises(FileExistsError, match=r"seed.*another output_dir"):
-        claim_output(tmp_path, FinetuneConfig(output_dir=str(tmp_path), seed=1))
+        prepare_output_dir(tmp_path, FinetuneConfig(output_dir=str(tmp_path), seed=1))
 
 
 @pytest.mark.parametrize("place", ["file", "inline", "option"])

@@ -34,9 +34,9 @@ PAIRS = {
 }  # fmt: skip
 
 
-def trained(make_model, adapter="ila", fetchable=True, **spec):
+def trained(make_model, adapter="ila", is_public=True, **spec):
     """A model whose trained weights are moved."""
-    model = shake_adapters(make_model(adapter, LABELS, fetchable=fetchable, **spec))
+    model = shake_adapters(make_model(adapter, LABELS, is_public=is_public, **spec))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9)))
@@ -46,12 +46,12 @@ def trained(make_model, adapter="ila", fetchable=True, **spec):
 
 @torch.no_grad()
 @pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("fetchable", [True, False], ids=["named", "embedded"])
-def test_any_model_can_be_continued(make_model, tiny_folder, tmp_path, pair, fetchable):
+@pytest.mark.parametrize("is_public", [True, False], ids=["named", "embedded"])
+def test_any_model_can_be_continued(make_model, tiny_folder, tmp_path, pair, is_public):
     first, second = PAIRS[pair]
-    start = trained(make_model, fetchable=fetchable, **first)
+    start = trained(make_model, is_public=is_public, **first)
     start.save_pretrained(tmp_path / "start")
-    model = make_model("ila", LABELS, fetchable=fetchable, **second).eval()
+    model = make_model("ila", LABELS, is_public=is_public, **second).eval()
     base = model.base_fingerprint()
     started = start_from(model, tmp_path / "start")
     assert started.new == (["LoRA"] if pair == "layernorm to LoRA" else [])
@@ -66,7 +66,7 @@ def test_any_model_can_be_continued(make_model, tiny_folder, tmp_path, pair, fet
 
 @torch.no_grad()
 def test_rows_of_a_linear_head_stay_with_their_class(make_model, tmp_path):
-    start = trained(make_model, "none", fetchable=False, head="linear")
+    start = trained(make_model, "none", is_public=False, head="linear")
     start.save_pretrained(tmp_path)
     names = ["jumping", "swimming", "walking"]
     model = make_model("none", names, head="linear").eval()
@@ -79,13 +79,13 @@ def test_rows_of_a_linear_head_stay_with_their_class(make_model, tmp_path):
 
 
 def test_adapters_are_new_where_the_start_has_none(make_model, tmp_path):
-    trained(make_model, "none", fetchable=False, tune=["full"]).save_pretrained(tmp_path)
+    trained(make_model, "none", is_public=False, tune=["full"]).save_pretrained(tmp_path)
     started = start_from(make_model("ila", LABELS, pooling="mit"), tmp_path)
     assert str(started) == "loaded trained towers; new: adapters, pooling"
 
 
 def test_start_of_another_clip_is_refused(make_model, tiny_folder, tmp_path):
-    trained(make_model, fetchable=False, tune=["full"]).save_pretrained(tmp_path / "start")
+    trained(make_model, is_public=False, tune=["full"]).save_pretrained(tmp_path / "start")
     other = write_clip(tmp_path / "other", clip_config(), seed=4)
     with pytest.raises(clipvid.InputError, match="is made from another backbone"):
         start_from(make_model("ila", LABELS, folder=other), tmp_path / "start")

@@ -25,7 +25,8 @@ from torch.distributed.run import get_args_parser
 
 import clipvid
 from clipvid.commands import VERBS, import_plugin, split_plugins
-from clipvid.data.synthetic.world import WorldConfig, render_clip, write_video
+from clipvid.data.synthetic.encoding import write_video
+from clipvid.data.synthetic.world import WorldConfig, render_clip
 
 sys.path.insert(0, str(REPOSITORY / "docs" / "generate"))
 

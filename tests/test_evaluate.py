@@ -22,7 +22,7 @@ from clipvid.data.reader import open_video
 from clipvid.data.sampling import uniform_indices
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.data.transforms import eval_transform
-from clipvid.evaluation.loop import Journal, ViewScores
+from clipvid.evaluation.loop import PredictionCache, ViewScores
 from clipvid.evaluation.results import read_predictions
 from clipvid.hub.loading import from_pretrained
 
@@ -292,7 +292,7 @@ def test_what_is_kept_is_used_and_what_is_damaged_or_of_other_weights_is_not(
     told = found._replace(logits=torch.zeros_like(found.logits).index_fill(2, torch.tensor([3]), 9.0))
     folder = tmp_path / "out/partial" / unit["key"][:16]
     for start, key in ((0, unit["key"]), (3, "other weights"), (6, unit["key"])):
-        Journal(folder, key).write(ViewScores(*(column[start : start + 3] for column in told)))
+        PredictionCache(folder, key).write(ViewScores(*(column[start : start + 3] for column in told)))
     damaged = kept(tmp_path / "out")[2]
     damaged.write_bytes(damaged.read_bytes()[:100])
     evaluate(world, model_folder, tmp_path / "out", **changed)

@@ -16,16 +16,16 @@ from clipvid.commands import exit_cleanly
 from clipvid.data.lists.samples import Sample
 from clipvid.data.lists.tables import write_without
 from clipvid.data.manifest import ClassInfo, Manifest
-from clipvid.data.synthetic.world import write_video
-from clipvid.evaluation.loop import Journal, ViewScores
-from clipvid.evaluation.results import Answers, write_predictions
+from clipvid.data.synthetic.encoding import write_video
+from clipvid.evaluation.loop import PredictionCache, ViewScores
+from clipvid.evaluation.results import ConditionScores, write_predictions
 from clipvid.files import failed_write, write_json, write_text
 from clipvid.hub.card import write_card
 from clipvid.inference.predictor import Timeline
 from clipvid.inference.timeline import write_timeline
 from clipvid.runs.config_files import copy_configs
 from clipvid.runs.lock import locked
-from clipvid.runs.output_folder import claim_output
+from clipvid.runs.output_folder import prepare_output_dir
 from clipvid.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from clipvid.training.config import FinetuneConfig
 
@@ -98,7 +98,9 @@ def predictions(folder: Path, value: int) -> None:
     manifest = Manifest(
         tuple(Sample(f"{n}.mp4", 0) for n in range(300)), tuple(ClassInfo(n, str(n)) for n in range(3)), folder
     )
-    write_predictions(folder / "p.parquet", [Answers("all", "forward", "key", manifest, scores(value))], "logits")
+    write_predictions(
+        folder / "p.parquet", [ConditionScores("all", "forward", "key", manifest, scores(value))], "logits"
+    )
 
 
 def fixed_list(folder: Path, value: int, suffix: str) -> None:
@@ -129,9 +131,9 @@ WRITERS: dict[str, Callable[[Path, int], object]] = {
     "checkpoint": checkpoint,
     "json": lambda folder, value: write_json(folder / "a.json", [value] * 300),
     "text": lambda folder, value: write_text(folder / "a.txt", f"{value}\n" * 300),
-    "run.yaml": lambda folder, value: claim_output(folder / str(value), FinetuneConfig(seed=value)),
+    "run.yaml": lambda folder, value: prepare_output_dir(folder / str(value), FinetuneConfig(seed=value)),
     "predictions": predictions,
-    "scored batches": lambda folder, value: Journal(folder, str(value)).write(scores(value)),
+    "scored batches": lambda folder, value: PredictionCache(folder, str(value)).write(scores(value)),
     "timeline": timeline,
     "video": video,
     "list.csv": lambda folder, value: fixed_list(folder, value, ".csv"),

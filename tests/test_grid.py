@@ -14,7 +14,7 @@ from clipvid.experiments.grid import Grid
 from clipvid.experiments.trial import Trial
 from clipvid.files import write_json
 from clipvid.runs.config_files import config_record
-from clipvid.runs.output_folder import claim_output
+from clipvid.runs.output_folder import prepare_output_dir
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Stub(Trial):
     data: str = "same"
 
     def run(self, accelerator: Accelerator) -> None:
-        claim_output(self.folder, self.config)
+        prepare_output_dir(self.folder, self.config)
         if self.error is not None:
             raise KeyError(self.error)
         with (self.folder / "runs").open("a") as file:

@@ -213,9 +213,9 @@ def test_auto_model_refuses_other_attention(saved):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("spec", [{}, {"tune": ["full"]}, {"tune": ["lora"]}, {"tune": ["adapters", "text"]}], ids=str)
-@pytest.mark.parametrize("fetchable", [True, False], ids=["named", "embedded"])
-def test_lowered_model_saves_and_loads_again(make_model, tiny_folder, tmp_path, dtype, spec, fetchable):
-    start = shake_adapters(make_model("ila", LABELS, fetchable=fetchable, **spec))
+@pytest.mark.parametrize("is_public", [True, False], ids=["named", "embedded"])
+def test_lowered_model_saves_and_loads_again(make_model, tiny_folder, tmp_path, dtype, spec, is_public):
+    start = shake_adapters(make_model("ila", LABELS, is_public=is_public, **spec))
     start.save_pretrained(tmp_path / "start")
     model = from_pretrained(tmp_path / "start").to(dtype)
     assert model.has_base_backbone == start.has_base_backbone
@@ -223,7 +223,7 @@ def test_lowered_model_saves_and_loads_again(make_model, tiny_folder, tmp_path, 
     found = from_pretrained(tmp_path / "lowered")
     for name, value in found.trained_state().items():
         assert torch.equal(value, model.state_dict()[name].to(value.dtype)), name
-    if fetchable:  # the public weights come back whole
+    if is_public:  # the public weights come back whole
         assert found.base_fingerprint() == start.base_fingerprint()
     stored = load_file(tmp_path / "lowered" / "model.safetensors")
     assert {value.dtype for value in stored.values() if value.is_floating_point()} <= {dtype}

@@ -13,7 +13,7 @@ from test_checkpoint import mutate
 
 from clipvid.data.manifest import ManifestError, load_manifest
 from clipvid.runs.config_files import config_record, parse_config
-from clipvid.runs.output_folder import claim_output
+from clipvid.runs.output_folder import prepare_output_dir
 from clipvid.training.config import FinetuneConfig
 
 RECORD = config_record(FinetuneConfig())
@@ -95,18 +95,18 @@ def test_yaml_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     Path("run").mkdir()
     Path("run/run.yaml").write_text(evil)
     with pytest.raises(ValueError, match=r"run\.yaml, the config of the run in run, cannot be read"):
-        claim_output(Path("run"), FinetuneConfig())
+        prepare_output_dir(Path("run"), FinetuneConfig())
     assert not Path("owned").exists()
 
 
 def test_a_mutated_run_file_is_refused(tmp_path: Path) -> None:
     chance, config = random.Random(0), FinetuneConfig()
-    claim_output(tmp_path, config)
+    prepare_output_dir(tmp_path, config)
     whole = (tmp_path / "run.yaml").read_bytes()
     for _ in range(100):
         (tmp_path / "run.yaml").write_bytes(mutate(whole, chance))
         try:
-            claim_output(tmp_path, config)
+            prepare_output_dir(tmp_path, config)
         except (ValueError, FileExistsError) as error:
             assert str(tmp_path) in str(error)  # noqa: PT017
 

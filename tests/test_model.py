@@ -105,26 +105,26 @@ def test_tune_chooses_what_is_trained(make_model, tune):
         assert any(EXPECTED_TUNED[part](name) for name in trained)
 
 
-@pytest.mark.parametrize("fetchable", [True, False])
+@pytest.mark.parametrize("is_public", [True, False])
 @pytest.mark.parametrize("tune", [["adapters"], ["adapters", "layernorm"], ["full"], ["text"]], ids=str)
-def test_saved_weights_hold_what_was_trained_only(make_model, tiny_folder, tmp_path, tune, fetchable):
+def test_saved_weights_hold_what_was_trained_only(make_model, tiny_folder, tmp_path, tune, is_public):
     """Adapters, pooling and head in any case; what else is tuned only where the backbone is not written beside it."""
-    model = make_model(ILA, LABELS, pooling="mit", tune=tune, fetchable=fetchable)
+    model = make_model(ILA, LABELS, pooling="mit", tune=tune, is_public=is_public)
     model.save_pretrained(tmp_path)
     saved = set(load_file(tmp_path / "model.safetensors"))
     parameters = {name for name, _ in model.named_parameters()}
-    parts = ["adapters", "head", *(tune if fetchable else [])]
+    parts = ["adapters", "head", *(tune if is_public else [])]
     assert saved & parameters == {name for name in parameters if any(EXPECTED_TUNED[part](name) for part in parts)}
     assert all(".adapters.ila." in name for name in saved - parameters)
-    assert (tmp_path / "backbone").is_dir() != fetchable
+    assert (tmp_path / "backbone").is_dir() != is_public
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fetchable", [True, False])
+@pytest.mark.parametrize("is_public", [True, False])
 @pytest.mark.parametrize("tune", [["adapters", "head"], *([part] for part in EXPECTED_TUNED)], ids=str)
-def test_trained_state_carries_all_that_training_moves(make_model, tiny_folder, tune, fetchable):
+def test_trained_state_carries_all_that_training_moves(make_model, tiny_folder, tune, is_public):
     """What a run is resumed from, on any backbone."""
-    trained, fresh = (make_model(ILA, pooling="mit", tune=tune, fetchable=fetchable) for _ in range(2))
+    trained, fresh = (make_model(ILA, pooling="mit", tune=tune, is_public=is_public) for _ in range(2))
     for parameter in trained.parameters():
         if parameter.requires_grad:
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -145,7 +145,7 @@ def test_fixed_position_embedding_stays_fixed(make_model, tmp_path):
 
 @torch.no_grad()
 def test_deep_copy_is_independent(make_model, tmp_path):
-    model = make_model(ILA, LABELS, fetchable=False)
+    model = make_model(ILA, LABELS, is_public=False)
     frames = random_frames()
     before = model(frames).logits
     other = copy.deepcopy(model)

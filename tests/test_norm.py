@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipvid.adapters.base import adjacent_pair_mean, split_prefix, zero_init
-from clipvid.layers.norm import FrozenBatchNorm2d, PausableBatchNorm2d, build_norm, hold_statistics
+from clipvid.layers.norm import FrozenBatchNorm2d, PausableBatchNorm2d, build_norm, frozen_bn_statistics
 
 # Small pieces
 
@@ -75,9 +75,9 @@ def test_held_statistics_do_not_move_and_come_back_after_an_error():
     plain = copy.deepcopy(block)
     maps = 3 * torch.randn(4, 8, 3, 3) + 1
     before = copy.deepcopy(block.state_dict())
-    with hold_statistics(block):
+    with frozen_bn_statistics(block):
         assert torch.equal(block(maps), plain(maps))
-    with pytest.raises(RuntimeError), hold_statistics(block):
+    with pytest.raises(RuntimeError), frozen_bn_statistics(block):
         block(maps[:, :3])
     assert all(torch.equal(value, before[key]) for key, value in block.state_dict().items())
     block(maps)

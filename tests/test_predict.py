@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoP
 
 import clipvid
 from clipvid import commands
-from clipvid.commands.predict import find_videos, separate
+from clipvid.commands.predict import expand_names, separate
 from clipvid.data.config import DataConfig
 from clipvid.data.manifest import load_manifest
 from clipvid.data.preprocessing import Preprocessing
@@ -201,7 +201,7 @@ def test_nasty_files_are_all_told_apart(saved):
     folder = Path(os.environ.get("CLIPVID_SHARED_DATA", REPOSITORY.parent / "shared" / "data")) / "nasty"
     if not folder.is_dir():
         pytest.skip("no shared folder of broken videos; CLIPVID_SHARED_DATA names its parent")
-    files = sorted(map(str, find_videos([str(folder)])))
+    files = sorted(map(str, expand_names([str(folder)])))
     code, lines, err = run("--model", str(saved), str(folder))
     assert code == 1
     assert lines

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipvid.commands import prepare
-from clipvid.data.lists.public_datasets import read_official
+from clipvid.data.lists.public_datasets import read_public_dataset
 from clipvid.data.manifest import load_manifest
 
 SHARED_LABELS = Path(os.environ.get("CLIPVID_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")) / "labels"
@@ -193,7 +193,7 @@ def test_what_is_no_download_is_refused(dataset: str, files: dict, message: str,
 @pytest.mark.parametrize(("dataset", "folder"), [("ucf101", "ucf101/official"), ("hmdb51", "hmdb51/official")])
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_published_splits(dataset: str, folder: str, split: int):
-    found = read_official(dataset, SHARED_LABELS / folder, split)
+    found = read_public_dataset(dataset, SHARED_LABELS / folder, split)
     counts = {part: len(rows) for part, rows in found.splits.items()}
     expected = {
         "ucf101": [(9537, 3783), (9586, 3734), (9624, 3696)],

@@ -21,8 +21,13 @@ from clipvid.hub.folder import weights_hash
 from clipvid.runs.config_files import parse_config
 from clipvid.training import pretrain as command
 from clipvid.training.build import build_accelerator
-from clipvid.training.pretext_tasks import OrderConfig, draw_order, resolve_terms, seen_when, tube_mask
-from clipvid.training.self_supervised import Student, WithoutLabels, effective_rank, variety
+from clipvid.training.pretext_tasks import OrderConfig, draw_order, resolve_pretext_tasks, seen_when, tube_mask
+from clipvid.training.self_supervised import (
+    SelfSupervisedModel,
+    SelfSupervisedObjective,
+    collapse_metrics,
+    effective_rank,
+)
 
 WORLD = WorldConfig(
     objects=("ball", "star"), motions=("horizontal",), num_frames=8, image_size=48,
@@ -68,10 +73,10 @@ def pretrained(world, tmp_path_factory) -> Path:
     return output
 
 
-def student(make_model, adapter="st_adapter", objectives=ALL, num_frames=4) -> Student:
+def pretext_model(make_model, adapter="st_adapter", objectives=ALL, num_frames=4) -> SelfSupervisedModel:
     model = make_model(adapter, num_frames=num_frames)
     torch.manual_seed(0)
-    return Student(model, resolve_terms(objectives)).train()
+    return SelfSupervisedModel(model, resolve_pretext_tasks(objectives)).train()
 
 
 def batch(size=4, num_frames=4) -> dict:
@@ -86,10 +91,10 @@ def keyed(frames: torch.Tensor, epoch: int = 0) -> dict:
 
 @pytest.mark.parametrize("objectives", [["masked"], ["order"], ["order", "distillation"], ALL])
 def test_gradients_reach_adapters_and_heads_and_not_clip(make_model, objectives) -> None:
-    learner = student(make_model, objectives=objectives)
+    learner = pretext_model(make_model, objectives=objectives)
     for adapter in learner.video_model.encoder.adapters():
         shake(adapter)
-    loss, parts = WithoutLabels(0, tuple(objectives))(learner, batch(), 0)
+    loss, parts = SelfSupervisedObjective(0, tuple(objectives))(learner, batch(), 0)
     loss.backward()
     trained = learner.trained_state()
     reached = {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -103,29 +108,30 @@ def test_gradients_reach_adapters_and_heads_and_not_clip(make_model, objectives)
 
 def test_weights_scale_terms(make_model) -> None:
     light, heavy = (
-        student(make_model, objectives=[{"name": "order", "weight": weight}, "distillation"]) for weight in (1.0, 3.0)
+        pretext_model(make_model, objectives=[{"name": "order", "weight": weight}, "distillation"])
+        for weight in (1.0, 3.0)
     )
-    objective = WithoutLabels(0, ("order", "distillation"))
+    objective = SelfSupervisedObjective(0, ("order", "distillation"))
     (_, one), (_, three) = objective(light, batch(), 0), objective(heavy, batch(), 0)
     assert three["order"].item() == pytest.approx(3 * one["order"].item())
     assert three["distillation"].item() == pytest.approx(one["distillation"].item(), abs=1e-6)
 
 
 def test_a_fresh_student_is_its_teacher(make_model) -> None:
-    learner = student(make_model, adapter="ila", objectives=["order", "distillation"])
-    _, parts = WithoutLabels(0, ("order", "distillation"))(learner, batch(), 0)
+    learner = pretext_model(make_model, adapter="ila", objectives=["order", "distillation"])
+    _, parts = SelfSupervisedObjective(0, ("order", "distillation"))(learner, batch(), 0)
     assert parts["distillation"].item() == pytest.approx(0, abs=1e-6)
     assert parts["effective_rank"].item() == pytest.approx(parts["clip_effective_rank"].item(), rel=1e-5)
 
 
 def test_draws_depend_on_seed_epoch_sample_and_term_alone(make_model) -> None:
     def parts(objectives, seed=0, epoch=0, order=(0, 1, 2, 3)):
-        learner = student(make_model, objectives=objectives)
+        learner = pretext_model(make_model, objectives=objectives)
         for adapter in learner.video_model.encoder.adapters():
             shake(adapter)
         whole = keyed(random_frames(4, 4), epoch)
         shown = {name: value[list(order)] for name, value in whole.items()}
-        return WithoutLabels(seed, tuple(objectives))(learner, shown, epoch)[1]["masked_patches"].item()
+        return SelfSupervisedObjective(seed, tuple(objectives))(learner, shown, epoch)[1]["masked_patches"].item()
 
     first = parts(["masked"])
     assert parts(["masked"], order=(2, 0, 3, 1)) == pytest.approx(first, abs=1e-6)
@@ -135,7 +141,7 @@ def test_draws_depend_on_seed_epoch_sample_and_term_alone(make_model) -> None:
 
 @pytest.mark.parametrize("ratio", [0.01, 0.5, 0.99])
 def test_masks_are_tubes_of_grey(make_model, ratio) -> None:
-    learner = student(make_model, objectives=[{"name": "masked", "ratio": ratio}])
+    learner = pretext_model(make_model, objectives=[{"name": "masked", "ratio": ratio}])
     frames = random_frames(3, 4) + 10
     changed, masks = learner.terms["masked"].change(frames, [keyed_generator(1, i) for i in range(3)])
     assert masks.sum(dim=(1, 2)).tolist() == [min(max(round(ratio * 16), 1), 15)] * 3
@@ -165,12 +171,12 @@ def test_orders_are_forward_reversed_or_of_whole_segments() -> None:
 
 def test_order_is_learnt_where_clips_run_one_way(make_model) -> None:
     """Clips that grow lighter or darker: their order can be told, and is after a few steps."""
-    learner = student(make_model, objectives=["order"], num_frames=4)
+    learner = pretext_model(make_model, objectives=["order"], num_frames=4)
     ramp = torch.linspace(-2, 2, 4)[None, :, None, None, None]
     sign = torch.tensor([1.0, -1.0]).repeat(8)[:, None, None, None, None]
     frames = (ramp * sign).expand(-1, -1, 3, 64, 64) + 0.1 * random_frames(16, 4)
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
-    objective, accuracies = WithoutLabels(0, ("order",)), []
+    objective, accuracies = SelfSupervisedObjective(0, ("order",)), []
     for step in range(60):
         optimizer.zero_grad()
         loss, parts = objective(learner, keyed(frames, step), step)
@@ -182,9 +188,9 @@ def test_order_is_learnt_where_clips_run_one_way(make_model) -> None:
     assert segments > 0.5
 
 
-def test_variety_sees_collapse() -> None:
+def test_collapse_metrics_fall_when_features_collapse() -> None:
     features = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
-    apart, fallen = variety(features), variety(features[:1] + 1e-4 * features)
+    apart, fallen = collapse_metrics(features), collapse_metrics(features[:1] + 1e-4 * features)
     assert apart["feature_std"].item() == pytest.approx(1, abs=0.05)
     assert fallen["feature_std"].item() < 1e-3
     assert fallen["effective_rank"].item() == pytest.approx(1, abs=0.02)
@@ -200,15 +206,15 @@ def test_variety_sees_collapse() -> None:
 
 def test_what_cannot_learn_is_refused(make_model) -> None:
     with pytest.raises(ValueError, match="at least one beside distillation"):
-        resolve_terms(["distillation"])
+        resolve_pretext_tasks(["distillation"])
     with pytest.raises(ValueError, match=r"unknown objective 'ordr'.*did you mean 'order'"):
-        resolve_terms(["ordr"])
+        resolve_pretext_tasks(["ordr"])
     with pytest.raises(ValueError, match="4 segments need as many frames, got 3"):
-        student(make_model, num_frames=3)
+        pretext_model(make_model, num_frames=3)
     with pytest.raises(ValueError, match="segments=1"):
         OrderConfig(segments=1)
     with pytest.raises(ValueError, match="only adapters and pooling learn, and the model trains"):
-        Student(make_model("st_adapter", tune=["adapters", "layernorm"]), resolve_terms(["masked"]))
+        SelfSupervisedModel(make_model("st_adapter", tune=["adapters", "layernorm"]), resolve_pretext_tasks(["masked"]))
 
 
 def test_hidden_parts_leave_the_statistics_of_whole_clips_alone(make_model) -> None:
@@ -216,22 +222,22 @@ def test_hidden_parts_leave_the_statistics_of_whole_clips_alone(make_model) -> N
     ila = {"name": "ila", "hidden": 16, "norm": "batch"}
     moved = []
     for objectives in (["order"], ["order", "masked"]):
-        learner = student(make_model, ila, objectives)
-        WithoutLabels(0, tuple(objectives))(learner, batch(), 0)
+        learner = pretext_model(make_model, ila, objectives)
+        SelfSupervisedObjective(0, tuple(objectives))(learner, batch(), 0)
         moved.append({name: value for name, value in learner.state_dict().items() if "running" in name})
     assert moved[0].keys() == moved[1].keys() != set()
     assert all(torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
 
 
 def test_clips_of_one_video_are_changed_each_in_its_own_way(make_model) -> None:
-    learner = student(make_model, objectives=["masked"])
+    learner = pretext_model(make_model, objectives=["masked"])
     seen = []
     change = learner.terms["masked"].change
     learner.terms["masked"].change = lambda frames, generators: (
         seen.append(found := change(frames, generators)) or found
     )
     repeated = {"frames": random_frames(2, 4), "index": torch.tensor([5, 5]), "epoch": torch.tensor([2, 3])}
-    WithoutLabels(0, ("masked",))(learner, repeated, 1)
+    SelfSupervisedObjective(0, ("masked",))(learner, repeated, 1)
     first, second = seen[0][1]
     assert not torch.equal(first, second)
 
@@ -239,7 +245,7 @@ def test_clips_of_one_video_are_changed_each_in_its_own_way(make_model) -> None:
 def test_features_that_are_no_numbers_are_left_to_the_loop(make_model) -> None:
     """A broken step is skipped by the loop, not ended by the figures for the log."""
     broken = torch.tensor([[1.0, float("nan")], [0.5, 1.0]])
-    assert all(value.isnan() for value in variety(broken).values())
+    assert all(value.isnan() for value in collapse_metrics(broken).values())
 
 
 def test_a_run_gives_a_model_folder_without_the_heads(pretrained: Path, world: Path, capsys) -> None:
@@ -267,7 +273,7 @@ class Killed(Exception):
 def test_a_killed_run_ends_equal_to_one_that_was_never_stopped(
     pretrained: Path, world: Path, tmp_path: Path, monkeypatch, fatal_call: int
 ) -> None:
-    calls, original = 0, WithoutLabels.__call__
+    calls, original = 0, SelfSupervisedObjective.__call__
 
     def die(self, model, batch, epoch):
         nonlocal calls
@@ -278,7 +284,7 @@ def test_a_killed_run_ends_equal_to_one_that_was_never_stopped(
 
     args = arguments(world, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(WithoutLabels, "__call__", die)
+        patch.setattr(SelfSupervisedObjective, "__call__", die)
         with pytest.raises(Killed):
             run(args)
     run(args)
@@ -311,16 +317,16 @@ def test_videos_of_several_lists_are_learnt_from(world: Path, tmp_path: Path) ->
     other = shutil.copytree(world, tmp_path / "other")
     elsewhere = json.dumps([{"root": str(other), "videos": "val.csv", "classes": "classes.csv"}])
     args = arguments(world, tmp_path / "run", f"--also={elsewhere}")
-    found = command.unlabelled(parse_config(command.PretrainConfig, args, "test"))
+    found, _ = command.load_videos(parse_config(command.PretrainConfig, args, "test"))
     assert len(found) == 20 + 8
     assert {sample.label for sample in found.samples} == {0}
     assert Path(found.video(20)) == other / "val/ball_moving_left/0000.mp4"
     assert Path(found.video(20)).is_file()
     leaking = json.dumps([{"root": str(world), "videos": "val.csv", "classes": "classes.csv"}])
     with pytest.raises(ManifestError, match="8 videos are in both lists"):
-        command.unlabelled(parse_config(command.PretrainConfig, [*args[:-1], f"--also={leaking}"], "test"))
+        command.load_videos(parse_config(command.PretrainConfig, [*args[:-1], f"--also={leaking}"], "test"))
     with pytest.raises(ManifestError, match="8 videos are in both lists"):
-        command.unlabelled(parse_config(command.PretrainConfig, [*args, "--data.train=val.csv"], "test"))
+        command.load_videos(parse_config(command.PretrainConfig, [*args, "--data.train=val.csv"], "test"))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from clipvid.data.manifest import ClassInfo, Manifest, ManifestError, Sample
 from clipvid.evaluation.results import overlap
 from clipvid.experiments.protocols import build_protocol
-from clipvid.experiments.subsets import few_shot, of_classes, published
+from clipvid.experiments.subsets import few_shot_subset, of_classes, published
 
 NAMES = ["jump", "run", "skip", "walk"]
 
@@ -37,15 +37,15 @@ def paths(found: Manifest) -> set[str]:
 
 
 def test_shots_are_so_many_of_each_class_drawn_by_seed_and_class_alone() -> None:
-    sets = {(shots, seed): few_shot(TRAIN, shots, seed) for shots in (1, 2, 4) for seed in (0, 1)}
+    sets = {(shots, seed): few_shot_subset(TRAIN, shots, seed) for shots in (1, 2, 4) for seed in (0, 1)}
     for (shots, _), found in sets.items():
         assert [sum(sample.label == label for sample in found.samples) for label in range(4)] == [shots] * 4
     assert paths(sets[1, 0]) < paths(sets[2, 0]) < paths(sets[4, 0])
     assert paths(sets[2, 0]) != paths(sets[2, 1])
-    fewer_classes = few_shot(of_classes(TRAIN, [0, 1]), 2, 0)
+    fewer_classes = few_shot_subset(of_classes(TRAIN, [0, 1]), 2, 0)
     assert paths(fewer_classes) == {path for path in paths(sets[2, 0]) if path.startswith(("jump", "run"))}
     with pytest.raises(ManifestError, match="5 shots: the class 'skip' has 4 training videos"):
-        few_shot(TRAIN, 5, 0)
+        few_shot_subset(TRAIN, 5, 0)
 
 
 def test_few_shot_trains_for_every_seed_and_says_mean_and_spread() -> None:

@@ -181,7 +181,7 @@ def test_revisions_are_branches_and_commits(call, hub, make_model, tmp_path):
 
 def test_what_the_model_no_longer_has_goes_in_the_same_commit(call, hub, make_model, tiny_folder, saved, tmp_path):
     call(push_to_hub, saved, NAME)
-    make_model("none", LABELS, fetchable=True).save_pretrained(tmp_path / "other")
+    make_model("none", LABELS, is_public=True).save_pretrained(tmp_path / "other")
     call(push_to_hub, tmp_path / "other", NAME)
     assert hub.files(NAME).keys() == {
         ".gitattributes", "README.md", "config.json", "model.safetensors", "video_preprocessor_config.json",

@@ -36,7 +36,7 @@ def test_foreign_files_stay_and_own_ones_go(make_model, tiny_folder, tmp_path):
     both = content(folder)
     assert foreign.items() <= both.items()
     assert {"lora/adapter_model.safetensors", "backbone/open_clip_model.safetensors"} <= both.keys()
-    make_model(ILA, ["a", "b"], fetchable=True).save_pretrained(folder)
+    make_model(ILA, ["a", "b"], is_public=True).save_pretrained(folder)
     own = {"config.json", "model.safetensors", "video_preprocessor_config.json"}
     assert content(folder).keys() == own | foreign.keys()
     from_pretrained(folder)

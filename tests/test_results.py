@@ -14,7 +14,7 @@ from clipvid.evaluation.conditions import FORWARD, ZERO_SHOT, Condition
 from clipvid.evaluation.loop import ViewScores
 from clipvid.evaluation.report_page import best_answers
 from clipvid.evaluation.results import (
-    Answers,
+    ConditionScores,
     Group,
     group_figures,
     metrics_record,
@@ -32,16 +32,16 @@ WHOLE = Manifest(
 FOLDS = [(1, 4), (0, 5), (2, 3)]
 
 
-def fold(places: tuple[int, ...], condition: Condition) -> Answers:
+def fold(places: tuple[int, ...], condition: Condition) -> ConditionScores:
     """Scores of a fold whose logits name the video: the first is its place in the whole group."""
     manifest = WHOLE.subset(list(places))
     labels = torch.tensor([sample.label for sample in manifest.samples])
     logits = torch.tensor([[[float(place), 0.0]] for place in places])
     scores = ViewScores(torch.arange(len(places)), labels, torch.ones(len(places), dtype=torch.bool), logits)
-    return Answers("all", condition, f"{condition} {places}", manifest, scores, places)
+    return ConditionScores("all", condition, f"{condition} {places}", manifest, scores, places)
 
 
-def answers(lacking: int | None) -> list[Answers]:
+def answers(lacking: int | None) -> list[ConditionScores]:
     conditions = [(FORWARD, ZERO_SHOT) if number != lacking else (FORWARD,) for number in range(len(FOLDS))]
     return [fold(places, each) for places, names in zip(FOLDS, conditions, strict=True) for each in names]
 

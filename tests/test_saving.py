@@ -36,11 +36,11 @@ def edit_tensors(path, change):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fetchable", [True, False])
+@pytest.mark.parametrize("is_public", [True, False])
 @pytest.mark.parametrize("tune", [["adapters", "head"], ["full", "text"]], ids=str)
-def test_model_comes_back_as_it_was(make_model, tiny_folder, tmp_path, tune, fetchable):
+def test_model_comes_back_as_it_was(make_model, tiny_folder, tmp_path, tune, is_public):
     model = make_model(
-        ILA, pooling="mit", head={"name": "text", "prompt_layers": 1}, tune=tune, fetchable=fetchable, image_size=96
+        ILA, pooling="mit", head={"name": "text", "prompt_layers": 1}, tune=tune, is_public=is_public, image_size=96
     )
     for module in (*model.encoder.adapters(), model.pooling, model.head):
         shake(module)
@@ -96,7 +96,7 @@ def test_linear_head_comes_back_with_its_classes(make_model, tmp_path):
 @torch.no_grad()
 def test_saving_twice_into_a_folder_replaces_all(make_model, tiny_folder, tmp_path):
     make_model(ILA, LABELS).save_pretrained(tmp_path)
-    model = make_model(ILA, ["one", "two"], fetchable=True)
+    model = make_model(ILA, ["one", "two"], is_public=True)
     shake(model.encoder.layers[1].adapters)
     model.save_pretrained(tmp_path)
     assert torch.equal(from_pretrained(tmp_path)(random_frames()).logits, model(random_frames()).logits)
@@ -138,7 +138,7 @@ def test_weights_of_other_type_are_taken_in_the_models(make_model, tmp_path):
 
 
 def test_another_backbone_is_refused_by_its_fingerprint(make_model, tiny_folder, tmp_path):
-    make_model(ILA, fetchable=True).save_pretrained(tmp_path / "saved")
+    make_model(ILA, is_public=True).save_pretrained(tmp_path / "saved")
     assert from_pretrained(tmp_path / "saved").adapter_configs
     write_clip(tiny_folder, clip_config(), seed=2)
     with pytest.raises(ValueError, match=r"was trained on another backbone: tiny .* SHA-256 .*, expected"):
@@ -146,7 +146,7 @@ def test_another_backbone_is_refused_by_its_fingerprint(make_model, tiny_folder,
 
 
 def test_fingerprint_is_of_the_backbone_before_training(make_model, tiny_folder, tmp_path):
-    model = make_model(tune=["full"], fetchable=True)
+    model = make_model(tune=["full"], is_public=True)
     with torch.no_grad():
         model.encoder.tower.visual.proj.add_(1)
     model.save_pretrained(tmp_path)
@@ -260,7 +260,7 @@ def test_neither_folder_nor_repository_is_refused(source):
 
 def test_saved_config_is_complete_and_writes_every_option_out(make_model, tiny_folder, tmp_path):
     tmp_path = tmp_path / "saved"
-    make_model(ILA, LABELS, fetchable=True).save_pretrained(tmp_path)
+    make_model(ILA, LABELS, is_public=True).save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     assert (record["model_type"], record["format_version"]) == ("clipvid", FORMAT_VERSION)
     assert record["model"]["adapter"] == [

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from clipvid.data.synthetic.encoding import write_video
 from clipvid.data.synthetic.rendering import COLOURS, MOTIONS, SHAPES, TEXTURES, draw_frames, draw_scene
 from clipvid.data.synthetic.world import (
     WorldClass,
@@ -25,7 +26,6 @@ from clipvid.data.synthetic.world import (
     render_clip,
     render_still,
     world_classes,
-    write_video,
 )
 
 TINY = WorldConfig(image_size=32, num_frames=6, objects=("star",), train_per_class=2, val_per_class=1, test_per_class=0)

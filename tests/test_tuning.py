@@ -78,12 +78,12 @@ def test_lora_trains_a_and_b_of_every_linear_named_and_nothing_else(make_model, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fetchable", [True, False])
+@pytest.mark.parametrize("is_public", [True, False])
 @pytest.mark.parametrize(
     "tune", [["adapters", "head", LORA], [BOTH], [LORA, "layernorm", {"name": "partial", "blocks": 1}]], ids=str
 )
-def test_model_with_lora_comes_back_to_the_bit(make_model, tiny_folder, tmp_path, tune, fetchable):
-    model = move(make_model(ILA, LABELS, pooling="mit", tune=tune, fetchable=fetchable))
+def test_model_with_lora_comes_back_to_the_bit(make_model, tiny_folder, tmp_path, tune, is_public):
+    model = move(make_model(ILA, LABELS, pooling="mit", tune=tune, is_public=is_public))
     model.save_pretrained(tmp_path)
     assert not any("lora_" in name for name in load_file(tmp_path / "model.safetensors"))
     assert not (tmp_path / "adapter_config.json").exists()
@@ -97,7 +97,7 @@ def test_model_with_lora_comes_back_to_the_bit(make_model, tiny_folder, tmp_path
 
 @torch.no_grad()
 def test_backbone_below_lora_keeps_its_fingerprint(make_model, tiny_folder, tmp_path):
-    model = move(make_model(labels=LABELS, tune=[BOTH], fetchable=True))
+    model = move(make_model(labels=LABELS, tune=[BOTH], is_public=True))
     model.save_pretrained(tmp_path)
     fingerprint = load_backbone("tiny").fingerprint()
     assert model.backbone.fingerprint() == fingerprint
@@ -119,7 +119,7 @@ def test_peft_reads_the_folder(make_model, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("lora", [LORA, BOTH], ids=["image", "both towers"])
 def test_merged_lora_gives_the_same_logits_and_a_model_of_its_own(make_model, tiny_folder, tmp_path, lora):
-    model = move(make_model(ILA, LABELS, tune=["adapters", lora], fetchable=True))
+    model = move(make_model(ILA, LABELS, tune=["adapters", lora], is_public=True))
     frames = random_frames()
     before, clean = model(frames).logits, model.backbone
     fingerprint = clean.fingerprint()

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from clipvid import InputError, RunError
 from clipvid.backbone.hugging_face import read_hugging_face
-from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, take_apart
-from clipvid.backbone.state_dicts import differences, shortened
+from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, split_clip
+from clipvid.backbone.state_dicts import mismatches, shortened
 from clipvid.backbone.towers import NO_TEXT, MissingTokenizer
 from clipvid.registry import suggest
 
@@ -80,7 +80,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
         tokenizer = open_clip.get_tokenizer(source, **without_code)
     except Exception as error:  # a model that never reads text does without one
         tokenizer = MissingTokenizer(name, str(error).splitlines()[0] if str(error) else type(error).__name__)
-    return take_apart(clip.eval(), tokenizer, name, pretrained, _is_fetchable(name, pretrained), config)
+    return split_clip(clip.eval(), tokenizer, name, pretrained, _is_public(name, pretrained), config)
 
 
 def _refuse_code(name: str, config: dict[str, Any]) -> dict[str, bool]:
@@ -142,7 +142,7 @@ def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: 
     except RuntimeError as error:
         raise InputError(f"the weights of {name} do not fit its config: {error}") from error
     tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-    return take_apart(clip.eval(), tokenizer, name, None, False, config)
+    return split_clip(clip.eval(), tokenizer, name, None, False, config)
 
 
 def hub_repository(name: str, pretrained: str | None) -> str | None:
@@ -189,7 +189,7 @@ def _check_patches(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
         raise InputError(f"image_size={size[0]} is no multiple of the tower's patches of {patch[0]} pixels")
 
 
-def _is_fetchable(name: str, pretrained: str | None) -> bool:
+def _is_public(name: str, pretrained: str | None) -> bool:
     if pretrained is None:
         return name == TINY or name.startswith("hf-hub:")
     return pretrained != RANDOM and not Path(pretrained).is_file() and not _is_folder(name, pretrained)
@@ -263,7 +263,7 @@ def _misfit(name: str, pretrained: str | None, given: dict[str, Tensor] | None) 
         own = open_clip.create_model(name, load_weights=False, pretrained_text=False).state_dict()
     except Exception:  # they cannot be read at all, as the first error says
         return ""
-    problems = differences(own, given)
+    problems = mismatches(own, given)
     return f"they are of another model: {shortened(problems)}" if problems else ""
 
 

@@ -41,7 +41,7 @@ class Backbone:
     """A CLIP model in parts. The parts are registered by the model that uses them, not here.
 
     name, pretrained: how open_clip finds it.
-    fetchable: name and pretrained bring the same weights again, anywhere; if not, only a copy of them does.
+    is_public: name and pretrained bring the same weights again, anywhere; if not, only a copy of them does.
     mean, std: normalisation constants of the pixels, on the scale 0..1.
     config: open_clip's `model_cfg`.
     cast_fingerprint: fingerprint before the weights were cast to another floating type, see `keep_fingerprint`.
@@ -49,7 +49,7 @@ class Backbone:
 
     name: str
     pretrained: str | None
-    fetchable: bool
+    is_public: bool
     config: dict[str, Any]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -69,7 +69,7 @@ class Backbone:
         heads: int = self.blocks[0].attn.num_heads
         return heads
 
-    def shared(self) -> Backbone:
+    def clone_sharing_weights(self) -> Backbone:
         """The same weights in modules of its own: what is put into these is not in the others."""
         parts: Any = nn.ModuleList([self.vision, *self.blocks, self.text])
         kept: list[Any] = [*parts.parameters(), *parts.buffers(), self.text.tokenizer]
@@ -100,7 +100,7 @@ class Backbone:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over names, shapes and float32 values of all weights, as they were before a cast."""
-        if self.fetchable and self.cast_fingerprint is not None:
+        if self.is_public and self.cast_fingerprint is not None:
             return self.cast_fingerprint
         digest = hashlib.sha256()
         for key, value in sorted(self.open_clip_state_dict().items()):
@@ -110,7 +110,7 @@ class Backbone:
 
     def keep_fingerprint(self) -> None:
         """Remember the fingerprint of public weights, which are about to be cast to another floating type."""
-        if self.fetchable:
+        if self.is_public:
             self.cast_fingerprint = self.fingerprint()
 
     def open_clip_model(self) -> nn.Module:
@@ -136,12 +136,12 @@ class Backbone:
             self.text.tokenizer.save_pretrained(folder)
 
 
-def take_apart(
+def split_clip(
     clip: nn.Module,
     tokenizer: Any,
     name: str,
     pretrained: str | None,
-    fetchable: bool,
+    is_public: bool,
     config: dict[str, Any],
 ) -> Backbone:
     """The parts of an open_clip model, which is left empty.
@@ -168,4 +168,4 @@ def take_apart(
     pixels = getattr(visual, "preprocess_cfg", {})
     mean = tuple(pixels.get("mean", open_clip.OPENAI_DATASET_MEAN))
     std = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
-    return Backbone(name, pretrained, fetchable, config, mean, std, vision, blocks, TextTower(clip, tokenizer))
+    return Backbone(name, pretrained, is_public, config, mean, std, vision, blocks, TextTower(clip, tokenizer))

@@ -10,7 +10,7 @@ from torch import Tensor
 from clipvid import InputError
 
 
-def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """What keeps `given` from being loaded into `own`: names that are missing or unexpected, shapes that differ."""
     shapes = [
         f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
@@ -33,7 +33,7 @@ def load_strictly(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Non
     Raises:
         ValueError: names or shapes that differ; lists them.
     """
-    problems = differences(own, state)
+    problems = mismatches(own, state)
     if problems:
         raise InputError(f"the weights do not fit the model's config: {shortened(problems)}")
     with torch.no_grad():

@@ -117,7 +117,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Row:
+class AdapterCost:
     """What one adapter costs.
 
     forward: in evaluation mode, without gradients. training: forward and backward pass in training mode.
@@ -138,7 +138,7 @@ def main(args: list[str]) -> None:
     run_cost_benchmark(config, measure_adapters, render_table)
 
 
-def measure_adapters(config: AdapterBenchmark) -> list[Row]:
+def measure_adapters(config: AdapterBenchmark) -> list[AdapterCost]:
     """Rows for `none`, open_clip's `encode_image` and the adapters in their order.
 
     All models share the frozen parts of one backbone; each has fresh adapters.
@@ -202,7 +202,7 @@ def compare(
     memory: dict[str, int | None],
     sizes: dict[str, int],
     bars: dict[str, Bar],
-) -> list[Row]:
+) -> list[AdapterCost]:
     """Rows from what was measured of the passes, of which (`none`, False) is the measure of all."""
     base = (BASELINE, False)
     medians = {key: statistics.median(values) for key, values in seconds.items()}
@@ -213,9 +213,9 @@ def compare(
         missed = bar is not None and ratio > bar
         return Cost(seconds[key], macs[key], ratio, mac_ratio, ratio / mac_ratio, bar, missed)
 
-    def row(name: str) -> Row:
+    def row(name: str) -> AdapterCost:
         training = cost((name, True)) if (name, True) in seconds else None
-        return Row(name, sizes.get(name, 0), cost((name, False)), training, memory.get(name))
+        return AdapterCost(name, sizes.get(name, 0), cost((name, False)), training, memory.get(name))
 
     return [row(name) for name, training in seconds if not training]
 
@@ -228,7 +228,7 @@ def _limit(bar: Bar | None, training: bool, ratios: dict[Key, float]) -> float |
     return None if below is None else below + share
 
 
-def render_table(rows: list[Row], config: AdapterBenchmark) -> str:
+def render_table(rows: list[AdapterCost], config: AdapterBenchmark) -> str:
     """Return the rows and, below them, the settings. `1.62 > 1.6 ✗` is a missed bar."""
     titles = ["", "forward", "forward + backward", "MACs", "time/MACs", "MiB", "trained"]
     table = []

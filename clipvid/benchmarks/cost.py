@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipvid.files import write_json, write_text
 from clipvid.runs.config_files import config_record
 from clipvid.runs.lock import locked
-from clipvid.runs.output_folder import claim_output
+from clipvid.runs.output_folder import prepare_output_dir
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
@@ -165,7 +165,7 @@ def run_cost_benchmark(
     """
     output = Path(config.output_dir)
     with locked(output):
-        claim_output(output, config)
+        prepare_output_dir(output, config)
         rows = measure(config)
         table = render(rows, config)
         Console().print(Markdown(table))

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from rich.console import Console
@@ -30,12 +29,13 @@ from clipvid.data.loader import TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import Manifest, Sample
 from clipvid.data.reader import open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
+from clipvid.data.synthetic.encoding import write_video
 from clipvid.data.transforms import eval_transforms, train_transform
 from clipvid.evaluation.tables import markdown_table
 from clipvid.files import write_json, write_text
 from clipvid.runs.config_files import config_record, parse_config
 from clipvid.runs.lock import locked
-from clipvid.runs.output_folder import claim_output
+from clipvid.runs.output_folder import prepare_output_dir
 
 CLIPS, CROPS = 4, 3
 MEASURE_MANIFEST = """
@@ -90,7 +90,7 @@ def main(args: list[str]) -> None:
     config = parse_config(DataBenchmark, args, "clipvid benchmark data")
     output = Path(config.output_dir)
     with locked(output):
-        claim_output(output, config)
+        prepare_output_dir(output, config)
         torch.set_num_threads(1)
         root = Path(config.videos) if config.videos is not None else _made_videos(output / "videos")
         samples = tuple(Sample(path.relative_to(root).as_posix(), 0) for path in find_videos(root))
@@ -243,12 +243,6 @@ def _made_videos(folder: Path) -> Path:
         coarse = np.random.default_rng(number).integers(0, 256, (1, 3, 30, 40), dtype=np.uint8)
         size = [240, 320]
         picture = F.resize(torch.from_numpy(coarse), size, F.InterpolationMode.BICUBIC)[0].permute(1, 2, 0).numpy()
-        aside = path.with_suffix(".partial")
-        with av.open(str(aside), "w", format="mp4") as out:
-            stream = out.add_stream("libx264", rate=25, options={"preset": "veryfast"})
-            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-            for i in range(250):
-                out.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, (i, 2 * i), (0, 1)), format="rgb24")))
-            out.mux(stream.encode())
-        aside.replace(path)
+        frames = np.stack([np.roll(picture, (i, 2 * i), (0, 1)) for i in range(250)])
+        write_video(path, frames, 25, {"preset": "veryfast"})
     return folder

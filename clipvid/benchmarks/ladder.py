@@ -24,7 +24,7 @@ from clipvid.benchmarks.ladder_costs import measured_once
 from clipvid.benchmarks.ladder_report import draw_ladder, render_ladder
 from clipvid.benchmarks.seed_statistics import Hypothesis, Results, measures_of, same_answers
 from clipvid.data.manifest import Manifest
-from clipvid.data.splits import load_split
+from clipvid.data.splits import load_split, load_splits
 from clipvid.experiments.config import GridConfig
 from clipvid.experiments.grid import Grid
 from clipvid.experiments.protocols import Holdout, LeaveOneGroupOut, build_protocol
@@ -187,9 +187,10 @@ def _recipes(trials: list[LadderTrial]) -> dict[str, Recipe]:
 
 def tested_videos(trial: EvaluateConfig) -> Manifest:
     """Return all videos that a trial tests on; build the synthetic world first."""
-    test = load_split(trial.data, "val")
-    protocol = build_protocol(trial.protocol or trial.data.protocol)
-    return load_split(trial.data, "train").joined(test) if protocol.train_is_asked else test
+    if not build_protocol(trial.protocol or trial.data.protocol).train_is_asked:
+        return load_split(trial.data, "val")
+    train, test = load_splits(trial.data)
+    return train.joined(test)
 
 
 def note_hypotheses(file: Path, hypotheses: list[Hypothesis], finished: int) -> dict[str, int]:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from clipvid import InputError
-from clipvid.benchmarks.adapters import BASELINE, Row, compare
+from clipvid.benchmarks.adapters import BASELINE, AdapterCost, compare
 from clipvid.benchmarks.cost import Pass, count_macs, describe_machine, peak_memory, time_passes, trained_parameters
 from clipvid.experiments.run import Recipe
 from clipvid.files import write_json
@@ -45,7 +45,7 @@ def _batch_size(recipe: Recipe) -> int:
 
 def _measure(
     recipes: dict[str, Recipe], classes: list[str], templates: str | list[str] | None, repeats: int
-) -> list[Row]:
+) -> list[AdapterCost]:
     device, passes = Accelerator().device, {}
     for row, recipe in recipes.items():
         torch.manual_seed(recipe.seed)
@@ -77,7 +77,7 @@ def _loss(model: VideoCLIP, classes: int, frames: Tensor) -> Tensor:
     return Classification(classes, seed=0)(model, batch, epoch=0)[0]
 
 
-def _told(rows: list[Row]) -> dict[str, dict[str, Any]]:
+def _told(rows: list[AdapterCost]) -> dict[str, dict[str, Any]]:
     """parameters: trained. gflops: of a clip's forward pass, twice its multiply-adds. forward, training: clips/s
     relative to `none`. memory: bytes a training step holds at most beyond weights and frames; memory_ratio: relative
     to `none`. None is what could not be measured.

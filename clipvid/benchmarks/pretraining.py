@@ -96,7 +96,7 @@ def shots_of(config: PretrainingBenchmark) -> FewShot:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One adapter after one stage. shots: top-1 by labels per class (`seed_statistics.accuracy_over_seeds`). gain:
     accuracy with `fewer` labels less that of the fresh adapter with `more` (`difference_over_seeds`). before, after:
     zero-shot accuracy of CLIP and of the stage, of `kind` (`object` or `top1`); None without a stage."""
@@ -172,7 +172,7 @@ def _few_shot(
     return replace(config.evaluate, name=name, output_dir=str(folder), recipe=recipe, protocol=choice)
 
 
-def study_rows(config: PretrainingBenchmark, results: dict[str, dict[str, Any]]) -> list[Row]:
+def study_rows(config: PretrainingBenchmark, results: dict[str, dict[str, Any]]) -> list[StudyRow]:
     """Return the rows whose trials are finished.
 
     Args:
@@ -192,12 +192,12 @@ def study_rows(config: PretrainingBenchmark, results: dict[str, dict[str, Any]])
             figures = {shots: accuracy_over_seeds(hits, videos) for shots, hits in right.items()}
             if fresh is None:
                 fresh = right[config.more]
-                rows.append(Row(adapter, stage, figures))
+                rows.append(StudyRow(adapter, stage, figures))
                 continue
             kind = "object" if "object" in results[before] else "top1"
             start, end = results[before]["before"][kind]["value"], results[before][kind]["value"]
             gain = difference_over_seeds(right[config.fewer], fresh, videos)
-            rows.append(Row(adapter, stage, figures, gain, kind, start, end))
+            rows.append(StudyRow(adapter, stage, figures, gain, kind, start, end))
     return rows
 
 
@@ -213,7 +213,7 @@ def read_right(folder: Path, shots: int, seeds: list[int]) -> np.ndarray:
     return np.array(right, dtype=float)
 
 
-def render_table(rows: list[Row], config: PretrainingBenchmark) -> str:
+def render_table(rows: list[StudyRow], config: PretrainingBenchmark) -> str:
     """Return a line for each adapter and stage, and below them the outcome of the hypothesis."""
     shots, fewer, more = shots_of(config).shots, config.fewer, config.more
     objects = any(row.kind == "object" for row in rows)

@@ -48,7 +48,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class TuningSpec:
     """One way of tuning.
 
     tune, adapter: see `clipvid.model.ModelConfig`. time, memory: the most that a training step should take, relative
@@ -66,7 +66,7 @@ class TuningBenchmark:
     """Training steps (forward and backward pass of a linear head's loss) around one kind of tower.
 
     backbone, pretrained: see `clipvid.backbone.load_backbone`; random weights cost what trained ones do.
-    rows: by name, each with fields of `Row`; `full` must be one. Bars stand for ViT-B-16, 8 frames, batch 4.
+    rows: by name, each with fields of `TuningSpec`; `full` must be one. Bars stand for ViT-B-16, 8 frames, batch 4.
     batch_size: clips of noise. repeats: of each measurement, of which the median counts. threads: of the CPU; unset, as
     many as torch takes by itself.
     """
@@ -84,7 +84,7 @@ class TuningBenchmark:
         if BASELINE not in self.rows:
             raise InputError(f"rows: {BASELINE!r}, which the others are measured by, is missing from {list(self.rows)}")
         for name, options in self.rows.items():
-            build_config(Row, options, f"row {name!r}")
+            build_config(TuningSpec, options, f"row {name!r}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def measure_tuning(config: TuningBenchmark) -> list[Step]:
         torch.set_num_threads(config.threads)
     device = Accelerator().device
     torch.manual_seed(0)
-    models = {name: _build(config, Row(**options)).to(device) for name, options in config.rows.items()}
+    models = {name: _build(config, TuningSpec(**options)).to(device) for name, options in config.rows.items()}
     passes = {name: Pass(model, partial(training_loss, model), training=True) for name, model in models.items()}
     size = models[BASELINE].image_size
     frames = torch.randn(config.batch_size, config.num_frames, 3, size, size, device=device)
@@ -133,7 +133,7 @@ def measure_tuning(config: TuningBenchmark) -> list[Step]:
     ]
 
 
-def _build(config: TuningBenchmark, row: Row) -> VideoCLIP:
+def _build(config: TuningBenchmark, row: TuningSpec) -> VideoCLIP:
     names: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained, "head": "linear"}
     model = ModelConfig(adapter=row.adapter, tune=row.tune, num_frames=config.num_frames, **names)
     return assemble_model(load_backbone(config.backbone, config.pretrained), model, NUM_CLASSES)
@@ -143,7 +143,7 @@ def render_table(steps: list[Step], config: TuningBenchmark) -> str:
     """Return the rows and, below them, the settings. `0.7 > 0.6 ✗` is a missed bar."""
     table = []
     for step in steps:
-        row = Row(**config.rows[step.name])
+        row = TuningSpec(**config.rows[step.name])
         peak = "-" if step.peak_memory is None else f"{step.peak_memory / 2**20:.0f}"
         cells = [_beside(step.time_ratio, row.time), _beside(step.memory_ratio, row.memory), peak]
         table.append([step.name, *cells, f"{step.trained_parameters / 1e6:.2f} M"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 
 from clipvid import InputError
-from clipvid.inference.video_names import STDIN, SUFFIXES, find_videos
+from clipvid.inference.video_names import STDIN, SUFFIXES, expand_names
 
 if TYPE_CHECKING:
     from clipvid.data.reader import Source
@@ -42,7 +42,7 @@ def main(args: list[str] | None = None) -> None:
     )
     predictor = Predictor(model.to(PartialState().device), options.views)
     failures = 0
-    for name in find_videos(videos):
+    for name in expand_names(videos):
         try:
             report(name, predictor, options)
         except VideoError as error:

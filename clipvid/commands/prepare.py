@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipvid.data.lists.public_datasets import READERS, located, read_official
+from clipvid.data.lists.public_datasets import READERS, located, read_public_dataset
 from clipvid.data.lists.sources import find_videos
 from clipvid.data.manifest import ManifestError, check_splits, load_manifest
 from clipvid.files import write_text
@@ -42,7 +42,7 @@ def main(args: list[str] | None = None) -> None:
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; --root is where the videos are")
     output = root / "clipvid" if config.output_dir is None else Path(config.output_dir)
-    found = read_official(config.dataset, Path(config.annotations or root), config.split)
+    found = read_public_dataset(config.dataset, Path(config.annotations or root), config.split)
     output.mkdir(parents=True, exist_ok=True)
     _write(output / "classes.csv", ("id", "name"), enumerate(found.classes))
     videos, missing = list(find_videos(root)), []

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from clipvid.data.lists.classes import ClassList, read_classes
 from clipvid.data.lists.samples import ClassInfo, ManifestError, Rows, Sample
 from clipvid.data.lists.sources import DatasetsSource, ListSource, Source, resolve_source
 from clipvid.data.lists.tables import LARGE_BYTES, Batches
+from clipvid.files import replacing
 from clipvid.registry import Choice
 
 __all__ = [
@@ -140,13 +141,15 @@ def load_manifest(
     if isinstance(found, ListSource) and found.split is None:
         found = replace(found, split=split)
     pattern = compile_pattern(group_pattern)
+    batches: list[pa.RecordBatch] | None = None
     if classes is None:
-        known = ClassList(_classes_in(found, root))
+        batches = list(found.batches(root, ()))
+        known = ClassList(_classes_in(batches, found.title))
     elif isinstance(classes, str | os.PathLike):
         known = read_classes(root / classes)
     else:
         known = ClassList(classes)
-    rows = checked_rows(found, root, known, pattern, allow_outside_root=allow_outside_root)
+    rows = checked_rows(found, root, known, pattern, allow_outside_root=allow_outside_root, batches=batches)
     if check_files:
         check_listed_files(rows, found.title, root, None if allow_outside_root else root)
     return Manifest(rows, known.classes, root)
@@ -159,18 +162,28 @@ def checked_rows(
     pattern: re.Pattern[str] | None = None,
     *,
     allow_outside_root: bool = False,
+    batches: Iterable[pa.RecordBatch] | None = None,
 ) -> Rows:
-    """The rows of a source, checked as `load_manifest` says, but for the files; large lists come from the cache."""
+    """Return the checked rows of a source, without a check of files. Large lists come from the cache.
+
+    Args:
+        source: what lists the videos.
+        root: folder that paths start from.
+        classes: meaning of the labels.
+        pattern: expression that finds the group of a path.
+        allow_outside_root: accept paths that lead out of `root`.
+        batches: what `source` lists, if it has been read already.
+    """
     split = source.split if isinstance(source, ListSource) else None
     checks = Checks(root, source.title, classes, pattern, allow_outside_root, split)
-    batches = checked(source.batches(root, classes.ids), checks)
+    columns = checked(source.batches(root, classes.ids) if batches is None else iter(batches), checks)
     file = root / source.file if isinstance(source, ListSource) else None
     if file is None or not file.is_file() or file.stat().st_size < LARGE_BYTES:
         media = source.media(root) if isinstance(source, DatasetsSource) else None
-        return Rows(pa.Table.from_batches(list(batches)), media=media)
+        return Rows(pa.Table.from_batches(list(columns)), media=media)
     cached = _cache_file(file, checks)
     if not cached.is_file():
-        _write_whole(cached, batches)
+        _write_cache(cached, columns)
     return Rows.mapped(cached)
 
 
@@ -187,22 +200,17 @@ def _cache_file(file: Path, checks: Checks) -> Path:
     return cache / "manifests" / f"{digest}.arrow"
 
 
-def _write_whole(file: Path, batches: Batches) -> None:
-    """An Arrow file, or an error and none."""
-    aside = file.with_suffix(f".{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        sink = pa.OSFile(str(aside), "wb")
-    except OSError as error:
-        raise ManifestError(f"cannot keep the list as it was read ({error}); CLIPVID_CACHE says where to") from None
-    try:
+def _write_cache(file: Path, batches: Batches) -> None:
+    """Write batches to an Arrow file, whole or not at all."""
+    with contextlib.ExitStack() as stack:
+        try:
+            aside = stack.enter_context(replacing(file))
+        except OSError as error:
+            raise ManifestError(f"cannot keep the list as it was read ({error}); CLIPVID_CACHE says where to") from None
         first = next(batches)
-        with sink, pa.ipc.new_file(sink, first.schema) as writer:
+        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
             for batch in itertools.chain([first], batches):
                 writer.write_batch(batch)
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def leave_one_group_out(manifest: Manifest) -> Iterator[tuple[str, Manifest, Manifest]]:
@@ -237,15 +245,19 @@ def check_splits(first: Manifest, second: Manifest) -> None:
         raise ManifestError(f"{len(both)} videos are in both lists, such as {both[:3]}; drop them from one")
 
 
-def _classes_in(source: Source, root: Path) -> tuple[ClassInfo, ...]:
-    """The classes that the labels name."""
+def _classes_in(batches: Iterable[pa.RecordBatch], title: str) -> tuple[ClassInfo, ...]:
+    """Return the classes that the labels name.
+
+    Raises:
+        ManifestError: a label is a number.
+    """
     names: set[str] = set()
-    for rows in source.batches(root, ()):
+    for rows in batches:
         for name in pc.unique(rows["label"]).to_pylist():
             if re.fullmatch(r"[+-]?\d+", name):
                 line = rows["line"][pc.index(rows["label"], name).as_py()]
                 raise ManifestError(
-                    f"{source.title}:{line}: label {name} is a number and has no name; give a class list "
+                    f"{title}:{line}: label {name} is a number and has no name; give a class list "
                     "(data.classes; classes= in Python)"
                 )
             names.add(name)

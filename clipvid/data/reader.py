@@ -84,8 +84,8 @@ class Video:
         self.name, self._source = _resolve(source)
         with _reported(self.name):
             self._scan = scan(self._source)
-            timeline = self._scan.timeline
-            self._length = len(timeline.times) if timeline is not None else sum(1 for _ in self._decode())
+            frame_times = self._scan.frame_times
+            self._length = len(frame_times.times) if frame_times is not None else sum(1 for _ in self._decode())
         if self._length == 0:
             raise VideoError(self.name, "no frame can be decoded (encrypted, damaged or empty video stream)")
         self._fast = self._open_fast(backend)
@@ -101,9 +101,9 @@ class Video:
     @functools.cached_property
     def times(self) -> list[float] | None:
         """Presentation times of the frames in seconds from the first; None where the file does not tell them."""
-        timeline = self._scan.timeline
-        if timeline is not None:
-            return [(time - timeline.times[0]) * timeline.time_base for time in timeline.times]
+        frame_times = self._scan.frame_times
+        if frame_times is not None:
+            return [(time - frame_times.times[0]) * frame_times.time_base for time in frame_times.times]
         return [index / self.fps for index in range(self._length)] if self.fps else None
 
     @property
@@ -149,7 +149,7 @@ class Video:
         frames = self._read_fast(unique)
         if frames is None:
             with _reported(self.name):
-                images = self._read_counted(unique) if self._scan.timeline is None else self._read_timed(unique)
+                images = self._read_counted(unique) if self._scan.frame_times is None else self._read_timed(unique)
                 frames = np.stack([images[index] for index in unique])
         row = {index: i for i, index in enumerate(unique)}
         return torch.from_numpy(frames[[row[index] for index in wanted]])
@@ -206,13 +206,13 @@ class Video:
         return {index: image(frame) for index, frame in frames if index in wanted}
 
     def _read_timed(self, indices: list[int]) -> dict[int, np.ndarray]:
-        timeline, image = self._scan.timeline, self._picture_maker()
-        assert timeline is not None
+        frame_times, image = self._scan.frame_times, self._picture_maker()
+        assert frame_times is not None
         images: dict[int, np.ndarray] = {}
         with opened(self._source) as container_and_stream:
-            for run in self._runs(sorted({timeline.entries[index] for index in indices})):
-                waiting = {timeline.times[index]: index for index in indices if timeline.entries[index] in run}
-                for frame in self._decode_from(timeline.keyframes[run[0]], container_and_stream):
+            for run in self._runs(sorted({frame_times.entries[index] for index in indices})):
+                waiting = {frame_times.times[index]: index for index in indices if frame_times.entries[index] in run}
+                for frame in self._decode_from(frame_times.keyframes[run[0]], container_and_stream):
                     if frame.pts in waiting:
                         images[waiting.pop(frame.pts)] = image(frame)
                     if not waiting:
@@ -221,11 +221,11 @@ class Video:
 
     def _read_held(self, indices: list[int]) -> dict[int, np.ndarray]:
         """Frames of a damaged video: each the last at or before its time that decodes, or else the first."""
-        assert self._scan.timeline is not None
+        assert self._scan.frame_times is not None
         times = sorted({frame.pts for frame in self._decode() if frame.pts is not None})
         if not times:
             raise VideoError(self.name, "no frame can be decoded (encrypted or damaged video stream)")
-        asked = {index: self._scan.timeline.times[index] for index in indices}
+        asked = {index: self._scan.frame_times.times[index] for index in indices}
         shown = {index: times[max(bisect_right(times, time) - 1, 0)] for index, time in asked.items()}
         image, needed = self._picture_maker(), set(shown.values())
         images = {frame.pts: image(frame) for frame in self._decode() if frame.pts in needed}

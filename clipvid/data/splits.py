@@ -40,10 +40,7 @@ def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
     """
     if config.world is not None:
         build_world(config.world, config.root)
-    source: Choice = getattr(config, split)
-    classes: str | tuple[ClassInfo, ...] | None = config.classes
-    if classes is not None and classes == DataConfig.classes and not (Path(config.root) / classes).exists():
-        classes = None
+    classes: str | tuple[ClassInfo, ...] | None = _class_list(config)
     if classes is None and split != "train":
         with contextlib.suppress(FileNotFoundError):  # evaluation alone needs no training set
             outside = config.allow_outside_root
@@ -51,6 +48,24 @@ def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
                 config.root, config.train, None, allow_outside_root=outside, check_files=False, split="train"
             )
             classes = train.classes
+    return _load(config, split, classes)
+
+
+def load_splits(config: DataConfig) -> tuple[Manifest, Manifest]:
+    """Return the manifests of `train` and `val` as `load_split` does, and read each list once."""
+    train = load_split(config, "train")
+    return train, _load(config, "val", _class_list(config) or train.classes)
+
+
+def _class_list(config: DataConfig) -> str | None:
+    """Return the list of classes; None if they are the labels of `train`."""
+    classes = config.classes
+    is_missing = classes is not None and classes == DataConfig.classes and not (Path(config.root) / classes).exists()
+    return None if is_missing else classes
+
+
+def _load(config: DataConfig, split: Literal["train", "val"], classes: str | tuple[ClassInfo, ...] | None) -> Manifest:
+    source: Choice = getattr(config, split)
     return load_manifest(
         config.root,
         source,

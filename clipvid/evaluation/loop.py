@@ -63,7 +63,7 @@ class ViewScores(NamedTuple):
         return cls(*(column[order] for column in columns))
 
 
-class Journal:
+class PredictionCache:
     """The batches of an evaluation that are scored already, a file each in `folder`.
 
     key: of all that the scores depend on; files of another key are not taken up.
@@ -108,7 +108,7 @@ def predict_views(
     accelerator: Accelerator,
     model: VideoCLIP,
     loader: DataLoader,
-    journal: Journal | None = None,
+    cache: PredictionCache | None = None,
     bag_of_frames: bool = False,
 ) -> ViewScores:
     """Logits of every view of every video of the loader, whose sampler is `EvalBatches`; the same on all processes,
@@ -117,13 +117,13 @@ def predict_views(
     The loader's batches hold `frames [B, C, T, 3, S, S]`, `label [B]`, `index [B]` and `readable [B]`.
 
     Args:
-        journal: where batches are kept as they are scored, and from where they are taken up again.
+        cache: where batches are kept as they are scored, and from where they are taken up again.
         bag_of_frames: show each frame alone, as a clip of one: C x T views.
 
     Raises:
         ValueError: nothing to evaluate.
     """
-    held = journal.read() if journal is not None and accelerator.is_main_process else {}
+    held = cache.read() if cache is not None and accelerator.is_main_process else {}
     batches: EvalBatches = loader.batch_sampler  # type: ignore[assignment]
     batches.skip(broadcast_object_list([list(held)])[0])
     share_buffers(accelerator, model)
@@ -134,12 +134,12 @@ def predict_views(
     for batch in loader:
         scored = _score(accelerator, model, batch, bag_of_frames)
         rows.append(scored)
-        if journal is not None:
+        if cache is not None:
             try:
-                journal.write(scored)
+                cache.write(scored)
             except OSError as error:
                 print(f"what is scored cannot be kept ({error}); the evaluation goes on without")
-                journal = None
+                cache = None
     if is_sharded(model):
         height, width = model.backbone.vision.image_shape
         clip = torch.zeros(1, model.num_frames, 3, height, width, dtype=torch.uint8, device=accelerator.device)

@@ -34,7 +34,7 @@ _UNITS = b"clipvid"
 
 
 @dataclass(frozen=True)
-class Answers:
+class ConditionScores:
     """Scores of one model on one manifest under one condition.
 
     Attributes:
@@ -56,10 +56,10 @@ class Answers:
         return torch.arange(len(self.manifest)) if self.places is None else torch.tensor(self.places)
 
 
-def write_predictions(path: Path, answers: Sequence[Answers], average: Average) -> None:
+def write_predictions(path: Path, condition_scores: Sequence[ConditionScores], average: Average) -> None:
     """A row per video and condition: group, condition, path, label, class, readable, scores [K], view_logits [C][K]."""
-    units = [{"group": each.group, "condition": str(each.condition), "key": each.key} for each in answers]
-    tables = [_table(each, average) for each in answers]
+    units = [{"group": each.group, "condition": str(each.condition), "key": each.key} for each in condition_scores]
+    tables = [_table(each, average) for each in condition_scores]
     schema = tables[0].schema.with_metadata({_UNITS: json.dumps(units).encode()})
     with replacing(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
         for table in tables:
@@ -87,15 +87,15 @@ def read_conditions(path: Path) -> dict[str, Predictions]:
     return found
 
 
-def _table(answers: Answers, average: Average) -> pa.Table:
-    scores, manifest = answers.scores, answers.manifest
+def _table(part: ConditionScores, average: Average) -> pa.Table:
+    scores, manifest = part.scores, part.manifest
     samples = [manifest.samples[index] for index in scores.indices.tolist()]
     count, views, classes = scores.logits.shape
     return pa.table(
         {
-            "group": pa.array([answers.group] * count, pa.string()),
-            "condition": pa.array([str(answers.condition)] * count, pa.string()),
-            "index": answers.group_places[scores.indices].numpy(),
+            "group": pa.array([part.group] * count, pa.string()),
+            "condition": pa.array([str(part.condition)] * count, pa.string()),
+            "index": part.group_places[scores.indices].numpy(),
             "path": pa.array([sample.path for sample in samples], pa.string()),
             "label": scores.labels.numpy(),
             "class": pa.array([manifest.class_names[sample.label] for sample in samples], pa.string()),
@@ -136,26 +136,26 @@ class Group:
     conditions: dict[Condition, ViewScores]
 
     @classmethod
-    def of(cls, name: str, answers: Sequence[Answers]) -> Group:
-        """Join the answers of one group. The videos are in the order of the manifest of the whole group."""
-        found: dict[Condition, list[Answers]] = {}
-        for each in answers:
-            found.setdefault(each.condition, []).append(each)
+    def of(cls, name: str, condition_scores: Sequence[ConditionScores]) -> Group:
+        """Join the scores of one group. The videos are in the order of the manifest of the whole group."""
+        by_condition: dict[Condition, list[ConditionScores]] = {}
+        for each in condition_scores:
+            by_condition.setdefault(each.condition, []).append(each)
         samples: dict[int, Sample] = {}
-        for each in answers:
+        for each in condition_scores:
             samples |= dict(zip(each.group_places.tolist(), each.manifest.samples, strict=True))
         places = sorted(samples)
-        first = answers[0].manifest
+        first = condition_scores[0].manifest
         manifest = Manifest(tuple(samples[place] for place in places), first.classes, first.root)
-        known = torch.tensor(places)
-        return cls(name, manifest, {condition: _renumbered(parts, known) for condition, parts in found.items()})
+        order = torch.tensor(places)
+        return cls(name, manifest, {condition: _renumbered(parts, order) for condition, parts in by_condition.items()})
 
     def predictions(self, condition: Condition, average: Average) -> Predictions:
         """One answer per video."""
         return self.conditions[condition].averaged(average)
 
 
-def _renumbered(parts: Sequence[Answers], places: Tensor) -> ViewScores:
+def _renumbered(parts: Sequence[ConditionScores], places: Tensor) -> ViewScores:
     """Join scores, with indices into the videos at `places`, int64 [V] ascending, of the whole group."""
     moved = [part.scores._replace(indices=part.group_places[part.scores.indices]) for part in parts]
     joined = ViewScores.joined(moved)
@@ -200,8 +200,8 @@ def _overlap(forward: Predictions, classes: Sequence[ClassInfo], trained_on: Seq
     unseen = torch.tensor([name not in shared for name in names])[forward.labels]
     guesses = forward.scores.argmax(dim=1) == forward.labels
     hits = int((guesses & unseen & (forward.scores != 0).any(dim=1)).sum())
-    told = {"trained_on": len(trained_on), "asked": len(names), "shared": shared}
-    return {"overlap": told | ({"unseen_top1": proportion(hits, int(unseen.sum()))} if unseen.any() else {})}
+    counts = {"trained_on": len(trained_on), "asked": len(names), "shared": shared}
+    return {"overlap": counts | ({"unseen_top1": proportion(hits, int(unseen.sum()))} if unseen.any() else {})}
 
 
 def _check_finite(group: Group, condition: Condition, scores: ViewScores) -> None:

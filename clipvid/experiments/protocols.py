@@ -17,7 +17,7 @@ from clipvid.data.lists.text import read_lines
 from clipvid.data.manifest import Manifest, ManifestError, leave_one_group_out
 from clipvid.data.sampling import keyed_generator
 from clipvid.evaluation.metrics import harmonic_mean, mean_and_spread
-from clipvid.experiments.subsets import few_shot, of_classes, published
+from clipvid.experiments.subsets import few_shot_subset, of_classes, published
 from clipvid.registry import Choice, Registry
 
 Figures = dict[str, dict[str, Any]]  # of each group, by its name
@@ -152,7 +152,7 @@ class FewShot:
 
     def _subset(self, train: Manifest, shots: int, seed: int) -> Manifest:
         if self.lists is None:
-            return few_shot(train, shots, seed)
+            return few_shot_subset(train, shots, seed)
         return published(train, train.root / self.lists.format(shots=shots, seed=seed), shots)
 
     def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class BaseToNovel:
         known = of_classes(train, base)
         parts = []
         for seed in self.seeds:
-            videos = known if self.shots is None else few_shot(known, self.shots, seed)
+            videos = known if self.shots is None else few_shot_subset(known, self.shots, seed)
             for half, manifest in halves.items():
                 group = half if len(self.seeds) == 1 else f"{half} seed={seed}"
                 parts.append(Part(group, manifest, f"base_seed{seed}", videos, seed, self.shots, half))

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from clipvid import InputError, RunError
 from clipvid.data.manifest import Manifest, check_splits
 from clipvid.data.map_dataset import MapDataset, dataset_manifest
-from clipvid.data.splits import load_split
+from clipvid.data.splits import load_split, load_splits
 from clipvid.evaluation.summary import describe
 from clipvid.experiments.config import EvaluateConfig
 from clipvid.experiments.cross_validation import finetune_protocol
@@ -174,7 +174,7 @@ def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] 
     if config.hub.push_to_hub:
         check_hub(config)
     with accelerator.main_process_first():
-        train, val = manifests or (load_split(config.data, "train"), load_split(config.data, "val"))
+        train, val = manifests or load_splits(config.data)
     check_splits(train, val)
     figures = finetune_protocol(config, train, val, accelerator, output)
     accelerator.print(f"{describe(figures)} -> {output}/metrics.json")

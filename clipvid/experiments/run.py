@@ -14,16 +14,16 @@ from accelerate.utils import broadcast_object_list
 from clipvid.adapters import resolve_adapters
 from clipvid.data.loader import FrameOrder
 from clipvid.data.manifest import Manifest, check_splits
-from clipvid.data.splits import eval_loader, load_split
+from clipvid.data.splits import eval_loader, load_split, load_splits
 from clipvid.evaluation.conditions import ALL_CONTROLS as ALL_CONTROLS
 from clipvid.evaluation.conditions import FORWARD, ZERO_SHOT, Condition
 from clipvid.evaluation.conditions import Control as Control
-from clipvid.evaluation.loop import Journal, ViewScores, predict_views
+from clipvid.evaluation.loop import PredictionCache, ViewScores, predict_views
 from clipvid.evaluation.report import ClipStrip
 from clipvid.evaluation.report_page import best_answers, hardest, write_evaluation_report
 from clipvid.evaluation.results import (
     PREDICTIONS,
-    Answers,
+    ConditionScores,
     Group,
     group_figures,
     metrics_record,
@@ -46,7 +46,7 @@ from clipvid.hub.loading import is_saved, load_model
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import config_record
-from clipvid.runs.output_folder import OtherRunError, check_output, claim_output
+from clipvid.runs.output_folder import OtherRunError, check_output, prepare_output_dir
 from clipvid.runs.record import recorded
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.finetune import finetune
@@ -88,20 +88,20 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
     if config.recipe is None:
         run.load(parts[0])  # a model that cannot be loaded leaves no files
     if accelerator.is_main_process:
-        claim_output(output, config)
+        prepare_output_dir(output, config)
     accelerator.wait_for_everyone()
     with recorded(output, accelerator, config_record(config), inputs):
-        answers = [answer for part in parts for answer in run.answers(part)]
-        names = list(dict.fromkeys(answer.group for answer in answers))
-        groups = [Group.of(name, [answer for answer in answers if answer.group == name]) for name in names]
+        condition_scores = [scores for part in parts for scores in run.score(part)]
+        names = list(dict.fromkeys(scores.group for scores in condition_scores))
+        groups = [Group.of(name, [scores for scores in condition_scores if scores.group == name]) for name in names]
         figures = {group.name: group_figures(group, config.average, run.trained_on[group.name]) for group in groups}
         metrics: dict[str, Any] = {"name": title_of(config), "groups": figures} | protocol.summary(parts, figures)
         metrics |= {"processes": accelerator.num_processes, "config": config_record(config)}
         if accelerator.is_main_process:
-            write_predictions(output / PREDICTIONS, answers, config.average)
+            write_predictions(output / PREDICTIONS, condition_scores, config.average)
             run.write_report(metrics, groups)
             write_json(output / "metrics.json", metrics_record(metrics))
-            Journal(output / "partial", "").clear()
+            PredictionCache(output / "partial", "").clear()
         accelerator.wait_for_everyone()
     return metrics
 
@@ -128,10 +128,9 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
 
 def load_videos(config: EvaluateConfig) -> tuple[Manifest | None, Manifest]:
     """Return training videos (None if the protocol reads none) and test videos; build the synthetic world first."""
-    test = load_split(config.data, "val")
     protocol = build_protocol(config.protocol or config.data.protocol)
     reads_train = config.recipe is not None or protocol.train_is_asked
-    return load_split(config.data, "train") if reads_train else None, test
+    return load_splits(config.data) if reads_train else (None, load_split(config.data, "val"))
 
 
 def evaluation_inputs(config: EvaluateConfig, train: Manifest | None, test: Manifest) -> dict[str, str]:
@@ -170,7 +169,7 @@ class _Run:
         """Load the model of a part now, before its scores are computed."""
         self._loaded = part, self._model(part)
 
-    def answers(self, part: Part) -> list[Answers]:
+    def score(self, part: Part) -> list[ConditionScores]:
         """Return the scores of the model of a part on its videos, under every condition."""
         loaded, self._loaded = self._loaded, None
         self.model, self.trained_on[part.group] = loaded[1] if loaded and loaded[0] is part else self._model(part)
@@ -182,14 +181,14 @@ class _Run:
         check_texts_differ(model)
         key = model_key(model)
         conditions = [FORWARD, *map(Condition, self.config.controls)]
-        answers = [self._answer(part, model, key, condition) for condition in conditions]
+        condition_scores = [self._score(part, model, key, condition) for condition in conditions]
         if self.config.zero_shot and not plain:
-            answers += self._zero_shot(part, model)
+            condition_scores += self._zero_shot(part, model)
         if space is not None:
             for alpha in self.config.sweep:
                 self._name(space.at(alpha))
-                answers.append(self._answer(part, model, model_key(model), Condition(alpha=alpha)))
-        return answers
+                condition_scores.append(self._score(part, model, model_key(model), Condition(alpha=alpha)))
+        return condition_scores
 
     def _model(self, part: Part) -> tuple[VideoCLIP, list[str]]:
         """The model of a part with the names of its classes, and the names of the classes that it was trained on."""
@@ -241,7 +240,7 @@ class _Run:
         if self.config.descriptions is not None:
             set_descriptions(model, model.labels, self.config.descriptions)
 
-    def _zero_shot(self, part: Part, model: VideoCLIP) -> list[Answers]:
+    def _zero_shot(self, part: Part, model: VideoCLIP) -> list[ConditionScores]:
         """What the plain CLIP says; nothing, and a word about it, where it is not to be had."""
         try:
             plain = zero_shot_model(model)
@@ -249,9 +248,9 @@ class _Run:
             self.accelerator.print(f"no zero-shot CLIP to set beside the model: {error}")
             return []
         self._ready(plain)
-        return [self._answer(part, plain, model_key(plain), ZERO_SHOT)]
+        return [self._score(part, plain, model_key(plain), ZERO_SHOT)]
 
-    def _answer(self, part: Part, model: VideoCLIP, model_hash: str, condition: Condition) -> Answers:
+    def _score(self, part: Part, model: VideoCLIP, model_hash: str, condition: Condition) -> ConditionScores:
         """Return the scores of a model on the videos of a part, measured only if they are not known."""
         config, test, control = self.config, part.test, condition.control
         bag = control == "bag"
@@ -265,10 +264,10 @@ class _Run:
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         if key not in self.known:
             self.accelerator.print(f"{self.title}, {part.group}, {condition}: {len(test)} videos")
-            journal = Journal(self.output / "partial" / key[:16], key)
+            cache = PredictionCache(self.output / "partial" / key[:16], key)
             loader = eval_loader(config.data, model, test, self.accelerator, config.batch_size, order, self.output)
-            self.known[key] = predict_views(self.accelerator, model, loader, journal, bag)
-        return Answers(part.group, condition, key, test, self.known[key], part.places)
+            self.known[key] = predict_views(self.accelerator, model, loader, cache, bag)
+        return ConditionScores(part.group, condition, key, test, self.known[key], part.places)
 
     def write_report(self, metrics: dict[str, Any], groups: list[Group]) -> None:
         """`report.html`."""

@@ -16,7 +16,7 @@ from clipvid.data.manifest import ClassInfo, Manifest, ManifestError
 from clipvid.data.sampling import keyed_generator
 
 
-def few_shot(train: Manifest, shots: int, seed: int) -> Manifest:
+def few_shot_subset(train: Manifest, shots: int, seed: int) -> Manifest:
     """Return `shots` videos of each class that has any, drawn by (seed, class), in the order of the manifest.
 
     Raises:

@@ -9,13 +9,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from clipvid.data.splits import load_split
 from clipvid.experiments.config import EvaluateConfig, extend_evaluation
 from clipvid.experiments.run import evaluate_protocol, evaluation_inputs, load_videos
-from clipvid.runs.output_folder import FREE, differences
+from clipvid.runs.output_folder import FREE, config_differences
 from clipvid.runs.record import recorded_inputs
 from clipvid.training.config import PretrainConfig
-from clipvid.training.pretrain import pretrain, unlabelled
+from clipvid.training.pretrain import load_videos as unlabelled_videos
+from clipvid.training.pretrain import pretrain
 from clipvid.training.session import input_hashes
 
 METRICS = "metrics.json"
@@ -68,7 +68,7 @@ class Trial:
         """
         config = self.config
         if isinstance(config, PretrainConfig):
-            return input_hashes(config, unlabelled(config), load_split(config.data, "val"))
+            return input_hashes(config, *unlabelled_videos(config))
         return evaluation_inputs(config, *load_videos(config))
 
     def result(self, inputs: dict[str, str] | None = None) -> dict[str, Any] | None:
@@ -82,7 +82,7 @@ class Trial:
         config = self.config
         if isinstance(config, EvaluateConfig):
             config = extend_evaluation(config, metrics.get("config", {}))
-        if "config" not in metrics or set(differences(metrics["config"], config)) - FREE:
+        if "config" not in metrics or set(config_differences(metrics["config"], config)) - FREE:
             return None
         return metrics if inputs is None or recorded_inputs(self.folder) == inputs else None
 

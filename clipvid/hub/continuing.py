@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clipvid import InputError
 from clipvid.backbone import Backbone
-from clipvid.backbone.state_dicts import differences, load_strictly
+from clipvid.backbone.state_dicts import load_strictly, mismatches
 from clipvid.hub.loading import from_pretrained
 from clipvid.model.heads import LinearHead
 from clipvid.model.video_clip import VideoCLIP
@@ -62,7 +62,7 @@ def start_from(model: VideoCLIP, source: str | Path) -> Started:
 def _copy_towers(model: VideoCLIP, saved: VideoCLIP, source: str | Path, started: Started) -> None:
     """Copy LoRA and trained towers."""
     lora, given = model.lora_state(), saved.lora_state()
-    if given and lora and not differences(lora, given):
+    if given and lora and not mismatches(lora, given):
         load_strictly(lora, given)
         started.loaded.append("LoRA")
     else:
@@ -131,7 +131,7 @@ def _copy_head(model: VideoCLIP, saved: VideoCLIP, started: Started) -> None:
     state = own.state_dict(keep_vars=True)
     if not state:
         return
-    if type(own) is not type(given) or differences(state, given.state_dict()):
+    if type(own) is not type(given) or mismatches(state, given.state_dict()):
         started.new.append("head")
         return
     load_strictly(state, given.state_dict())

@@ -205,10 +205,10 @@ class ClipVidForVideoClassification(PreTrainedModel):
         Raises:
             InputError: missing or unexpected names, or other shapes; lists them.
         """
-        from clipvid.backbone.state_dicts import differences, load_strictly, shortened
+        from clipvid.backbone.state_dicts import load_strictly, mismatches, shortened
 
         if any(name.startswith("clip.") for name in state_dict):
-            problems = differences(self.state_dict(), state_dict)
+            problems = mismatches(self.state_dict(), state_dict)
             if problems:
                 raise InputError(f"the weights do not fit the model: {shortened(problems)}")
             found = super().load_state_dict(state_dict, True, assign)

@@ -13,7 +13,7 @@ SUFFIXES = (
 )
 
 
-def find_videos(words: list[str]) -> Iterator[str]:
+def expand_names(words: list[str]) -> Iterator[str]:
     """Yield the videos that `words` name: files, all videos in folders, matches of patterns, and `-`."""
     for word in words:
         if Path(word).is_dir():
@@ -23,4 +23,4 @@ def find_videos(words: list[str]) -> Iterator[str]:
             yield word
         else:
             matches = sorted(glob.glob(word, recursive=True))
-            yield from find_videos(matches) if matches else [word]
+            yield from expand_names(matches) if matches else [word]

@@ -54,7 +54,7 @@ def build_norm(policy: str, channels: int, eval_batch_stats: bool = False) -> nn
 
 
 @contextmanager
-def hold_statistics(module: nn.Module) -> Iterator[None]:
+def frozen_bn_statistics(module: nn.Module) -> Iterator[None]:
     """Run `module` without touching running statistics: what the second pass of checkpointing needs."""
     norms = [child for child in module.modules() if isinstance(child, PausableBatchNorm2d)]
     for norm in norms:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipvid.adapters import Adapter
-from clipvid.layers.norm import hold_statistics
+from clipvid.layers.norm import frozen_bn_statistics
 
 if TYPE_CHECKING:
     from clipvid.backbone import Backbone, Block, TimmBlock
@@ -122,7 +122,7 @@ class VideoEncoder(nn.Module):
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
             return layer(tokens, self.tower.grid, trace)
         # The second pass sees the same batch again: BatchNorm must not count it twice.
-        passes = (torch.enable_grad(), hold_statistics(layer))
+        passes = (torch.enable_grad(), frozen_bn_statistics(layer))
         return checkpoint(layer, tokens, self.tower.grid, trace, use_reentrant=False, context_fn=lambda: passes)
 
 

@@ -86,7 +86,7 @@ def assemble_model(
         InputError: options that do not fit the tower.
     """
     parts = config.parts
-    own = backbone.shared() if parts.tuning.lora is not None else backbone
+    own = backbone.clone_sharing_weights() if parts.tuning.lora is not None else backbone
     width, embed_dim = own.vision.width, own.vision.embed_dim
     return VideoCLIP(
         backbone,

@@ -41,7 +41,7 @@ def save_model(model: Any, folder: Path, self_contained: bool = False, max_shard
     with replace_together(folder, owned_files(folder), last=CONFIG) as staged:
         trained = model.trained_state() if self_contained else model.saved_state()
         states, index = _shards(trained, max_shard_size)
-        if not model.backbone.fetchable:
+        if not model.backbone.is_public:
             model.backbone.save(staged / BACKBONE_FOLDER)
         lora_state = model.lora_state()
         if lora_state:
@@ -117,7 +117,7 @@ def _config_record(model: Any, backbone_files: list[str]) -> dict[str, Any]:
             "name": backbone.name,
             "pretrained": backbone.pretrained,
             "sha256": sha256,
-            "embedded": not backbone.fetchable,
+            "embedded": not backbone.is_public,
         }
         | ({"files": backbone_files} if backbone_files else {})
         | ({"base_sha256": base_sha256} if base_sha256 != sha256 else {}),

@@ -223,7 +223,7 @@ class VideoCLIP(TrainableModel):
     def saved_state(self) -> dict[str, Tensor]:
         """What `model.safetensors` holds: `trained_state` without what the folder's `lora/` and `backbone/` hold."""
         elsewhere = {id(parameter) for parameter in lora_parameters(self)}
-        if not self.backbone.fetchable:
+        if not self.backbone.is_public:
             elsewhere |= {id(parameter) for parameter in self._backbone_parameters()}
         return {name: tensor for name, tensor in self.trained_state().items() if id(tensor) not in elsewhere}
 
@@ -248,7 +248,7 @@ class VideoCLIP(TrainableModel):
         self.config = dataclasses.replace(self.config, tune=self.config.parts.tuning.without("lora").record())
         vision, *blocks = self.encoder.image_tower()
         parts: Any = {"vision": vision, "blocks": blocks, "text": self.text}
-        self.backbone = dataclasses.replace(self.backbone, fetchable=False, **parts)
+        self.backbone = dataclasses.replace(self.backbone, is_public=False, **parts)
         self._tuned_parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if self.labels:
             self.set_labels(self.labels, self.templates)
@@ -256,7 +256,7 @@ class VideoCLIP(TrainableModel):
     def keep_trained_backbone(self) -> None:
         """Save the backbone with the model from now on; call it before its weights are replaced by trained ones."""
         self._base_fingerprint = self.base_fingerprint()
-        self.backbone.fetchable = False
+        self.backbone.is_public = False
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder, see `clipvid.model.saving.save_model`."""
@@ -264,7 +264,7 @@ class VideoCLIP(TrainableModel):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the backbone that a saved model is loaded with."""
-        return self.base_fingerprint() if self.backbone.fetchable else self.backbone.fingerprint()
+        return self.base_fingerprint() if self.backbone.is_public else self.backbone.fingerprint()
 
     def base_fingerprint(self) -> str:
         """Return the SHA-256 of the CLIP that the model is made from, before any training."""

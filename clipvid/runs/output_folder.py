@@ -56,7 +56,7 @@ def check_output(folder: Path, config: Any) -> Any:
     if finished and more_epochs(recorded, config) is not None:
         free = free | {"training.epochs"}
     free = free | getattr(config, "EXTENDABLE", frozenset())
-    differing = sorted(set(differences(recorded, config)) - free)
+    differing = sorted(set(config_differences(recorded, config)) - free)
     if differing:
         raise OtherRunError(
             f"{folder} holds a run with another config ({', '.join(differing[:6])} differ). "
@@ -65,7 +65,7 @@ def check_output(folder: Path, config: Any) -> Any:
     return recorded
 
 
-def claim_output(folder: Path, config: Any) -> None:
+def prepare_output_dir(folder: Path, config: Any) -> None:
     """Make `folder` the output folder of a run, or of its continuation, and record the config there.
 
     Raises:
@@ -85,7 +85,7 @@ def more_epochs(recorded: Any, config: Any) -> int | None:
     return epochs if isinstance(epochs, int) and epochs < own else None
 
 
-def differences(found: Any, config: Any) -> list[str]:
+def config_differences(found: Any, config: Any) -> list[str]:
     """Options in which a record differs from a config; those that it is too old to know had their defaults."""
     return _differences(found, config_record(config), config_record(type(config)()))
 

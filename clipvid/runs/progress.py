@@ -61,7 +61,7 @@ class Progress:
         print(f"step {self.done}/{self.total}: {parts}", file=sys.stderr, flush=True)
 
 
-class Window:
+class RunningMean:
     """Means over the steps since the last log entry, of what was finite; nothing leaves the device before `take`."""
 
     def __init__(self, accelerator: Accelerator, held: list[dict[str, list[float]]]):

@@ -9,7 +9,7 @@ from accelerate.utils import find_executable_batch_size, gather_object, send_to_
 from torch.utils.data import default_collate
 
 from clipvid import RunError
-from clipvid.layers.norm import hold_statistics
+from clipvid.layers.norm import frozen_bn_statistics
 from clipvid.model.trainable import TrainableModel
 from clipvid.training.objectives import Objective
 
@@ -40,7 +40,7 @@ def largest_batch_size(
     def attempt(batch_size: int) -> int:
         batch = send_to_device(default_collate([item] * batch_size), accelerator.device)
         batch["frames"] = model.video_model.normalize(batch["frames"])
-        with accelerator.autocast(), hold_statistics(model):
+        with accelerator.autocast(), frozen_bn_statistics(model):
             loss, _ = objective(model, batch, 0)
         loss.backward()
         return batch_size

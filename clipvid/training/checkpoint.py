@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.files import flush_folder, write_flushed
+from clipvid.files import new_folder, write_flushed
 
 FORMAT_VERSION = 2
 _PREFIX, _DAMAGED, _SUMS = "step_", "damaged_", "SHA256SUMS"
@@ -51,20 +51,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     target = folder / f"{_PREFIX}{checkpoint.progress['step']:08d}"
     if target.exists():
         return target
-    aside = folder / f".{target.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with new_folder(target) as aside:
         files = _files(checkpoint)
         sums = "".join(f"{_sha256(content)}  {name}\n" for name, content in files.items())
         for name, content in (files | {_SUMS: sums.encode()}).items():
             write_flushed(aside / name, content)
-        flush_folder(aside)
-        aside.rename(target)
-    except OSError:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    flush_folder(folder)
     for old in list_checkpoints(folder)[:-keep]:
         with suppress(OSError):
             old.rename(folder / f".{old.name}.removed")  # at once, and then in peace: it is never seen in part

@@ -13,7 +13,7 @@ from clipvid.data.synthetic.world import WorldConfig
 from clipvid.model.config import ModelConfig
 from clipvid.registry import FINITE, Choice, check_ranges, suggest
 from clipvid.training.optim import OptimConfig
-from clipvid.training.pretext_tasks import resolve_terms
+from clipvid.training.pretext_tasks import resolve_pretext_tasks
 from clipvid.training.state import LoopSettings
 
 
@@ -178,7 +178,7 @@ class PretrainConfig(VideoRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        resolve_terms(self.objectives)
+        resolve_pretext_tasks(self.objectives)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from clipvid.training.config import FinetuneConfig
 from clipvid.training.session import (
     fresh_model,
     input_hashes,
+    load_finished_run,
     preemption,
     session,
-    taken_up,
     write_run,
 )
 
@@ -63,7 +63,7 @@ def finetune(
         FileExistsError: `output` holds a run on other inputs, or `config.output_dir` one with another config.
     """
     hashes = input_hashes(config, train, val)
-    done = taken_up(config, output, hashes, accelerator)
+    done = load_finished_run(config, output, hashes, accelerator)
     if done is not None:
         return done
     with preemption(config) as stop:

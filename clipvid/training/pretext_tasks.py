@@ -51,7 +51,7 @@ class Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TermConfig:
+class PretextTaskConfig:
     """weight: of the term in the loss."""
 
     weight: float = 1.0
@@ -61,13 +61,13 @@ class TermConfig:
             raise InputError(f"weight={self.weight}: expected a positive number; leave out a term that has none")
 
 
-class Term(nn.Module):
+class PretextTask(nn.Module):
     """A term of the loss, with its heads.
 
     whole: its clips show all that there is to see, if in another order.
     """
 
-    Config: ClassVar[type[TermConfig]] = TermConfig
+    Config: ClassVar[type[PretextTaskConfig]] = PretextTaskConfig
     whole: ClassVar[bool] = False
 
     def __init__(self, config: Any, sizes: Sizes):
@@ -85,7 +85,7 @@ class Term(nn.Module):
 
 
 @dataclass(frozen=True)
-class MaskedAlignmentConfig(TermConfig):
+class MaskedAlignmentConfig(PretextTaskConfig):
     """ratio: share of the patches that are masked."""
 
     ratio: float = 0.5
@@ -96,7 +96,7 @@ class MaskedAlignmentConfig(TermConfig):
             raise InputError(f"ratio={self.ratio}: expected a share between 0 and 1, such as 0.5")
 
 
-class MaskedAlignment(Term):
+class MaskedAlignment(PretextTask):
     """The student sees clips with tubes masked, and predicts what the teacher makes of the whole ones.
 
     After Unmasked Teacher (ICCV 2023, https://arxiv.org/abs/2303.16058). Its student drops masked patches, and an
@@ -132,7 +132,7 @@ class MaskedAlignment(Term):
 
 
 @dataclass(frozen=True)
-class OrderConfig(TermConfig):
+class OrderConfig(PretextTaskConfig):
     """segments: G, parts of a clip that are shuffled."""
 
     segments: int = 4
@@ -143,7 +143,7 @@ class OrderConfig(TermConfig):
             raise InputError(f"segments={self.segments}: expected at least 2")
 
 
-class Order(Term):
+class Order(PretextTask):
     """Arrow of time and order of shuffled segments, after https://arxiv.org/abs/1603.08561 and
     https://arxiv.org/abs/1708.01246.
 
@@ -184,7 +184,7 @@ class Order(Term):
         return {"order": F.cross_entropy(scores.flatten(0, 1), slots.flatten())}, figures
 
 
-class Distillation(Term):
+class Distillation(PretextTask):
     """Keeps the student's features of a clip near the mean of CLIP's own features of its frames, and with them what
     CLIP knows zero-shot: 1 - cosine."""
 
@@ -192,16 +192,16 @@ class Distillation(Term):
         return {"distillation": 1 - F.cosine_similarity(seen.whole.video, seen.teacher.video, dim=-1).mean()}, {}
 
 
-TERMS = Registry("objective", {"masked": MaskedAlignment, "order": Order, "distillation": Distillation})
+PRETEXT_TASKS = Registry("objective", {"masked": MaskedAlignment, "order": Order, "distillation": Distillation})
 
 
-def resolve_terms(spec: list[Choice]) -> dict[str, TermConfig]:
+def resolve_pretext_tasks(spec: list[Choice]) -> dict[str, PretextTaskConfig]:
     """Configs of terms by name.
 
     Raises:
         ValueError: no term to learn from, an unknown one or option, or the same twice.
     """
-    found = TERMS.resolve_many(spec)
+    found = PRETEXT_TASKS.resolve_many(spec)
     if not found.keys() - {"distillation"}:
         raise InputError(f"objectives={spec}: expected at least one beside distillation, which alone teaches nothing")
     return found

@@ -12,15 +12,15 @@ from accelerate import Accelerator
 from clipvid import InputError
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.manifest import ClassInfo, Manifest, check_splits, load_manifest
-from clipvid.data.splits import eval_loader, load_split
+from clipvid.data.splits import eval_loader, load_splits
 from clipvid.evaluation.summary import describe, evaluate
 from clipvid.evaluation.weight_space import zero_shot_model
 from clipvid.runs.output_folder import check_output
 from clipvid.training.build import build_trainer
 from clipvid.training.config import PretrainConfig
-from clipvid.training.pretext_tasks import resolve_terms
-from clipvid.training.self_supervised import Student, WithoutLabels
-from clipvid.training.session import fresh_model, input_hashes, preemption, session, taken_up, write_run
+from clipvid.training.pretext_tasks import resolve_pretext_tasks
+from clipvid.training.self_supervised import SelfSupervisedModel, SelfSupervisedObjective
+from clipvid.training.session import fresh_model, input_hashes, load_finished_run, preemption, session, write_run
 
 UNLABELLED = (ClassInfo(0, "unlabelled"),)
 
@@ -40,17 +40,19 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
     output = Path(config.output_dir)
     check_output(output, config)
     with accelerator.main_process_first():
-        train, val = unlabelled(config), load_split(config.data, "val")
+        train, val = load_videos(config)
     check_metric(config, val)
     hashes = input_hashes(config, train, val)
-    done = taken_up(config, output, hashes, accelerator)
+    done = load_finished_run(config, output, hashes, accelerator)
     if done is not None:
         return done
     with preemption(config) as stop:
-        terms = resolve_terms(config.objectives)
+        terms = resolve_pretext_tasks(config.objectives)
         model = fresh_model(config, val, accelerator)
-        student = Student(model, terms).to(accelerator.device)
-        trainer = build_trainer(config, student, WithoutLabels(config.seed, tuple(terms)), train, accelerator, output)
+        student = SelfSupervisedModel(model, terms).to(accelerator.device)
+        trainer = build_trainer(
+            config, student, SelfSupervisedObjective(config.seed, tuple(terms)), train, accelerator, output
+        )
         loader = eval_loader(config.data, model, val, accelerator, config.training.per_device_eval_batch_size)
 
         def on_epoch_end(epoch: int) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
             weights = trainer.result()
             if config.training.frozen_bf16:
                 model = fresh_model(config, val, accelerator)
-                student = Student(model, terms).to(accelerator.device)
+                student = SelfSupervisedModel(model, terms).to(accelerator.device)
             load_strictly(student.trained_state(), weights)
             predictions, figures = evaluate(accelerator, model, loader, val.classes)
             figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
@@ -90,22 +92,22 @@ def check_metric(config: PretrainConfig, val: Manifest) -> None:
         )
 
 
-def unlabelled(config: PretrainConfig) -> Manifest:
-    """All videos to learn from, as of one class.
+def load_videos(config: PretrainConfig) -> tuple[Manifest, Manifest]:
+    """Return all videos to learn from, as of one class, and those of `data.val`.
 
     Raises:
-        ManifestError: one of them is in `data.val`.
+        ManifestError: a video is in both.
     """
-    data, train, val = config.data, load_split(config.data, "train"), load_split(config.data, "val")
+    train, val = load_splits(config.data)
     check_splits(train, val)
     samples = [replace(sample, label=0) for sample in train.samples]
     for more in config.also:
-        found = load_manifest(more.root, more.videos, more.classes, check_files=data.check_files)
-        check_splits(found, val)
-        for sample in found.samples:
-            media = sample.media or partial(str, found.root / sample.path)
+        manifest = load_manifest(more.root, more.videos, more.classes, check_files=config.data.check_files)
+        check_splits(manifest, val)
+        for sample in manifest.samples:
+            media = sample.media or partial(str, manifest.root / sample.path)
             samples.append(replace(sample, path=f"{Path(more.root).name}/{sample.path}", label=0, media=media))
-    return Manifest(tuple(samples), UNLABELLED, train.root)
+    return Manifest(tuple(samples), UNLABELLED, train.root), val
 
 
 def collapse(history: list[dict[str, Any]]) -> str | None:

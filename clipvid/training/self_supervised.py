@@ -16,21 +16,21 @@ from torch import Generator, Tensor, nn
 
 from clipvid import InputError
 from clipvid.data.sampling import keyed_generator
-from clipvid.layers.norm import hold_statistics
+from clipvid.layers.norm import frozen_bn_statistics
 from clipvid.model.encoder import VideoEncoder
 from clipvid.model.trainable import TrainableModel
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.training.objectives import Batch, Losses, total_loss
-from clipvid.training.pretext_tasks import TERMS, Features, Seen, Sizes, TermConfig
+from clipvid.training.pretext_tasks import PRETEXT_TASKS, Features, PretextTaskConfig, Seen, Sizes
 
 
-class Student(TrainableModel):
+class SelfSupervisedModel(TrainableModel):
     """A video model, its teacher (the CLIP it stands on, without adapters) and the terms that it learns from.
 
     model: only adapters and pooling may be trained. terms: configs by name, see `clipvid.training.pretext_tasks`.
     """
 
-    def __init__(self, model: VideoCLIP, terms: dict[str, TermConfig]):
+    def __init__(self, model: VideoCLIP, terms: dict[str, PretextTaskConfig]):
         super().__init__()
         others = {name for name, value in model.named_parameters() if value.requires_grad} - set(model.temporal_state())
         if others:
@@ -42,7 +42,8 @@ class Student(TrainableModel):
         self.model = model
         self.teacher = VideoEncoder(model.backbone)
         sizes = Sizes(model.num_frames, vision.width, vision.embed_dim, vision.grid)
-        self.terms: Any = nn.ModuleDict({name: TERMS[name](config, sizes) for name, config in terms.items()})
+        # Checkpoints contain this name.
+        self.terms: Any = nn.ModuleDict({name: PRETEXT_TASKS[name](config, sizes) for name, config in terms.items()})
 
     @property
     def video_model(self) -> VideoCLIP:
@@ -65,7 +66,7 @@ class Student(TrainableModel):
             generators: for each term, one for each clip.
         """
         # Without a term whose clips show everything, the clips are shown as they are too, under no name.
-        changes = {name: term.change(frames, generators[name]) for name, term in self.terms.items()}
+        changes = {name: task.change(frames, generators[name]) for name, task in self.terms.items()}
         drawn = {name: change[1] for name, change in changes.items() if change is not None}
         clips = {name: change[0] for name, change in changes.items() if change is not None}
         whole = next((name for name in clips if self.terms[name].whole), None)
@@ -76,13 +77,13 @@ class Student(TrainableModel):
             taught = self.teacher(frames)
         teacher = Features(taught.frame_features, taught.patch_tokens, taught.frame_features.mean(dim=1))
         losses: Losses = {}
-        figures = variety(features[whole].video)
-        figures |= {f"clip_{name}": value for name, value in variety(teacher.video).items()}
-        for name, term in self.terms.items():
+        figures = collapse_metrics(features[whole].video)
+        figures |= {f"clip_{name}": value for name, value in collapse_metrics(teacher.video).items()}
+        for name, task in self.terms.items():
             seen = Seen(features[whole], features.get(name, features[whole]), teacher)
-            own, told = term(seen, drawn.get(name))
-            losses |= {key: term.config.weight * value for key, value in own.items()}
-            figures |= told
+            own, logged = task(seen, drawn.get(name))
+            losses |= {key: task.config.weight * value for key, value in own.items()}
+            figures |= logged
         return losses | auxiliary, figures
 
     def _encode(self, clips: dict[str | None, Tensor], whole: str | None) -> tuple[dict[str | None, Features], Losses]:
@@ -91,7 +92,7 @@ class Student(TrainableModel):
         features: dict[str | None, Features] = {}
         losses: Losses = {}
         for name, batch in clips.items():
-            with nullcontext() if name == whole else hold_statistics(self.model.encoder):
+            with nullcontext() if name == whole else frozen_bn_statistics(self.model.encoder):
                 encoded = self.model.encoder(batch)
             video = self.model.pooling(encoded.frame_features)
             features[name] = Features(encoded.frame_features, encoded.patch_tokens, video)
@@ -101,8 +102,8 @@ class Student(TrainableModel):
 
 
 @dataclass(frozen=True)
-class WithoutLabels:
-    """The losses of a `Student`'s terms. seed: of what the terms draw. terms: their names."""
+class SelfSupervisedObjective:
+    """The losses of a `SelfSupervisedModel`'s terms. seed: of what the terms draw. terms: their names."""
 
     seed: int
     terms: tuple[str, ...]
@@ -118,7 +119,7 @@ class WithoutLabels:
 
 
 @torch.no_grad()
-def variety(features: Tensor) -> Losses:
+def collapse_metrics(features: Tensor) -> Losses:
     """How far features [B, E] are from having collapsed into one: `feature_std`, of their directions, 1 where these are
     spread evenly; `effective_rank`, at most B."""
     directions = F.normalize(features.float(), dim=-1)

@@ -22,7 +22,7 @@ from clipvid.hub.folder import read_record, read_weights, weights_hash
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import config_record
-from clipvid.runs.output_folder import OtherRunError, check_output, claim_output, more_epochs
+from clipvid.runs.output_folder import OtherRunError, check_output, more_epochs, prepare_output_dir
 from clipvid.runs.preemption import Preemption
 from clipvid.runs.record import recorded, recorded_inputs
 from clipvid.training.build import build_finetune_model
@@ -46,7 +46,7 @@ def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict
     return hashes
 
 
-def taken_up(
+def load_finished_run(
     config: RunConfig, output: Path, hashes: dict[str, str], accelerator: Accelerator
 ) -> dict[str, Any] | None:
     """Return the figures of a run that is finished in `output`, None if there is something left to do.
@@ -105,7 +105,7 @@ def session(
                 f"{config.output_dir} was finished after {before} epochs and continues to {epochs}, with a longer "
                 "learning-rate schedule over all of them"
             )
-        claim_output(Path(config.output_dir), config)
+        prepare_output_dir(Path(config.output_dir), config)
     accelerator.wait_for_everyone()
     with recorded(output, accelerator, config_record(config), hashes) as record:
 

@@ -23,7 +23,7 @@ from clipvid.data.sampling import keyed_generator
 from clipvid.distributed import full, load_optimizer_state, prepare, whole
 from clipvid.model.trainable import TrainableModel
 from clipvid.runs.preemption import Preempted, Preemption
-from clipvid.runs.progress import Progress, Window
+from clipvid.runs.progress import Progress, RunningMean
 from clipvid.training.averaging import TrainedWeights
 from clipvid.training.checkpoint import Checkpoint, load_checkpoint, load_newest, save_checkpoint
 from clipvid.training.nonfinite import StepGuard, diverged
@@ -77,7 +77,7 @@ class Trainer:
         self._saved_step = -1
         if found is not None:
             self._restore(found)
-        self._window = Window(self.accelerator, self.state.windows)
+        self._means = RunningMean(self.accelerator, self.state.windows)
         self._guard = StepGuard(self.accelerator, self.model, self.optimizer)
         self._tracking = True
         total = self.settings.epochs * self.batches.steps_per_epoch
@@ -145,7 +145,7 @@ class Trainer:
                 self._guard.close(parts["grad_norm"])
             self._stepper.step()
             self._stepper.zero_grad()
-        self._window.add(parts, len(batch["frames"]) * self.accelerator.num_processes)
+        self._means.add(parts, len(batch["frames"]) * self.accelerator.num_processes)
 
     def _finish_step(self, epoch: int) -> None:
         self._weights.follow()
@@ -156,7 +156,7 @@ class Trainer:
         if self.state.step % self.settings.logging_steps == 0 or last:
             self._judge()
             entry = {"step": self.state.step, "epoch": epoch, "lr": self.scheduler.get_last_lr()[0]}
-            entry |= self._window.take()
+            entry |= self._means.take()
             self.state.history.append(entry)
             self._track(entry)
             self._progress.show(entry)
@@ -220,7 +220,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        self.state.windows = gather_object([self._window.held()])
+        self.state.windows = gather_object([self._means.held()])
         progress = asdict(self.state) | {"global_batch": self.batches.global_batch}
         progress["per_device_batch"] = self.batches.per_device_batch
         saved = True

@@ -1,6 +1,6 @@
 """What a video file holds, found without decoding: its stream, its packets, and the times of its frames.
 
-`scan` walks the packets and decides whether time stamps can be trusted to tell frames apart (a `Timeline`) or
+`scan` walks the packets and decides whether time stamps can be trusted to tell frames apart (a `FrameTimes`) or
 frames have to be counted by decoding. `opened`, `packets` and `decoded` are the steps that the reader decodes by.
 """
 
@@ -62,7 +62,7 @@ class Keyframe(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Timeline:
+class FrameTimes:
     """Frames in presentation order: their times in ticks, and for each the position in `keyframes` to decode it from.
 
     A tick is `time_base` seconds.
@@ -79,7 +79,7 @@ class Timeline:
 class Scan:
     """Results of the walk.
 
-    `timeline` is None where frames must be counted by decoding, `fps` where not known; `checked` means that the
+    `frame_times` is None where frames must be counted by decoding, `fps` where not known; `checked` means that the
     headers of all packets were parsed. `width` and `height` are those of frames with square pixels, before they are
     turned; 0 where not known.
     """
@@ -92,7 +92,7 @@ class Scan:
     height: int
     fps: float | None
     checked: bool
-    timeline: Timeline | None
+    frame_times: FrameTimes | None
 
 
 @contextlib.contextmanager
@@ -213,7 +213,7 @@ def walk(source: str | bytes) -> Scan:
             height=height,
             fps=float(rate) if rate else None,
             checked=parser is not None,
-            timeline=_timeline(found, float(stream.time_base or 0)) if trusted and context.format else None,
+            frame_times=_frame_times(found, float(stream.time_base or 0)) if trusted and context.format else None,
         )
 
 
@@ -283,7 +283,7 @@ def _has_idr_slice(packet: av.Packet, extradata: bytes | None) -> bool:
     return False
 
 
-def _timeline(found: list[Packet], time_base: float) -> Timeline | None:
+def _frame_times(found: list[Packet], time_base: float) -> FrameTimes | None:
     """Frames of the packets in presentation order; None where time stamps do not tell them apart."""
     if len({packet.pts for packet in found}) < len(found) or not found[0].resets:
         return None
@@ -305,4 +305,4 @@ def _timeline(found: list[Packet], time_base: float) -> Timeline | None:
             frames.append((packet.pts, entry))
     frames.sort()
     times, entries = (array("q", (frame[part] for frame in frames)) for part in (0, 1))
-    return Timeline(times, entries, keyframes, closed_gops, time_base)
+    return FrameTimes(times, entries, keyframes, closed_gops, time_base)

@@ -33,11 +33,11 @@ def check_exact(scanned: Scan) -> None:
     of H.264 whose keyframes do not reset the decoder; counts that include what does not decode; colours of more than 8
     bits far from those of current FFmpeg.
     """
-    if scanned.timeline is None:
+    if scanned.frame_times is None:
         raise Refused("its time stamps do not tell its frames apart")
     if scanned.format not in INDEXED_FORMATS:
         raise Refused(f"only PyAV is seen to seek exactly in {scanned.format} files")
-    if not scanned.timeline.closed_gops:
+    if not scanned.frame_times.closed_gops:
         raise Refused("only PyAV is seen to seek exactly where groups of pictures are open")
     if not scanned.checked:
         raise Refused("damage in its codec shows in decoding only")

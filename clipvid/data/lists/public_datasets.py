@@ -125,7 +125,7 @@ READERS: dict[str, Callable[[Path, int], Annotations]] = {
 }
 
 
-def read_official(dataset: str, folder: Path, split: int) -> Annotations:
+def read_public_dataset(dataset: str, folder: Path, split: int) -> Annotations:
     """The annotations of a data set of `READERS`; `split` of those that have several (UCF101 and HMDB51: 1 to 3).
 
     Raises ManifestError for files that are not as their authors publish them, FileNotFoundError where one is missing.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipvid.data.decoding.frames import is_image
 from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
@@ -108,19 +109,27 @@ class DatasetsSource:
     def batches(self, root: Path, names: Collection[str]) -> Batches:
         rows = self._load(root)
         line = 0
-        labels = getattr(rows.features[self.label], "names", None)
-        columns = {"label": self.label, "caption": self.caption, "group": self.group}
-        for part in rows.iter(batch_size=16):  # which hold the bytes of their videos
+        classes = getattr(rows.features[self.label], "names", None)
+        # Arrow batches of a data set on disk are views of its files: no bytes of videos are read.
+        for part in rows.with_format("arrow").iter(batch_size=16 if self.streaming else 1000):
             videos = part[self.video]
-            if None in videos:
-                raise ManifestError(f"{self.title}: row {line + videos.index(None)} has no video; drop it")
-            found = {name: part[column] for name, column in columns.items() if column is not None}
-            found["label"] = [self._label(value, labels, line + i) for i, value in enumerate(found["label"])]
-            found["path"] = [self._path(video, line + i) for i, video in enumerate(videos)]
-            files = [None if video.get("bytes") is not None else video["path"] for video in videos]
-            lines = pa.array(range(line, line + len(videos)), pa.int64())
-            yield pa.record_batch({**found, "file": pa.array(files, pa.string()), "line": lines})
-            line += len(videos)
+            missing = pc.index(pc.is_valid(videos), False).as_py()
+            if missing >= 0:
+                raise ManifestError(f"{self.title}: row {line + missing} has no video; drop it")
+            names = pc.struct_field(videos, "path").to_pylist()
+            embedded = pc.is_valid(pc.struct_field(videos, "bytes")).to_pylist()
+            columns = {name: part[column].to_pylist() for name, column in self._texts().items()}
+            columns["label"] = [self._label(value, classes, line + i) for i, value in enumerate(columns["label"])]
+            columns["path"] = [self._path(name, line + i) for i, name in enumerate(names)]
+            if self.streaming and any(embedded):
+                raise ManifestError(
+                    f"{self.title} keeps its videos inside of larger files, where none can be fetched by itself; "
+                    "set streaming: false"
+                )
+            files = [None if inside else name for name, inside in zip(names, embedded, strict=True)]
+            lines = pa.array(range(line, line + len(names)), pa.int64())
+            yield pa.record_batch({**columns, "file": pa.array(files, pa.string()), "line": lines})
+            line += len(names)
 
     def media(self, root: Path) -> Callable[[int], bytes]:
         """Row number -> bytes of a video that lies in the data set itself."""
@@ -133,11 +142,16 @@ class DatasetsSource:
         if self.data_dir is not None:
             options["data_dir"] = str(root / self.data_dir)
         rows = datasets.load_dataset(self.path, self.config, split=self.split, streaming=self.streaming, **options)
-        columns = list(filter(None, (self.video, self.label, self.caption, self.group)))
+        columns = [self.video, *self._texts().values()]
         for column in columns:
             if column not in rows.features:
                 raise ManifestError(f"{self.title} has the columns {list(rows.features)}, but no {column!r}; name it")
         return rows.select_columns(columns).cast_column(self.video, datasets.Video(decode=False))
+
+    def _texts(self) -> dict[str, str]:
+        """Return the columns beside the video, by our names."""
+        columns = {"label": self.label, "caption": self.caption, "group": self.group}
+        return {name: column for name, column in columns.items() if column is not None}
 
     def _label(self, value: Any, names: list[str] | None, row: int) -> str:
         if names is None or not isinstance(value, int):
@@ -146,16 +160,11 @@ class DatasetsSource:
             raise ManifestError(f"{self.title}: row {row} has the label {value}, which is no class; drop it")
         return names[value]
 
-    def _path(self, video: dict[str, Any], row: int) -> str:
-        if self.streaming and video.get("bytes") is not None:
-            raise ManifestError(
-                f"{self.title} keeps its videos inside of larger files, where none can be fetched by itself; "
-                "set streaming: false"
-            )
+    def _path(self, name: str | None, row: int) -> str:
         # A data set may use one file name in many folders, and one split for many files: row and files tell them apart.
         chosen = (self.config, self.revision, self.data_dir, self.data_files)
         which = f"-{hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]}" if any(chosen) else ""
-        return f"{self.path}{which}/{self.split}/{row}/{Path(video.get('path') or 'video').name}"
+        return f"{self.path}{which}/{self.split}/{row}/{Path(name or 'video').name}"
 
 
 class _Fetch:

@@ -11,7 +11,6 @@ that takes frames 0, 2, 4, ... of 16 shifts the two motions apart by a frame, so
 import itertools
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from clipvid import InputError
+from clipvid.data.synthetic.encoding import video_size, write_video
 from clipvid.data.synthetic.rendering import MOTIONS, SHAPES, Scene, draw_frames, draw_scene
 from clipvid.files import write_text
 
@@ -192,52 +192,13 @@ def caption(scene: Scene, frame: int, rng: np.random.Generator) -> str:
     return ", ".join(filter(None, [sentence, *details]))
 
 
-def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int) -> None:
-    """Write RGB frames, uint8 [T, H, W, 3] with H and W even, as H.264 in mp4.
-
-    Every frame is an intra frame at a constant quantiser and does not depend on its neighbours: the reversed
-    frames decode to the reversed video, bit for bit. The file is written aside and renamed, so that `path`
-    never holds half a video. Raises ValueError for frames of another shape or type.
-    """
-    import av
-
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise InputError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-    height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
-        raise InputError(f"frames of {width}x{height} pixels: H.264 with 4:2:0 colour needs even sizes")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
-        with av.open(aside, "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=fps)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.thread_count = 1
-            stream.options = {"preset": "veryfast", "x264-params": "qp=18:keyint=1:bframes=0:scenecut=0"}
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-
-
 def _holds_video(path: Path, config: WorldConfig) -> bool:
-    """True when `path` opens as a video of the right size; a cut mp4 has lost its index and does not open."""
-    import av
-
-    if not path.exists():
-        return False
+    """Return True if `path` opens as a video of the right size. A cut mp4 has lost its index and does not open."""
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            size = (stream.frames, stream.height, stream.width)
-    except (av.FFmpegError, IndexError):
+        stat = path.stat()
+    except FileNotFoundError:
         return False
+    size = video_size(str(path.absolute()), stat.st_mtime_ns, stat.st_size)
     return size == (config.num_frames, config.image_size, config.image_size)
 
 
@@ -287,7 +248,7 @@ def build_world(config: WorldConfig, root: str | os.PathLike[str], progress: boo
 
     root = Path(root)
     _claim(config, root)
-    for leftover in root.glob("*/*/.*.mp4.*.tmp"):
+    for leftover in root.glob("*/*/.*.mp4.*"):
         leftover.unlink()
     labels = world_classes(config)
     clips = [
