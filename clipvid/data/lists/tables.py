@@ -7,7 +7,6 @@ those that the file has.
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipvid.data.lists.classes import NO_MULTI_LABEL, is_several
-from clipvid.data.lists.delimited import Header, canonical, check_columns, find_header, read_rows
+from clipvid.data.lists.delimited import Header, canonical, check_columns, find_header, read_columns, read_rows
 from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
 from clipvid.data.lists.text import MAX_LINE, check_list, clipped, parse_json, read_lines
 from clipvid.files import replacing, write_text
@@ -37,7 +36,6 @@ SPLITS = {
 LARGE_BYTES = 16 << 20
 WHAT = "list of videos"
 _NEEDED = ("path", "label")
-_ROWS = 50_000  # per batch
 _SYNONYMS = {
     **dict.fromkeys(("video", "video_name", "video_path", "file", "filename", "file_name", "filepath"), "path"),
     **dict.fromkeys(("class", "class_name", "classname", "category", "label_name", "target"), "label"),
@@ -177,12 +175,8 @@ def _split(text: str, names: Collection[str], where: str) -> tuple[str, str]:
 
 def _read_csv(file: Path, header: Header) -> Batches:
     check_columns(f"{file}:1", header.names, header.columns, COLUMNS, header.delimiter)
-    rows = read_rows(file, header, WHAT)
-    while part := list(itertools.islice(rows, _ROWS)):
-        lines, values = zip(*part, strict=True)
-        columns = dict(zip(header.columns, zip(*values, strict=True), strict=True))
-        present = {name: pa.array(columns[name], pa.string()) for name in COLUMNS if name in columns}
-        yield _typed(present, pa.array(lines, pa.int64()), str(file))
+    for lines, columns in read_columns(file, header, WHAT):
+        yield _typed({name: columns[name] for name in COLUMNS if name in columns}, lines, str(file))
 
 
 def _read_json(file: Path) -> Batches:
