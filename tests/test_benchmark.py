@@ -11,6 +11,7 @@ from conftest import fresh_backbone, random_frames
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from clipvid import InputError
 from clipvid.adapters import ADAPTERS
 from clipvid.benchmarks.adapters import (
     BARS,
@@ -26,7 +27,7 @@ from clipvid.benchmarks.adapters import (
 from clipvid.benchmarks.cost import Pass, count_macs, peak_memory, time_passes
 from clipvid.commands import VERBS, run
 from clipvid.commands.benchmark import main
-from clipvid.runs.config_files import parse_config
+from clipvid.runs.config_files import parse_config, read_config
 
 FRAMES, WIDTH, PATCHES, EMBED = 3, 64, 16, 32  # of the tiny CLIP of conftest, on clips of three frames
 TOKENS = PATCHES + 1
@@ -293,6 +294,13 @@ def test_help_names_the_subjects(capsys):
 def test_what_cannot_be_measured_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         AdapterBenchmark(**fields)
+
+
+@pytest.mark.parametrize("value", ["'1.5'", '"1.5"', "'true'"])
+def test_quoted_numbers_in_bars_are_refused(value, tmp_path: Path):
+    (tmp_path / "in.yaml").write_text(f"bars: {{ila: {{forward: {value}}}}}\n")
+    with pytest.raises(InputError, match=r"the bar of 'ila': forward='.*': expected a valid number"):
+        read_config(AdapterBenchmark, tmp_path / "in.yaml")
 
 
 def test_the_whole_config_prints_and_parses_back(tmp_path: Path, capsys):

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from clipvid import InputError
 from clipvid.benchmarks.tuning import ROWS, TuningBenchmark
 from clipvid.commands.benchmark import main
 
@@ -48,3 +49,17 @@ def test_missed_bars_are_marked(report):
 def test_there_is_nothing_to_compare_with_without_full_tuning():
     with pytest.raises(ValueError, match="rows: 'full', which the others are measured by, is missing"):
         TuningBenchmark(rows={"head": {"tune": ["head"]}})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{tune: [head], time: '0.5'}", "row 'x': time='0.5': expected a valid number"),
+        ("{tune: [{name: partial, blocks: '4'}, head]}", "blocks='4': expected a valid integer"),
+    ],
+)
+def test_quoted_numbers_are_refused_before_anything_is_written(row: str, message: str, tmp_path):
+    (tmp_path / "in.yaml").write_text(f"rows: {{full: {{tune: [full]}}, x: {row}}}\noutput_dir: {tmp_path / 'run'}\n")
+    with pytest.raises(InputError, match=message):
+        main(["tuning", "--config", str(tmp_path / "in.yaml")])
+    assert not (tmp_path / "run").exists()

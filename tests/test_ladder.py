@@ -214,6 +214,8 @@ def test_a_cell_that_fails_takes_no_other_with_it(clip_folder: Path, tmp_path: P
             "'depth' is not measured here, only top1, pairs",
         ),
         ({"rows": ROWS | {"x": {"model.adaptor": "ila"}}}, "adaptor"),
+        ({"rows": ROWS | {"x": {"optim.lr": "0.001"}}}, "row 'x': optim.lr='0.001' is text; expected 0.001 without"),
+        ({"rows": ROWS | {"x": {"training.epochs": "4"}}}, "row 'x': training.epochs='4' is text"),
         ({"rows": ROWS | {"x": {"model.num_frames": 2}}}, r"'x' \(4, 2, 3, 64, 64\); compare other sizes in a ladder"),
     ],
 )

@@ -29,7 +29,7 @@ from clipvid.benchmarks.cost import (
 from clipvid.evaluation.tables import markdown_table
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
-from clipvid.registry import Choice, build_config
+from clipvid.registry import Choice, OptionValue, build_config
 from clipvid.runs.config_files import parse_config
 from clipvid.training.objectives import Classification
 
@@ -83,7 +83,7 @@ class AdapterBenchmark:
     batch_size: int = 4
     repeats: int = 5
     threads: int | None = None
-    bars: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(BARS))
+    bars: dict[str, dict[str, OptionValue]] = field(default_factory=lambda: dict(BARS))
 
     def __post_init__(self) -> None:
         for option in ("num_frames", "batch_size", "repeats", "threads"):

@@ -10,6 +10,7 @@ import json
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
+from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ from clipvid.experiments.run import EvaluateConfig, Recipe
 from clipvid.experiments.suite import folder_name
 from clipvid.experiments.trial import Trial
 from clipvid.files import write_json, write_text
+from clipvid.registry import OptionValue
 from clipvid.runs.config_files import config_record, parse_config
 
 METRICS = "metrics.json"
@@ -54,7 +56,7 @@ class LadderConfig(GridConfig):
     RENAMED: ClassVar[dict[str, str]] = {"cell": "trial"}
 
     trial: EvaluateConfig
-    rows: dict[str, dict[str, Any]]
+    rows: dict[str, dict[str, OptionValue]]
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     predictions: list[Hypothesis] = field(default_factory=list)
     output_dir: str = "outputs/ladder"
@@ -173,7 +175,16 @@ def _trial_config(config: LadderConfig, row: str, seed: int, again: bool) -> Eva
         for part in path:
             place = place[part] if isinstance(place.get(part), dict) else place.setdefault(part, {})
         place[last] = value
-    return parse_config(EvaluateConfig, ["--config", json.dumps(record)], f"row {row!r}")
+    parsed = parse_config(EvaluateConfig, ["--config", json.dumps(record)], f"row {row!r}")
+    for option, value in config.rows[row].items():
+        used = reduce(_option, option.split("."), config_record(parsed.recipe))
+        if isinstance(used, int | float) and isinstance(value, str):
+            raise InputError(f"row {row!r}: {option}={value!r} is text; expected {used} without quotes")
+    return parsed
+
+
+def _option(record: Any, name: str) -> Any:
+    return record.get(name) if isinstance(record, dict) else None
 
 
 def _recipes(trials: list[LadderTrial]) -> dict[str, Recipe]:

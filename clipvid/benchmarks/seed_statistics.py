@@ -18,7 +18,7 @@ from scipy.stats import norm, t
 from torch import Tensor
 
 from clipvid.data.manifest import ClassInfo
-from clipvid.evaluation.metrics import answered, mean_and_spread
+from clipvid.evaluation.metrics import mean_and_spread, pair_hits, top1_hits
 
 TOP1, PAIRS, FORWARD = "top1", "pairs", "forward"
 
@@ -78,9 +78,9 @@ def read_hits(predictions: Path, classes: Sequence[ClassInfo]) -> Hits:
 
 
 def measures_of(classes: Sequence[ClassInfo]) -> list[str]:
-    """`top1` and, where classes have a `partner`, `pairs` and the name of each pair."""
+    """`top1` and, where classes have `partner` and `pair`, `pairs` and the name of each pair."""
     attributes = [info.attributes for info in classes]
-    if not all("partner" in own for own in attributes):
+    if not all({"partner", "pair"} <= own.keys() for own in attributes):
         return [TOP1]
     pairs = sorted({own["pair"] for own in attributes if int(own["partner"]) >= 0})
     return [TOP1, PAIRS, *pairs] if pairs else [TOP1]
@@ -88,18 +88,14 @@ def measures_of(classes: Sequence[ClassInfo]) -> list[str]:
 
 def measures(scores: Tensor, labels: Tensor, classes: Sequence[ClassInfo]) -> dict[str, tuple[Tensor, Tensor]]:
     """Which videos each measure asks about, and which are right: two of bool [V] by measure, from scores [V, K]."""
-    found = {TOP1: (torch.ones(len(labels), dtype=torch.bool), (scores.argmax(1) == labels) & answered(scores))}
+    results = {TOP1: (torch.ones(len(labels), dtype=torch.bool), top1_hits(scores, labels))}
     pairs = measures_of(classes)[2:]
-    if not pairs:
-        return found
-    partners = torch.tensor([int(info.attributes["partner"]) for info in classes])[labels]
-    rows = torch.arange(len(labels))
-    hits = scores[rows, labels] > scores[rows, partners.clamp(min=0)]
-    found[PAIRS] = (partners >= 0, hits)
-    shown = [classes[label].attributes["pair"] for label in labels.tolist()]
-    for pair in pairs:
-        found[pair] = (torch.tensor([own == pair for own in shown]) & (partners >= 0), hits)
-    return {measure: (asked, right) for measure, (asked, right) in found.items() if asked.any()}
+    if pairs:
+        paired, hits = pair_hits(scores, labels, [int(info.attributes["partner"]) for info in classes])
+        results[PAIRS] = (paired, hits)
+        shown = [classes[label].attributes["pair"] for label in labels.tolist()]
+        results |= {pair: (paired & torch.tensor([own == pair for own in shown]), hits) for pair in pairs}
+    return {measure: (asked, right) for measure, (asked, right) in results.items() if asked.any()}
 
 
 class Results:

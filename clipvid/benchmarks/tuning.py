@@ -27,7 +27,7 @@ from clipvid.benchmarks.cost import (
 from clipvid.evaluation.tables import markdown_table
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
-from clipvid.registry import build_config
+from clipvid.registry import OptionValue, build_config
 from clipvid.runs.config_files import parse_config
 
 BASELINE = "full"
@@ -74,7 +74,7 @@ class TuningBenchmark:
     output_dir: str = "outputs/benchmark/tuning"
     backbone: str = "ViT-B-16"
     pretrained: str | None = RANDOM
-    rows: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(ROWS))
+    rows: dict[str, dict[str, OptionValue]] = field(default_factory=lambda: dict(ROWS))
     num_frames: int = 8
     batch_size: int = 4
     repeats: int = 3
@@ -84,7 +84,7 @@ class TuningBenchmark:
         if BASELINE not in self.rows:
             raise InputError(f"rows: {BASELINE!r}, which the others are measured by, is missing from {list(self.rows)}")
         for name, options in self.rows.items():
-            build_config(TuningSpec, options, f"row {name!r}")
+            _model_config(self, build_config(TuningSpec, options, f"row {name!r}"))
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,13 @@ def measure_tuning(config: TuningBenchmark) -> list[Step]:
 
 
 def _build(config: TuningBenchmark, row: TuningSpec) -> VideoCLIP:
+    backbone = load_backbone(config.backbone, config.pretrained)
+    return assemble_model(backbone, _model_config(config, row), NUM_CLASSES)
+
+
+def _model_config(config: TuningBenchmark, row: TuningSpec) -> ModelConfig:
     names: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained, "head": "linear"}
-    model = ModelConfig(adapter=row.adapter, tune=row.tune, num_frames=config.num_frames, **names)
-    return assemble_model(load_backbone(config.backbone, config.pretrained), model, NUM_CLASSES)
+    return ModelConfig(adapter=row.adapter, tune=row.tune, num_frames=config.num_frames, **names)
 
 
 def render_table(steps: list[Step], config: TuningBenchmark) -> str:

@@ -37,6 +37,11 @@ def answered(scores: Tensor) -> Tensor:
     return (scores != 0).any(dim=1)
 
 
+def top1_hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return which videos have their highest score at their label: bool [V]."""
+    return (scores.argmax(dim=1) == labels) & answered(scores)
+
+
 def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
     """top1, top5 and mean_class with intervals or values, nll, ece (15 bins), the confusion matrix [K][K] and the
     number of unreadable videos. These count as wrong in the shares, and have no part in nll, ece and confusion."""
@@ -112,8 +117,7 @@ def _calibration(confidence: Tensor, right: Tensor, bins: int = 15) -> tuple[Ten
 def class_accuracy(scores: Tensor, labels: Tensor) -> list[float | None]:
     """Share of the videos of each class that are answered right, None for a class without videos."""
     counts = labels.bincount(minlength=scores.shape[1])
-    right = (scores.argmax(dim=1) == labels) & answered(scores)
-    hits = labels.bincount(right.double(), scores.shape[1])
+    hits = labels.bincount(top1_hits(scores, labels).double(), scores.shape[1])
     return [hit / count if count else None for hit, count in zip(hits.tolist(), counts.tolist(), strict=True)]
 
 
@@ -130,11 +134,15 @@ def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
 
 def pair_accuracy(scores: Tensor, labels: Tensor, partners: Sequence[int]) -> dict[str, Any]:
     """Share of videos that score their class above its partner (-1: no partner, left out). Chance is one half."""
+    paired, hits = pair_hits(scores, labels, partners)
+    return proportion(int(hits[paired].sum()), int(paired.sum()))
+
+
+def pair_hits(scores: Tensor, labels: Tensor, partners: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return which videos have a class with a partner, and which score their class above it: bool [V] each."""
     other = torch.tensor(partners)[labels]
-    paired = other >= 0
-    rows = torch.arange(len(labels))[paired]
-    hits = scores[rows, labels[paired]] > scores[rows, other[paired]]
-    return proportion(int(hits.sum()), len(rows))
+    rows = torch.arange(len(labels))
+    return other >= 0, scores[rows, labels] > scores[rows, other.clamp(min=0)]
 
 
 def attribute_accuracy(scores: Tensor, labels: Tensor, attribute: Sequence[str]) -> dict[str, Any]:

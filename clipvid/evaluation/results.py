@@ -24,7 +24,7 @@ from clipvid.data.lists.samples import Sample
 from clipvid.data.manifest import ClassInfo, Manifest
 from clipvid.evaluation.conditions import FORWARD, Condition
 from clipvid.evaluation.loop import Average, Predictions, ViewScores
-from clipvid.evaluation.metrics import proportion, top_k
+from clipvid.evaluation.metrics import proportion, top1_hits, top_k
 from clipvid.evaluation.summary import summarise, summarise_thoroughly
 from clipvid.files import replacing
 
@@ -198,8 +198,7 @@ def _overlap(forward: Predictions, classes: Sequence[ClassInfo], trained_on: Seq
     if not trained_on or len(shared) == len(names) == len(trained_on):
         return {}
     unseen = torch.tensor([name not in shared for name in names])[forward.labels]
-    guesses = forward.scores.argmax(dim=1) == forward.labels
-    hits = int((guesses & unseen & (forward.scores != 0).any(dim=1)).sum())
+    hits = int((top1_hits(forward.scores, forward.labels) & unseen).sum())
     counts = {"trained_on": len(trained_on), "asked": len(names), "shared": shared}
     return {"overlap": counts | ({"unseen_top1": proportion(hits, int(unseen.sum()))} if unseen.any() else {})}
 
