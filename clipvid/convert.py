@@ -79,8 +79,8 @@ def _is_clip(key: str) -> bool:
 
 
 def _count_layers(state: Mapping[str, Any], prefix: str) -> int:
-    found = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
-    return len(found)
+    indices = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
+    return len(indices)
 
 
 def _clip_config(state: dict[str, Tensor]) -> dict[str, Any]:
@@ -123,16 +123,16 @@ def _model_config(state: Mapping[str, Tensor], num_frames: int, options: dict[st
     )
 
 
-def _rename(state: Mapping[str, Tensor], variant: str, known: Any, wanted: set[str]) -> dict[str, Tensor]:
+def _rename(state: Mapping[str, Tensor], variant: str, clip_names: Any, own_names: set[str]) -> dict[str, Tensor]:
     """ILA's own tensors under our names; the jitter's radius is not in the authors' file and starts anew."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
-        if key not in known:
+        if key not in clip_names:
             renamed |= _rename_one(key, value, variant)
-    homeless = [key for key in renamed if key not in wanted]
+    homeless = [key for key in renamed if key not in own_names]
     if homeless:
         raise InputError(f"the checkpoint has tensors that an ILA model of its sizes has no place for: {homeless[:8]}")
-    return {key: torch.tensor(0.2) for key in wanted if key.endswith(".jitter")} | renamed
+    return {key: torch.tensor(0.2) for key in own_names if key.endswith(".jitter")} | renamed
 
 
 def _rename_one(key: str, value: Tensor, variant: str) -> dict[str, Tensor]:

@@ -40,9 +40,9 @@ def follow_launch_file(accelerator: Accelerator) -> None:
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         _shard_on_cpus(accelerator)
     if not accelerator.is_fsdp2:
-        found = f"{accelerator.distributed_type.value} with {accelerator.num_processes} process(es)"
+        actual = f"{accelerator.distributed_type.value} with {accelerator.num_processes} process(es)"
         raise InputError(
-            f"the launch file asks for FSDP, and Accelerate gives {found}; expected fsdp_version: 2 and at least 2 "
+            f"the launch file asks for FSDP, and Accelerate gives {actual}; expected fsdp_version: 2 and at least 2 "
             "processes: see configs/accelerate/fsdp2.yaml, or leave FSDP out"
         )
 

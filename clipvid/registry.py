@@ -209,9 +209,9 @@ def check_type(value: Any, hint: Any, owner: str) -> Any:
     try:
         return adapter.validate_json(json.dumps(value, default=_not_json), strict=True)
     except ValidationError as error:
-        wanted = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
+        expected = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
         near = suggest(value, _literals(hint)) if isinstance(value, str) else ""
-        raise InputError(f"{owner}={value!r}: expected {' or '.join(wanted)}{near}") from None
+        raise InputError(f"{owner}={value!r}: expected {' or '.join(expected)}{near}") from None
     except TypeError:
         raise InputError(f"{owner}={value!r}: expected a value that JSON can hold") from None
 

@@ -59,7 +59,7 @@ def test_each_bad_video_is_said_and_written_once(manifest: Manifest, tmp_path: P
     for _ in range(2):
         bad = BadVideos("train", NUM_VIDEOS, 0.5, file)
         training_batches(manifest, 1, bad)
-        assert set(bad.found) == {"2.mp4", "7.mp4", "9.mp4"}
+        assert set(bad.reasons) == {"2.mp4", "7.mp4", "9.mp4"}
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 3
         assert any(line.startswith("bad video in train: 9.mp4: no such file") for line in lines)
@@ -107,7 +107,7 @@ def test_evaluation_replaces_nothing(manifest: Manifest):
     frames = torch.cat([batch["frames"] for batch in batches])
     assert frames.shape == (NUM_VIDEOS, 2, 3, 3, 16, 16)
     assert frames.flatten(1).any(dim=1).tolist() == readable.tolist()
-    assert set(bad.found) == {"2.mp4", "7.mp4", "9.mp4"}
+    assert set(bad.reasons) == {"2.mp4", "7.mp4", "9.mp4"}
 
 
 @pytest.fixture(scope="module")

@@ -67,8 +67,8 @@ def read_hugging_face(folder: Path) -> tuple[dict[str, Tensor], bool]:
             f"{folder} holds a model of type {config.model_type!r} in {len(files)} safetensors files; expected `clip` "
             "or `siglip` (transformers' CLIPModel, SiglipModel) and at least one file"
         )
-    given = {name: value for file in files for name, value in load_file(file).items()}
-    state = {_rename(name, names): value for name, value in given.items() if not name.endswith("position_ids")}
+    stored = {name: value for file in files for name, value in load_file(file).items()}
+    state = {_rename(name, names): value for name, value in stored.items() if not name.endswith("position_ids")}
     for name in [name for name in state if name.endswith((".q_proj.weight", ".q_proj.bias"))]:
         stem, kind = name.rsplit("q_proj.", 1)
         fused = f"{stem}qkv.{kind}" if ".trunk." in name else f"{stem}in_proj_{kind}"

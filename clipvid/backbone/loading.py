@@ -54,9 +54,9 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     without_code = _refuse_code(name, config)
     _require_safetensors(name, source)
     options = _weight_options(name, config, pretrained)
-    given = _own_weights(source, config, options)
+    state = _own_weights(source, config, options)
     if pretrained is not None and _is_folder(name, pretrained):
-        given, quick_gelu = read_hugging_face(Path(pretrained))
+        state, quick_gelu = read_hugging_face(Path(pretrained))
         if config.get("quick_gelu") and not quick_gelu:
             raise InputError(f"{pretrained} was trained with GELU, {name} has QuickGELU: take the name without it")
         options["force_quick_gelu"] = quick_gelu
@@ -64,11 +64,11 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
         logging.disable(logging.WARNING)  # open_clip warns of random weights
     try:
         clip = open_clip.create_model(source, force_patch_dropout=0.0, **options)
-        if given is not None:
+        if state is not None:
             _resize(clip.visual, config["vision_cfg"]["image_size"])
-            clip.load_state_dict(given)
+            clip.load_state_dict(state)
     except Exception as error:
-        problems = _misfit(name, pretrained, given)
+        problems = _misfit(name, pretrained, state)
         raise RunError(_fetch_advice(name, pretrained, problems or error)) from error
     finally:
         logging.disable(logging.NOTSET)
@@ -216,9 +216,9 @@ def _find_config(name: str, source: str) -> dict[str, Any]:
 
 def _nearest(name: str) -> str:
     """Return a suggestion of the nearest backbone; letter case does not count."""
-    known = {TINY: TINY} | {model.lower(): model for model in open_clip.list_models()}
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    return f" (did you mean {known[close[0]]!r}?)" if close else ""
+    names = {TINY: TINY} | {model.lower(): model for model in open_clip.list_models()}
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""
 
 
 def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -> dict[str, Any]:
@@ -252,27 +252,27 @@ def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -
     return options
 
 
-def _misfit(name: str, pretrained: str | None, given: dict[str, Tensor] | None) -> str:
+def _misfit(name: str, pretrained: str | None, state: dict[str, Tensor] | None) -> str:
     """Names and shapes in which weights given by hand differ from the model's; nothing for others."""
     try:
-        if given is None and pretrained is not None and Path(pretrained).is_file():
-            given = load_state_dict(pretrained)
-        if given is None:
+        if state is None and pretrained is not None and Path(pretrained).is_file():
+            state = load_state_dict(pretrained)
+        if state is None:
             return ""
         logging.disable(logging.WARNING)  # the caller ends it
         own = open_clip.create_model(name, load_weights=False, pretrained_text=False).state_dict()
     except Exception:  # they cannot be read at all, as the first error says
         return ""
-    problems = mismatches(own, given)
+    problems = mismatches(own, state)
     return f"they are of another model: {shortened(problems)}" if problems else ""
 
 
 def _fetch_advice(name: str, pretrained: str | None, error: Exception | str) -> str:
-    wanted = f"{name}, pretrained={pretrained!r}" if pretrained else name
+    title = f"{name}, pretrained={pretrained!r}" if pretrained else name
     tag = get_pretrained_cfg(name, pretrained) if pretrained and ":" not in name else None
     places = [tag[key] for key in ("hf_hub", "url") if tag and tag.get(key)] if tag else [name]
     return (
-        f"the weights of {wanted} could not be loaded from {' or '.join(places)}: {error}\n"
+        f"the weights of {title} could not be loaded from {' or '.join(places)}: {error}\n"
         "With a copy on this machine: pretrained=/path/to/weights (.safetensors or .pt of that model, or a folder of "
         "transformers' CLIPModel or SiglipModel), or "
         f"backbone=local-dir:/path (a folder with {CONFIG_FILE} and {WEIGHTS_FILE}), "

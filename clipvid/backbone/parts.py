@@ -83,11 +83,11 @@ class Backbone:
         """
         text_blocks = getattr(getattr(self.text.clip, "text", self.text.clip), "transformer", None)
         towers = (self.vision, self.blocks), (self.text, getattr(text_blocks, "resblocks", []))
-        found = []
+        stages = []
         for tower, blocks in towers:
             before, after = tower.ends()
-            found.append([before, *([*block.parameters()] for block in blocks), after])
-        return found
+            stages.append([before, *([*block.parameters()] for block in blocks), after])
+        return stages
 
     def open_clip_state_dict(self) -> dict[str, Tensor]:
         """All weights under open_clip's names, attention fused again."""

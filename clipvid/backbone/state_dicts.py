@@ -10,15 +10,15 @@ from torch import Tensor
 from clipvid import InputError
 
 
-def mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `given` from being loaded into `own`: names that are missing or unexpected, shapes that differ."""
+def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `state` from being loaded into `own`: names that are missing or unexpected, shapes that differ."""
     shapes = [
-        f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own.keys() & given.keys()
-        if own[name].shape != given[name].shape
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if own[name].shape != state[name].shape
     ]
-    missing = [f"missing {name}" for name in own.keys() - given.keys()]
-    unexpected = [f"unexpected {name}" for name in given.keys() - own.keys()]
+    missing = [f"missing {name}" for name in own.keys() - state.keys()]
+    unexpected = [f"unexpected {name}" for name in state.keys() - own.keys()]
     return [*sorted(shapes), *sorted(missing), *sorted(unexpected)]
 
 

@@ -47,10 +47,10 @@ class TimmBlock(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """[M, P+N, D] -> update [M, P+N, D]."""
-        given = {} if self.rope is None else {"rope": self.rope}
+        options = {} if self.rope is None else {"rope": self.rope}
         if self.post_norm:
-            return self.norm1(self.attn(x, **given))
-        update = self.ls1(self.attn(self.norm1(x), **given))
+            return self.norm1(self.attn(x, **options))
+        update = self.ls1(self.attn(self.norm1(x), **options))
         return update if self.gamma_1 is None else self.gamma_1 * update
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -131,8 +131,8 @@ def take_timm_apart(visual: TimmModel, name: str) -> tuple[TimmTower, list[Any]]
         ValueError: a tower without the blocks of a ViT.
     """
     trunk: Any = visual.trunk
-    known = (ViTBlock, ResPostBlock, EvaBlock, EvaBlockPostNorm)
-    if not isinstance(trunk, VisionTransformer | Eva) or any(type(block) not in known for block in trunk.blocks):
+    block_types = (ViTBlock, ResPostBlock, EvaBlock, EvaBlockPostNorm)
+    if not isinstance(trunk, VisionTransformer | Eva) or any(type(block) not in block_types for block in trunk.blocks):
         kinds = {type(trunk).__name__, *(type(block).__name__ for block in getattr(trunk, "blocks", []))}
         raise InputError(
             f"backbone {name!r} has an image tower of timm that is no plain ViT ({', '.join(sorted(kinds))}); those of "

@@ -25,17 +25,17 @@ from clipvid.training.objectives import Classification
 def measured_once(
     file: Path, recipes: dict[str, Recipe], classes: list[str], templates: str | list[str] | None, repeats: int
 ) -> dict[str, dict[str, Any]]:
-    """Costs by row (`_told`), from `file` where they are there for the same models, and to be found there later.
+    """Return costs by row, from `file` if it has those of the same models. New ones are written to it.
 
     Every row is measured again where one is new: a ratio is of one run.
     """
     key = {row: asdict(recipe.model) | {"batch": _batch_size(recipe)} for row, recipe in recipes.items()}
     asked = {"models": json.loads(json.dumps(key)), "repeats": repeats, "machine": describe_machine()}
-    known = json.loads(file.read_text()) if file.is_file() else {}
-    if known.get("asked") != asked:
-        known = {"asked": asked, "rows": _told(_measure(recipes, classes, templates, repeats))}
-        write_json(file, known)
-    rows: dict[str, dict[str, Any]] = known["rows"]
+    record = json.loads(file.read_text()) if file.is_file() else {}
+    if record.get("asked") != asked:
+        record = {"asked": asked, "rows": _costs_by_row(_measure(recipes, classes, templates, repeats))}
+        write_json(file, record)
+    rows: dict[str, dict[str, Any]] = record["rows"]
     return rows
 
 
@@ -77,7 +77,7 @@ def _loss(model: VideoCLIP, classes: int, frames: Tensor) -> Tensor:
     return Classification(classes, seed=0)(model, batch, epoch=0)[0]
 
 
-def _told(rows: list[AdapterCost]) -> dict[str, dict[str, Any]]:
+def _costs_by_row(rows: list[AdapterCost]) -> dict[str, dict[str, Any]]:
     """parameters: trained. gflops: of a clip's forward pass, twice its multiply-adds. forward, training: clips/s
     relative to `none`. memory: bytes a training step holds at most beyond weights and frames; memory_ratio: relative
     to `none`. None is what could not be measured.

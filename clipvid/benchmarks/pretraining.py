@@ -91,8 +91,8 @@ class PretrainingBenchmark(GridConfig):
 
 def shots_of(config: PretrainingBenchmark) -> FewShot:
     """The protocol of a study."""
-    found: Any = build_protocol(config.evaluate.protocol or config.evaluate.data.protocol)
-    return found
+    protocol: Any = build_protocol(config.evaluate.protocol or config.evaluate.data.protocol)
+    return protocol
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,9 @@ def study_rows(config: PretrainingBenchmark, results: dict[str, dict[str, Any]])
 def read_right(folder: Path, shots: int, seeds: list[int]) -> np.ndarray:
     """Which answers of an evaluation are right: float [seeds, videos]."""
     columns = ["group", "condition", "label", "scores", "readable"]
-    found = pq.read_table(folder / "predictions.parquet", columns=columns).to_pylist()
+    table = pq.read_table(folder / "predictions.parquet", columns=columns).to_pylist()
     groups = [
-        [row for row in found if (row["group"], row["condition"]) == (FewShot.group(shots, seed), "forward")]
+        [row for row in table if (row["group"], row["condition"]) == (FewShot.group(shots, seed), "forward")]
         for seed in seeds
     ]
     right = [[row["readable"] and np.argmax(row["scores"]) == row["label"] for row in rows] for rows in groups]

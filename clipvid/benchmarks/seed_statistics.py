@@ -46,8 +46,8 @@ class Hypothesis:
         what = f"{self.row} − {self.over}" if self.over else self.row
         where = self.measure + (f", {self.under}" if self.under != FORWARD else "")
         bounds = (("≥", self.at_least), ("≤", self.at_most))
-        told = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
-        return f"{what} on {where} {told}".rstrip()
+        limits = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+        return f"{what} on {where} {limits}".rstrip()
 
     def judge(self, value: float) -> bool | None:
         """Whether `value` is as expected; None where no bounds are given."""
@@ -111,12 +111,12 @@ class Results:
 
     def figures(self, row: str) -> dict[str, Any]:
         """`seeds` that are there, and `figures`: by condition and measure, `accuracy_over_seeds`."""
-        found = self.hits.get(row, {})
+        hits = self.hits.get(row, {})
         figures: dict[str, dict[str, Any]] = {}
-        for condition, measure in next(iter(found.values())).right if found else []:
-            right, clusters = self._stacked(list(found.values()), condition, measure)
+        for condition, measure in next(iter(hits.values())).right if hits else []:
+            right, clusters = self._stacked(list(hits.values()), condition, measure)
             figures.setdefault(condition, {})[measure] = accuracy_over_seeds(right, clusters)
-        return {"seeds": sorted(found), "figures": figures}
+        return {"seeds": sorted(hits), "figures": figures}
 
     def outcome(self, hypothesis: Hypothesis) -> dict[str, Any]:
         """`found`, the figure that is spoken of, over the seeds that its rows share, and whether the hypothesis
@@ -128,8 +128,10 @@ class Results:
         stacks = [self._stacked([row[seed] for seed in seeds], hypothesis.under, hypothesis.measure) for row in rows]
         right, clusters = stacks[0]
         single = len(stacks) == 1
-        found = accuracy_over_seeds(right, clusters) if single else difference_over_seeds(right, stacks[1][0], clusters)
-        return {"found": found, "held": hypothesis.judge(found["mean"])}
+        figure = (
+            accuracy_over_seeds(right, clusters) if single else difference_over_seeds(right, stacks[1][0], clusters)
+        )
+        return {"found": figure, "held": hypothesis.judge(figure["mean"])}
 
     def _stacked(self, hits: list[Hits], condition: str, measure: str) -> tuple[np.ndarray, list[str]]:
         right = np.stack([each.right[condition, measure] for each in hits])
@@ -153,14 +155,14 @@ def accuracy_over_seeds(right: np.ndarray, clusters: Sequence[str]) -> dict[str,
         right: [S, V] of 0 and 1.
         clusters: [V], what videos come from that cannot be taken for independent (a person, a source).
     """
-    found = mean_and_spread(right.mean(axis=1).tolist())
-    share, count = found["mean"], right.shape[1]
+    summary = mean_and_spread(right.mean(axis=1).tolist())
+    share, count = summary["mean"], right.shape[1]
     variance, quantile = mean_variance(right, clusters)
     size = min(count, share * (1 - share) / variance) if variance > 0 and 0 < share < 1 else count
     squared = quantile**2 / size
     centre = (share + squared / 2) / (1 + squared)
     half = quantile / (1 + squared) * math.sqrt(share * (1 - share) / size + squared / (4 * size))
-    return found | {
+    return summary | {
         "low": max(0.0, min(share, centre - half)),
         "high": min(1.0, max(share, centre + half)),
         "count": count,
@@ -169,10 +171,10 @@ def accuracy_over_seeds(right: np.ndarray, clusters: Sequence[str]) -> dict[str,
 
 def difference_over_seeds(right: np.ndarray, over: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
     """Of two rows on the same seeds and videos, [S, V] each: as `accuracy_over_seeds`, with a t interval."""
-    found = mean_and_spread((right - over).mean(axis=1).tolist())
+    summary = mean_and_spread((right - over).mean(axis=1).tolist())
     variance, quantile = mean_variance(right - over, clusters)
     half = quantile * math.sqrt(variance)
-    return found | {"low": found["mean"] - half, "high": found["mean"] + half, "count": right.shape[1]}
+    return summary | {"low": summary["mean"] - half, "high": summary["mean"] + half, "count": right.shape[1]}
 
 
 def mean_variance(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, float]:

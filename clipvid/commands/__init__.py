@@ -42,9 +42,9 @@ def main(args: list[str] | None = None) -> None:
         run(rest[0], rest[1:], plugins)
         return
     with exit_cleanly("clipvid"):
-        wanted = f"unknown verb {rest[0]!r}{suggest(rest[0], VERBS)}\n" if rest and not rest[0].startswith("-") else ""
+        problem = f"unknown verb {rest[0]!r}{suggest(rest[0], VERBS)}\n" if rest and not rest[0].startswith("-") else ""
         lines = "\n".join(f"  {verb:12} {purpose}" for verb, purpose in VERBS.items())
-        print(f"{wanted}usage: clipvid [--plugin MODULE] <verb> [options]\n\n{lines}\n")
+        print(f"{problem}usage: clipvid [--plugin MODULE] <verb> [options]\n\n{lines}\n")
         print("--plugin MODULE   import a module or Python file that adds adapters, heads or sources; may be repeated")
         print("clipvid <verb> --help shows the options")
         sys.exit(0 if rest and rest[0] in ("-h", "--help") else 2)

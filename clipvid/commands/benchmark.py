@@ -18,10 +18,10 @@ def main(args: list[str] | None = None) -> None:
         ValueError: no such subject.
     """
     subject, *options = (sys.argv[1:] if args is None else args) or [""]
-    known = ", ".join(SUBJECTS)
+    subjects = ", ".join(SUBJECTS)
     if subject in ("-h", "--help"):
-        print(f"usage: clipvid benchmark <subject> [options], of the subjects {known}")
+        print(f"usage: clipvid benchmark <subject> [options], of the subjects {subjects}")
     elif subject in SUBJECTS:
         importlib.import_module(f"clipvid.benchmarks.{subject}").main(options)
     else:
-        raise InputError(f"the first word {subject!r} is no subject{suggest(subject, SUBJECTS)}; known: {known}")
+        raise InputError(f"the first word {subject!r} is no subject{suggest(subject, SUBJECTS)}; known: {subjects}")

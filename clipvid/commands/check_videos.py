@@ -26,9 +26,9 @@ def main(args: list[str] | None = None) -> None:
     root, source = _source(config)
     if config.fix and not isinstance(source, ListSource | EveryVideo):
         raise InputError(f"--fix writes lists and folders anew, but not {source.title}")
-    known = AnyClass() if config.classes is None else read_classes(root / config.classes)
-    rows = checked_rows(source, root, known, allow_outside_root=config.allow_outside_root)
-    manifest = Manifest(rows, known.classes, root)
+    class_list = AnyClass() if config.classes is None else read_classes(root / config.classes)
+    rows = checked_rows(source, root, class_list, allow_outside_root=config.allow_outside_root)
+    manifest = Manifest(rows, class_list.classes, root)
     bad = BadVideos("check", len(manifest))
     failed: list[int] = []
     with Progress(len(manifest), 0, enabled=True) as progress:
@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> None:
             progress.figures = f"{len(failed)} bad"
             progress.advance(done)
     report = Path(config.report)
-    entries = [{"path": path, "reason": reason} for path, reason in sorted(bad.found.items())]
+    entries = [{"path": path, "reason": reason} for path, reason in sorted(bad.reasons.items())]
     write_text(report, "".join(json.dumps(entry) + "\n" for entry in entries))
     print(f"{len(manifest)} checked, {len(failed)} cannot be read -> {report}")
     if config.fix and isinstance(source, ListSource | EveryVideo):

@@ -14,7 +14,7 @@ from clipvid.inference.video_names import STDIN, SUFFIXES, expand_names
 
 if TYPE_CHECKING:
     from clipvid.data.reader import Source
-    from clipvid.inference.predictor import Prediction, Predictor
+    from clipvid.inference.predictor import LabelScore, Predictor
 
 
 def main(args: list[str] | None = None) -> None:
@@ -105,7 +105,7 @@ def report(name: str, predictor: Predictor, options: Any) -> None:
         print(", ".join(map(str, written)), file=sys.stderr)
 
 
-def show_table(name: str, predictions: list[Prediction]) -> None:
+def show_table(name: str, predictions: list[LabelScore]) -> None:
     """One video's predictions, for people."""
     from rich.console import Console
     from rich.markup import escape

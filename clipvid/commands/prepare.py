@@ -42,12 +42,12 @@ def main(args: list[str] | None = None) -> None:
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; --root is where the videos are")
     output = root / "clipvid" if config.output_dir is None else Path(config.output_dir)
-    found = read_public_dataset(config.dataset, Path(config.annotations or root), config.split)
+    annotations = read_public_dataset(config.dataset, Path(config.annotations or root), config.split)
     output.mkdir(parents=True, exist_ok=True)
-    _write(output / "classes.csv", ("id", "name"), enumerate(found.classes))
+    _write(output / "classes.csv", ("id", "name"), enumerate(annotations.classes))
     videos, missing = list(find_videos(root)), []
     written = {}
-    for split, rows in found.splits.items():
+    for split, rows in annotations.splits.items():
         there, absent = located(root, iter(videos), rows)
         print(f"{split}: {len(there)} of {len(rows)} videos", flush=True)
         missing += absent
@@ -60,7 +60,9 @@ def main(args: list[str] | None = None) -> None:
         raise ManifestError(f"none of the videos of {config.dataset} lies below {root}; one is named {missing[0]}")
     if {"train", "val"} <= written.keys():
         check_splits(written["train"], written["val"])
-    print(f"{len(found.classes)} classes -> {output}/classes.csv, {', '.join(f'{split}.csv' for split in written)}")
+    print(
+        f"{len(annotations.classes)} classes -> {output}/classes.csv, {', '.join(f'{split}.csv' for split in written)}"
+    )
     if missing:
         print(f"{len(missing)} videos are missing -> {output}/missing.txt")
     print(f"that every video can be read, says: clipvid check-videos {output}/train.csv --root {root}")

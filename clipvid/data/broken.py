@@ -46,21 +46,21 @@ class BadVideos:
     total: int = 0
     max_fraction: float | None = None
     file: Path | None = None
-    found: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def add(self, failures: Iterable[Failure]) -> None:
         """Take up failures, those known already included.
 
         Raises TooManyBadVideos where a new one goes past the limit.
         """
-        new = {path: reason for path, reason in failures if path not in self.found}
+        new = {path: reason for path, reason in failures if path not in self.reasons}
         if not new:
             return
-        self.found |= new
+        self.reasons |= new
         for path, reason in new.items():
             print(f"bad video in {self.split}: {path}: {reason}", file=sys.stderr, flush=True)
         self._write(new)
-        if self.max_fraction is not None and len(self.found) > self._allowed(self.max_fraction):
+        if self.max_fraction is not None and len(self.reasons) > self._allowed(self.max_fraction):
             raise TooManyBadVideos(self._complaint(self.max_fraction))
 
     def _allowed(self, fraction: float) -> float:
@@ -71,24 +71,24 @@ class BadVideos:
         if self.file is None:
             return
         text = self.file.read_text() if self.file.is_file() else ""
-        known = set()
+        written = set()
         for line in text.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off when the run was killed
                 entry = json.loads(line)
-                known.add((entry["split"], entry["path"]))
+                written.add((entry["split"], entry["path"]))
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as out:
             out.write("\n" if text and not text.endswith("\n") else "")
             for path, reason in new.items():
-                if (self.split, path) not in known:
+                if (self.split, path) not in written:
                     out.write(json.dumps({"split": self.split, "path": path, "reason": reason}) + "\n")
 
     def _complaint(self, limit: float) -> str:
-        listed = [f"  {path}: {reason}" for path, reason in list(self.found.items())[:_SHOWN]]
-        more = [f"  ... and {len(self.found) - _SHOWN} more"] if len(self.found) > _SHOWN else []
+        listed = [f"  {path}: {reason}" for path, reason in list(self.reasons.items())[:_SHOWN]]
+        more = [f"  ... and {len(self.reasons) - _SHOWN} more"] if len(self.reasons) > _SHOWN else []
         return "\n".join(
             [
-                f"{len(self.found)} of {self.total} videos in {self.split} cannot be read, more than "
+                f"{len(self.reasons)} of {self.total} videos in {self.split} cannot be read, more than "
                 f"data.max_bad_fraction allows ({limit:g}):",
                 *listed,
                 *more,

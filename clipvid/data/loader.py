@@ -175,8 +175,8 @@ class VideoDataset(Dataset[VideoItem]):
             self.sampling.indices(len(part), generator=generator, clip=clip, num_clips=self.clips)
             for clip in range(self.clips)
         ]
-        wanted = part.start + torch.stack([self._ordered(frames, index, i) for i, frames in enumerate(drawn)])
-        needed, row = wanted.unique(return_inverse=True)
+        shown = part.start + torch.stack([self._ordered(frames, index, i) for i, frames in enumerate(drawn)])
+        needed, row = shown.unique(return_inverse=True)
         return needed, row
 
     def _ordered(self, indices: Tensor, index: int, clip: int) -> Tensor:

@@ -137,22 +137,22 @@ def load_manifest(
         FileNotFoundError: a list itself is missing.
     """
     root = Path(root)
-    found = resolve_source(source, root)
-    if isinstance(found, ListSource) and found.split is None:
-        found = replace(found, split=split)
+    listing = resolve_source(source, root)
+    if isinstance(listing, ListSource) and listing.split is None:
+        listing = replace(listing, split=split)
     pattern = compile_pattern(group_pattern)
     batches: list[pa.RecordBatch] | None = None
     if classes is None:
-        batches = list(found.batches(root, ()))
-        known = ClassList(_classes_in(batches, found.title))
+        batches = list(listing.batches(root, ()))
+        class_list = ClassList(_classes_in(batches, listing.title))
     elif isinstance(classes, str | os.PathLike):
-        known = read_classes(root / classes)
+        class_list = read_classes(root / classes)
     else:
-        known = ClassList(classes)
-    rows = checked_rows(found, root, known, pattern, allow_outside_root=allow_outside_root, batches=batches)
+        class_list = ClassList(classes)
+    rows = checked_rows(listing, root, class_list, pattern, allow_outside_root=allow_outside_root, batches=batches)
     if check_files:
-        check_listed_files(rows, found.title, root, None if allow_outside_root else root)
-    return Manifest(rows, known.classes, root)
+        check_listed_files(rows, listing.title, root, None if allow_outside_root else root)
+    return Manifest(rows, class_list.classes, root)
 
 
 def checked_rows(

@@ -85,15 +85,15 @@ class DatasetSamples(Samples):
         """
         item = self.dataset[index]
         if not (isinstance(item, Mapping) and {"frames", "label"} <= item.keys()):
-            given = (
+            actual = (
                 f"a mapping with the keys {list(item)}" if isinstance(item, Mapping) else f"a value of {_kind(item)}"
             )
-            raise self._wrong(index, given, 'a mapping with "frames" and "label"')
+            raise self._wrong(index, actual, 'a mapping with "frames" and "label"')
         frames = item["frames"]
         is_tensor = isinstance(frames, Tensor)
         if not is_tensor or frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
-            given = f"{frames.dtype} {list(frames.shape)}" if is_tensor else _kind(frames)
-            raise self._wrong(index, f"frames of {given}", "a tensor uint8 [N, 3, H, W]")
+            actual = f"{frames.dtype} {list(frames.shape)}" if is_tensor else _kind(frames)
+            raise self._wrong(index, f"frames of {actual}", "a tensor uint8 [N, 3, H, W]")
         if not frames.numel():
             raise self._wrong(index, f"frames of {list(frames.shape)}", "N, H and W of at least 1")
         return frames, self._label(index, item["label"])
@@ -108,8 +108,8 @@ class DatasetSamples(Samples):
             raise self._wrong(index, f"label {value!r}", expected)
         return label
 
-    def _wrong(self, index: int, given: str, expected: str) -> InputError:
-        return InputError(f"{self.name}[{index}] has {given}; expected {expected}")
+    def _wrong(self, index: int, actual: str, expected: str) -> InputError:
+        return InputError(f"{self.name}[{index}] has {actual}; expected {expected}")
 
 
 def _kind(value: object) -> str:

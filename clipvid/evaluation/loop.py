@@ -75,17 +75,17 @@ class PredictionCache:
     def read(self) -> dict[int, ViewScores]:
         """What is there, by the first index of the batch. Damaged files, and batches with unreadable videos, are left
         out: these are done again."""
-        found = {}
+        batches = {}
         for path in sorted(self.folder.glob("batch_*.safetensors")):
             try:
                 with safe_open(path, "pt") as file:
                     if (file.metadata() or {}).get("key") == self.key:
                         scored = ViewScores(*(file.get_tensor(name) for name in ViewScores._fields))
                         if scored.readable.all():
-                            found[int(scored.indices[0])] = scored
+                            batches[int(scored.indices[0])] = scored
             except (SafetensorError, OSError, IndexError):
                 continue
-        return found
+        return batches
 
     def write(self, scored: ViewScores) -> None:
         """Write a batch; the file is whole or absent."""

@@ -50,21 +50,21 @@ def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
         raise InputError(f"scores with NaN or infinity for videos {rows}: the model gives no usable output")
     classes = scores.shape[1]
     figures = {"top1": top_k(scores, labels, 1), "top5": top_k(scores, labels, 5)}
-    averages, given = _averages(scores, labels), answered(scores)
-    scores, labels = scores[given], labels[given]
+    averages, readable = _averages(scores, labels), answered(scores)
+    scores, labels = scores[readable], labels[readable]
     confusion = torch.bincount(labels * classes + scores.argmax(dim=1), minlength=classes**2).view(classes, classes)
-    return figures | averages | {"confusion": confusion.tolist(), "unreadable": int((~given).sum())}
+    return figures | averages | {"confusion": confusion.tolist(), "unreadable": int((~readable).sum())}
 
 
 def _averages(scores: Tensor, labels: Tensor) -> dict[str, float | None]:
     """`mean_class`, `nll` and `ece`, as `classification_metrics` has them."""
-    found = [share for share in class_accuracy(scores, labels) if share is not None]
-    given = answered(scores)
-    scores, labels = scores[given], labels[given]
+    shares = [share for share in class_accuracy(scores, labels) if share is not None]
+    readable = answered(scores)
+    scores, labels = scores[readable], labels[readable]
     confidence, guess = scores.double().max(dim=1)
     counts, sure, right = _calibration(confidence, guess == labels)
     return {
-        "mean_class": float(np.mean(found)),
+        "mean_class": float(np.mean(shares)),
         "nll": float(-scores.gather(1, labels[:, None]).clamp(min=1e-12).log().mean()) if len(scores) else None,
         "ece": float((counts * (sure - right).abs()).sum() / len(scores)) if len(scores) else None,
     }
@@ -75,17 +75,17 @@ def bootstrap_intervals(scores: Tensor, labels: Tensor, resamples: int = 1000) -
 
     The draws are keyed: the same scores have the same intervals. Empty where fewer than two videos could be read.
     """
-    given = answered(scores)
-    if int(given.sum()) < 2:
+    readable = answered(scores)
+    if int(readable.sum()) < 2:
         return {}
     confidence, guess = scores.double().max(dim=1)
-    right = (guess == labels) & given
+    right = (guess == labels) & readable
     losses = -scores.double().gather(1, labels[:, None])[:, 0].clamp(min=1e-12).log()
 
     def figures(drawn: np.ndarray) -> tuple[float, float, float]:
         rows = torch.from_numpy(drawn)
         counts, hits = labels[rows].bincount(), labels[rows].bincount(right[rows].double())
-        read = rows[given[rows]]
+        read = rows[readable[rows]]
         counted, *means = _calibration(confidence[read], right[read])
         gap = (counted * (means[0] - means[1]).abs()).sum() / counted.sum()
         return float((hits / counts)[counts > 0].mean()), float(losses[read].mean()), float(gap)
@@ -99,10 +99,10 @@ def bootstrap_intervals(scores: Tensor, labels: Tensor, resamples: int = 1000) -
 def calibration_curve(scores: Tensor, labels: Tensor) -> dict[str, list[float]]:
     """`count`, mean `confidence` and `accuracy` of the videos whose highest score lies in each of 15 equal bins of
     (0, 1]; empty bins are left out, and so are unreadable videos."""
-    given = answered(scores)
-    confidence, guess = scores[given].double().max(dim=1)
-    found = _calibration(confidence, guess == labels[given])
-    return dict(zip(("count", "confidence", "accuracy"), (column.tolist() for column in found), strict=True))
+    readable = answered(scores)
+    confidence, guess = scores[readable].double().max(dim=1)
+    columns = _calibration(confidence, guess == labels[readable])
+    return dict(zip(("count", "confidence", "accuracy"), (column.tolist() for column in columns), strict=True))
 
 
 def _calibration(confidence: Tensor, right: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,8 +128,12 @@ def harmonic_mean(first: float, second: float) -> float:
 
 def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
     """`mean`, `std` (of the sample: over n - 1; None for one value) and the `values`."""
-    found = torch.tensor(values, dtype=torch.float64)
-    return {"mean": float(found.mean()), "std": float(found.std()) if len(values) > 1 else None, "values": list(values)}
+    sample = torch.tensor(values, dtype=torch.float64)
+    return {
+        "mean": float(sample.mean()),
+        "std": float(sample.std()) if len(values) > 1 else None,
+        "values": list(values),
+    }
 
 
 def pair_accuracy(scores: Tensor, labels: Tensor, partners: Sequence[int]) -> dict[str, Any]:

@@ -79,12 +79,12 @@ def read_predictions(path: Path) -> dict[str, ViewScores]:
 def read_conditions(path: Path) -> dict[str, Predictions]:
     """Return the predictions of each condition in a file of `write_predictions` with one group."""
     table = pq.read_table(path, columns=["condition", "index", "label", "scores"])
-    found = {}
+    predictions = {}
     for condition in table["condition"].unique().to_pylist():
         own = table.filter(pc.equal(table["condition"], condition)).sort_by("index")
         columns = (own[name].to_pylist() for name in ("index", "label", "scores"))
-        found[condition] = Predictions(*map(torch.tensor, columns))
-    return found
+        predictions[condition] = Predictions(*map(torch.tensor, columns))
+    return predictions
 
 
 def _table(part: ConditionScores, average: Average) -> pa.Table:
@@ -238,8 +238,8 @@ def _without_confusion(figures: dict[str, Any]) -> dict[str, Any]:
 
 def overlap(trained_on: Sequence[str], asked: Sequence[str]) -> list[str]:
     """Names of `asked` that a model has been trained on: equal but for case, spaces, underscores and CamelCase."""
-    known = {_plain(name) for name in trained_on}
-    return [name for name in asked if _plain(name) in known]
+    trained = {_plain(name) for name in trained_on}
+    return [name for name in asked if _plain(name) in trained]
 
 
 def _plain(name: str) -> str:

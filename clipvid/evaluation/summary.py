@@ -70,6 +70,6 @@ def describe(figures: dict[str, Any]) -> str:
     """The headline figures in one line, with 95% intervals."""
     names = {"top1": "top-1", "pairs": "motion pairs", "object": "object"}
     shares = [(name, figures[key]) for key, name in names.items() if key in figures]
-    told = [f"{name} {share['value']:.3f} ({share['low']:.3f}-{share['high']:.3f})" for name, share in shares]
+    parts = [f"{name} {share['value']:.3f} ({share['low']:.3f}-{share['high']:.3f})" for name, share in shares]
     unreadable = f" ({figures['unreadable']} unreadable, counted as wrong)" if figures.get("unreadable") else ""
-    return f"{', '.join(told)}, {figures['top1']['count']} videos{unreadable}"
+    return f"{', '.join(parts)}, {figures['top1']['count']} videos{unreadable}"

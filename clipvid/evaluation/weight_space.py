@@ -49,11 +49,11 @@ def base_backbone(model: VideoCLIP) -> Backbone:
         return model.backbone
     config, expected = model.config, model.base_fingerprint()
     backbone = load_backbone(config.backbone, config.pretrained, config.image_size)
-    found = backbone.fingerprint()
-    if found != expected:
+    fingerprint = backbone.fingerprint()
+    if fingerprint != expected:
         raise InputError(
             f"the CLIP that the model was made from cannot be loaded again: {config.backbone} "
-            f"(pretrained={config.pretrained}) has weights with SHA-256 {found[:12]}..., the model started from "
+            f"(pretrained={config.pretrained}) has weights with SHA-256 {fingerprint[:12]}..., the model started from "
             f"{expected[:12]}... Random weights are different each time, and files may have changed"
         )
     return backbone
@@ -82,8 +82,8 @@ class WeightSpace:
         base = base_backbone(model)
         first, second = (self._fresh(seed, base) for seed in (0, 1))
         trained = {name for name, _ in model.named_parameters(remove_duplicate=False) if name in self.end}
-        known = {name for name in trained if torch.equal(first[name], second[name])}
-        self.start = {name: first[name] if name in known else tensor for name, tensor in self.end.items()}
+        unmoved = {name for name in trained if torch.equal(first[name], second[name])}
+        self.start = {name: first[name] if name in unmoved else tensor for name, tensor in self.end.items()}
         self._check()
 
     def at(self, alpha: float) -> VideoCLIP:
@@ -115,11 +115,11 @@ class WeightSpace:
         clip = torch.randint(256, (1, self.model.num_frames, 3, height, width), dtype=torch.uint8, generator=generator)
         clip = clip.to(self.model.pixel_mean.device)
         expected = zero_shot_model(self.model)(clip).logits
-        found = self.at(0)(clip).logits
+        logits = self.at(0)(clip).logits
         self.at(1)
         # LoRA in the text tower comes with another kernel for attention, and so with other last digits.
-        if not torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
-            apart = float((found - expected).abs().max())
+        if not torch.allclose(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
+            apart = float((logits - expected).abs().max())
             raise InputError(
                 "weight-space ensembling needs a model that is zero-shot CLIP before training, and this one is not "
                 f"(its logits differ by up to {apart:.3g}): MIT pooling, video-specific prompts, context tokens "

@@ -65,7 +65,7 @@ def run_demo(demo: DemoConfig, accelerator: Accelerator) -> list[Row]:
     ]
     scores = read_conditions(Path(evaluation.output_dir) / PREDICTIONS)
     shown = [scores["zero-shot"], pooled[0], scores["forward"]]
-    predictions = {row.name: found for row, found in zip(rows[: len(shown)], shown, strict=True)}
+    predictions = {row.name: best for row, best in zip(rows[: len(shown)], shown, strict=True)}
     clips = _clips(predictions, adapter, manifest, accelerator)
     _write(output, rows, clips, demo, manifest, time.monotonic() - started)
     return rows
@@ -121,7 +121,7 @@ def _clips(
         ClipStrip(
             clip,
             names[manifest.samples[index].label],
-            {name: best_answers(found, names, index) for name, found in predictions.items()},
+            {name: best_answers(best, names, index) for name, best in predictions.items()},
         )
         for clip, index in zip(frames, picks, strict=True)
     ]

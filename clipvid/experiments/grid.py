@@ -171,13 +171,13 @@ class Grid:
 
 
 def _precision(trials: Sequence[Trial]) -> str:
-    found = sorted({trial.mixed_precision for trial in trials})
-    if len(found) > 1:
+    precisions = sorted({trial.mixed_precision for trial in trials})
+    if len(precisions) > 1:
         raise InputError(
-            f"mixed_precision differs between the trials ({', '.join(found)}); choose one, or set jobs to give each "
-            "trial its own process"
+            f"mixed_precision differs between the trials ({', '.join(precisions)}); choose one, or set jobs to give "
+            "each trial its own process"
         )
-    return found[0]
+    return precisions[0]
 
 
 def _try(trial: Trial, accelerator: Accelerator) -> str | None:

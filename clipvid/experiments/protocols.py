@@ -160,7 +160,7 @@ class FewShot:
         values: dict[str, list[float]] = {}
         for part in parts:
             values.setdefault(f"K={part.shots}", []).append(_top1(figures, part))
-        return {"few_shot": {shots: mean_and_spread(found) for shots, found in values.items()}}
+        return {"few_shot": {shots: mean_and_spread(accuracies) for shots, accuracies in values.items()}}
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,10 @@ class BaseToNovel:
                 raise ManifestError(f"no video of a {half} class to test on; choose other base classes")
         if not trained:
             return [Part(half, manifest, "model", half=half) for half, manifest in halves.items()]
-        known = of_classes(train, base)
+        base_videos = of_classes(train, base)
         parts = []
         for seed in self.seeds:
-            videos = known if self.shots is None else few_shot_subset(known, self.shots, seed)
+            videos = base_videos if self.shots is None else few_shot_subset(base_videos, self.shots, seed)
             for half, manifest in halves.items():
                 group = half if len(self.seeds) == 1 else f"{half} seed={seed}"
                 parts.append(Part(group, manifest, f"base_seed{seed}", videos, seed, self.shots, half))
@@ -232,7 +232,7 @@ class BaseToNovel:
         seeds = list(dict.fromkeys(part.seed for part in parts))
         values = {half: [top1[seed, half] for seed in seeds] for half in ("base", "novel")}
         values["harmonic_mean"] = [harmonic_mean(*pair) for pair in zip(values["base"], values["novel"], strict=True)]
-        return {"base_to_novel": {name: mean_and_spread(found) for name, found in values.items()}}
+        return {"base_to_novel": {name: mean_and_spread(accuracies) for name, accuracies in values.items()}}
 
 
 Protocol = Holdout | LeaveOneGroupOut | FewShot | BaseToNovel

@@ -201,11 +201,11 @@ def _evaluation_accelerator(config: EvaluateConfig) -> Accelerator:
     return Accelerator(mixed_precision=config.mixed_precision)
 
 
-def _check_precision(wanted: str, option: str) -> None:
+def _check_precision(precision: str, option: str) -> None:
     """Raise RunError if this process has an Accelerator of another precision, since all of a process share one."""
-    if is_initialized() and AcceleratorState().mixed_precision != wanted:
+    if is_initialized() and AcceleratorState().mixed_precision != precision:
         raise RunError(
-            f"{option}={wanted}, but an earlier run of this process has {AcceleratorState().mixed_precision}; "
+            f"{option}={precision}, but an earlier run of this process has {AcceleratorState().mixed_precision}; "
             "Accelerate allows one precision per process. Use the same one, or a new process"
         )
 

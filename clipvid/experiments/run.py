@@ -119,10 +119,10 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
     try:
         check_output(output, config)
     except OtherRunError as error:
-        given = (
+        parts = (
             [config.model, config.pretrained] if config.name is None and config.recipe is None else [title_of(config)]
         )
-        name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, given))).strip("-.") or "model"
+        name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts))).strip("-.") or "model"
         raise OtherRunError(f"{error} For example: --output_dir {output / name}") from None
 
 
@@ -156,9 +156,9 @@ class _Run:
 
     def __init__(self, config: EvaluateConfig, accelerator: Accelerator, output: Path) -> None:
         self.config, self.accelerator, self.output = config, accelerator, output
-        found = read_predictions(output / PREDICTIONS) if accelerator.is_main_process else {}
-        found = {key: scores for key, scores in found.items() if scores.readable.all()}  # others are tried again
-        self.known: dict[str, ViewScores] = broadcast_object_list([found])[0]
+        stored = read_predictions(output / PREDICTIONS) if accelerator.is_main_process else {}
+        stored = {key: scores for key, scores in stored.items() if scores.readable.all()}  # others are tried again
+        self.scores: dict[str, ViewScores] = broadcast_object_list([stored])[0]
         self.trained_on: dict[str, list[str]] = {}
         self.made: set[str] = set()
         self.title = title_of(config)
@@ -262,12 +262,12 @@ class _Run:
         what = [model_hash, test.hash, sampling, order, bag, texts]
         what += [config.batch_size, config.mixed_precision, config.torch_compile]
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-        if key not in self.known:
+        if key not in self.scores:
             self.accelerator.print(f"{self.title}, {part.group}, {condition}: {len(test)} videos")
             cache = PredictionCache(self.output / "partial" / key[:16], key)
             loader = eval_loader(config.data, model, test, self.accelerator, config.batch_size, order, self.output)
-            self.known[key] = predict_views(self.accelerator, model, loader, cache, bag)
-        return ConditionScores(part.group, condition, key, test, self.known[key], part.places)
+            self.scores[key] = predict_views(self.accelerator, model, loader, cache, bag)
+        return ConditionScores(part.group, condition, key, test, self.scores[key], part.places)
 
     def write_report(self, metrics: dict[str, Any], groups: list[Group]) -> None:
         """`report.html`."""

@@ -49,7 +49,7 @@ def published(train: Manifest, file: Path, shots: int) -> Manifest:
             "bring them, or leave `lists` out to have subsets drawn"
         )
     subset = train.subset([places[name][0] for name in names])
-    counts = {len(found) for found in _by_class(subset).values()}
+    counts = {len(chosen) for chosen in _by_class(subset).values()}
     if counts != {shots}:
         raise ManifestError(f"{file} has {sorted(counts)} videos per class, expected {shots}")
     return subset
@@ -88,7 +88,7 @@ def _renumbered(info: ClassInfo, new: int, place: dict[int, int]) -> ClassInfo:
 
 
 def _by_class(manifest: Manifest) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
+    by_class: dict[int, list[int]] = {}
     for place, sample in enumerate(manifest.samples):
-        found.setdefault(sample.label, []).append(place)
-    return dict(sorted(found.items()))
+        by_class.setdefault(sample.label, []).append(place)
+    return dict(sorted(by_class.items()))

@@ -44,11 +44,11 @@ def start_from(model: VideoCLIP, source: str | Path) -> Started:
         InputError: another CLIP, or other adapters or pooling; says what differs. See also `from_pretrained`.
     """
     saved = from_pretrained(source)
-    expected, found = model.base_fingerprint(), saved.base_fingerprint()
-    if found != expected:
+    expected, fingerprint = model.base_fingerprint(), saved.base_fingerprint()
+    if fingerprint != expected:
         raise InputError(
             f"init_from {source}: it is made from another backbone ({saved.backbone.name}, SHA-256 of weights "
-            f"{found[:12]}...) than the model ({model.backbone.name}, {expected[:12]}...)"
+            f"{fingerprint[:12]}...) than the model ({model.backbone.name}, {expected[:12]}...)"
         )
     started = Started([], [])
     _copy_towers(model, saved, source, started)
@@ -61,12 +61,12 @@ def start_from(model: VideoCLIP, source: str | Path) -> Started:
 
 def _copy_towers(model: VideoCLIP, saved: VideoCLIP, source: str | Path, started: Started) -> None:
     """Copy LoRA and trained towers."""
-    lora, given = model.lora_state(), saved.lora_state()
-    if given and lora and not mismatches(lora, given):
-        load_strictly(lora, given)
+    lora, saved_lora = model.lora_state(), saved.lora_state()
+    if saved_lora and lora and not mismatches(lora, saved_lora):
+        load_strictly(lora, saved_lora)
         started.loaded.append("LoRA")
     else:
-        if given:
+        if saved_lora:
             saved.merge_lora()
         if lora:
             started.new.append("LoRA")
@@ -77,14 +77,14 @@ def _copy_towers(model: VideoCLIP, saved: VideoCLIP, source: str | Path, started
         raise InputError(f"init_from {source}: its towers are trained, which LoRA in the text tower cannot start from")
     model.keep_trained_backbone()
     load_strictly(_towers(model.backbone).state_dict(keep_vars=True), _towers(saved.backbone).state_dict())
-    started.loaded.append("LoRA, added to the towers" if given else "trained towers")
+    started.loaded.append("LoRA, added to the towers" if saved_lora else "trained towers")
 
 
 def _copy_temporal(model: VideoCLIP, saved: VideoCLIP, source: str | Path, started: Started) -> None:
     """Copy adapters and pooling; each is new where the saved model has none."""
-    own, given = model.temporal_state(), saved.temporal_state()
+    own, other = model.temporal_state(), saved.temporal_state()
     for part in ("adapters", "pooling"):
-        mine, theirs = (_part(state, part) for state in (own, given))
+        mine, theirs = (_part(state, part) for state in (own, other))
         if not theirs:
             started.new.extend([part] if mine else [])
             continue
@@ -113,15 +113,15 @@ def _copy_context(model: VideoCLIP, saved: VideoCLIP, started: Started) -> None:
 
 def _copy_head(model: VideoCLIP, saved: VideoCLIP, started: Started) -> None:
     """Copy the head; of a linear one the rows of classes that stay, by name."""
-    own, given = model.head, saved.head
-    if isinstance(own, LinearHead) and isinstance(given, LinearHead):
+    own, other = model.head, saved.head
+    if isinstance(own, LinearHead) and isinstance(other, LinearHead):
         kept = {name: saved.labels.index(name) for name in model.labels if name in saved.labels}
-        load_strictly(own.norm.state_dict(keep_vars=True), given.norm.state_dict())
+        load_strictly(own.norm.state_dict(keep_vars=True), other.norm.state_dict())
         with torch.no_grad():
             for row, name in enumerate(model.labels):
                 if name in kept:
-                    own.linear.weight[row] = given.linear.weight[kept[name]]
-                    own.linear.bias[row] = given.linear.bias[kept[name]]
+                    own.linear.weight[row] = other.linear.weight[kept[name]]
+                    own.linear.bias[row] = other.linear.bias[kept[name]]
         fresh = [name for name in model.labels if name not in kept]
         if kept:
             started.loaded.append(f"head rows of {len(kept)} classes")
@@ -131,10 +131,10 @@ def _copy_head(model: VideoCLIP, saved: VideoCLIP, started: Started) -> None:
     state = own.state_dict(keep_vars=True)
     if not state:
         return
-    if type(own) is not type(given) or mismatches(state, given.state_dict()):
+    if type(own) is not type(other) or mismatches(state, other.state_dict()):
         started.new.append("head")
         return
-    load_strictly(state, given.state_dict())
+    load_strictly(state, other.state_dict())
     started.loaded.append("head")
 
 

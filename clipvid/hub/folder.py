@@ -152,5 +152,5 @@ def _download(repo_id: str, revision: str | None) -> Path:
     except HFValidationError as error:
         raise FileNotFoundError(f"{repo_id!r} is no folder here, and no id that a repository could have") from error
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        told = hub_error(error, repo_id, revision)
-        raise type(told)(f"{repo_id!r} is no folder here, and not to be had from the Hub: {told}") from error
+        explained = hub_error(error, repo_id, revision)
+        raise type(explained)(f"{repo_id!r} is no folder here, and not to be had from the Hub: {explained}") from error

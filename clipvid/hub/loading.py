@@ -112,24 +112,24 @@ def load_model(
     else:
         model = create_model(name, pretrained, adapter="none", num_frames=num_frames).eval()
         templates = templates or "single"
-    wanted = model.labels if labels is None else labels
+    names = model.labels if labels is None else labels
     unnamed = not model.labels and not model.head.needs_text  # converted: its classes are those of its data set
-    if not model.head.needs_text and wanted != model.labels and not unnamed:
+    if not model.head.needs_text and names != model.labels and not unnamed:
         raise InputError(
-            f"{name} has a linear head for {len(model.labels)} classes that are not the {len(wanted)} asked for; "
+            f"{name} has a linear head for {len(model.labels)} classes that are not the {len(names)} asked for; "
             "only a text head can name new classes"
         )
-    if wanted and (wanted != model.labels or templates is not None):
-        model.set_labels(wanted, templates if templates is not None else model.templates)
+    if names and (names != model.labels or templates is not None):
+        model.set_labels(names, templates if templates is not None else model.templates)
     return model
 
 
 def _load_backbone(folder: Path, record: dict[str, Any], config: ModelConfig) -> Backbone:
-    wanted = record["backbone"]
-    if not wanted["embedded"]:
-        if wanted["name"].startswith("local-dir:"):
-            raise InputError(f"{folder}/config.json names a backbone of another machine: {wanted['name']}")
-        return load_backbone(wanted["name"], wanted["pretrained"], config.image_size)
+    saved = record["backbone"]
+    if not saved["embedded"]:
+        if saved["name"].startswith("local-dir:"):
+            raise InputError(f"{folder}/config.json names a backbone of another machine: {saved['name']}")
+        return load_backbone(saved["name"], saved["pretrained"], config.image_size)
     files = [folder / "backbone" / name for name in BACKBONE_FILES]
     for path in files:
         if path.exists():
@@ -138,14 +138,14 @@ def _load_backbone(folder: Path, record: dict[str, Any], config: ModelConfig) ->
     check_sizes(content, [path for path in files if path.suffix == ".safetensors"], files[0], "model_cfg")
     backbone = load_backbone(f"local-dir:{folder / 'backbone'}")
     check_finite(backbone.open_clip_state_dict(), folder / "backbone")
-    backbone.name, backbone.pretrained = wanted["name"], wanted["pretrained"]
+    backbone.name, backbone.pretrained = saved["name"], saved["pretrained"]
     return backbone
 
 
 def _check_fingerprint(source: str | Path, record: dict[str, Any], backbone: Backbone) -> None:
-    wanted, found = record["backbone"], backbone.fingerprint()
-    if found != wanted["sha256"]:
+    saved, fingerprint = record["backbone"], backbone.fingerprint()
+    if fingerprint != saved["sha256"]:
         raise InputError(
-            f"{source} was trained on another backbone: {wanted['name']} (pretrained={wanted['pretrained']}) has "
-            f"weights with SHA-256 {found[:12]}..., expected {wanted['sha256'][:12]}..."
+            f"{source} was trained on another backbone: {saved['name']} (pretrained={saved['pretrained']}) has "
+            f"weights with SHA-256 {fingerprint[:12]}..., expected {saved['sha256'][:12]}..."
         )

@@ -133,9 +133,9 @@ def check_finite(state: Mapping[str, Tensor], owner: Path | str) -> None:
 def check_dtypes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], owner: Path | str) -> None:
     """Raise InputError for tensors whose type cannot be that of a model's weights."""
     for name in sorted(own.keys() & state.keys()):
-        given = state[name].dtype
-        if own[name].is_floating_point() != (given in _FLOATING):
-            raise InputError(f"{owner}: {name} is {given}, expected a type like {own[name].dtype}")
+        dtype = state[name].dtype
+        if own[name].is_floating_point() != (dtype in _FLOATING):
+            raise InputError(f"{owner}: {name} is {dtype}, expected a type like {own[name].dtype}")
 
 
 def check_sizes(options: Any, files: Iterable[Path], owner: Path, name: str = "model") -> None:
@@ -155,9 +155,9 @@ def check_sizes(options: Any, files: Iterable[Path], owner: Path, name: str = "m
 def _sizes(value: Any, name: str) -> list[tuple[str, float]]:
     """Return the integers and bounded numbers in a config, by their dotted names."""
     if isinstance(value, dict):
-        return [found for key, item in value.items() for found in _sizes(item, f"{name}.{key}")]
+        return [size for key, item in value.items() for size in _sizes(item, f"{name}.{key}")]
     if isinstance(value, list):
-        return [found for item in value for found in _sizes(item, name)]
+        return [size for item in value for size in _sizes(item, name)]
     bounded = isinstance(value, float) and name.rsplit(".", 1)[-1] in _LIMITS
     return [(name, value)] if bounded or (isinstance(value, int) and not isinstance(value, bool)) else []
 

@@ -118,9 +118,9 @@ class ClipVidForVideoClassification(PreTrainedModel):
         attention = attn_implementation or getattr(config, "_attn_implementation", None)  # AutoModel puts it there
         if attention not in (None, "sdpa"):
             raise InputError(f"attn_implementation={attention!r}: clipvid's blocks have only 'sdpa'")
-        wanted, device = _floating_type(torch_dtype if dtype is None else dtype), _single_device(device_map)
+        chosen_dtype, device = _floating_type(torch_dtype if dtype is None else dtype), _single_device(device_map)
         source, folder = pretrained_model_name_or_path, Path(pretrained_model_name_or_path).is_dir()
-        clip = from_pretrained(source, None if folder else revision).to(device, wanted)
+        clip = from_pretrained(source, None if folder else revision).to(device, chosen_dtype)
         return cls(config or ClipVidConfig.from_pretrained(source, revision=revision or "main"), clip).eval()
 
     def save_pretrained(  # type: ignore[override]
@@ -211,12 +211,12 @@ class ClipVidForVideoClassification(PreTrainedModel):
             problems = mismatches(self.state_dict(), state_dict)
             if problems:
                 raise InputError(f"the weights do not fit the model: {shortened(problems)}")
-            found = super().load_state_dict(state_dict, True, assign)
+            keys = super().load_state_dict(state_dict, True, assign)
         else:
             load_strictly(self.clip.trained_state(), state_dict)
-            found = _IncompatibleKeys([], [])
+            keys = _IncompatibleKeys([], [])
         self.clip.refresh_labels()
-        return found
+        return keys
 
     def forward(self, pixel_values_videos: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Compute logits [B, K] of frames [B, T, 3, S, S], uint8 or normalized, and the loss with labels [B]."""
@@ -254,20 +254,20 @@ class ClipVidForVideoClassification(PreTrainedModel):
         self.clip.encoder.gradient_checkpointing = enable
 
 
-def _floating_type(wanted: torch.dtype | str | None) -> torch.dtype:
+def _floating_type(dtype: torch.dtype | str | None) -> torch.dtype:
     """Return the type that `dtype` names.
 
     Raises:
         InputError: another value than a floating type that models have.
     """
-    if wanted is None or wanted == "auto":
+    if dtype is None or dtype == "auto":
         return torch.float32
-    found = getattr(torch, wanted.removeprefix("torch."), None) if isinstance(wanted, str) else wanted
-    if found not in _FLOATING:
+    floating = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if floating not in _FLOATING:
         names = ", ".join(str(one).removeprefix("torch.") for one in _FLOATING)
-        raise InputError(f"dtype={wanted!r}: expected one of auto, {names}")
-    assert isinstance(found, torch.dtype)
-    return found
+        raise InputError(f"dtype={dtype!r}: expected one of auto, {names}")
+    assert isinstance(floating, torch.dtype)
+    return floating
 
 
 def _single_device(device_map: Any) -> torch.device:

@@ -29,8 +29,8 @@ class ClipVidPipeline(VideoClassificationPipeline):
         if not self._is_ours or not isinstance(inputs, list | tuple) or not inputs:
             return super().__call__(inputs, **kwargs)
         videos, several = split_videos(inputs)
-        found = super().__call__(videos, **kwargs)
-        return found if several else found[0]
+        predictions = super().__call__(videos, **kwargs)
+        return predictions if several else predictions[0]
 
     def preprocess(  # type: ignore[override]
         self, video: Any, num_frames: int | None = None, frame_sampling_rate: int | None = None

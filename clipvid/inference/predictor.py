@@ -24,7 +24,7 @@ from clipvid.model.video_clip import VideoCLIP
 _WINDOWS_AT_ONCE = 8
 
 
-class Prediction(TypedDict):
+class LabelScore(TypedDict):
     """A class name and its probability."""
 
     label: str
@@ -82,12 +82,12 @@ class Predictor:
         self.reader = ClipReader.create(model.num_frames, model.image_size, model.preprocessing)
 
     @overload
-    def __call__(self, source: list[Source], top_k: int = 5) -> list[list[Prediction]]: ...
+    def __call__(self, source: list[Source], top_k: int = 5) -> list[list[LabelScore]]: ...
 
     @overload
-    def __call__(self, source: Any, top_k: int = 5) -> list[Prediction]: ...
+    def __call__(self, source: Any, top_k: int = 5) -> list[LabelScore]: ...
 
-    def __call__(self, source: Any, top_k: int = 5) -> list[Prediction] | list[list[Prediction]]:
+    def __call__(self, source: Any, top_k: int = 5) -> list[LabelScore] | list[list[LabelScore]]:
         """Return the `top_k` classes of a video, best first, or such a list for each video of a list.
 
         Raises:
@@ -95,8 +95,8 @@ class Predictor:
             VideoError: the video cannot be read.
         """
         videos, several = split_videos(source)
-        found = [self._best(self.scores(video), top_k) for video in videos]
-        return found if several else found[0]
+        predictions = [self._best(self.scores(video), top_k) for video in videos]
+        return predictions if several else predictions[0]
 
     def scores(self, source: Any) -> Tensor:
         """Return the probabilities [K] of a video, on the CPU; see `__call__` for errors."""
@@ -110,7 +110,7 @@ class Predictor:
             clips = self.reader.read(video, self.views)
         return self._probabilities(clips).mean(dim=0)
 
-    def _best(self, scores: Tensor, top_k: int) -> list[Prediction]:
+    def _best(self, scores: Tensor, top_k: int) -> list[LabelScore]:
         values, classes = scores.topk(min(top_k, len(self.model.labels)))
         return [
             {"label": self.model.labels[index], "score": score}

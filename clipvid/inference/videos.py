@@ -63,15 +63,15 @@ class FramesInMemory:
         return self.frames[indices]
 
 
-def split_videos(given: Any) -> tuple[list[Any], bool]:
-    """Return the videos in `given`, and True if it is a list of videos instead of one video."""
-    if isinstance(given, list | tuple):
-        if given and all(_is_frame(item) for item in given):
-            return [given], False
-        return list(given), True
-    if isinstance(given, np.ndarray | Tensor) and given.ndim == 5:
-        return list(given), True
-    return [given], False
+def split_videos(videos: Any) -> tuple[list[Any], bool]:
+    """Return the videos in `videos`, and True if it is a list of videos instead of one video."""
+    if isinstance(videos, list | tuple):
+        if videos and all(_is_frame(item) for item in videos):
+            return [videos], False
+        return list(videos), True
+    if isinstance(videos, np.ndarray | Tensor) and videos.ndim == 5:
+        return list(videos), True
+    return [videos], False
 
 
 @contextmanager

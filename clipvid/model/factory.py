@@ -41,21 +41,21 @@ def create_model(
     fields = {item.name for item in dataclasses.fields(ModelConfig)}
     adapter_fields = {item.name for config in resolve_adapters(adapter).values() for item in dataclasses.fields(config)}
     for key in options.keys() - fields - adapter_fields:
-        known = {*fields, *adapter_fields, "labels", "templates"}
-        raise InputError(f"unknown option {key!r}{suggest(key, known)}; options: {', '.join(sorted(known))}")
+        names = {*fields, *adapter_fields, "labels", "templates"}
+        raise InputError(f"unknown option {key!r}{suggest(key, names)}; options: {', '.join(sorted(names))}")
     own = {key: options.pop(key) for key in options.keys() - fields}
     if isinstance(adapter, list):
         if own:
             raise InputError(f"{sorted(own)}: with several adapters, options go into their mappings")
     elif own:
         adapter = {"name": adapter, **own} if isinstance(adapter, str) else {**adapter, **own}
-    given: dict[str, Any] = {
+    named: dict[str, Any] = {
         "backbone": backbone,
         "pretrained": pretrained,
         "adapter": adapter,
         "num_frames": num_frames,
     }
-    return build_model(ModelConfig(**given, **options), labels, templates)
+    return build_model(ModelConfig(**named, **options), labels, templates)
 
 
 def build_model(

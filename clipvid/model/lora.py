@@ -47,10 +47,10 @@ class LoraConfig:
     towers: list[str] = field(default_factory=lambda: ["image"])
 
     def __post_init__(self) -> None:
-        for name, known in (("targets", _LINEARS), ("towers", _BLOCKS)):
-            given = getattr(self, name)
-            if not given or not isinstance(given, list) or not set(given) <= set(known):
-                raise InputError(f"lora: {name}={given!r}; expected a list of some of {', '.join(known)}")
+        for name, allowed in (("targets", _LINEARS), ("towers", _BLOCKS)):
+            names = getattr(self, name)
+            if not names or not isinstance(names, list) or not set(names) <= set(allowed):
+                raise InputError(f"lora: {name}={names!r}; expected a list of some of {', '.join(allowed)}")
         if self.rank < 1 or not 0 <= self.dropout < 1:
             raise InputError(f"lora: rank={self.rank} must be at least 1, dropout={self.dropout} lie in [0, 1)")
 

@@ -83,7 +83,7 @@ def read_descriptions(file: str | Path, names: Sequence[str]) -> list[list[str]]
         raise InputError(f"{file}: no JSON ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a JSON object, class name -> description or list of descriptions")
-    texts = {name: [given] if isinstance(given, str) else given for name, given in content.items()}
+    texts = {name: [value] if isinstance(value, str) else value for name, value in content.items()}
     lacking = [name for name in names if not _is_texts(texts.get(name))]
     if lacking:
         raise InputError(
@@ -92,5 +92,5 @@ def read_descriptions(file: str | Path, names: Sequence[str]) -> list[list[str]]
     return [texts[name] for name in names]
 
 
-def _is_texts(given: object) -> bool:
-    return isinstance(given, list) and bool(given) and all(isinstance(text, str) and text.strip() for text in given)
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text.strip() for text in value)

@@ -310,8 +310,8 @@ class VideoCLIP(TrainableModel):
     def _named(self, *modules: nn.Module, parameters: Iterable[Tensor] = ()) -> dict[str, Tensor]:
         """Return all tensors of modules, and parameters, by name in `state_dict`."""
         held = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
-        wanted = {id(tensor) for tensor in (*held, *parameters)}
-        return {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in wanted}
+        chosen = {id(tensor) for tensor in (*held, *parameters)}
+        return {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in chosen}
 
     def _trains_text(self) -> bool:
         parts = (self.text,) if self.context is None else (self.text, self.context)

@@ -109,14 +109,14 @@ def _build_parser(config_class: type, prog: str, as_positional: bool) -> Argumen
 def _parse(parser: ArgumentParser, config_class: type[ConfigT], args: list[str]) -> ConfigT:
     words = _renamed(_located(args), getattr(config_class, "RENAMED", {}))
     try:
-        found = parser.parse_args(words)
+        options = parser.parse_args(words)
     except RecursionError:
         parser.error("the config is nested too deeply, or in itself")
-    unfit = _unfit(config_class, found)
+    unfit = _unfit(config_class, options)
     if unfit:
         parser.error(f"no value that the option can have: {', '.join(unfit)}; leave an option out for its default")
-    _load_inline(config_class, found, words)
-    values = parser.instantiate(found)
+    _load_inline(config_class, options, words)
+    values = parser.instantiate(options)
     return config_class(**{item.name: values[item.name] for item in dataclasses.fields(config_class)})  # type: ignore
 
 
@@ -184,15 +184,15 @@ def copy_configs(folder: Path) -> int:
 
 def _located(args: list[str]) -> list[str]:
     """Return the arguments with the path of every `--config` that is a name in the package."""
-    found = []
+    located = []
     for before, word in itertools.pairwise(["", *args]):
         option, equals, value = word.partition("=")
         if option == "--config" and equals and value.endswith(".yaml"):
             word = f"--config={config_path(value)}"
         elif before == "--config" and word.endswith(".yaml"):
             word = str(config_path(word))
-        found.append(word)
-    return found
+        located.append(word)
+    return located
 
 
 def _renamed(args: list[str], names: dict[str, str]) -> list[str]:
@@ -240,7 +240,7 @@ def _warn_renamed(former: str, present: str) -> None:
 def _unfit(config_class: Any, values: Any, prefix: str = "") -> list[str]:
     """Options that are null though their type has no None, or no mapping where there are options below them: the two
     that jsonargparse lets through."""
-    found = []
+    problems = []
     hints = get_type_hints(config_class)
     for name in (item.name for item in dataclasses.fields(config_class)):
         hint = hints[name]
@@ -248,10 +248,10 @@ def _unfit(config_class: Any, values: Any, prefix: str = "") -> list[str]:
         nested = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
         missing = value is None and type(None) not in kinds
         if missing or (nested is not None and not isinstance(value, Namespace | dict | None)):
-            found.append(f"{prefix}{name}: {json.dumps(value, default=str)}")
+            problems.append(f"{prefix}{name}: {json.dumps(value, default=str)}")
         elif nested is not None and value is not None:
-            found += _unfit(nested, value, f"{prefix}{name}.")
-    return found
+            problems += _unfit(nested, value, f"{prefix}{name}.")
+    return problems
 
 
 def config_record(config: Any) -> dict[str, Any]:

@@ -71,10 +71,10 @@ def prepare_output_dir(folder: Path, config: Any) -> None:
     Raises:
         OtherRunError: it holds a run with another config; names the options that differ.
     """
-    path, wanted = folder / "run.yaml", config_record(config)
-    if check_output(folder, config) == wanted:
+    path, record = folder / "run.yaml", config_record(config)
+    if check_output(folder, config) == record:
         return
-    write_text(path, yaml.safe_dump(wanted, sort_keys=False))
+    write_text(path, yaml.safe_dump(record, sort_keys=False))
 
 
 def more_epochs(recorded: Any, config: Any) -> int | None:
@@ -85,17 +85,17 @@ def more_epochs(recorded: Any, config: Any) -> int | None:
     return epochs if isinstance(epochs, int) and epochs < own else None
 
 
-def config_differences(found: Any, config: Any) -> list[str]:
+def config_differences(recorded: Any, config: Any) -> list[str]:
     """Options in which a record differs from a config; those that it is too old to know had their defaults."""
-    return _differences(found, config_record(config), config_record(type(config)()))
+    return _differences(recorded, config_record(config), config_record(type(config)()))
 
 
-def _differences(found: Any, wanted: Any, defaults: Any, prefix: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        known = defaults if isinstance(defaults, dict) else {}
+def _differences(recorded: Any, present: Any, defaults: Any, prefix: str = "") -> list[str]:
+    if isinstance(recorded, dict) and isinstance(present, dict):
+        defaults = defaults if isinstance(defaults, dict) else {}
         differing = []
-        for key in found.keys() | wanted.keys():
-            default = known.get(key)
-            differing += _differences(found.get(key, default), wanted.get(key), default, f"{prefix}.{key}")
+        for key in recorded.keys() | present.keys():
+            default = defaults.get(key)
+            differing += _differences(recorded.get(key, default), present.get(key), default, f"{prefix}.{key}")
         return differing
-    return [] if found == wanted else [prefix.lstrip(".")]
+    return [] if recorded == present else [prefix.lstrip(".")]

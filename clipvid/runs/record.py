@@ -112,7 +112,7 @@ def recorded_inputs(folder: Path) -> dict[str, str]:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python, of this package and of all that it requires and finds."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     try:
         lines = [line for line in requires("clipvid") or [] if "extra ==" not in line]
         needed = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines]
@@ -120,10 +120,10 @@ def package_versions() -> dict[str, str]:
         needed = ["torch", "open_clip_torch", "accelerate"]
     for name in ("clipvid", *needed):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def git_revision(folder: Path) -> str | None:

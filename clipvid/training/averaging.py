@@ -78,17 +78,17 @@ class TrainedWeights:
         """What to hand over, whole, on the CPU: the best if wanted and known, else the average, else the last."""
         if best and self._best is not None:
             return self._best
-        found: Weights = whole(self.current() if self._average is None else self._average)
-        return found
+        weights: Weights = whole(self.current() if self._average is None else self._average)
+        return weights
 
     def state(self) -> dict[str, Weights]:
         """All of it, whole, on the CPU, for a checkpoint."""
-        found = {"model": whole(self.current())}
+        weights = {"model": whole(self.current())}
         if self._average is not None:
-            found["ema"] = whole(self._average)
+            weights["ema"] = whole(self._average)
         if self._best is not None:
-            found["best"] = self._best
-        return found
+            weights["best"] = self._best
+        return weights
 
     @torch.no_grad()
     def load(self, state: dict[str, Weights]) -> None:

@@ -19,10 +19,10 @@ def largest_batch_size(
     model: TrainableModel,
     objective: Objective,
     item: dict[str, Any],
-    wanted: int,
+    batch_size: int,
     earlier: int | None = None,
 ) -> int:
-    """Return the largest divisor of `wanted` for which a forward and a backward pass succeed on every process.
+    """Return the largest divisor of `batch_size` for which a forward and a backward pass succeed on every process.
 
     It is a divisor, so that accumulation makes up for it exactly. The model is left as it was.
 
@@ -34,8 +34,8 @@ def largest_batch_size(
     Raises:
         RunError: one clip alone does not fit.
     """
-    start = earlier if earlier is not None and wanted % earlier == 0 else wanted
-    smaller = (size for size in range(start - 1, 0, -1) if wanted % size == 0)
+    start = earlier if earlier is not None and batch_size % earlier == 0 else batch_size
+    smaller = (size for size in range(start - 1, 0, -1) if batch_size % size == 0)
 
     def attempt(batch_size: int) -> int:
         batch = send_to_device(default_collate([item] * batch_size), accelerator.device)
@@ -51,7 +51,7 @@ def largest_batch_size(
     training = model.training
     model.train()
     try:
-        found = search()
+        size = search()
     except RuntimeError as error:
         if "No executable batch size found" not in str(error):
             raise
@@ -62,4 +62,4 @@ def largest_batch_size(
     finally:
         model.zero_grad()
         model.train(training)
-    return int(min(gather_object([found])))
+    return int(min(gather_object([size])))

@@ -60,11 +60,11 @@ def fit_memory(
     earlier: int | None,
 ) -> TrainingConfig:
     """Return `training` with as many clips at once as fit, and the accumulation that makes up for it."""
-    wanted = training.per_device_train_batch_size
-    found = largest_batch_size(accelerator, model, objective, dict(dataset[0, 0]), wanted, earlier)
-    steps = training.gradient_accumulation_steps * (wanted // found)
-    accelerator.print(f"{found} clips at once on each process, {steps} times per step")
-    return dataclasses.replace(training, per_device_train_batch_size=found, gradient_accumulation_steps=steps)
+    batch_size = training.per_device_train_batch_size
+    fitting = largest_batch_size(accelerator, model, objective, dict(dataset[0, 0]), batch_size, earlier)
+    steps = training.gradient_accumulation_steps * (batch_size // fitting)
+    accelerator.print(f"{fitting} clips at once on each process, {steps} times per step")
+    return dataclasses.replace(training, per_device_train_batch_size=fitting, gradient_accumulation_steps=steps)
 
 
 def classification(config: FinetuneConfig, num_classes: int) -> Objective:

@@ -104,8 +104,8 @@ def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
     Raises:
         CheckpointError: every checkpoint is damaged.
     """
-    found = list_checkpoints(folder)
-    for path in reversed(found):
+    checkpoints = list_checkpoints(folder)
+    for path in reversed(checkpoints):
         try:
             return path, load_checkpoint(path)
         except CheckpointError as error:
@@ -113,10 +113,10 @@ def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
             warnings.warn(f"{error}; it is now {aside.name}, and the checkpoint before it is used", stacklevel=2)
-    if found:
+    if checkpoints:
         raise CheckpointError(
-            f"all {len(found)} checkpoints of {folder} are damaged: start the same command again to train from the "
-            "beginning, or bring back a copy of one"
+            f"all {len(checkpoints)} checkpoints of {folder} are damaged: start the same command again to train from "
+            "the beginning, or bring back a copy of one"
         )
     return None
 

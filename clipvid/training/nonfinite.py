@@ -65,13 +65,13 @@ class StepGuard:
     def take(self) -> list[Step]:
         """The steps since the last call; called by all processes together."""
         flags = torch.stack([flag for flag, _ in self.steps]).tolist() if self.steps else []
-        found: list[Any] = [Step(False, []) for _ in flags]
+        steps: list[Any] = [Step(False, []) for _ in flags]
         for place, (flag, (_, batches)) in enumerate(zip(flags, self.steps, strict=True)):
             if flag:
                 own = [number for batch in batches for number in batch.tolist()]
-                found[place] = Step(True, sorted(gather_object(own)))
+                steps[place] = Step(True, sorted(gather_object(own)))
         self.steps = []
-        return found
+        return steps
 
 
 def diverged(steps: int, before: int, names: list[str]) -> str:

@@ -201,10 +201,10 @@ def resolve_pretext_tasks(spec: list[Choice]) -> dict[str, PretextTaskConfig]:
     Raises:
         ValueError: no term to learn from, an unknown one or option, or the same twice.
     """
-    found = PRETEXT_TASKS.resolve_many(spec)
-    if not found.keys() - {"distillation"}:
+    configs = PRETEXT_TASKS.resolve_many(spec)
+    if not configs.keys() - {"distillation"}:
         raise InputError(f"objectives={spec}: expected at least one beside distillation, which alone teaches nothing")
-    return found
+    return configs
 
 
 def tube_mask(grid: tuple[int, int], ratio: float, generator: Generator) -> Tensor:

@@ -116,5 +116,5 @@ def collapse(history: list[dict[str, Any]]) -> str | None:
     if last is None:
         return None
     fallen = [name for name in ("feature_std", "effective_rank") if last[name] < last[f"clip_{name}"] / 2]
-    told = ", ".join(f"{name} is {last[name]:.3g}, that of CLIP {last[f'clip_{name}']:.3g}" for name in fallen)
-    return f"the features are collapsing: {told}; lower optim.lr or give distillation more weight" if told else None
+    listed = ", ".join(f"{name} is {last[name]:.3g}, that of CLIP {last[f'clip_{name}']:.3g}" for name in fallen)
+    return f"the features are collapsing: {listed}; lower optim.lr or give distillation more weight" if listed else None

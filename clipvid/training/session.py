@@ -57,8 +57,8 @@ def load_finished_run(
         OtherRunError: a list of videos, the templates or the weights to start from differ from those that
             `output`/run.json names.
     """
-    known = recorded_inputs(output)
-    changed = [name for name, value in hashes.items() if known.get(name, value) != value]
+    recorded_hashes = recorded_inputs(output)
+    changed = [name for name, value in hashes.items() if recorded_hashes.get(name, value) != value]
     if changed:
         raise OtherRunError(
             f"{output} holds a run on another {' and another '.join(changed)} (the content has changed since); choose "

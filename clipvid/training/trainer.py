@@ -68,15 +68,15 @@ class Trainer:
             RunError: the run diverged; the message names the samples.
         """
         self._stop = stop or Preemption()
-        found = self._find_checkpoint()
-        if found is not None:
-            load_strictly(self.model.trained_state(), found.weights["model"])
+        checkpoint = self._find_checkpoint()
+        if checkpoint is not None:
+            load_strictly(self.model.trained_state(), checkpoint.weights["model"])
         names = list(self.model.trained_state())
         self.wrapped, self._stepper = prepare(self.accelerator, self.model, self.optimizer)
         self._weights = TrainedWeights(self.model, names, self.settings.ema_decay)
         self._saved_step = -1
-        if found is not None:
-            self._restore(found)
+        if checkpoint is not None:
+            self._restore(checkpoint)
         self._means = RunningMean(self.accelerator, self.state.windows)
         self._guard = StepGuard(self.accelerator, self.model, self.optimizer)
         self._tracking = True
@@ -238,11 +238,11 @@ class Trainer:
 
     def _find_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint, as the first process sees it."""
-        found = load_newest(self.checkpoints) if self.accelerator.is_main_process else None
-        path = broadcast_object_list([found[0] if found else None])[0]
+        newest = load_newest(self.checkpoints) if self.accelerator.is_main_process else None
+        path = broadcast_object_list([newest[0] if newest else None])[0]
         if path is None:
             return None
-        checkpoint = found[1] if found else load_checkpoint(path)
+        checkpoint = newest[1] if newest else load_checkpoint(path)
         before = checkpoint.progress.get("global_batch", self.batches.global_batch)
         if before != self.batches.global_batch:
             raise InputError(
@@ -252,14 +252,14 @@ class Trainer:
             )
         return checkpoint
 
-    def _restore(self, found: Checkpoint) -> None:
-        load_optimizer_state(self.optimizer, found.optimizer["optimizer"])
-        self.scheduler.load_state_dict(found.optimizer["scheduler"])
-        if found.optimizer["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(found.optimizer["scaler"])
-        self._weights.load(found.weights)
-        known = {item.name for item in fields(TrainState)} & found.progress.keys()
-        self.state = TrainState(**{name: found.progress[name] for name in known})
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        load_optimizer_state(self.optimizer, checkpoint.optimizer["optimizer"])
+        self.scheduler.load_state_dict(checkpoint.optimizer["scheduler"])
+        if checkpoint.optimizer["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
+        self._weights.load(checkpoint.weights)
+        names = {item.name for item in fields(TrainState)} & checkpoint.progress.keys()
+        self.state = TrainState(**{name: checkpoint.progress[name] for name in names})
         self._saved_step = self.state.step
         self.accelerator.print(f"going on from epoch {self.state.epoch}, step {self.state.step}")
 

@@ -116,8 +116,8 @@ def _identities(batch: pa.RecordBatch) -> np.ndarray:
     """A 64-bit hash of each video and part of it, good for this process."""
     paths = batch["path"].to_numpy(zero_copy_only=False)
     times = [batch[name] for name in ("start", "end") if name in batch.schema.names]
-    told = zip(paths, *(pc.fill_null(column, -1.0).to_pylist() for column in times), strict=True) if times else paths
-    return np.fromiter(map(hash, told), np.int64, len(batch))
+    keys = zip(paths, *(pc.fill_null(column, -1.0).to_pylist() for column in times), strict=True) if times else paths
+    return np.fromiter(map(hash, keys), np.int64, len(batch))
 
 
 def check_files(rows: Rows, title: str, root: Path, inside: Path | None) -> None:

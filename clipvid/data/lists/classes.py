@@ -158,8 +158,8 @@ def _from_csv(file: Path, header: Header) -> list[tuple[int, ClassInfo]]:
     for line, info in infos:
         partner = whole_number(info.attributes.get("partner", "0"))
         if info.attributes.get("partner") != "-1" and (partner is None or partner >= len(infos)):
-            given = clipped(info.attributes["partner"])
-            raise ManifestError(f"{file}:{line}: partner {given} of {info.name!r}: expected the id of a class, or -1")
+            shown = clipped(info.attributes["partner"])
+            raise ManifestError(f"{file}:{line}: partner {shown} of {info.name!r}: expected the id of a class, or -1")
     return infos
 
 

@@ -75,18 +75,18 @@ def check_columns(
     where: str, names: Sequence[str], columns: Sequence[str], known: Sequence[str], delimiter: str | None = None
 ) -> None:
     """Raise ManifestError for unknown columns, and for two columns that mean the same."""
-    found = f" (delimiter: {DELIMITERS[delimiter]})" if delimiter else ""
+    shown = f" (delimiter: {DELIMITERS[delimiter]})" if delimiter else ""
     seen: dict[str, str] = {}
     for name, column in zip(names, columns, strict=True):
         if column in seen:
             twice = f"the header {list(names)} names a column twice"
             same = f"{seen[column]!r} and {name!r} both give the {column}"
-            raise ManifestError(f"{where}: {twice if seen[column] == name else same}; rename or drop one{found}")
+            raise ManifestError(f"{where}: {twice if seen[column] == name else same}; rename or drop one{shown}")
         seen[column] = name
         if known and column not in known:
             hint = suggest(column, known)
             raise ManifestError(
-                f"{where}: unknown column {clipped(name)}{hint}; expected {', '.join(known)}. Drop or rename it{found}"
+                f"{where}: unknown column {clipped(name)}{hint}; expected {', '.join(known)}. Drop or rename it{shown}"
             )
 
 

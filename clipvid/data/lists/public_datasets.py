@@ -131,28 +131,28 @@ def read_public_dataset(dataset: str, folder: Path, split: int) -> Annotations:
     Raises ManifestError for files that are not as their authors publish them, FileNotFoundError where one is missing.
     """
     try:
-        found = READERS[dataset](folder, split)
+        annotations = READERS[dataset](folder, split)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ManifestError):
             raise
         raise ManifestError(f"the annotations of {dataset} in {folder} are not as published ({error!r})") from None
-    known = set(found.classes)
-    for part, rows in found.splits.items():
-        unknown = sorted({label for _, label in rows} - known)
+    classes = set(annotations.classes)
+    for part, rows in annotations.splits.items():
+        unknown = sorted({label for _, label in rows} - classes)
         if unknown:
             raise ManifestError(f"{folder}: {part} has labels that are no class of {dataset}: {unknown[:5]}")
-    return found
+    return annotations
 
 
 def _one(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.rglob(pattern), key=lambda path: (len(path.parts), path.name))
-    if not found:
+    files = sorted(folder.rglob(pattern), key=lambda path: (len(path.parts), path.name))
+    if not files:
         raise FileNotFoundError(f"no {pattern} in or below {folder}; --annotations says where the annotations are")
-    return found[0]
+    return files[0]
 
 
-def _need(found: Iterable[Any], folder: Path, what: str) -> None:
-    if not any(True for _ in found):
+def _need(items: Iterable[Any], folder: Path, what: str) -> None:
+    if not any(True for _ in items):
         raise FileNotFoundError(f"no {what} in or below {folder}; --annotations says where the annotations are")
 
 
@@ -165,11 +165,11 @@ def _name(classes: list[str], label: int, file: Path) -> str:
 def located(root: Path, videos: Iterator[Path], rows: Labelled) -> tuple[list[tuple[str, str]], list[str]]:
     """(path from the root, class name) of the videos that are there, found by name; and the names of those missing."""
     places = {path.stem if path.is_file() else path.name: path.relative_to(root).as_posix() for path in videos}
-    found, missing = [], []
+    present, missing = [], []
     for names, label in rows:
         place = next((places[name] for name in names if name in places), None)
         if place is None:
             missing.append(names[0])
         else:
-            found.append((place, label))
-    return found, missing
+            present.append((place, label))
+    return present, missing

@@ -38,7 +38,7 @@ class WebDatasetSource:
 
     def batches(self, root: Path, names: Collection[str]) -> Batches:
         start = "" if Path(self.shards).is_absolute() else f"{glob.escape(str(root))}/"
-        files = [Path(found) for pattern in _braces(self.shards) for found in sorted(glob.glob(f"{start}{pattern}"))]
+        files = [Path(file) for pattern in _braces(self.shards) for file in sorted(glob.glob(f"{start}{pattern}"))]
         if not files:
             raise FileNotFoundError(f"no shard matches {self.shards} in {root}")
         for file in files:
@@ -82,12 +82,12 @@ def _shard_batch(file: Path, name: str) -> pa.RecordBatch:
                     videos[key] = member
                 elif suffix in ("cls", "txt", "json"):
                     content = tar.extractfile(member)
-                    found = _texts(file, suffix, content.read().decode() if content else "")
+                    own = _texts(file, suffix, content.read().decode() if content else "")
                     before = texts.setdefault(key, {})
-                    twice = [name for name, value in found.items() if before.get(name, value) != value]
+                    twice = [name for name, value in own.items() if before.get(name, value) != value]
                     if twice:
                         raise ManifestError(f"{file}: {member.name} gives the {twice[0]} of its key again; drop one")
-                    before.update(found)
+                    before.update(own)
     except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
         raise ManifestError(f"{file}: not a shard of WebDataset ({error}); it has to be an uncompressed tar") from None
     missing = [video.name for key, video in videos.items() if "label" not in texts.get(key, {})]
@@ -121,6 +121,6 @@ class _BoundedFile(io.FileIO):
 def _texts(file: Path, suffix: str, text: str) -> dict[str, str]:
     if suffix == "json":
         content = parse_json(file, text)
-        found = content if isinstance(content, dict) else {}
-        return {key: str(found[key]) for key in ("label", "caption") if found.get(key) is not None}
+        fields = content if isinstance(content, dict) else {}
+        return {key: str(fields[key]) for key in ("label", "caption") if fields.get(key) is not None}
     return {"label" if suffix == "cls" else "caption": text.strip()}

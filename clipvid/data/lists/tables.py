@@ -86,7 +86,7 @@ def _of_split(batch: pa.RecordBatch, split: str | None, file: Path) -> pa.Record
     Raises:
         ManifestError: with file and line, for a value that names no split.
     """
-    wanted = []
+    values = []
     for value in pc.unique(batch["split"]).to_pylist():
         name = None if value is None else SPLITS.get(value.strip().lower())
         if name is None:
@@ -96,8 +96,8 @@ def _of_split(batch: pa.RecordBatch, split: str | None, file: Path) -> pa.Record
                 "or drop the column"
             )
         if split in (None, name):
-            wanted.append(value)
-    rows = batch.filter(pc.is_in(batch["split"], pa.array(wanted, pa.string())))
+            values.append(value)
+    rows = batch.filter(pc.is_in(batch["split"], pa.array(values, pa.string())))
     return rows.select([name for name in rows.schema.names if name != "split"])
 
 
@@ -245,14 +245,14 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 def _typed(columns: dict[str, pa.Array], lines: pa.Array, file: str) -> pa.RecordBatch:
     """The batch of text columns; times become numbers, and empty fields null, but for path and label."""
-    found = {}
+    typed = {}
     for name, column in columns.items():
         if name in _NEEDED:
             bad = pc.fill_null(pc.equal(column, ""), True)
             if pc.any(bad).as_py():
                 where = f"{file}:{lines[pc.index(bad, True).as_py()]}"
                 raise ManifestError(f"{where}: no {name} given; every row needs {', '.join(_NEEDED)}")
-            found[name] = column
+            typed[name] = column
             continue
         column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
         if name in NUMBER_COLUMNS:
@@ -260,5 +260,5 @@ def _typed(columns: dict[str, pa.Array], lines: pa.Array, file: str) -> pa.Recor
                 column = pc.cast(column, pa.float64())
             except pa.ArrowInvalid as error:
                 raise ManifestError(f"{file}: column {name!r} is in seconds, a number or empty ({error})") from None
-        found[name] = column
-    return pa.record_batch({**found, "line": lines})
+        typed[name] = column
+    return pa.record_batch({**typed, "line": lines})

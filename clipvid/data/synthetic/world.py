@@ -44,11 +44,11 @@ class WorldConfig:
     test_per_class: int = 6
 
     def __post_init__(self) -> None:
-        for field, known in (("objects", SHAPES), ("motions", MOTIONS)):
+        for field, allowed in (("objects", SHAPES), ("motions", MOTIONS)):
             names = tuple(getattr(self, field))
             object.__setattr__(self, field, names)
-            if not names or len(set(names)) < len(names) or not set(names) <= set(known):
-                raise InputError(f"{field}={names}: expected one or more different names of {tuple(known)}")
+            if not names or len(set(names)) < len(names) or not set(names) <= set(allowed):
+                raise InputError(f"{field}={names}: expected one or more different names of {tuple(allowed)}")
         smallest = {"image_size": 32, "num_frames": 2, "fps": 1, "seed": 0}
         for field, least in {**smallest, **{f"{split}_per_class": 0 for split in SPLITS}}.items():
             if getattr(self, field) < least:
@@ -215,15 +215,15 @@ def _write_table(path: Path, rows: Iterable[Iterable[object]]) -> None:
 
 def _claim(config: WorldConfig, root: Path) -> None:
     """Make `root` the folder of this world, or raise FileExistsError when it is another's."""
-    wanted = {"version": WORLD_VERSION, **json.loads(json.dumps(asdict(config)))}
+    record = {"version": WORLD_VERSION, **json.loads(json.dumps(asdict(config)))}
     described = root / "world.json"
     if described.exists():
-        found = json.loads(described.read_text(encoding="utf-8"))
-        differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        built = json.loads(described.read_text(encoding="utf-8"))
+        differing = [key for key in {**built, **record} if built.get(key) != record.get(key)]
         if differing:
-            told = ", ".join(f"{key}={found.get(key)} (asked: {wanted.get(key)})" for key in differing)
+            listed = ", ".join(f"{key}={built.get(key)} (asked: {record.get(key)})" for key in differing)
             raise FileExistsError(
-                f"{root} holds a world with another config: {told}. "
+                f"{root} holds a world with another config: {listed}. "
                 "Build into another folder, ask for the config that is there, or delete this folder first."
             )
     elif any((root / split).exists() for split in SPLITS):
@@ -233,7 +233,7 @@ def _claim(config: WorldConfig, root: Path) -> None:
         )
     else:
         root.mkdir(parents=True, exist_ok=True)
-        _write_text(described, json.dumps(wanted, indent=2) + "\n")
+        _write_text(described, json.dumps(record, indent=2) + "\n")
 
 
 def build_world(config: WorldConfig, root: str | os.PathLike[str], progress: bool = True) -> Path:
