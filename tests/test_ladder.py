@@ -41,7 +41,7 @@ def ladder(clip_folder: Path, root: Path, **changed: object) -> list[str]:
     """Arguments for a ladder of two rows and two seeds in `root`, whose config lies beside it."""
     world = {"objects": ["ball"], "motions": ["horizontal"], "num_frames": 6, "image_size": 32}
     world |= {"train_per_class": 4, "val_per_class": 0, "test_per_class": 3}
-    cell = {
+    trial = {
         "data": {"root": str(root / "videos"), "val": "test.csv", "world": world, "num_workers": 0},
         "controls": ["reversed", "single"],
         "zero_shot": False,
@@ -51,14 +51,16 @@ def ladder(clip_folder: Path, root: Path, **changed: object) -> list[str]:
             "training": {"epochs": 2, "per_device_train_batch_size": 4, "eval_epochs": 2, "report_to": "none"},
         },
     }
-    config = {"trial": cell, "rows": ROWS, "seeds": [0, 1], "predictions": PREDICTIONS, "output_dir": str(root / "out")}
+    config = {"trial": trial, "rows": ROWS, "seeds": [0, 1], "predictions": PREDICTIONS}
     root.mkdir(parents=True, exist_ok=True)
-    (root / "ladder.yaml").write_text(yaml.safe_dump(config | {"cost_repeats": 1, "repeat": "shift"} | changed))
+    (root / "ladder.yaml").write_text(
+        yaml.safe_dump(config | {"output_dir": str(root / "out"), "cost_repeats": 1, "repeat": "shift"} | changed)
+    )
     return ["ladder", "--config", str(root / "ladder.yaml")]
 
 
-def logits(cell: Path) -> list:
-    return pq.read_table(cell / "predictions.parquet")["view_logits"].to_pylist()
+def logits(trial: Path) -> list:
+    return pq.read_table(trial / "predictions.parquet")["view_logits"].to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -77,22 +79,22 @@ def test_every_row_is_trained_under_every_seed(measured: Path, results: dict) ->
     assert (results["finished"], results["cells"], results["failed"]) == (5, 5, {})
     for row, found in results["rows"].items():
         assert found["seeds"] == [0, 1]
-        cells = [json.loads((measured / f"trials/{row}_seed{seed}/metrics.json").read_text()) for seed in (0, 1)]
+        trials = [json.loads((measured / f"trials/{row}_seed{seed}/metrics.json").read_text()) for seed in (0, 1)]
         for measure in ("top1", "pairs"):
-            told = {"forward": [cell[measure]["value"] for cell in cells]}
+            told = {"forward": [trial[measure]["value"] for trial in trials]}
             for name in ("reversed", "single"):
-                told[name] = [cell["controls"][name][measure]["value"] for cell in cells]
+                told[name] = [trial["controls"][name][measure]["value"] for trial in trials]
             for condition, values in told.items():
                 figure = found["figures"][condition][measure]
                 assert figure["values"] == pytest.approx(values)
                 assert figure["mean"] == pytest.approx(np.mean(values))
                 assert figure["std"] == pytest.approx(np.std(values, ddof=1))
                 assert 0 <= figure["low"] <= figure["mean"] <= figure["high"] <= 1
-        assert [cell["config"]["recipe"]["seed"] for cell in cells] == [0, 1]
+        assert [trial["config"]["recipe"]["seed"] for trial in trials] == [0, 1]
     assert logits(measured / "trials/none_seed0") != logits(measured / "trials/none_seed1")
 
 
-def test_the_second_run_of_a_cell_gives_the_same_scores_to_the_bit(measured: Path, results: dict) -> None:
+def test_the_second_run_of_a_trial_gives_the_same_scores_to_the_bit(measured: Path, results: dict) -> None:
     assert results["repeat"] == {"cell": "shift, seed 0", "same": True}
     assert logits(measured / "trials/shift_seed0") == logits(measured / "trials/shift_seed0_again")
     assert "The second run of shift, seed 0 gave the same scores to the bit." in (measured / "table.md").read_text()
@@ -162,28 +164,28 @@ def test_a_killed_ladder_goes_on_where_it_was(
     clip_folder: Path, measured: Path, tmp_path: Path, number: int, capsys: pytest.CaptureFixture
 ) -> None:
     args = ladder(clip_folder, tmp_path, repeat=None)
-    cells = tmp_path / "out" / "trials"
+    trials = tmp_path / "out" / "trials"
     worker = Worker(tmp_path / "log", {}, _ladder, args)
     deadline = time.monotonic() + 300
-    while not (cells / "shift_seed0" / "run.yaml").exists():
+    while not (trials / "shift_seed0" / "run.yaml").exists():
         assert worker.process.is_alive(), worker.said
         assert time.monotonic() < deadline, worker.said
         time.sleep(0.02)
     worker.signal(number)
     assert worker.ended() != 0
-    while _children(cells):
-        assert time.monotonic() < deadline, "the cells of a ladder outlive it"
+    while _children(trials):
+        assert time.monotonic() < deadline, "the trials of a ladder outlive it"
         time.sleep(0.02)
-    before = (cells / "none_seed0" / "metrics.json").stat().st_mtime_ns
-    assert not (cells / "none_seed1").exists()
+    before = (trials / "none_seed0" / "metrics.json").stat().st_mtime_ns
+    assert not (trials / "none_seed1").exists()
     main(args)
     assert "1 of 4 trials are finished" in capsys.readouterr().out
-    assert (cells / "none_seed0" / "metrics.json").stat().st_mtime_ns == before
-    for cell in ("none_seed0", "shift_seed0", "none_seed1", "shift_seed1"):
-        assert logits(cells / cell) == logits(measured / "trials" / cell)
+    assert (trials / "none_seed0" / "metrics.json").stat().st_mtime_ns == before
+    for trial in ("none_seed0", "shift_seed0", "none_seed1", "shift_seed1"):
+        assert logits(trials / trial) == logits(measured / "trials" / trial)
 
 
-def test_a_cell_that_fails_takes_no_other_with_it(clip_folder: Path, tmp_path: Path) -> None:
+def test_a_trial_that_fails_takes_no_other_with_it(clip_folder: Path, tmp_path: Path) -> None:
     rows = {**ROWS, "broken": {"optim.groups": [{"match": "nothing.*", "lr": 0.1, "weight_decay": 0.0}]}}
     args = ladder(clip_folder, tmp_path, rows=rows, seeds=[3], repeat=None, jobs=2)
     with pytest.raises(
@@ -229,14 +231,14 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_seed_of_a_cell_draws_its_folds_too() -> None:
+def test_the_seed_of_a_trial_draws_its_folds_too() -> None:
     config = parse_config(LadderConfig, ["--config", str(REPOSITORY / "configs/ladder/weizmann.yaml")], "test")
-    cells = ladder_trials(config)
-    assert len(cells) == len(config.rows) * len(config.seeds) + 1
-    for cell in cells:
-        assert cell.config.protocol["seed"] == cell.config.recipe.seed == cell.seed
+    trials = ladder_trials(config)
+    assert len(trials) == len(config.rows) * len(config.seeds) + 1
+    for trial in trials:
+        assert trial.config.protocol["seed"] == trial.config.recipe.seed == trial.seed
     alone = replace(config, trial=replace(config.trial, protocol={"name": "leave_one_group_out"}))
-    assert [cell.config.protocol["seed"] for cell in ladder_trials(alone)] == [cell.seed for cell in cells]
+    assert [trial.config.protocol["seed"] for trial in ladder_trials(alone)] == [trial.seed for trial in trials]
 
 
 def test_a_ladder_of_an_earlier_version_keeps_its_folders(tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
 
 def load_splits(config: DataConfig) -> tuple[Manifest, Manifest]:
     """Return the manifests of `train` and `val` as `load_split` does, and read each list once."""
-    train = load_split(config, "train")
-    return train, _load(config, "val", _class_list(config) or train.classes)
+    train, classes = load_split(config, "train"), _class_list(config)
+    return train, _load(config, "val", train.classes if classes is None else classes)
 
 
 def _class_list(config: DataConfig) -> str | None:
