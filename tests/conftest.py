@@ -103,6 +103,12 @@ def total(output: AdapterOutput) -> Tensor:
     return (output.update * weights).sum() + (0.0 if output.loss is None else output.loss)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory) -> None:
+    """Keep everything that runs store out of the user's cache."""
+    os.environ["CLIPVID_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory) -> Path:
     """Folder of the tiny random CLIP that `make_model` uses."""

@@ -132,6 +132,8 @@ CHANGED = {
     "training.auto_find_batch_size": "true",
     "training.torch_compile": "true",
     "training.frozen_bf16": "true",
+    "training.cache_features": "off",
+    "training.cache_views": 2,
     "data.protocol": "leave_one_group_out",
     "data.augment.label_map_flip": "{ball moving left: ball moving right}",
     "stills.world.fps": 9,
@@ -139,6 +141,13 @@ CHANGED = {
     "stills.world.val_per_class": 1,
     "stills.world.test_per_class": 1,
 }
+
+
+@pytest.mark.parametrize("verb", ["finetune", "pretrain"])
+def test_training_without_augmentation(words, verb: str) -> None:
+    assert parse_config(CONFIGS[verb], words(verb, "--data.augment=null"), "test").data.augment is None
+
+
 SKIPPED_STEPS = "training.max_skipped_steps"  # the loop of all verbs reads it only after a step without finite loss
 
 

@@ -59,6 +59,8 @@ class DataConfig:
         group in turn.
     sampling, stride: `uniform` segments over the video, or a `dense` window with `stride` frames between.
     repeats: clips of each video in an epoch of training, side by side (repeated sampling).
+    augment: random variations of training clips; null to train on the clips of the evaluation, the same ones in every
+        epoch.
     resize: `shortest_center` or `squash`, for evaluation. test_clips, test_crops: views per video in evaluation.
     max_bad_fraction: share of the training videos that may be unreadable before the run stops; up to it, others are
         shown in their place. Unless it is 0, three may be, or a quarter of the videos if that is fewer. In evaluation
@@ -80,7 +82,7 @@ class DataConfig:
     resize: Literal["shortest_center", "squash"] = "shortest_center"
     test_clips: int = 1
     test_crops: int = 1
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     num_workers: int = 2
     max_bad_fraction: float = 0.01
 

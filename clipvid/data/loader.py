@@ -4,6 +4,8 @@ Letters: B clips in a batch, V views of a video (clips x crops), T frames, S pix
 (epoch, index), so workers keep no state and any of them gives the same sample.
 """
 
+import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -14,11 +16,13 @@ from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from clipvid import InputError
 from clipvid.data.batches import EvalBatches, Key, TrainBatches
 from clipvid.data.broken import BadVideos, Failure
+from clipvid.data.collate import collate
+from clipvid.data.feature_store import StoredFeatures
 from clipvid.data.manifest import Manifest
 from clipvid.data.reader import Backend, VideoError, open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
@@ -30,10 +34,18 @@ MAX_DRAWS = 100
 
 
 class VideoItem(TypedDict):
-    """One sample: frames uint8 [T, 3, S, S] in training, [V, T, 3, S, S] in evaluation; label and index of the video
-    shown; in training the epoch of its key; whether it is one that could be read; what was tried and could not."""
+    """One sample of a `VideoDataset`.
 
-    frames: Tensor
+    frames: uint8 [T, 3, S, S] in training, [V, T, 3, S, S] in evaluation. features: stored features, which take the
+    place of `frames`. key: where features of `frames` are to be stored. mirrored: the clip is mirrored.
+    label, index: of the video shown. epoch: of the key, in training. readable: False for a black clip in place of an
+    unreadable video. failures: videos that could not be read.
+    """
+
+    frames: NotRequired[Tensor]
+    features: NotRequired[Tensor]
+    key: NotRequired[str]
+    mirrored: NotRequired[bool]
     label: int
     index: int
     epoch: NotRequired[int]
@@ -63,6 +75,10 @@ class VideoDataset(Dataset[VideoItem]):
         mirror: for training, the class that a mirrored clip of each class shows, None where it is not to be mirrored
             (`clipvid.data.lists.classes.mirror_map`); half of the others are. Without it no clip is.
         backend: video reader, see `open_video`.
+        fixed: in training, show the same clip of a video in every epoch, as an evaluation does.
+        views: in training, draw from this many clips of each video in turn. They depend on the path of the video
+            alone, not on the run's seed. 0 for new clips in every epoch.
+        features: stored features, which are returned in place of the frames they were computed from.
     """
 
     def __init__(
@@ -78,6 +94,9 @@ class VideoDataset(Dataset[VideoItem]):
         frame_order: FrameOrder = "forward",
         mirror: Sequence[int | None] | None = None,
         backend: Backend = "auto",
+        fixed: bool = False,
+        views: int = 0,
+        features: StoredFeatures | None = None,
     ) -> None:
         self.transforms = list(transform) if isinstance(transform, Sequence) else [transform]
         if len(self.transforms) != crops:
@@ -88,7 +107,7 @@ class VideoDataset(Dataset[VideoItem]):
             raise InputError(f"frame_order is {frame_order!r}; expected one of {FRAME_ORDERS}, forward in training")
         self.manifest, self.sampling, self.seed, self.training = manifest, sampling, seed, training
         self.clips, self.crops, self.frame_order, self.backend = clips, crops, frame_order, backend
-        self.mirror = mirror
+        self.mirror, self.fixed, self.views, self.features = mirror, fixed, views, features
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -100,46 +119,85 @@ class VideoDataset(Dataset[VideoItem]):
     def _training_item(self, epoch: int, index: int) -> VideoItem:
         failures: list[Failure] = []
         for draw in range(MAX_DRAWS):
-            generator = keyed_generator(self.seed, epoch, index, *([draw] if draw else []))
+            key: list[int] = [self.seed, epoch, index, *([draw] if draw else [])]
+            generator = keyed_generator(*key)
             shown = int(torch.randint(len(self), (), generator=generator)) if draw else index
+            if self.fixed:
+                key = []
+            elif self.views:
+                key = self._view(epoch, shown)
+                generator = keyed_generator(*key)
             try:
-                (clip,), label = self._read_clips(shown, generator)
+                clip = self._training_clip(shown, key, generator)
             except VideoError as error:
                 failures.append(self._failure(shown, error))
                 continue
-            frames = apply_keyed(self.transforms[0], clip, generator)
-            mirrored = self.mirror[label] if self.mirror is not None else None
-            if mirrored is not None and torch.rand((), generator=generator) < 0.5:
-                frames, label = frames.flip(-1), mirrored
-            return {
-                "frames": frames,
-                "label": label,
-                "index": shown,
-                "epoch": epoch,
-                "readable": True,
-                "failures": failures,
-            }
+            return {**clip, "index": shown, "epoch": epoch, "readable": True, "failures": failures}  # type: ignore[typeddict-item]
         raise InputError(
             f"{MAX_DRAWS} videos drawn in place of each other cannot be read, the last being {failures[-1].path} "
             f"({failures[-1].reason}); run clipvid check-videos on the list"
         )
 
+    def _view(self, epoch: int, index: int) -> list[int]:
+        """Return the key of one of the `views` clips of a video; they take turns, in each run from another one."""
+        first = int(torch.randint(self.views, (), generator=keyed_generator(self.seed, index)))
+        sample = self.manifest.samples[index]
+        name = hashlib.sha256(json.dumps([sample.path, sample.start, sample.end]).encode()).digest()
+        return [int.from_bytes(name[:8], "big"), (first + epoch) % self.views]
+
+    def _training_clip(self, index: int, key: list[int], generator: torch.Generator) -> dict[str, Any]:
+        """Return frames or stored features of one clip, and its label.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
+        sample = self.manifest.samples[index]
+        may_mirror = self.mirror is not None and sample.item is None and self.mirror[sample.label] is not None
+        place, stored = self._stored(index, key, may_mirror)
+        if stored is not None:
+            features, facts = stored
+            mirrored, label = facts["mirrored"] == "True", sample.label
+            clip: dict[str, Any] = {"features": features}
+        else:
+            (frames,), label = self._read_clips(index, None if self.fixed else generator)
+            frames = self.transforms[0](frames) if self.fixed else apply_keyed(self.transforms[0], frames, generator)
+            may_mirror = self.mirror is not None and self.mirror[label] is not None
+            mirrored = may_mirror and bool(torch.rand((), generator=generator) < 0.5)
+            clip = {"frames": frames.flip(-1) if mirrored else frames}
+            if place is not None:
+                clip |= {"key": place, "mirrored": mirrored}
+        if mirrored and self.mirror is not None:
+            label = self.mirror[label] or 0
+        return clip | {"label": label}
+
     def _evaluation_item(self, index: int) -> VideoItem:
         failures: list[Failure] = []
+        label = self.manifest.samples[index].label
+        place, stored = self._stored(index, *([index] if self.frame_order == "shuffled" else []))
+        clip: dict[str, Any]
+        if stored is not None:
+            clip = {"features": stored[0]}
+        else:
+            try:
+                clips, label = self._read_clips(index, None)
+            except VideoError as error:
+                failures.append(self._failure(index, error))
+                clips = [torch.zeros(self.sampling.num_frames, 3, 32, 32, dtype=torch.uint8)] * self.clips
+            clip = {"frames": torch.stack([transform(clip) for clip in clips for transform in self.transforms])}
+            if place is not None and not failures:
+                clip["key"] = place
+        return {**clip, "label": label, "index": index, "readable": not failures, "failures": failures}  # type: ignore[typeddict-item]
+
+    def _stored(self, index: int, *parts: Any) -> tuple[str | None, tuple[Tensor, dict[str, str]] | None]:
+        """Return where the features of a clip are stored, and the features if they are there."""
+        sample = self.manifest.samples[index]
+        if self.features is None or sample.item is not None:
+            return None, None
         try:
-            clips, label = self._read_clips(index, None)
-        except VideoError as error:
-            failures.append(self._failure(index, error))
-            label = self.manifest.samples[index].label
-            clips = [torch.zeros(self.sampling.num_frames, 3, 32, 32, dtype=torch.uint8)] * self.clips
-        views = [transform(clip) for clip in clips for transform in self.transforms]
-        return {
-            "frames": torch.stack(views),
-            "label": label,
-            "index": index,
-            "readable": not failures,
-            "failures": failures,
-        }
+            key = self.features.key(self.manifest.video(index), sample.start, sample.end, *parts)
+        except (OSError, ValueError, RuntimeError):
+            return None, None  # reading it fails, with a message
+        return key, None if key is None else self.features.store.read(key)
 
     def _failure(self, index: int, error: VideoError) -> Failure:
         return Failure(self.manifest.samples[index].path, error.reason or str(error))
@@ -217,7 +275,7 @@ def build_loader(
         dataset,
         batch_sampler=batch_sampler,
         num_workers=num_workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         persistent_workers=num_workers > 0,
         prefetch_factor=2 if num_workers > 0 else None,
         worker_init_fn=_start_worker,
@@ -227,12 +285,6 @@ def build_loader(
     )
     loader.bad_videos = bad_videos or BadVideos()
     return loader
-
-
-def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    failures = [failure for item in items for failure in item.get("failures", [])]
-    batch = default_collate([{key: value for key, value in item.items() if key != "failures"} for item in items])
-    return {**batch, "failures": failures}
 
 
 def _start_worker(worker: int) -> None:

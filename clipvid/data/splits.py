@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from clipvid.data.broken import BadVideos
 from clipvid.data.config import DataConfig
+from clipvid.data.feature_store import StoredFeatures
 from clipvid.data.lists.classes import mirror_map
 from clipvid.data.loader import EvalBatches, FrameOrder, VideoDataset, build_loader
 from clipvid.data.manifest import ClassInfo, Manifest, load_manifest
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic.world import build_world
-from clipvid.data.transforms import eval_transforms, train_transform
+from clipvid.data.transforms import eval_transform, eval_transforms, train_transform
 from clipvid.registry import Choice
 
 BAD_VIDEOS = "bad_videos.jsonl"
+FeatureRecipe: TypeAlias = Callable[..., StoredFeatures]
 
 
 class ClipShape(Protocol):
@@ -77,17 +80,40 @@ def _load(config: DataConfig, split: Literal["train", "val"], classes: str | tup
     )
 
 
-def train_dataset(data: DataConfig, shape: ClipShape, manifest: Manifest, seed: int) -> VideoDataset:
-    """Training clips, varied as the config says."""
-    options = dataclasses.asdict(data.augment)
-    flip, exchanged = options.pop("flip"), options.pop("label_map_flip")
+def train_dataset(
+    data: DataConfig,
+    shape: ClipShape,
+    manifest: Manifest,
+    seed: int,
+    views: int = 0,
+    features: FeatureRecipe | None = None,
+) -> VideoDataset:
+    """Return training clips, varied as the config says.
+
+    Args:
+        views: random clips of each video that take turns; 0 for new ones in every epoch.
+        features: returns the stored features of clips made by a recipe.
+    """
+    sampling, augment = _sampling(data, shape.num_frames), data.augment
+    if augment is None:
+        transform, mirror = eval_transform(shape.image_size, data.resize), None
+    else:
+        options = dataclasses.asdict(augment)
+        flip, exchanged = options.pop("flip"), options.pop("label_map_flip")
+        transform = train_transform(shape.image_size, **options)
+        mirror = mirror_map(manifest.class_names, exchanged) if flip else None
+    varied = data.resize if augment is None else options
+    recipe = ["training", dataclasses.asdict(sampling), shape.image_size, varied]
     return VideoDataset(
         manifest,
-        _sampling(data, shape.num_frames),
-        train_transform(shape.image_size, **options),
+        sampling,
+        transform,
         seed=seed,
         training=True,
-        mirror=mirror_map(manifest.class_names, exchanged) if flip else None,
+        mirror=mirror,
+        fixed=augment is None,
+        views=views,
+        features=None if features is None else features(*recipe),
     )
 
 
@@ -99,20 +125,28 @@ def eval_loader(
     batch_size: int,
     frame_order: FrameOrder = "forward",
     output_dir: Path | None = None,
+    features: FeatureRecipe | None = None,
 ) -> DataLoader:
-    """Every video of the manifest once over all processes, `test_clips x test_crops` views each.
+    """Return every video of the manifest once over all processes, `test_clips x test_crops` views each.
 
-    Unreadable ones are said, and written to `output_dir`/bad_videos.jsonl where there is one.
+    Unreadable ones are logged, and written to `output_dir`/bad_videos.jsonl if that is given.
+
+    Args:
+        features: returns the stored features of clips made by a recipe.
     """
+    sampling = _sampling(data, shape.num_frames)
+    views = [data.test_clips, data.test_crops]
+    recipe = ["evaluation", dataclasses.asdict(sampling), shape.image_size, data.resize, views, frame_order]
     dataset = VideoDataset(
         manifest,
-        _sampling(data, shape.num_frames),
+        sampling,
         eval_transforms(shape.image_size, data.resize, data.test_crops),
         seed=0,
         training=False,
         clips=data.test_clips,
         crops=data.test_crops,
         frame_order=frame_order,
+        features=None if features is None else features(*recipe),
     )
     batches = EvalBatches(
         len(manifest), batch_size, rank=accelerator.process_index, world_size=accelerator.num_processes

@@ -22,6 +22,8 @@ from clipvid import InputError
 from clipvid.data.batches import EvalBatches
 from clipvid.distributed import is_sharded, share_buffers
 from clipvid.files import replacing
+from clipvid.model.encoder import FrozenFeatures
+from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.video_clip import VideoCLIP
 
 Average = Literal["probabilities", "logits"]
@@ -98,9 +100,11 @@ class PredictionCache:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def predict(accelerator: Accelerator, model: VideoCLIP, loader: DataLoader) -> Predictions:
+def predict(
+    accelerator: Accelerator, model: VideoCLIP, loader: DataLoader, features: FeatureCache | None = None
+) -> Predictions:
     """Every video of the loader once, whatever the number of processes; the same on all of them."""
-    return predict_views(accelerator, model, loader).averaged()
+    return predict_views(accelerator, model, loader, features=features).averaged()
 
 
 @torch.no_grad()
@@ -110,6 +114,7 @@ def predict_views(
     loader: DataLoader,
     cache: PredictionCache | None = None,
     bag_of_frames: bool = False,
+    features: FeatureCache | None = None,
 ) -> ViewScores:
     """Logits of every view of every video of the loader, whose sampler is `EvalBatches`; the same on all processes,
     and to the bit the same for any number of them.
@@ -119,6 +124,7 @@ def predict_views(
     Args:
         cache: where batches are kept as they are scored, and from where they are taken up again.
         bag_of_frames: show each frame alone, as a clip of one: C x T views.
+        features: stored features, which a loader made with them returns.
 
     Raises:
         ValueError: nothing to evaluate.
@@ -132,7 +138,7 @@ def predict_views(
     rows = list(held.values())
     rounds = max(gather_object([len(loader)]))
     for batch in loader:
-        scored = _score(accelerator, model, batch, bag_of_frames)
+        scored = _score(accelerator, model, batch, bag_of_frames, features)
         rows.append(scored)
         if cache is not None:
             try:
@@ -153,11 +159,21 @@ def predict_views(
     return ViewScores.joined(gathered)
 
 
-def _score(accelerator: Accelerator, model: VideoCLIP, batch: dict[str, Tensor], bag_of_frames: bool) -> ViewScores:
+def _score(
+    accelerator: Accelerator,
+    model: VideoCLIP,
+    batch: dict[str, Tensor],
+    bag_of_frames: bool,
+    features: FeatureCache | None,
+) -> ViewScores:
     batch = send_to_device(batch, accelerator.device, non_blocking=True)
-    frames = batch["frames"]
-    if bag_of_frames:
-        frames = frames.flatten(1, 2).unsqueeze(2)
+    clips: Tensor | FrozenFeatures
+    if features is not None and "is_stored" in batch:
+        tokens, depth = features.complete(batch)
+        views, clips = tokens.shape[:2], FrozenFeatures(tokens.flatten(0, 1), depth)
+    else:
+        frames = batch["frames"].flatten(1, 2).unsqueeze(2) if bag_of_frames else batch["frames"]
+        views, clips = frames.shape[:2], frames.flatten(0, 1)
     with accelerator.autocast():
-        logits = model(frames.flatten(0, 1)).logits.float().unflatten(0, frames.shape[:2])
+        logits = model(clips).logits.float().unflatten(0, views)
     return ViewScores(*(part.cpu() for part in (batch["index"], batch["label"], batch["readable"], logits)))

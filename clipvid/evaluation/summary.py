@@ -18,6 +18,7 @@ from clipvid.evaluation.metrics import (
     classification_metrics,
     pair_accuracy,
 )
+from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.video_clip import VideoCLIP
 
 
@@ -59,10 +60,14 @@ def summarise_thoroughly(predictions: Predictions, classes: Sequence[ClassInfo])
 
 
 def evaluate(
-    accelerator: Accelerator, model: VideoCLIP, loader: DataLoader, classes: Sequence[ClassInfo]
+    accelerator: Accelerator,
+    model: VideoCLIP,
+    loader: DataLoader,
+    classes: Sequence[ClassInfo],
+    features: FeatureCache | None = None,
 ) -> tuple[Predictions, dict[str, Any]]:
-    """Predictions for every video of the loader, and their figures."""
-    predictions = predict(accelerator, model, loader)
+    """Return predictions for every video of the loader, and their figures."""
+    predictions = predict(accelerator, model, loader, features)
     return predictions, summarise(predictions, classes)
 
 

@@ -43,12 +43,14 @@ from clipvid.experiments.protocols import Part, build_protocol
 from clipvid.files import hash_file, write_json
 from clipvid.hub.folder import find_folder, read_record, weights_hash
 from clipvid.hub.loading import is_saved, load_model
+from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import config_record
 from clipvid.runs.output_folder import OtherRunError, check_output, prepare_output_dir
 from clipvid.runs.record import recorded
 from clipvid.training.config import FinetuneConfig
+from clipvid.training.features import open_features
 from clipvid.training.finetune import finetune
 
 
@@ -164,6 +166,7 @@ class _Run:
         self.title = title_of(config)
         self.model: VideoCLIP
         self._loaded: tuple[Part, tuple[VideoCLIP, list[str]]] | None = None
+        self._features: FeatureCache | None = None  # of the model whose features it holds
 
     def load(self, part: Part) -> None:
         """Load the model of a part now, before its scores are computed."""
@@ -265,9 +268,21 @@ class _Run:
         if key not in self.scores:
             self.accelerator.print(f"{self.title}, {part.group}, {condition}: {len(test)} videos")
             cache = PredictionCache(self.output / "partial" / key[:16], key)
-            loader = eval_loader(config.data, model, test, self.accelerator, config.batch_size, order, self.output)
-            self.scores[key] = predict_views(self.accelerator, model, loader, cache, bag)
+            features = None if bag else self._features_of(model)
+            stored = None if features is None else features.stored
+            loader = eval_loader(
+                config.data, model, test, self.accelerator, config.batch_size, order, self.output, stored
+            )
+            self.scores[key] = predict_views(self.accelerator, model, loader, cache, bag, features)
         return ConditionScores(part.group, condition, key, test, self.scores[key], part.places)
+
+    def _features_of(self, model: VideoCLIP) -> FeatureCache | None:
+        """Return the cache of the frozen part of a model; None if the recipe has none."""
+        if self.config.recipe is None:
+            return None
+        if self._features is None or self._features.model is not model:
+            self._features = open_features(self.config.recipe.training, self.config.data, model, self.accelerator)
+        return self._features
 
     def write_report(self, metrics: dict[str, Any], groups: list[Group]) -> None:
         """`report.html`."""

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,11 +21,22 @@ if TYPE_CHECKING:
 Traces = dict[str, dict[str, Tensor]]
 
 
+class FrozenFeatures(NamedTuple):
+    """Output of the lower, frozen part of the encoder for a batch of clips.
+
+    tokens: [B, T, P+N, D] after the embedding and the first `depth` blocks; [B, T, E] if `depth` is their number + 1.
+    depth: number of blocks done; one more than there are blocks if the pooling head of the tower is done too.
+    """
+
+    tokens: Tensor
+    depth: int
+
+
 class EncoderOutput(NamedTuple):
     """Output of the encoder.
 
     frame_features: [B, T, E], the tower's own image features, not normalized.
-    patch_tokens: [B, T, N, D] of the last block, before the tower's final norm.
+    patch_tokens: [B, T, N, D] of the last block, before the tower's final norm; N = 0 if it was given frame features.
     losses: scalar auxiliary losses by `<adapter>.<block>`.
     traces: traces of the adapters by `<adapter>.<block>`; empty unless requested.
     """
@@ -100,23 +110,66 @@ class VideoEncoder(nn.Module):
             if isinstance(module, nn.Linear | nn.Conv2d) and not _trained(module.parameters()):
                 module.to(torch.bfloat16)
 
-    def forward(self, frames: Tensor, trace: bool = False) -> EncoderOutput:
-        """Encode normalized frames [B, T, 3, S, S]. Blocks below everything that is trained keep no graph."""
-        b, t = frames.shape[:2]
+    def forward(self, frames: Tensor | FrozenFeatures, trace: bool = False) -> EncoderOutput:
+        """Encode normalized frames [B, T, 3, S, S], or continue from the output of `lower`.
+
+        Parts below everything that is trained keep no graph.
+        """
+        tokens, done, needed = frames, 0, False
+        if isinstance(frames, FrozenFeatures):
+            tokens, done = frames
+            if done > len(self.layers):
+                return EncoderOutput(tokens, tokens.new_empty(*tokens.shape[:2], 0, self.tower.width), {}, {})
+        else:
+            needed = frames.requires_grad or _trained(self.tower.ends()[0])
+            with torch.set_grad_enabled(torch.is_grad_enabled() and needed):
+                tokens = self._embed(frames)
+        tokens, losses, traces = self._blocks(tokens, range(done, len(self.layers)), needed, trace)
+        features = self.tower.head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        return EncoderOutput(features, tokens[:, :, self.tower.num_prefix :], losses, traces)
+
+    def frozen_depth(self, with_head: bool = False) -> int | None:
+        """Return the number of blocks that training leaves alone, for `lower`; None if the embedding is trained.
+
+        A block with an adapter that has weights or state is not among them, and neither is one that computes something
+        else in training, by dropout or batch statistics.
+
+        Args:
+            with_head: count the pooling head of the tower as one more block.
+        """
+        before, after = self.tower.ends()
+        if _trained(before) or _varies(self.tower):
+            return None
+        depth = next((index for index, layer in enumerate(self.layers) if not _is_fixed(layer)), len(self.layers))
+        return depth + 1 if with_head and depth == len(self.layers) and not _trained(after) else depth
+
+    @torch.no_grad()
+    def lower(self, frames: Tensor, depth: int) -> FrozenFeatures:
+        """Encode normalized frames [B, T, 3, S, S] up to `depth`, see `FrozenFeatures`."""
+        last = min(depth, len(self.layers))
+        tokens, _, _ = self._blocks(self._embed(frames), range(last), False, False)
+        if depth > last:
+            tokens = self.tower.head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        return FrozenFeatures(tokens, depth)
+
+    def _embed(self, frames: Tensor) -> Tensor:
+        return self.tower.embed(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
+    def _blocks(
+        self, tokens: Tensor, indices: range, needed: bool, trace: bool
+    ) -> tuple[Tensor, dict[str, Tensor], Traces]:
+        """Run some of the blocks. `needed`: a gradient is needed at their input."""
         graph = torch.is_grad_enabled()
-        needed = frames.requires_grad or _trained(self.tower.ends()[0])
-        with torch.set_grad_enabled(graph and needed):
-            tokens = rearrange(self.tower.embed(frames.flatten(0, 1)), "(b t) n d -> b t n d", b=b, t=t)
         losses: dict[str, Tensor] = {}
         traces: Traces = {}
-        for index, layer in enumerate(self.layers):
+        for index in indices:
+            layer = self.layers[index]
             needed = needed or _trained(layer.parameters())
             with torch.set_grad_enabled(graph and needed):
                 tokens, layer_losses, layer_traces = self._run(layer, tokens, trace)
             losses |= {f"{name}.{index}": loss for name, loss in layer_losses.items()}
             traces |= {f"{name}.{index}": seen for name, seen in layer_traces.items()}
-        features = self.tower.head(tokens.flatten(0, 1)).unflatten(0, (b, t))
-        return EncoderOutput(features, tokens[:, :, self.tower.num_prefix :], losses, traces)
+        return tokens, losses, traces
 
     def _run(self, layer: nn.Module, tokens: Tensor, trace: bool) -> tuple[Tensor, dict[str, Tensor], Traces]:
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
@@ -128,3 +181,22 @@ class VideoEncoder(nn.Module):
 
 def _trained(parameters: Iterable[nn.Parameter]) -> bool:
     return any(parameter.requires_grad for parameter in parameters)
+
+
+def _is_fixed(layer: VideoBlock) -> bool:
+    """Return True if a block computes the same in every step of training."""
+    adapters = list(layer.adapters.values())
+    scheduled = any(type(adapter).start_epoch is not Adapter.start_epoch for adapter in adapters)
+    own = any(True for adapter in adapters for _ in (*adapter.parameters(), *adapter.buffers()))
+    return not (scheduled or own or _trained(layer.parameters()) or _varies(layer))
+
+
+def _varies(module: nn.Module) -> bool:
+    """Return True if a module computes something else in training: dropout of values, paths or patches, BatchNorm."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            return True
+        rates = (getattr(part, name, 0) for name in ("p", "prob", "drop_prob"))
+        if any(isinstance(rate, int | float) and rate > 0 for rate in rates):
+            return True
+    return False

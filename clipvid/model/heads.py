@@ -68,6 +68,11 @@ class Head(nn.Module):
         """Number of classes K of a head without text, else None."""
         return None
 
+    @property
+    def needs_patches(self) -> bool:
+        """True if the head reads patch tokens."""
+        return True
+
     def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor | None) -> Tensor:
         """Return logits, or cosines for a head that needs text, [B, K].
 
@@ -121,6 +126,11 @@ class TextHead(Head):
         layers = config.prompt_layers
         self.video_prompts = VideoSpecificPrompts(width, embed_dim, layers) if layers else None
 
+    @property
+    def needs_patches(self) -> bool:
+        """True with video-specific prompts."""
+        return self.video_prompts is not None
+
     def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor | None) -> Tensor:
         """Return the cosines [B, K] of video features [B, E] with text features [K, E], see `Head`."""
         assert text is not None
@@ -151,6 +161,11 @@ class LinearHead(Head):
     def num_classes(self) -> int:
         """Number of classes K."""
         return self.linear.out_features
+
+    @property
+    def needs_patches(self) -> bool:
+        """False: the head reads pooled features."""
+        return False
 
     def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor | None) -> Tensor:
         """Return logits [B, K] of video features [B, E]."""

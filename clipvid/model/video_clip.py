@@ -9,7 +9,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,10 @@ from clipvid.adapters import AdapterConfig
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.model.config import ModelConfig as ModelConfig
 from clipvid.model.context import ContextTokens
-from clipvid.model.encoder import EncoderOutput, Traces, VideoEncoder
+from clipvid.model.encoder import EncoderOutput, FrozenFeatures, VideoEncoder
 from clipvid.model.heads import Head
 from clipvid.model.lora import add_lora, lora_parameters, merge_lora
+from clipvid.model.output import VideoCLIPOutput as VideoCLIPOutput
 from clipvid.model.pixels import check_normalized, normalize
 from clipvid.model.pooling import Pooling
 from clipvid.model.prompts import TEMPLATES, class_prompts, resolve_templates
@@ -32,22 +33,6 @@ from clipvid.model.tuning import set_trainable
 
 if TYPE_CHECKING:
     from clipvid.backbone import Backbone, TextTower
-
-
-class VideoCLIPOutput(NamedTuple):
-    """What `VideoCLIP.forward` returns.
-
-    logits: [B, K]. losses: named scalar auxiliary losses, to be added to the objective.
-    video_features: [B, E], pooled, not normalized. frame_features: [B, T, E]. patch_tokens: [B, T, N, D].
-    traces: what the adapters show of themselves, when asked for.
-    """
-
-    logits: Tensor
-    losses: dict[str, Tensor]
-    video_features: Tensor
-    frame_features: Tensor
-    patch_tokens: Tensor
-    traces: Traces
 
 
 class VideoCLIP(TrainableModel):
@@ -117,12 +102,16 @@ class VideoCLIP(TrainableModel):
         return self.config.num_frames
 
     def forward(
-        self, frames: Tensor, text: Tensor | None = None, trace: bool = False, normalized: bool = False
+        self,
+        frames: Tensor | FrozenFeatures,
+        text: Tensor | None = None,
+        trace: bool = False,
+        normalized: bool = False,
     ) -> VideoCLIPOutput:
         """Compute the logits of clips.
 
         Args:
-            frames: [B, T, 3, S, S], uint8 pixels or normalized floats.
+            frames: [B, T, 3, S, S], uint8 pixels or normalized floats; or their output of `encoder.lower`.
             text: token ids [K, L] of one prompt per class, in place of the labels.
             trace: also return the traces of the adapters.
             normalized: take `frames` as they are, without the check of `normalize`.
@@ -275,7 +264,13 @@ class VideoCLIP(TrainableModel):
         """True if `backbone` is the CLIP that the model is made from: neither trained nor merged with LoRA."""
         return self._base_fingerprint is None
 
-    def _encode(self, frames: Tensor, trace: bool, normalized: bool) -> EncoderOutput:
+    def frozen_depth(self) -> int | None:
+        """Return `VideoEncoder.frozen_depth`, with the pooling head of the tower if the head reads no patch tokens."""
+        return self.encoder.frozen_depth(with_head=not self.head.needs_patches)
+
+    def _encode(self, frames: Tensor | FrozenFeatures, trace: bool, normalized: bool) -> EncoderOutput:
+        if isinstance(frames, FrozenFeatures):
+            return self.encoder(frames, trace)
         height, width = self.backbone.vision.image_shape
         if frames.ndim != 5 or frames.shape[2:] != (3, height, width):
             raise InputError(f"frames are {list(frames.shape)}; expected [B, T, 3, {height}, {width}]")

@@ -21,6 +21,7 @@ FREE = {
     "hub.repo_id",
     "hub.revision",
     "output_dir",
+    "training.cache_features",
     "training.ddp_timeout",
     "training.max_skipped_steps",
     "training.report_to",

@@ -25,6 +25,7 @@ from clipvid.model.video_clip import VideoCLIP
 from clipvid.training.batch_size import largest_batch_size
 from clipvid.training.checkpoint import recorded_batch_size
 from clipvid.training.config import FinetuneConfig, TrainingConfig, VideoRunConfig
+from clipvid.training.features import clips_recur, open_features
 from clipvid.training.objectives import Classification, Objective
 from clipvid.training.optim import build_optimizer, build_scheduler, describe_groups
 from clipvid.training.trainer import CHECKPOINTS, Trainer
@@ -134,17 +135,29 @@ def build_trainer(
     manifest: Manifest,
     accelerator: Accelerator,
     output_dir: Path,
+    keep_features: bool = False,
 ) -> Trainer:
-    """Build the trainer of a run. The model is on its device already."""
+    """Build the trainer of a run. The model is on its device already.
+
+    Args:
+        keep_features: open the cache of `training.cache_features`, for an objective that only shows clips to the model.
+    """
     training = config.training
     if accelerator.is_fsdp2 and (training.torch_compile or training.frozen_bf16):
         raise InputError("training.torch_compile and training.frozen_bf16 do not go with FSDP2: leave them out")
     if training.frozen_bf16:
         model.video_model.encoder.lower_frozen_precision()
-    dataset = train_dataset(config.data, model.video_model, manifest, config.seed)
+    dataset = train_dataset(config.data, model.video_model, manifest, config.seed, training.cache_views)
     if training.auto_find_batch_size:
         earlier = recorded_batch_size(output_dir / CHECKPOINTS)
         training = fit_memory(training, model, objective, dataset, accelerator, earlier)
+    features = None
+    if keep_features and isinstance(model, VideoCLIP):
+        features = open_features(training, config.data, model, accelerator)
+    if features is not None and clips_recur(training, config.data):
+        dataset = train_dataset(
+            config.data, features.model, manifest, config.seed, training.cache_views, features.stored
+        )
     accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
     loader = train_loader(config, dataset, training, accelerator, output_dir)
     optimizer = build_optimizer(model, config.optim)
@@ -162,4 +175,5 @@ def build_trainer(
         config.seed,
         output_dir,
         name_of=lambda index: manifest.samples[index].path,
+        features=features,
     )

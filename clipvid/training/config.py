@@ -35,6 +35,11 @@ class TrainingConfig(LoopSettings):
     mixup, cutmix: alphas, 0 for off. report_to: a tracker of Accelerate (`tensorboard`, `wandb`, ...) or `none`.
     ddp_timeout: seconds after which a process that waits for a dead or hanging one ends with an error.
     torch_compile: compile the blocks of the image tower with their adapters, for training and its evaluations.
+    cache_features: keep what the frozen lower part of the model computes on disk, and read it back in later epochs and
+        runs. `auto` does so where clips recur, up to 10 GiB or half of the free space; a number is a size in GiB and
+        an error where nothing can be kept; `off` turns it off. The folder is `$CLIPVID_CACHE/features`.
+    cache_views: training shows this many random clips of each video in turn, so that their features can be kept. 0 for
+        new clips in every epoch.
     frozen_bf16: keep frozen linears of the image tower in bfloat16 during training; needs `mixed_precision: bf16`,
         under which the results are the same to the bit.
     """
@@ -53,12 +58,17 @@ class TrainingConfig(LoopSettings):
     ddp_timeout: int = 1800
     torch_compile: bool = False
     frozen_bf16: bool = False
+    cache_features: Literal["auto", "off"] | float = "auto"
+    cache_views: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         check_ranges("training", self, **dict.fromkeys((*counts, "ddp_timeout"), (1, FINITE)))
         check_ranges("training", self, label_smoothing=(0, 1), mixup=(0, FINITE), cutmix=(0, FINITE))
+        check_ranges("training", self, cache_views=(0, FINITE))
+        if not isinstance(self.cache_features, str):
+            check_ranges("training", self, cache_features=(0, FINITE))
         if self.eval_epochs < 1:
             raise InputError(f"eval_epochs={self.eval_epochs} must be at least 1; the last epoch is always evaluated")
         if self.frozen_bf16 and self.mixed_precision != "bf16":
@@ -102,8 +112,8 @@ class RunConfig:
         for option in self.UNUSED:
             *parts, name = option.split(".")
             owner: Any = reduce(getattr, parts, self)
-            value = getattr(owner, name)
-            if value != _default(owner, name):
+            value = getattr(owner, name, None)
+            if owner is not None and value != _default(owner, name):
                 raise InputError(f"{option}={value!r}: clipvid {self.VERB} does not use this option; leave it out")
 
     def _check_metric(self) -> None:
@@ -168,6 +178,7 @@ class PretrainConfig(VideoRunConfig):
         "training.label_smoothing",
         "training.mixup",
         "training.cutmix",
+        "training.cache_features",
         "data.protocol",
         "data.augment.label_map_flip",
     )
@@ -204,6 +215,8 @@ class PretrainClipConfig(RunConfig):
         "training.label_smoothing",
         "training.mixup",
         "training.cutmix",
+        "training.cache_features",
+        "training.cache_views",
         "training.auto_find_batch_size",  # the other stills of a batch are part of the objective
         "training.torch_compile",
         "training.frozen_bf16",

@@ -69,16 +69,18 @@ def finetune(
     with preemption(config) as stop:
         model = fresh_model(config, train, accelerator)
         objective = classification(config, len(train.classes))
-        trainer = build_trainer(config, model, objective, train, accelerator, output)
+        trainer = build_trainer(config, model, objective, train, accelerator, output, keep_features=True)
         batch_size = config.training.per_device_eval_batch_size
-        loader = eval_loader(config.data, model, val, accelerator, batch_size, output_dir=output)
+        features = trainer.features
+        stored = None if features is None else features.stored
+        loader = eval_loader(config.data, model, val, accelerator, batch_size, output_dir=output, features=stored)
         best_wanted = config.training.load_best_model_at_end
 
         def on_epoch_end(epoch: int) -> dict[str, Any]:
             last = epoch + 1 == config.training.epochs
             if not (best_wanted if last else (epoch + 1) % config.training.eval_epochs == 0):
                 return {}
-            _, figures = evaluate(accelerator, model, loader, val.classes)
+            _, figures = evaluate(accelerator, model, loader, val.classes, features)
             accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}: {describe(figures)}")
             return {"val_top1": figures["top1"]["value"]}
 
@@ -88,7 +90,7 @@ def finetune(
             if is_sharded(model) or config.training.frozen_bf16:
                 model = fresh_model(config, train, accelerator)
             load_strictly(model.trained_state(), weights)
-            predictions, figures = evaluate(accelerator, model, loader, val.classes)
+            predictions, figures = evaluate(accelerator, model, loader, val.classes, features)
             if state.best is not None:
                 figures["selected"] = state.best | {"by": config.training.metric_for_best_model}
             write_run(output, model, state, predictions, figures, config, accelerator)

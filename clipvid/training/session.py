@@ -19,6 +19,7 @@ from clipvid.evaluation.loop import Predictions
 from clipvid.files import write_json
 from clipvid.hub.card import write_card
 from clipvid.hub.folder import read_record, read_weights, weights_hash
+from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import config_record
@@ -107,16 +108,22 @@ def session(
             )
         prepare_output_dir(Path(config.output_dir), config)
     accelerator.wait_for_everyone()
+    caches: list[FeatureCache] = []
     with recorded(output, accelerator, config_record(config), hashes) as record:
 
         def run(trainer: Trainer, on_epoch_end: EpochEnd) -> TrainState:
             start_trackers(accelerator)
+            caches.extend([trainer.features] if trainer.features is not None else [])
             try:
                 return trainer.run(stop, on_epoch_end)
             finally:
                 record.update(trainer.throughput())
 
-        yield run
+        try:
+            yield run
+        finally:
+            if caches:
+                record["features"] = caches[0].record()
 
 
 def write_run(

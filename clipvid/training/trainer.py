@@ -21,6 +21,7 @@ from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.loader import TrainBatches
 from clipvid.data.sampling import keyed_generator
 from clipvid.distributed import full, load_optimizer_state, prepare, whole
+from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.trainable import TrainableModel
 from clipvid.runs.preemption import Preempted, Preemption
 from clipvid.runs.progress import Progress, RunningMean
@@ -39,7 +40,8 @@ EpochEnd: TypeAlias = Callable[[int], dict[str, Any]]
 class Trainer:
     """A run over `loader`, whose batch sampler decides what each step sees.
 
-    name_of: name of a sample in messages, by its index.
+    name_of: name of a sample in messages, by its index. features: stored features of the frozen part of the model,
+    which a loader made with them returns.
     """
 
     accelerator: Accelerator
@@ -52,6 +54,7 @@ class Trainer:
     seed: int
     output_dir: Path
     name_of: Callable[[int], str] = str
+    features: FeatureCache | None = None
     state: TrainState = field(default_factory=TrainState)
     _steps: int = field(default=0, init=False)
     _seconds: float = field(default=0.0, init=False)
@@ -129,11 +132,14 @@ class Trainer:
         if self._stop.agreed(now=True):
             raise Preempted
 
-    def _micro_step(self, epoch: int, micro: int, batch: dict[str, Tensor]) -> None:
+    def _micro_step(self, epoch: int, micro: int, batch: dict[str, Any]) -> None:
         samples = batch.get("index")
         # Keys of draws are read on the host.
         batch = send_to_device(batch, self.accelerator.device, non_blocking=True, skip_keys=["index", "epoch"])
-        batch["frames"] = self.model.video_model.normalize(batch["frames"])
+        if self.features is not None and "is_stored" in batch:
+            batch["frames"] = self.features.complete(batch)
+        else:
+            batch["frames"] = self.model.video_model.normalize(batch["frames"])
         _seed_everything(self.seed, self.state.step, micro, self.accelerator.process_index)
         with self.accelerator.accumulate(self.wrapped):
             loss, parts = self.objective(self.wrapped, batch, epoch)
@@ -145,7 +151,7 @@ class Trainer:
                 self._guard.close(parts["grad_norm"])
             self._stepper.step()
             self._stepper.zero_grad()
-        self._means.add(parts, len(batch["frames"]) * self.accelerator.num_processes)
+        self._means.add(parts, len(batch["index"]) * self.accelerator.num_processes)
 
     def _finish_step(self, epoch: int) -> None:
         self._weights.follow()

@@ -1,0 +1,148 @@
+"""Features of clips on disk: one memory-mapped file per clip, found by a key of all that its content depends on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clipvid.files import replacing
+
+SUFFIX = ".safetensors"
+
+
+def cache_folder() -> Path:
+    """Return the folder of everything that is computed once and kept: `$CLIPVID_CACHE`, or `~/.cache/clipvid`."""
+    return Path(os.environ.get("CLIPVID_CACHE", Path.home() / ".cache" / "clipvid"))
+
+
+@dataclass
+class FeatureStore:
+    """A folder of features by key, at most `limit` bytes.
+
+    Several processes and runs may share a folder: a file is whole or absent. The least recently used files make room
+    for new ones. A file that was used since this store was opened stays, so that a set of clips larger than the limit
+    keeps the part that fits.
+
+    Attributes:
+        folder: made if it does not exist.
+        limit: size in bytes.
+        full: a clip was not kept, because the limit is reached.
+    """
+
+    folder: Path
+    limit: int
+    full: bool = field(default=False, init=False)
+    _opened: float = field(default_factory=time.time, init=False)
+    _size: int = field(default=0, init=False)
+    _unlisted: float = field(default=math.inf, init=False)  # bytes written since the folder was listed
+
+    def read(self, key: str) -> tuple[Tensor, dict[str, str]] | None:
+        """Return features and facts under `key`; None if they are absent or damaged."""
+        path = self._path(key)
+        try:
+            with safe_open(path, "pt") as file:
+                features, facts = file.get_tensor("features"), dict(file.metadata() or {})
+        except (SafetensorError, OSError):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the time of last use
+        return features, facts
+
+    def write(self, key: str, features: Tensor, facts: dict[str, str] | None = None) -> bool:
+        """Keep features and facts under `key`. Return False if there is no room for them."""
+        needed = features.nbytes + 4096
+        if not self._make_room(needed):
+            self.full = True
+            return False
+        with replacing(self._path(key)) as aside:
+            save_file({"features": features.detach().cpu().contiguous()}, aside, metadata=facts)
+        self._size, self._unlisted = self._size + needed, self._unlisted + needed
+        return True
+
+    def size(self) -> int:
+        """Return the bytes of all files."""
+        return sum(size for _, size, _ in self._files())
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}{SUFFIX}"
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """Return time of last use, size and path of all files."""
+        files = []
+        for path in self.folder.glob(f"*/*{SUFFIX}"):
+            with contextlib.suppress(OSError):  # another process may remove it
+                facts = path.stat()
+                files.append((facts.st_mtime, facts.st_size, path))
+        return files
+
+    def _make_room(self, needed: int) -> bool:
+        if self._unlisted > self.limit / 20:  # other processes write too
+            self._size, self._unlisted = self.size(), 0
+        if self._size + needed <= self.limit:
+            return True
+        if self.full:
+            return False
+        files = sorted(self._files())
+        self._size = sum(size for _, size, _ in files)
+        # Room for many more clips, so that the folder is not listed for each of them.
+        target = self.limit - max(needed, self.limit // 20)
+        for used, size, path in files:
+            if self._size <= target or used >= self._opened:
+                break
+            path.unlink(missing_ok=True)
+            self._size -= size
+        return self._size + needed <= self.limit
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Features of the clips that one data set makes.
+
+    recipe: hash of what all clips share: weights, sampling, augmentation and the like.
+    """
+
+    store: FeatureStore
+    recipe: str
+
+    def key(self, source: str | bytes | Path, *parts: Any) -> str | None:
+        """Return the key of a clip of a video; None if its features cannot be kept.
+
+        Args:
+            source: path or bytes of the video.
+            parts: what else makes the clip: its part of the video, the key of its random draws.
+        """
+        identity = video_identity(source)
+        return None if identity is None else hash_key(self.recipe, identity, *parts)
+
+
+def hash_key(*parts: Any) -> str:
+    """Return the SHA-256 of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def video_identity(source: str | bytes | Path) -> list[Any] | None:
+    """Return what changes when the content of a video changes; None if that cannot be known.
+
+    For a file these are its real path, size and times, for a folder of frames those of its files, and for bytes their
+    hash.
+    """
+    if isinstance(source, bytes):
+        return [hashlib.sha256(source).hexdigest()]
+    path = Path(source)
+    try:
+        path = path.resolve(strict=True)
+        files = [(file.name, file.stat()) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    except OSError:
+        return None
+    return [str(path), [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files]]

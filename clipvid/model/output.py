@@ -1,0 +1,25 @@
+"""Output of `VideoCLIP`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from clipvid.model.encoder import Traces
+
+
+class VideoCLIPOutput(NamedTuple):
+    """What `VideoCLIP.forward` returns.
+
+    logits: [B, K]. losses: named scalar auxiliary losses, to be added to the objective.
+    video_features: [B, E], pooled, not normalized. frame_features: [B, T, E]. patch_tokens: [B, T, N, D].
+    traces: what the adapters show of themselves, when asked for.
+    """
+
+    logits: Tensor
+    losses: dict[str, Tensor]
+    video_features: Tensor
+    frame_features: Tensor
+    patch_tokens: Tensor
+    traces: Traces
