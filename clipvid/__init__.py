@@ -1,14 +1,13 @@
-"""clipvid: CLIP image models made into video models.
+"""Video models from CLIP image models.
 
-`clipvid.finetune` trains a model on labelled video, and `clipvid.evaluate` measures one.
-
-Importing the package registers its models with the Auto classes of transformers.
+`clipvid.finetune` trains a model on labeled video, and `clipvid.evaluate` measures one. Importing the package registers
+its models with the Auto classes of transformers.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what __getattr__ returns, for type checkers and editors
+if TYPE_CHECKING:  # names of __getattr__, for type checkers and editors
     from clipvid import convert as convert
     from clipvid.adapters import ADAPTERS as ADAPTERS
     from clipvid.experiments.python_api import Run as Run
@@ -49,15 +48,15 @@ __all__ = [*_HOMES, *_MODULES, "ClipvidError", "InputError", "RunError"]
 
 
 class ClipvidError(Exception):
-    """Base class of the errors meant for users. The command line prints them as one line, without a traceback."""
+    """Base class of errors meant for users. The command line prints them as one line, without a traceback."""
 
 
 class InputError(ClipvidError, ValueError):
-    """An option, a file or an argument that cannot be used as given."""
+    """Error for an option, a file or an argument that cannot be used."""
 
 
 class RunError(ClipvidError, RuntimeError):
-    """An operation that could not be carried out although its input was valid."""
+    """Error for an operation that failed although its input was valid."""
 
 
 def __getattr__(name: str) -> Any:
@@ -74,5 +73,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# By name: the packages below `clipvid` import its errors, and import-linter follows import statements.
+# Imported by name, since packages below `clipvid` import its errors, and import-linter follows import statements.
 import_module("clipvid.inference.registration").register_with_transformers()

@@ -1,4 +1,4 @@
-"""`python -m clipvid <verb>`."""
+"""Entry point of `python -m clipvid <verb>`."""
 
 from clipvid.commands import main
 

@@ -1,4 +1,4 @@
-"""Checkpoints of papers' authors -> `VideoCLIP`."""
+"""Conversion of checkpoints of papers' authors to `VideoCLIP`."""
 
 from __future__ import annotations
 
@@ -42,16 +42,19 @@ _TEXT_KEYS = (
 def from_ila(
     state_dict: Mapping[str, Any], num_frames: int, norm: str = "batch", eval_batch_stats: bool = False
 ) -> VideoCLIP:
-    """A `VideoCLIP` equal to the authors' ILA model.
+    """Build a `VideoCLIP` equal to the authors' ILA model.
 
     Args:
-        state_dict: the released checkpoint's state dict (or the whole checkpoint, with it under `model`): CLIP under
-            OpenAI's names, ILA's tensors among them. All sizes are read from the tensors; attention heads are 64 wide.
-        num_frames: frames T that it was trained with.
-        norm, eval_batch_stats: whose statistics the BatchNorms use, see `ILAConfig`.
+        state_dict: State dict of the released checkpoint (or the whole checkpoint, with it under `model`). It contains
+            CLIP under OpenAI's names, and ILA's tensors. All sizes are read from the tensors; attention heads are 64
+            wide.
+        num_frames: Number of frames T in its training.
+        norm: Normalization, see `ILAConfig`.
+        eval_batch_stats: Use batch statistics in evaluation, see `ILAConfig`.
 
     Raises:
-        ValueError: not an ILA checkpoint, another frame count, or tensors with no place in the model; names them.
+        InputError: The file is not an ILA checkpoint, the frame count differs, or tensors have no place in the model.
+            The message names them.
     """
     state = dict(state_dict.get("model", state_dict))
     if f"{_BLOCK}0.message_fc.weight" not in state:
@@ -59,7 +62,7 @@ def from_ila(
     variant = "k400" if any("depthwise_conv" in key for key in state) else "ssv2"
     for key in ("mit.positional_embedding", "visual.proj", "visual.conv1.weight", "visual.positional_embedding"):
         if key not in state:
-            raise InputError(f"not a whole ILA checkpoint: no tensor {key}")
+            raise InputError(f"not a complete ILA checkpoint: no tensor {key}")
     trained_frames = state["mit.positional_embedding"].shape[1]
     if trained_frames != num_frames:
         raise InputError(f"num_frames={num_frames}, but the checkpoint was trained with {trained_frames}")
@@ -124,14 +127,14 @@ def _model_config(state: Mapping[str, Tensor], num_frames: int, options: dict[st
 
 
 def _rename(state: Mapping[str, Tensor], variant: str, clip_names: Any, own_names: set[str]) -> dict[str, Tensor]:
-    """ILA's own tensors under our names; the jitter's radius is not in the authors' file and starts anew."""
+    """Rename ILA's tensors. The radius of the jitter is not stored in the authors' file and has its initial value."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         if key not in clip_names:
             renamed |= _rename_one(key, value, variant)
     homeless = [key for key in renamed if key not in own_names]
     if homeless:
-        raise InputError(f"the checkpoint has tensors that an ILA model of its sizes has no place for: {homeless[:8]}")
+        raise InputError(f"the checkpoint has tensors with no place in an ILA model of its sizes: {homeless[:8]}")
     return {key: torch.tensor(0.2) for key in own_names if key.endswith(".jitter")} | renamed
 
 
@@ -168,7 +171,7 @@ def _adapter_name(name: str, variant: str) -> str:
 
 
 def _rename_head(key: str, name: str, value: Tensor) -> dict[str, Tensor]:
-    """MIT and prompts: fused attention split, our names for the linears, matrices turned."""
+    """Rename tensors of MIT and prompts: split fused attention, rename linears, transpose matrices."""
     if key == "mit.positional_embedding":
         return {name: value[0]}
     if key == "prompts_visual_proj":

@@ -1,8 +1,7 @@
-"""Models on several processes: spread over them (FSDP2), their tensors made whole again, their buffers made equal.
+"""Models on several processes: FSDP2, full and local tensors, shared buffers.
 
-Launch files ask for it (`distributed_type: FSDP`, `fsdp_version: 2`); Accelerate does it, and here it is kept from
-quietly doing something else: on CPUs it would train with DDP, and `fully_shard` refuses scalars such as CLIP's
-`logit_scale`.
+Launch files select FSDP2 (`distributed_type: FSDP`, `fsdp_version: 2`), and Accelerate applies it. This module covers
+two gaps: on CPUs Accelerate silently uses DDP, and `fully_shard` refuses scalars such as CLIP's `logit_scale`.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from clipvid import InputError, RunError
 
 
 def follow_launch_file(accelerator: Accelerator) -> None:
-    """Use FSDP2 if the launch file names FSDP, on CPUs too.
+    """Use FSDP2 if the launch file selects FSDP, on CPUs too.
 
     Raises:
-        InputError: FSDP of version 1, FSDP without a launcher of several processes, or DeepSpeed.
-        RunError: this version of Accelerate cannot be switched to FSDP2 on CPUs.
+        InputError: The launch file selects FSDP version 1, FSDP with a single process, or DeepSpeed.
+        RunError: This version of Accelerate cannot be switched to FSDP2 on CPUs.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise InputError(
-            "DeepSpeed keeps optimiser states that these checkpoints cannot hold; FSDP2 shards the same things: take "
-            "configs/accelerate/fsdp2_zero2.yaml for ZeRO-2, configs/accelerate/fsdp2.yaml for ZeRO-3"
+            "DeepSpeed is not supported, since checkpoints cannot contain its optimizer states; FSDP2 is equivalent: "
+            "use configs/accelerate/fsdp2_zero2.yaml for ZeRO-2, configs/accelerate/fsdp2.yaml for ZeRO-3"
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return
@@ -42,39 +41,38 @@ def follow_launch_file(accelerator: Accelerator) -> None:
     if not accelerator.is_fsdp2:
         actual = f"{accelerator.distributed_type.value} with {accelerator.num_processes} process(es)"
         raise InputError(
-            f"the launch file asks for FSDP, and Accelerate gives {actual}; expected fsdp_version: 2 and at least 2 "
-            "processes: see configs/accelerate/fsdp2.yaml, or leave FSDP out"
+            f"the launch file selects FSDP, but Accelerate uses {actual}; expected fsdp_version: 2 and at least 2 "
+            "processes, as in configs/accelerate/fsdp2.yaml, or a launch file without FSDP"
         )
 
 
 def _shard_on_cpus(accelerator: Accelerator) -> None:
     """Switch the Accelerator from DDP to FSDP2 on CPUs.
 
-    Accelerate follows a launch file's FSDP on accelerators only, and has no option for CPUs. Its decision is the
-    `distributed_type` of two shared states: `AcceleratorState` steers `prepare`, `PartialState` the collective
-    operations. This is the only place that writes them.
+    Accelerate uses FSDP on GPUs only and has no option for CPUs. Its decision is the `distributed_type` of two shared
+    states: `AcceleratorState` controls `prepare`, `PartialState` the collective operations. This is the only place that
+    writes them.
 
     Raises:
-        RunError: the switch has no effect, because Accelerate has changed.
+        RunError: The switch has no effect, because Accelerate has changed.
     """
     plugin = FullyShardedDataParallelPlugin()
     accelerator.state.fsdp_plugin = plugin
     for state in (accelerator.state, PartialState()):
         state.distributed_type = DistributedType.FSDP
-    # New objects, as Accelerate makes them inside.
+    # Create new state objects, as Accelerate does internally.
     followed = [accelerator.distributed_type, AcceleratorState().distributed_type, PartialState().distributed_type]
     if set(followed) != {DistributedType.FSDP} or accelerator.is_fsdp2 != (plugin.fsdp_version == 2):
         raise RunError(
             f"accelerate {accelerate.__version__} does not shard on CPUs as this clipvid expects (it has "
-            f"{', '.join(str(kind) for kind in followed)}): install another version, or leave FSDP out"
+            f"{', '.join(str(kind) for kind in followed)}): install another version, or do not use FSDP"
         )
 
 
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """`accelerator.prepare`, with the scalars of a sharded model left whole on every process, their gradients
-    averaged over the processes."""
+    """Call `accelerator.prepare`, with scalars of a sharded model kept whole and their gradients averaged."""
     if accelerator.is_fsdp2:
         scalars = [parameter for parameter in model.parameters() if parameter.ndim == 0]
         accelerator.state.fsdp_plugin.ignored_modules = [nn.ParameterList(scalars)]
@@ -86,36 +84,36 @@ def prepare(
         for scalar in scalars:
             if scalar.requires_grad:
                 scalar.register_post_accumulate_grad_hook(average)
-        # Outputs of a forward are views of tokens; nobody edits them in place.
+        # Outputs of a forward pass are views of tokens, which are never modified in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     wrapped, prepared = accelerator.prepare(model, optimizer)
     return wrapped, prepared
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Some parameter is spread over processes."""
+    """Return True if a parameter is sharded over processes."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
-    """BatchNorm statistics differ between processes; everyone evaluates with those of the first."""
+    """Broadcast buffers of the first process, since BatchNorm statistics differ between processes."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A sharded tensor made whole, by all processes together; a whole one as it is."""
+    """Return a sharded tensor as a whole one, by all processes together. A whole tensor is returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor, sharing its memory; a whole tensor as it is."""
+    """Return this process's part of a sharded tensor, sharing its memory. A whole tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(nested: Any) -> Any:
-    """A copy on the CPU of every tensor in `nested`, sharded ones made whole; all processes call it together."""
+    """Copy every tensor in `nested` to the CPU, unsharded. All processes call this together."""
 
     def copy(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -126,14 +124,14 @@ def whole(nested: Any) -> Any:
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same on all processes, sharded as `like` is."""
+    """Shard a whole tensor, the same on all processes, like `like`."""
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a whole state into an optimiser whose parameters may be sharded; how it computes stays its own choice."""
+    """Load a whole state into an optimizer with possibly sharded parameters. Implementation flags are kept."""
     own = {"fused": optimizer.defaults.get("fused"), "foreach": optimizer.defaults.get("foreach")}
     optimizer.load_state_dict(state | {"param_groups": [group | own for group in state["param_groups"]]})
     for parameter, values in optimizer.state.items():

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, failed writes, and hashes."""
+"""Atomic writing of files, detection of failed writes, and hashes."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ _TORCH_WRITER = re.compile("PytorchStreamWriter failed|inline_container.*unexpec
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON as `replacing` does, with letters of all scripts as they are."""
+    """Write JSON atomically (see `replacing`), without escaping non-ASCII letters."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    # File names that are not UTF-8 hold lone surrogates, which only an escape can write.
+    # File names that are not UTF-8 contain lone surrogates, which must be escaped.
     write_text(path, re.sub("[\ud800-\udfff]", lambda sign: f"\\u{ord(sign[0]):04x}", text) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text with its line ends unchanged, as `replacing` does."""
+    """Write UTF-8 text atomically (see `replacing`), with its line ends unchanged."""
     write_bytes(path, content.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write bytes as `replacing` does."""
+    """Write bytes atomically (see `replacing`)."""
     with replacing(path) as aside:
         aside.write_bytes(content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; rename the file to `path` when the block ends.
+    """Yield a temporary path next to `path`, and rename the file to `path` when the block ends.
 
-    `path` therefore holds a whole file or none. If the block fails, `path` is left as it was. The file has the mode
-    that the umask gives, whatever the writer sets. The name of the file aside contains the process id.
+    `path` therefore contains a complete file or none. If the block fails, `path` is not changed. The mode of the file
+    follows the umask. The temporary name contains the process id.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}.partial")
@@ -87,7 +87,7 @@ def write_flushed(path: Path, content: bytes) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush the names of a folder's files to the disk. Windows and some network file systems cannot, and need not."""
+    """Flush the names of a folder's files to the disk. Windows and some network file systems do not support it."""
     if not _FOLDERS_FLUSH:
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -101,10 +101,10 @@ def flush_folder(folder: Path) -> None:
 
 
 def check_regular(path: Path, what: str) -> None:
-    """Raise InputError where `path` exists and is not a regular file, so that no pipe is waited for.
+    """Raise InputError if `path` exists and is not a regular file, since opening a pipe would block.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
+        FileNotFoundError: `path` does not exist.
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
@@ -114,16 +114,16 @@ def check_regular(path: Path, what: str) -> None:
 
 @contextmanager
 def replace_together(folder: Path, stale: Collection[str], last: str) -> Iterator[Path]:
-    """Yield an empty folder; when the block ends, move the files written there into `folder`.
+    """Yield an empty folder. When the block ends, move the files written there into `folder`.
 
-    Files of the same names are replaced, and files in `stale` removed, by renames within `folder`. If anything fails,
-    in the block or between the renames, `folder` is left as it was. A process that is killed between two renames leaves
-    some old and some new files; `last` is still the old one then. New files have the mode that `open` gives.
+    Files with the same names are replaced, and files in `stale` removed, by renames within `folder`. If anything fails,
+    in the block or between the renames, `folder` is restored. A process killed between two renames leaves some old and
+    some new files; `last` is then still the old one. The mode of new files follows the umask.
 
     Args:
-        folder: made if it does not exist.
-        stale: paths of files, relative to `folder`.
-        last: path of the file to replace after all others, relative to `folder`.
+        folder: Target folder, created if it does not exist.
+        stale: Paths of files, relative to `folder`.
+        last: Path of the file to replace after all others, relative to `folder`.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def replace_together(folder: Path, stale: Collection[str], last: str) -> Iterato
         old.mkdir()
         yield new
         names = [path.relative_to(new).as_posix() for path in sorted(new.rglob("*")) if path.is_file()]
-        mode = new.stat().st_mode & 0o666  # of a folder: all that the umask allows
+        mode = new.stat().st_mode & 0o666  # the mode of a folder shows the umask
         for name in names:
             (new / name).chmod(mode)
         _swap(folder, new, old, sorted({*names, *stale}, key=lambda name: (name == last, name)))
@@ -146,7 +146,7 @@ def replace_together(folder: Path, stale: Collection[str], last: str) -> Iterato
 
 
 def _swap(folder: Path, new: Path, old: Path, names: list[str]) -> None:
-    """Move each of `names` in `folder` to `old`, and from `new` to `folder`; undo all moves if one fails."""
+    """Move each of `names` in `folder` to `old`, and from `new` to `folder`. Undo all moves if one fails."""
     done: list[tuple[Path, Path]] = []
     try:
         for name in names:
@@ -171,10 +171,10 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def failed_write(error: BaseException) -> str | None:
-    """Return one line about a write that failed, or None for an error of another kind.
+    """Return one line about a failed write, or None for other errors.
 
-    safetensors and torch write files without Python, and raise errors of their own classes. A full `/dev/shm`, over
-    which the processes of a loader hand over batches, counts as a full disk.
+    safetensors and torch write files without Python and raise their own error classes. A full `/dev/shm`, through which
+    loader processes pass batches, counts as a full disk.
     """
     from safetensors import SafetensorError
 
@@ -182,7 +182,7 @@ def failed_write(error: BaseException) -> str | None:
     is_writer = isinstance(error, SafetensorError) and "I/O error" in text
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if is_writer or isinstance(error, RuntimeError):
-        is_full = "No space left on device" in text or "os error 112" in text  # the latter on Windows
+        is_full = "No space left on device" in text or "os error 112" in text  # the latter is from Windows
         is_writer |= _TORCH_WRITER.search(text) is not None
     if is_full:
         return f"{text}. Free some space and start the same command again: finished work is kept"
@@ -190,6 +190,6 @@ def failed_write(error: BaseException) -> str | None:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 else:
 
     class OptionValue:
-        """Type of the options in a `Choice`, for the parser: any value, taken as it is written.
+        """Type of the options in a `Choice`, for the parser: any value, without conversion.
 
         Under `Any` jsonargparse would read a quoted number as a number. `build_config` checks the values.
         """
@@ -35,11 +35,16 @@ else:
 
 Choice: TypeAlias = str | dict[str, OptionValue]
 FINITE = sys.float_info.max
-PLUGINS = "CLIPVID_PLUGINS"  # environment variable: modules and files to import, for child processes
+PLUGINS = "CLIPVID_PLUGINS"  # environment variable with modules and files to import, for child processes
 
 
 class UnknownNameError(InputError):
-    """A name that no entry of a registry has. kind, name: what was looked for."""
+    """Error for a name that is not in a registry.
+
+    Attributes:
+        kind: Kind of the registry's entries.
+        name: The unknown name.
+    """
 
     def __init__(self, kind: str, name: str, message: str) -> None:
         super().__init__(message)
@@ -47,19 +52,19 @@ class UnknownNameError(InputError):
 
 
 class Chosen(NamedTuple):
-    """An entry by name, and its options: a frozen dataclass."""
+    """Name of an entry and its options, a frozen dataclass."""
 
     name: str
     config: Any
 
 
 class Registry(dict[str, Any]):
-    """Entries by name. An entry is a class. Its options are the fields of its `Config`, or its own for a dataclass.
+    """Classes by name. The options of an entry are the fields of its `Config`, or of the entry if it is a dataclass.
 
     Args:
-        kind: what is chosen, as users type it ("adapter", "head").
-        entries: the built-in ones.
-        group: entry-point group through which other packages add entries, such as `clipvid.adapters`.
+        kind: Kind of the entries, as in messages ("adapter", "head").
+        entries: Built-in entries.
+        group: Entry-point group through which other packages add entries, such as `clipvid.adapters`.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, type], group: str | None = None) -> None:
@@ -67,13 +72,13 @@ class Registry(dict[str, Any]):
         self.kind, self.group = kind, group
 
     def config_class(self, name: str) -> type:
-        """Return the dataclass of the options of an entry."""
+        """Return the dataclass of an entry's options."""
         entry = self[name]
         config: type = getattr(entry, "Config", entry)
         return config
 
     def find(self, name: str) -> Any | None:
-        """Return the entry of a name, from an installed package if it is not built in; None if there is none."""
+        """Return an entry by name, from an installed package if it is not built in, or None."""
         if name not in self:
             self.load_plugins(name)
         return self.get(name)
@@ -82,10 +87,11 @@ class Registry(dict[str, Any]):
         """Return the name and the config that `choice` describes.
 
         Args:
-            choice: a name, or a mapping with `name` and options.
+            choice: A name, or a mapping with `name` and options.
 
         Raises:
-            InputError: an unknown name or option, or a value of the wrong type; names the nearest valid one.
+            InputError: A name or option is unknown, or a value has the wrong type. The message suggests the nearest
+                valid one.
         """
         options = {"name": choice} if isinstance(choice, str) else dict(choice) if isinstance(choice, Mapping) else {}
         name = options.pop("name", None)
@@ -105,21 +111,21 @@ class Registry(dict[str, Any]):
         """Return configs by name, in order.
 
         Raises:
-            InputError: see `resolve`; the same name twice.
+            InputError: See `resolve`; or a name is listed twice.
         """
         resolved = [self.resolve(choice) for choice in choices]
         names = [name for name, _ in resolved]
         if len(set(names)) < len(names):
-            raise InputError(f"{self.kind}: each may stand once in a list, got {names}")
+            raise InputError(f"{self.kind}: each name may be listed once, got {names}")
         return dict(resolved)
 
     def load_plugins(self, name: str | None = None) -> None:
         """Add the entries of other packages: the entry `name` of this registry's entry-point group, or all.
 
-        The modules that `--plugin` named, here or in the process that started this one, are imported first.
+        Modules of `--plugin`, here or in the parent process, are imported first.
 
         Raises:
-            RunError: a package's entry cannot be imported, or is not a class with the options of a dataclass.
+            RunError: A package's entry cannot be imported, or is not a class with dataclass options.
         """
         for plugin in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
             import_plugin(plugin)
@@ -147,29 +153,29 @@ class Registry(dict[str, Any]):
 
 
 def import_plugin(plugin: str) -> None:
-    """Import a module that adds entries to registries, in this process and in those that it starts.
+    """Import a module that adds entries to registries, in this process and its child processes.
 
     Args:
-        plugin: name of a module, or path of a Python file.
+        plugin: Name of a module, or path of a Python file.
 
     Raises:
-        InputError: no such module or file, or a file with the name of another module.
+        InputError: The module or file does not exist, or a file has the name of another module.
     """
     if not plugin:
         raise InputError("--plugin: expected the name of a module or the path of a Python file")
     file = Path(plugin).resolve() if plugin.endswith(".py") else None
     if file is not None and not file.is_file():
-        raise InputError(f"--plugin {plugin}: there is no such file")
+        raise InputError(f"--plugin {plugin}: the file does not exist")
     name = plugin if file is None else file.stem
     if file is not None and str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))  # processes that are started later get the same path
+        sys.path.append(str(file.parent))  # child processes inherit the path
     try:
         module = import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
         raise InputError(
-            f"--plugin {plugin}: there is no such module; install it, or give the path of a file"
+            f"--plugin {plugin}: the module does not exist; install it, or pass the path of a file"
         ) from None
     if file is not None and Path(module.__file__ or "").resolve() != file:
         raise InputError(f"--plugin {plugin}: {module.__file__ or 'Python'} has the same module name; rename the file")
@@ -183,11 +189,12 @@ def build_config(config_class: type, options: Mapping[str, Any], owner: str) -> 
     """Return `config_class(**options)` after a strict check of names and types.
 
     Args:
+        config_class: Dataclass of the config.
         options: JSON types. A boolean is not an integer, and a number is not a string.
-        owner: subject of the error message, such as `adapter 'ila'`.
+        owner: Subject of the error message, such as `adapter 'ila'`.
 
     Raises:
-        InputError: an unknown name or a value of the wrong type; names the option, the value and what was expected.
+        InputError: A name is unknown or a value has the wrong type. The message has the option and the expected type.
     """
     hints = _field_types(config_class)
     for key in options:
@@ -198,10 +205,10 @@ def build_config(config_class: type, options: Mapping[str, Any], owner: str) -> 
 
 
 def check_type(value: Any, hint: Any, owner: str) -> Any:
-    """Return `value`, made of JSON types, as the type `hint`.
+    """Convert `value`, made of JSON types, to the type `hint`.
 
     Raises:
-        InputError: it has another type.
+        InputError: The value has another type.
     """
     adapter = _type_adapter(hint)
     if adapter is None:
@@ -213,11 +220,11 @@ def check_type(value: Any, hint: Any, owner: str) -> Any:
         near = suggest(value, _literals(hint)) if isinstance(value, str) else ""
         raise InputError(f"{owner}={value!r}: expected {' or '.join(expected)}{near}") from None
     except TypeError:
-        raise InputError(f"{owner}={value!r}: expected a value that JSON can hold") from None
+        raise InputError(f"{owner}={value!r}: expected a value that JSON can represent") from None
 
 
 def config_to_choice(name: str, config: Any) -> dict[str, Any]:
-    """Return the inverse of `Registry.resolve`: a JSON-ready mapping with every option written out."""
+    """Return the inverse of `Registry.resolve`: a JSON-ready mapping with all options explicit."""
     return {"name": name, **dataclasses.asdict(config)}
 
 
@@ -229,11 +236,12 @@ def check_option(owner: str, option: str, value: Any, allowed: tuple[Any, ...]) 
 
 
 def check_ranges(owner: str, config: Any, **bounds: tuple[float, float]) -> None:
-    """Raise InputError for a field of `config` outside its bounds, both included, or not a number.
+    """Raise InputError for a field of `config` outside its bounds (inclusive) or not a number.
 
     Args:
-        owner: where users type the fields, such as `optim`.
-        bounds: lowest and highest value by field. The highest finite float stands for any finite number.
+        owner: Prefix of the fields in messages, such as `optim`.
+        config: Config with the fields.
+        bounds: Lowest and highest value by field. The largest finite float means any finite number.
     """
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
@@ -255,14 +263,14 @@ def _field_types(config_class: type) -> dict[str, Any]:
 
 
 def _literals(hint: Any) -> list[str]:
-    """Return the words that a type allows, such as those of a `Literal` in a union."""
+    """Return the words of a type, such as those of a `Literal` in a union."""
     if get_origin(hint) is Literal:
         return [value for value in get_args(hint) if isinstance(value, str)]
     return [word for part in get_args(hint) for word in _literals(part)]
 
 
 def _type_adapter(hint: Any) -> TypeAdapter[Any] | None:
-    """Return a checker of JSON values for a type; None for a type that JSON values cannot have."""
+    """Return a checker of JSON values for a type, or None if JSON values cannot have the type."""
     try:
         return TypeAdapter(hint)
     except (PydanticSchemaGenerationError, PydanticUserError):

@@ -1,4 +1,4 @@
-"""python scripts/benchmark.py adapters --backbone ViT-B-32"""
+"""Run `clipvid benchmark`: `python scripts/benchmark.py adapters --backbone ViT-B-32`."""
 
 from clipvid.commands import run
 

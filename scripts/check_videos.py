@@ -1,4 +1,4 @@
-"""python scripts/check_videos.py train.csv --root /path/to/videos"""
+"""Run `clipvid check-videos`: `python scripts/check_videos.py train.csv --root /path/to/videos`."""
 
 from clipvid.commands import run
 

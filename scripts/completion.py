@@ -1,4 +1,4 @@
-"""python scripts/completion.py bash"""
+"""Run `clipvid completion`: `python scripts/completion.py bash`."""
 
 from clipvid.commands import run
 

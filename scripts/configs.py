@@ -1,4 +1,4 @@
-"""python scripts/configs.py --copy DIR"""
+"""Run `clipvid configs`: `python scripts/configs.py --copy DIR`."""
 
 from clipvid.commands import run
 

@@ -1,4 +1,4 @@
-"""python scripts/convert.py ila --checkpoint x.pth --num_frames 8 --output_dir outputs/ila"""
+"""Run `clipvid convert`: `python scripts/convert.py ila --checkpoint x.pth --num_frames 8 --output_dir outputs/ila`."""
 
 from clipvid.commands import run
 

@@ -1,4 +1,4 @@
-"""python scripts/demo.py"""
+"""Run `clipvid demo`: `python scripts/demo.py`."""
 
 from clipvid.commands import run
 

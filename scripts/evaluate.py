@@ -1,4 +1,4 @@
-"""python scripts/evaluate.py --model outputs/demo/ila --data.root outputs/demo/world ..."""
+"""Run `clipvid evaluate`: `python scripts/evaluate.py --model outputs/demo/ila --data.root outputs/demo/world ...`."""
 
 from clipvid.commands import run
 

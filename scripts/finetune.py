@@ -1,4 +1,4 @@
-"""accelerate launch scripts/finetune.py --config configs/demo.yaml"""
+"""Run `clipvid finetune`: `accelerate launch scripts/finetune.py --config configs/demo.yaml`."""
 
 from clipvid.commands import run
 

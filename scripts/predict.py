@@ -1,4 +1,4 @@
-"""python scripts/predict.py --model outputs/demo/ila clip.mp4"""
+"""Run `clipvid predict`: `python scripts/predict.py --model outputs/demo/ila clip.mp4`."""
 
 from clipvid.commands import run
 

@@ -1,4 +1,4 @@
-"""python scripts/prepare.py ucf101 --root /path/to/ucf101"""
+"""Run `clipvid prepare`: `python scripts/prepare.py ucf101 --root /path/to/ucf101`."""
 
 from clipvid.commands import run
 

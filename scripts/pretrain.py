@@ -1,4 +1,4 @@
-"""accelerate launch scripts/pretrain.py --config configs/pretrain/video.yaml"""
+"""Run `clipvid pretrain`: `accelerate launch scripts/pretrain.py --config configs/pretrain/video.yaml`."""
 
 from clipvid.commands import run
 

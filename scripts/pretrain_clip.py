@@ -1,4 +1,4 @@
-"""accelerate launch scripts/pretrain_clip.py --config configs/pretrain/tiny_clip.yaml"""
+"""Run `clipvid pretrain-clip`: `python scripts/pretrain_clip.py --config configs/pretrain/tiny_clip.yaml`."""
 
 from clipvid.commands import run
 

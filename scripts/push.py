@@ -1,4 +1,4 @@
-"""python scripts/push.py --model outputs/demo/ila --repo_id user/name"""
+"""Run `clipvid push`: `python scripts/push.py --model outputs/demo/ila --repo_id user/name`."""
 
 from clipvid.commands import run
 

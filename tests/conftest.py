@@ -1,4 +1,4 @@
-"""Small random CLIPs, models around them and shared fixture files; nothing here touches the network."""
+"""Small random CLIPs, models around them and shared fixture files. Nothing here uses the network."""
 
 import copy
 import functools
@@ -24,7 +24,7 @@ from clipvid.model.config import ModelConfig
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import VideoCLIP
 
-torch.set_num_threads(1)  # on tensors this small threads only wait for each other
+torch.set_num_threads(1)  # threads slow down operations on tensors this small
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -34,14 +34,14 @@ STEADY: dict[str, dict[str, Any]] = {"ila": {"hidden": 64, "norm": "frozen_batch
 
 
 def clip_config(vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **top: Any) -> dict[str, Any]:
-    """open_clip's `model_cfg` of a tiny CLIP: grid 4 x 4, width 64, two heads, two blocks; the whole vocabulary."""
+    """Return open_clip's `model_cfg` of a tiny CLIP: grid 4 x 4, width 64, two heads, two blocks, full vocabulary."""
     vision_cfg = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32}
     text_cfg = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 1}
     return {"embed_dim": 32, "vision_cfg": vision_cfg | (vision or {}), "text_cfg": text_cfg | (text or {})} | top
 
 
 def write_clip(folder: Path, config: dict[str, Any], seed: int = 0) -> Path:
-    """A random CLIP of `config` as open_clip's own folder, written without clipvid; every tensor is random."""
+    """Write a random CLIP of `config` as open_clip's folder, without clipvid. Every tensor is random."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
@@ -49,7 +49,7 @@ def write_clip(folder: Path, config: dict[str, Any], seed: int = 0) -> Path:
     kinds = {"custom_text": open_clip.CustomTextCLIP, "multimodal_cfg": open_clip.CoCa}
     kind = next((cls for key, cls in reversed(kinds.items()) if key in config), open_clip.CLIP)
     clip = kind(**{key: value for key, value in config.items() if key != "custom_text"})
-    for parameter in clip.parameters():  # some of open_clip's are left unset
+    for parameter in clip.parameters():  # open_clip leaves some unset
         parameter.data.nan_to_num_(0.0).clamp_(-5, 5)
     shake(clip)
     save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
@@ -58,7 +58,7 @@ def write_clip(folder: Path, config: dict[str, Any], seed: int = 0) -> Path:
 
 @torch.no_grad()
 def shake(module: nn.Module, amount: float = 0.1, seed: int = 1) -> None:
-    """Move every parameter and every BatchNorm statistic of `module` by noise."""
+    """Add noise to every parameter and every BatchNorm statistic of `module`."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         parameter.add_(amount * torch.randn(parameter.shape, generator=generator).to(parameter))
@@ -70,26 +70,26 @@ def shake(module: nn.Module, amount: float = 0.1, seed: int = 1) -> None:
 
 
 def shake_adapters(model: VideoCLIP) -> VideoCLIP:
-    """`model`, its adapters moved, each by noise of its own."""
+    """Add noise to the adapters of `model` and return it."""
     for seed, adapter in enumerate(model.encoder.adapters()):
         shake(adapter, 0.05, seed)
     return model
 
 
 def random_frames(batch: int = 2, num_frames: int = 3, size: int = 64, seed: int = 2) -> Tensor:
-    """Frames [B, T, 3, S, S] within the range of normalized pixels of every CLIP here."""
+    """Return frames [B, T, 3, S, S] within the range of normalized pixels of every CLIP here."""
     frames = torch.randn(batch, num_frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
     return frames.clamp(-1.2, 1.2)
 
 
 def random_tokens(frames: int = 3, grid: tuple[int, int] = (3, 5), prefix: int = 1, batch: int = 2) -> Tensor:
-    """Tokens [B, T, P+N, 64] of a stream."""
+    """Return tokens [B, T, P+N, 64] of a stream."""
     generator = torch.Generator().manual_seed(3)
     return torch.randn(batch, frames, prefix + grid[0] * grid[1], 64, generator=generator)
 
 
 def make_adapter(name: str, num_frames: int = 3, **options: Any) -> Adapter:
-    """A registered adapter of its `SMALL` size for width 64 with two heads, moved away from its initialisation."""
+    """Build a registered adapter of its `SMALL` size for width 64 with two heads, with noise added."""
     torch.manual_seed(4)
     block = BlockInfo(64, 2, num_frames, SelfAttention(64, 2), nn.LayerNorm(64))
     adapter = ADAPTERS[name](ADAPTERS[name].Config(**SMALL.get(name, {}) | options), block)
@@ -98,7 +98,7 @@ def make_adapter(name: str, num_frames: int = 3, **options: Any) -> Adapter:
 
 
 def total(output: AdapterOutput) -> Tensor:
-    """A scalar that depends on all an adapter returns."""
+    """Return a scalar that depends on all outputs of an adapter."""
     weights = torch.randn(output.update.shape, generator=torch.Generator().manual_seed(5)).to(output.update)
     return (output.update * weights).sum() + (0.0 if output.loss is None else output.loss)
 
@@ -121,7 +121,7 @@ def _loaded(name: str, image_size: int | None) -> Backbone:
 
 
 def fresh_backbone(name: str, image_size: int | None = None) -> Backbone:
-    """What `load_backbone` gives, from a copy in memory."""
+    """Return the result of `load_backbone`, from a copy in memory."""
     loaded = _loaded(name, image_size)
     tokenizer = loaded.text.tokenizer
     return copy.deepcopy(loaded, {id(tokenizer): tokenizer})
@@ -129,7 +129,7 @@ def fresh_backbone(name: str, image_size: int | None = None) -> Backbone:
 
 @pytest.fixture
 def tiny_folder(clip_folder, tmp_path, monkeypatch) -> Path:
-    """Folder of a CLIP that stands in for the packaged `tiny`, the one backbone here that its name alone brings."""
+    """Replace the packaged `tiny` by a random CLIP, so that its name alone loads it, and return the folder."""
     folder = shutil.copytree(clip_folder, tmp_path / "packaged")
     monkeypatch.setattr(loading, "_TINY_FOLDER", folder)
     return folder
@@ -137,9 +137,10 @@ def tiny_folder(clip_folder, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def make_model(clip_folder) -> Callable[..., VideoCLIP]:
-    """A model around the CLIP in `folder` with fields of `ModelConfig`; adapters given by name get `SMALL` options.
+    """Return a function that builds a model around the CLIP in `folder`, with fields of `ModelConfig`.
 
-    `is_public` takes `tiny` instead, which the fixture `tiny_folder` must have put in place.
+    Adapters given by name get `SMALL` options. `is_public` uses `tiny` instead, which the fixture `tiny_folder` must
+    have replaced.
     """
 
     def build(
@@ -166,7 +167,7 @@ def make_model(clip_folder) -> Callable[..., VideoCLIP]:
 
 @pytest.fixture(scope="session")
 def shared_fixture() -> Callable[[str], dict[str, Tensor]]:
-    """Tensors of a shared fixture file by its name; skips where the folder is absent."""
+    """Return a function that loads a shared fixture file by name. It skips the test if the folder is missing."""
     folder = Path(os.environ.get("CLIPVID_SHARED_FIXTURES", REPOSITORY.parent / "shared" / "fixtures"))
 
     def read(name: str) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""What the tests of the Hub run in a process of its own, whose environment points at the server of `hub_server.py`.
+"""Functions that tests of the Hub run in a separate process, whose environment points at the server of `hub_server.py`.
 
-Imported there without conftest, which would take that process offline.
+They are imported there without conftest, which would set offline mode.
 """
 
 import contextlib
@@ -17,25 +17,25 @@ torch.set_num_threads(1)
 
 
 def set_token(token: str | None) -> None:
-    """The token of later calls, as a user gives it: in the environment."""
+    """Set the token of later calls in the environment."""
     os.environ.pop("HF_TOKEN", None)
     if token is not None:
         os.environ["HF_TOKEN"] = token
 
 
 def logits(source: str, frames: torch.Tensor, revision: str | None = None) -> torch.Tensor:
-    """Logits of a model loaded from a folder or from the Hub."""
+    """Return the logits of a model from a folder or the Hub."""
     with torch.no_grad():
         return from_pretrained(source, revision)(frames).logits
 
 
 def classify(source: str, video: str) -> list[dict]:
-    """What transformers' pipeline says of a video."""
+    """Return the result of transformers' pipeline for a video."""
     return pipeline("video-classification", model=source, device="cpu")(video)
 
 
 def command(verb: str, *args: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `clipvid <verb> args`."""
+    """Return exit code, stdout and stderr of `clipvid <verb> args`."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

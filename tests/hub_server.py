@@ -1,7 +1,7 @@
-"""A small Hub on localhost: enough of its HTTP protocol for the real client, with faults on order.
+"""Small Hub on localhost: the part of its HTTP protocol that the real client uses, with injected faults.
 
-Create, whoami, validate-yaml, info, tree, branch, preupload, LFS batch, PUT and verify, commit (atomic, with
-`parentCommit`), resolve (LFS files by redirect, as the Hub does). In memory; Xet is not spoken.
+Supports create, whoami, validate-yaml, info, tree, branch, preupload, LFS batch, PUT and verify. A commit is atomic,
+with `parentCommit`, and resolve redirects LFS files, as on the Hub. Data is kept in memory. Xet is not supported.
 """
 
 import base64
@@ -37,7 +37,7 @@ class Repository:
 
 @dataclass
 class Fault:
-    """The next `times` requests that match get `answer`: a status, CUT in mid-body, or LOSE_ANSWER once it is done."""
+    """Fault for the next `times` matching requests: a status, CUT within the body, or LOSE_ANSWER after execution."""
 
     method: str
     path: str
@@ -46,14 +46,14 @@ class Fault:
 
 
 class Hub(ThreadingHTTPServer):
-    """Lives in a thread of the tests; `url` is what HF_ENDPOINT wants."""
+    """Server in a thread of the tests. `url` is the value for HF_ENDPOINT."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.cdn = f"http://localhost:{self.server_port}"  # another host, as far as the client can tell
+        self.cdn = f"http://localhost:{self.server_port}"  # a different host for the client
         self.lock = threading.Lock()
         self.upload_began = threading.Event()
         self.reset()
@@ -141,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         return RIGHTS.get(self.headers.get("Authorization", ""))
 
     def repository(self, repo_id: str, write: bool = False) -> Repository | None:
-        """The repository where this request may have it; else the error is answered."""
+        """Return the repository if this request may access it. Otherwise send the error."""
         found = self.server.repositories.get(repo_id)
         if found is None or (found.private and self.right is None):
             self.fail(404 if self.right else 401, "RepoNotFound", "Repository not found")

@@ -1,6 +1,6 @@
 """Real processes that run a command or a function, to be killed, stopped and awaited.
 
-They are forked from a server that has imported clipvid once, so that one costs no import of torch.
+They are forked from a server that has imported clipvid once, so that they start without importing torch.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ SHARDED = {
 
 
 class Worker:
-    """A process of its own. `said` is what it has printed so far, `ended` its exit code once it has ended."""
+    """Process with its output so far in `said` and its exit code in `ended`, once it has ended."""
 
     def __init__(self, log: Path, environment: dict[str, str], target: Callable[..., None], *args: Any) -> None:
         self.log = log
@@ -47,12 +47,12 @@ class Worker:
 
 
 def finetune(args: list[str], log: Path, **environment: str) -> Worker:
-    """`clipvid finetune` with `args`."""
+    """Start `clipvid finetune` with `args`."""
     return Worker(log, environment, _finetune, args)
 
 
 def together(count: int, folder: Path, target: Callable[..., None], *args: Any, **environment: str) -> list[Worker]:
-    """`count` processes with the environment that a launcher gives them; their logs lie in `folder`."""
+    """Start `count` processes with the environment of a launcher. Their logs are in `folder`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(count)}
@@ -68,12 +68,12 @@ def together(count: int, folder: Path, target: Callable[..., None], *args: Any, 
 
 
 def finetune_together(count: int, args: list[str], folder: Path, **environment: str) -> list[Worker]:
-    """`clipvid finetune` on `count` processes."""
+    """Start `clipvid finetune` on `count` processes."""
     return together(count, folder, _finetune, args, **environment)
 
 
 def all_end_well(workers: list[Worker]) -> None:
-    """Wait for processes, and show what one said that failed."""
+    """Wait for processes, and show the output of one that failed."""
     codes = [worker.ended() for worker in workers]
     assert codes == [0] * len(workers), "\n".join(worker.said[-3000:] for worker in workers)
 
@@ -81,7 +81,7 @@ def all_end_well(workers: list[Worker]) -> None:
 def _enter(log: Path, environment: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
     os.environ.update({"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment})
     torch.set_num_threads(1)
-    # As in a process that a user starts: workers of a loader see that it was killed only as its own children.
+    # As in a process that a user starts: workers of a loader only detect the death of their direct parent.
     multiprocessing.set_start_method(None, force=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

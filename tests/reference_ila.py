@@ -1,14 +1,14 @@
-"""ILA (Implicit Learnable Alignment) written out slowly, as a reference for a fast implementation.
+"""Slow and readable reference of ILA (Implicit Learnable Alignment).
 
-Plain functions over a flat state dict with the names of the authors' checkpoints; every size is read from
-the tensors, and a head is 64 wide everywhere. Loops run over pairs, frames, points, heads and blocks wherever
-that shows the maths. Nothing here draws a random number: dropout and drop path are left out, BatchNorm takes
-its stored statistics or, with `batch_stats=True`, those of the batch (the stored ones are never updated).
-Everything is differentiable with respect to the state's tensors and the inputs, and runs in their dtype.
+Plain functions over a flat state dict with the names of the authors' checkpoints. Every size is read from the tensors,
+and a head is 64 wide everywhere. Loops run over pairs, frames, points, heads and blocks where that shows the math.
+Nothing here is random: dropout and drop path are omitted. BatchNorm uses its stored statistics or, with
+`batch_stats=True`, those of the batch, without updating the stored ones. Everything is differentiable in the state's
+tensors and the inputs, and runs in their dtype.
 
-Letters in shapes: B clips, T frames, R = T - 1 adjacent pairs, N = H * W patches on a grid of H rows and W
-columns, P prefix tokens in front of the patches (CLIP: 1, the class token), D width of the image tower,
-E width of the joint space, K classes, L text length, S image size. "Step n" is the n-th step of the method:
+Shapes: B clips, T frames, R = T - 1 adjacent pairs, N = H * W patches on a grid of H rows and W columns. P prefix
+tokens precede the patches (CLIP: 1, the class token). D width of the image tower, E width of the joint space, K
+classes, L text length, S image size. "Step n" is the n-th step of the method:
 
 1. linear + layer norm of all tokens, 2. interactive block over adjacent pairs, 3. interactive points,
 4. masks, 5. aligned frames and the alignment loss, 6. interactive feature, 7. the update added to the stream.
@@ -39,47 +39,47 @@ JITTER_OFFSETS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (-1, -1), (1
 
 
 def sub_state(state: State, prefix: str) -> dict[str, Tensor]:
-    """The entries of `state` below `prefix` (given without its last dot), named relative to it."""
+    """Return the entries of `state` below `prefix` (without its last dot), named relative to it."""
     start = prefix + "."
     return {name[len(start) :]: value for name, value in state.items() if name.startswith(start)}
 
 
 def count_layers(state: State, prefix: str) -> int:
-    """How many layers `prefix.0`, `prefix.1`, ... the state holds."""
+    """Count the layers `prefix.0`, `prefix.1`, ... in the state."""
     start = prefix + "."
     numbers = {int(name[len(start) :].split(".")[0]) for name in state if name.startswith(start)}
     return len(numbers)
 
 
 def variant_of(state: State) -> str:
-    """`"ssv2"` where the state has a linear classification head, else `"k400"` (text classifier)."""
+    """Return `"ssv2"` if the state has a linear classification head, otherwise `"k400"` (text classifier)."""
     return "ssv2" if "mit.classify_head.2.weight" in state else "k400"
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """`x * sigmoid(1.702 x)`, any shape."""
+    """Return `x * sigmoid(1.702 x)`, for any shape."""
     return x * torch.sigmoid(1.702 * x)
 
 
 def linear(state: State, name: str, x: Tensor) -> Tensor:
-    """`x [..., I] -> [..., O]` with `name.weight [O, I]` and `name.bias [O]` where there is one."""
+    """Apply `name.weight [O, I]` and the optional `name.bias [O]`: `x [..., I] -> [..., O]`."""
     y = x @ state[f"{name}.weight"].T
     bias = state.get(f"{name}.bias")
     return y if bias is None else y + bias
 
 
 def layer_norm(state: State, name: str, x: Tensor) -> Tensor:
-    """Layer norm of `x [..., D]` over its last axis."""
+    """Apply layer norm to `x [..., D]` over its last axis."""
     mean = x.mean(dim=-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)
     return (x - mean) / torch.sqrt(variance + EPS) * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
 def batch_norm(state: State, name: str, x: Tensor, batch_stats: bool) -> Tensor:
-    """Batch norm of `x [M, C, H, W]` per channel.
+    """Apply batch norm to `x [M, C, H, W]` per channel.
 
-    With `batch_stats` the mean and the biased variance are those of `x` over M, H and W (M being all pairs of
-    all clips), as in training; otherwise the stored ones.
+    With `batch_stats`, mean and biased variance are those of `x` over M, H and W, as in training. M counts all pairs of
+    all clips. Otherwise the stored ones are used.
     """
     if batch_stats:
         mean = x.mean(dim=(0, 2, 3))
@@ -91,24 +91,24 @@ def batch_norm(state: State, name: str, x: Tensor, batch_stats: bool) -> Tensor:
 
 
 def conv3x3(state: State, name: str, x: Tensor, groups: int = 1) -> Tensor:
-    """3x3 convolution with zero padding 1 and bias: `x [M, C, H, W] -> [M, O, H, W]`."""
+    """Apply a 3x3 convolution with zero padding 1 and bias: `x [M, C, H, W] -> [M, O, H, W]`."""
     return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1, groups=groups)
 
 
 def max_pool_2(x: Tensor) -> Tensor:
-    """Max pool 2x2, stride 2, floor: `x [M, C, H, W] -> [M, C, H // 2, W // 2]`.
+    """Max-pool 2x2, stride 2, floor: `x [M, C, H, W] -> [M, C, H // 2, W // 2]`.
 
-    An axis of length 1, which the pool would empty, is left as it is (the other axis is still pooled). With
-    both axes at least 4 this never happens in the two pools of the prediction block.
+    An axis of length 1, which the pool would empty, is kept (the other axis is still pooled). With both axes at least 4
+    this never happens in the two pools of the prediction block.
     """
     kernel = (2 if x.shape[2] >= 2 else 1, 2 if x.shape[3] >= 2 else 1)
     return F.max_pool2d(x, kernel_size=kernel, stride=kernel)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention, head by head: `[M, Q, D], [M, C, D], [M, C, D] -> [M, Q, D]`.
+    """Compute scaled dot-product attention, head by head: `[M, Q, D], [M, C, D], [M, C, D] -> [M, Q, D]`.
 
-    Heads are D / 64 slices of 64 channels. `causal`: position i sees positions 0..i.
+    Heads are D / 64 slices of 64 channels. With `causal`, position i sees positions 0..i.
     """
     width = query.shape[-1]
     if width % HEAD_WIDTH:
@@ -126,7 +126,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -
 
 
 def clip_block(block: State, x: Tensor, causal: bool = False) -> Tensor:
-    """CLIP's pre-norm transformer block: `x [M, L, D] -> [M, L, D]`, names `ln_1 attn ln_2 mlp`."""
+    """Apply CLIP's pre-norm transformer block: `x [M, L, D] -> [M, L, D]`, names `ln_1 attn ln_2 mlp`."""
     normed = layer_norm(block, "ln_1", x)
     qkv = normed @ block["attn.in_proj_weight"].T + block["attn.in_proj_bias"]
     query, key, value = qkv.chunk(3, dim=-1)
@@ -140,12 +140,12 @@ def clip_block(block: State, x: Tensor, causal: bool = False) -> Tensor:
 
 
 def message_tokens(block: State, tokens: Tensor) -> Tensor:
-    """Step 1: `a = LN(Linear(x))` of all tokens, prefix included: `[..., D] -> [..., D]`."""
+    """Compute step 1, `a = LN(Linear(x))` of all tokens, prefix included: `[..., D] -> [..., D]`."""
     return layer_norm(block, "message_ln", linear(block, "message_fc", tokens))
 
 
 def patch_maps(a: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The patches of `a [B, T, P+N, D]`, without the prefix, as maps `[B, T, D, H, W]` (rows first)."""
+    """Return the patches of `a [B, T, P+N, D]`, without the prefix, as maps `[B, T, D, H, W]` (rows first)."""
     batch, frames, length, width = a.shape
     rows, columns = grid
     patches = a[:, :, length - rows * columns :]
@@ -153,10 +153,10 @@ def patch_maps(a: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def interactive_block(block: State, pairs: Tensor, batch_stats: bool = False) -> Tensor:
-    """Step 2 on stacked pairs: `[M, 2D, H, W] -> f [M, 256, H, W]`.
+    """Compute step 2 on stacked pairs: `[M, 2D, H, W] -> f [M, 256, H, W]`.
 
-    K400: depthwise 3x3 + BN + ReLU, pointwise to 256 + BN + ReLU, 3x3 + BN + ReLU.
-    SSv2: 3x3 to 256 + BN + ReLU, 3x3 + BN + ReLU. Told apart by the names.
+    K400: depthwise 3x3 + BN + ReLU, pointwise to 256 + BN + ReLU, 3x3 + BN + ReLU. SSv2: 3x3 to 256 + BN + ReLU, 3x3 +
+    BN + ReLU. The names distinguish them.
     """
     name = "message_attn.interactive_block"
     if f"{name}.0.depthwise_conv.0.weight" in block:
@@ -175,10 +175,10 @@ def interactive_block(block: State, pairs: Tensor, batch_stats: bool = False) ->
 
 
 def interactive_points(block: State, f: Tensor, batch_stats: bool = False) -> Tensor:
-    """Step 3: `f [M, 256, H, W] -> [M, 4]`: (x, y) in the pair's first frame, then (x, y) in its second.
+    """Compute step 3, `f [M, 256, H, W] -> [M, 4]`: (x, y) in the pair's first frame, then (x, y) in its second.
 
-    The two Conv1d over the pair axis have kernel 1, so they are per-pair linear maps. Their two groups make
-    the first half of the channels decide the first frame's point alone, the second half the second frame's.
+    The two Conv1d over the pair axis have kernel 1, so they are per-pair linear maps. With their two groups, the first
+    half of the channels determines the first frame's point, the second half the second frame's.
     """
     name = "message_attn.prediction_block"
     x = batch_norm(block, f"{name}.1", conv3x3(block, f"{name}.0", f), batch_stats)
@@ -194,16 +194,16 @@ def interactive_points(block: State, f: Tensor, batch_stats: bool = False) -> Te
 
 
 def _conv1d_group(block: State, name: str, x: Tensor, group: int) -> Tensor:
-    """One of two groups of a Conv1d with kernel 1, `weight [O, I / 2, 1]`: `x [M, I / 2] -> [M, O / 2]`."""
+    """Apply one of two groups of a Conv1d with kernel 1, `weight [O, I / 2, 1]`: `x [M, I / 2] -> [M, O / 2]`."""
     weight = block[f"{name}.weight"].chunk(2, dim=0)[group].squeeze(-1)
     bias = block[f"{name}.bias"].chunk(2, dim=0)[group]
     return x @ weight.T + bias
 
 
 def axis_mask(point: Tensor, length: int) -> Tensor:
-    """Step 4 along one axis: coordinates `point [M] -> [M, length]`.
+    """Compute step 4 along one axis: coordinates `point [M] -> [M, length]`.
 
-    Cells lie at linspace(-1, 1, length), both ends included; the cell of a length-1 axis lies in the middle.
+    Cells are at linspace(-1, 1, length), both ends included. The cell of a length-1 axis is in the middle.
     """
     cells = torch.linspace(-1, 1, length, dtype=point.dtype, device=point.device)
     if length == 1:
@@ -214,13 +214,13 @@ def axis_mask(point: Tensor, length: int) -> Tensor:
 
 
 def point_mask(point: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Step 4 around one point: (x, y) `[M, 2] -> [M, H, W]`, x running over W and y over H."""
+    """Compute step 4 around one point: (x, y) `[M, 2] -> [M, H, W]`, with x along W and y along H."""
     rows, columns = grid
     return axis_mask(point[:, 1], rows)[:, :, None] * axis_mask(point[:, 0], columns)[:, None, :]
 
 
 def masks_of(point: Tensor, grid: tuple[int, int], jitter: float | None = None) -> Tensor:
-    """Step 4: `[M, 2] -> [M, H, W]`; the point's mask, or with `jitter` the mean over nine points around it.
+    """Compute step 4, `[M, 2] -> [M, H, W]`: the point's mask, or with `jitter` the mean over nine points around it.
 
     The nine points are not clamped to the grid.
     """
@@ -234,14 +234,14 @@ def masks_of(point: Tensor, grid: tuple[int, int], jitter: float | None = None) 
 
 
 def jitter_at(epoch: int) -> float:
-    """Step 4: the spread of the nine points in `epoch`, counted from 0."""
+    """Return the spread of the nine points of step 4 in `epoch`, counted from 0."""
     return JITTER * 0.5 ** max(0, epoch - 29)
 
 
 def pairs_to_frames(firsts: Sequence[Tensor], seconds: Sequence[Tensor]) -> list[Tensor]:
-    """Steps 5 and 6: from what R pairs give to their first and to their second frame, to R + 1 frames.
+    """Combine values of R pairs for their first and second frame to values of R + 1 frames, in steps 5 and 6.
 
-    The first and the last frame are in one pair and take its share, every other frame takes the mean of two.
+    The first and the last frame are in one pair and take its value, every other frame takes the mean of two.
     """
     last = len(firsts)
     frames = []
@@ -258,10 +258,10 @@ def pairs_to_frames(firsts: Sequence[Tensor], seconds: Sequence[Tensor]) -> list
 def aligned_frames(
     a: Tensor, points: Tensor, grid: tuple[int, int], jitter: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Step 5: `a [B, T, P+N, D]` and `points [B, R, 4]` -> aligned tokens `[B, T, P+N, D]` and the loss `[]`.
+    """Compute step 5: `a [B, T, P+N, D]` and `points [B, R, 4]` -> aligned tokens `[B, T, P+N, D]` and the loss `[]`.
 
-    Loss: 1 - cosine between the two frames' mask-weighted sums of patches, mean over pairs and clips. (A norm
-    below 1e-8 counts as 1e-8, so a wholly masked frame has cosine 0.)
+    Loss: 1 - cosine between the two frames' mask-weighted sums of patches, mean over pairs and clips. (A norm below
+    1e-8 counts as 1e-8, so a fully masked frame has cosine 0.)
     """
     frames = a.shape[1]
     prefix = a.shape[2] - grid[0] * grid[1]
@@ -281,10 +281,10 @@ def aligned_frames(
 
 
 def interactive_frames(block: State, a: Tensor, f: Tensor) -> Tensor:
-    """Step 6: `a [B, T, P+N, D]` and `f [B, R, 256, H, W]` -> interactive tokens `[B, T, P+N, D]`.
+    """Compute step 6: `a [B, T, P+N, D]` and `f [B, R, 256, H, W]` -> interactive tokens `[B, T, P+N, D]`.
 
-    The prefix tokens are those of `a`. The 128 channels per frame pass a Conv3d (3, 1, 1) over time, zero
-    beyond the clip's ends, and a linear map to D.
+    The prefix tokens are those of `a`. The 128 channels per frame pass a Conv3d (3, 1, 1) over time, zero beyond the
+    clip's ends, and a linear map to D.
     """
     half = f.shape[2] // 2
     pairs = range(f.shape[1])
@@ -308,15 +308,15 @@ def ila_update(
     jitter: float | None = None,
     batch_stats: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Steps 1 to 7 of one block: what is added to its stream before the spatial attention, without drop path.
+    """Compute steps 1 to 7 of one block, the update of its stream before spatial attention, without drop path.
 
     `block_state`: the block's tensors, named relative to it (`message_fc.weight`, ...).
-    `tokens [B, T, P+N, D]`, `grid` = (H, W); P is what the tokens hold beyond H * W.
+    `tokens [B, T, P+N, D]`, `grid` = (H, W); P is the number of tokens beyond H * W.
     `jitter`: None for inference, else the spread of the nine points of step 4.
     Returns the update `[B, T, P+N, D]` and the block's alignment loss `[]`.
 
-    A clip of one frame has no pairs, hence neither aligned frames nor interactive feature: the update is
-    defined as zero, prefix tokens included, and the loss as 0. Grids with an axis below 4: see `max_pool_2`.
+    A clip of one frame has no pairs. Its update is defined as zero, prefix tokens included, and its loss as 0. For
+    grids with an axis below 4 see `max_pool_2`.
     """
     batch, frames = tokens.shape[:2]
     if frames == 1:
@@ -338,7 +338,7 @@ def ila_update(
 
 
 def embed_frames(state: State, frames: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """CLIP's embedding of `frames [B, T, 3, S, S]`: tokens `[B, T, 1+N, D]` after ln_pre, and (H, W)."""
+    """Compute CLIP's embedding of `frames [B, T, 3, S, S]`: tokens `[B, T, 1+N, D]` after ln_pre, and (H, W)."""
     visual = sub_state(state, "visual")
     weight = visual["conv1.weight"]
     maps = F.conv2d(frames.flatten(0, 1), weight, stride=weight.shape[-1])  # [B*T, D, H, W]
@@ -352,7 +352,7 @@ def embed_frames(state: State, frames: Tensor) -> tuple[Tensor, tuple[int, int]]
 def image_tower(
     state: State, frames: Tensor, jitter: float | None = None, batch_stats: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """Image tower with adapters: `frames [B, T, 3, S, S]` -> tokens `[B, T, 1+N, D]` (no ln_post), losses.
+    """Run the image tower with adapters: `frames [B, T, 3, S, S]` -> tokens `[B, T, 1+N, D]` (no ln_post), losses.
 
     Step 7 in every block: the update is added to the stream, then the block runs as usual, frame by frame.
     """
@@ -368,7 +368,7 @@ def image_tower(
 
 
 def text_tower(state: State, text_tokens: Tensor) -> Tensor:
-    """CLIP's causal text tower: ids `[K, L]` -> features `[K, E]`, read at the largest id, not normalised."""
+    """Run CLIP's causal text tower: ids `[K, L]` -> features `[K, E]`, read at the largest id, not normalized."""
     x = state["token_embedding.weight"][text_tokens] + state["positional_embedding"][: text_tokens.shape[1]]
     for layer in range(count_layers(state, "transformer.resblocks")):
         x = clip_block(sub_state(state, f"transformer.resblocks.{layer}"), x, causal=True)
@@ -378,12 +378,12 @@ def text_tower(state: State, text_tokens: Tensor) -> Tensor:
 
 
 def frame_features_of(state: State, tokens: Tensor) -> Tensor:
-    """Class tokens of `tokens [B, T, 1+N, D]` through ln_post and the projection: `[B, T, E]`."""
+    """Project class tokens of `tokens [B, T, 1+N, D]` after ln_post: `[B, T, E]`."""
     return layer_norm(state, "visual.ln_post", tokens[:, :, 0]) @ state["visual.proj"]
 
 
 def integrate_frames(state: State, features: Tensor) -> Tensor:
-    """Multi-frame integration: `[B, T, E] -> [B, E]`, `mean_t(x + blocks(x + pos))`, not normalised."""
+    """Integrate frames: `[B, T, E] -> [B, E]`, `mean_t(x + blocks(x + pos))`, not normalized."""
     positions = state["mit.positional_embedding"]
     if positions.shape[1] != features.shape[1]:
         raise ValueError(f"{features.shape[1]} frames, but positions for {positions.shape[1]}")
@@ -394,9 +394,9 @@ def integrate_frames(state: State, features: Tensor) -> Tensor:
 
 
 def prompt_text(state: State, text_features: Tensor, patch_tokens: Tensor) -> Tensor:
-    """Video-specific prompting: text `[K, E]`, patch tokens `[B, T, N, D]` (no ln_post) -> text `[B, K, E]`.
+    """Compute video-specific prompts: text `[K, E]`, patch tokens `[B, T, N, D]` (no ln_post) -> text `[B, K, E]`.
 
-    Patches are normed, projected, averaged over frames and normed again, so text attends to N visual tokens.
+    Patches are normalized, projected, averaged over frames and normalized again, so text attends to N visual tokens.
     """
     visual = layer_norm(state, "prompts_visual_ln", patch_tokens) @ state["prompts_visual_proj"]
     visual = layer_norm(state, "prompts_generator.norm", visual.mean(dim=1))  # [B, N, E]
@@ -414,14 +414,14 @@ def prompt_text(state: State, text_features: Tensor, patch_tokens: Tensor) -> Te
 
 
 def text_logits(state: State, video_features: Tensor, text: Tensor) -> Tensor:
-    """K400 head: cosines of video `[B, E]` and its own text `[B, K, E]` times exp(logit_scale): `[B, K]`."""
+    """Compute the K400 head: cosines of video `[B, E]` and its text `[B, K, E]` times exp(logit_scale): `[B, K]`."""
     video = video_features / video_features.norm(dim=-1, keepdim=True)
     text = text / text.norm(dim=-1, keepdim=True)
     return torch.einsum("be,bke->bk", video, text) * state["logit_scale"].exp()
 
 
 def linear_logits(state: State, video_features: Tensor) -> Tensor:
-    """SSv2 head: `[B, E] -> [B, K]`: L2 norm, layer norm (whose eps makes the former count), linear."""
+    """Compute the SSv2 head, `[B, E] -> [B, K]`: L2 norm, layer norm (whose eps makes the former matter), linear."""
     video = video_features / video_features.norm(dim=-1, keepdim=True)
     return linear(state, "mit.classify_head.2", layer_norm(state, "mit.classify_head.0", video))
 
@@ -434,18 +434,18 @@ def ila_forward(
     jitter: float | None = None,
     batch_stats: bool = False,
 ) -> dict[str, Any]:
-    """The whole model on normalised `frames [B, T, 3, S, S]` and `text_tokens [K, L]` (SSv2 ignores them).
+    """Run the whole model on normalized `frames [B, T, 3, S, S]` and `text_tokens [K, L]` (SSv2 ignores them).
 
     `jitter`: None for inference, else the spread of the nine points of step 4 (0.2, later less).
-    `batch_stats`: BatchNorm takes the statistics of this batch's pairs instead of the stored ones.
+    `batch_stats`: BatchNorm uses the statistics of this batch's pairs instead of the stored ones.
 
     Returns a dict of
     - `logits [B, K]`; None for K400 without text,
-    - `video_features [B, E]`: after the integration over frames, not normalised,
+    - `video_features [B, E]`: after the integration over frames, not normalized,
     - `frame_features [B*T, E]`: after ln_post and projection, frames of clip 0 first,
     - `patch_tokens [B*T, N, D]`: of the last block, no ln_post,
     - `alignment_losses`: a list with a scalar per block,
-    - `text_features [K, E]`: not normalised, before prompting; None without text and for SSv2.
+    - `text_features [K, E]`: not normalized, before prompting; None without text and for SSv2.
     """
     tokens, alignment_losses = image_tower(state, frames, jitter, batch_stats)
     frame_features = frame_features_of(state, tokens)

@@ -1,4 +1,4 @@
-"""SIFA, slow and literal: pixel by pixel, tap by tap, corner by corner. Shares no code with the package.
+"""Slow reference of SIFA: pixel by pixel, tap by tap, corner by corner. Shares no code with the package.
 
 Shapes: C channels, H x W cells, taps of a k x k kernel in row-major order, offsets as (dy, dx) per tap.
 """
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 
 def sample(image, y, x):
-    """image [C, H, W] at a point, bilinear, a corner outside of it counting zero -> [C]."""
+    """Sample image [C, H, W] bilinearly at a point, with zeros outside -> [C]."""
     top, left = math.floor(y.item()), math.floor(x.item())
     value = torch.zeros_like(image[:, 0, 0])
     for row in (top, top + 1):
@@ -21,8 +21,10 @@ def sample(image, y, x):
 
 
 def slow_attention(query, key, value, offset, kernel, softmax=False):
-    """A frame's queries [C, H, W] on the keys and values of another, offset [2k^2, H, W] -> (correlation [k^2, H, W],
-    aggregated [C, H, W])."""
+    """Attend from queries [C, H, W] of a frame to keys and values of another, with offset [2k^2, H, W].
+
+    Returns correlation [k^2, H, W] and aggregated values [C, H, W].
+    """
     channels, height, width = query.shape
     correlations, outputs = [], []
     for h in range(height):
@@ -41,7 +43,7 @@ def slow_attention(query, key, value, offset, kernel, softmax=False):
 
 
 def slow_operator(x, offsets, kernel, softmax=False):
-    """[N, C, T, H, W] -> [N, C, T, H, W]."""
+    """Apply the operator: [N, C, T, H, W] -> [N, C, T, H, W]."""
     clips = []
     for clip, offset in zip(x, offsets, strict=True):
         frames = [
@@ -53,7 +55,7 @@ def slow_operator(x, offsets, kernel, softmax=False):
 
 
 def slow_update(adapter, tokens, grid):
-    """What the adapter adds to tokens [B, T, P+N, D], frame by frame, with its parameters."""
+    """Return the adapter's update of tokens [B, T, P+N, D], frame by frame, with its parameters."""
     config, prefix = adapter.config, tokens.shape[2] - grid[0] * grid[1]
     update = []
     for clip in tokens:

@@ -1,4 +1,4 @@
-"""Which adapters stand in which blocks: names, options, layers, stacks, places."""
+"""Choice and place of adapters: names, options, layers, stacks."""
 
 import pytest
 import torch
@@ -54,12 +54,12 @@ def test_layers_of_another_type_are_refused(spec):
 
 @pytest.mark.parametrize("spec", [[4], [0, -5]])
 def test_layer_outside_of_the_tower_is_refused(spec):
-    with pytest.raises(ValueError, match=r"outside of a tower with 4 blocks \(0\.\.3\)"):
+    with pytest.raises(ValueError, match=r"is out of range for a tower of 4 blocks \(0\.\.3\)"):
         select_layers(spec, 4)
 
 
 @every_adapter
-def test_adapter_stands_in_the_chosen_blocks_only(make_model, name):
+def test_adapter_is_in_chosen_blocks_only(make_model, name):
     model = make_model({"name": name, "layers": [-1], **SMALL.get(name, {})}, LABELS)
     assert [list(layer.adapters) for layer in model.encoder.layers] == [[], [name]]
     output = model.train()(random_frames(), trace=True)
@@ -71,7 +71,7 @@ def test_adapter_stands_in_the_chosen_blocks_only(make_model, name):
 
 @every_adapter
 def test_same_adapter_twice_is_refused(name):
-    with pytest.raises(ValueError, match=r"each may stand once in a list, got \['" + name):
+    with pytest.raises(ValueError, match=r"each name may be listed once, got \['" + name):
         resolve_adapters([name, {"name": name, "layers": "upper"}])
 
 
@@ -81,24 +81,24 @@ def test_none_adds_nothing():
 
 
 @every_adapter
-def test_unknown_option_is_refused_with_the_near_one(name):
+def test_unknown_option_suggests_the_nearest(name):
     with pytest.raises(ValueError, match=r"has no option 'layerz' \(did you mean 'layers'\?\)"):
         resolve_adapters({"name": name, "layerz": "all"})
 
 
 @every_adapter
 def test_unknown_option_of_create_model_is_refused(name):
-    """Before any backbone is looked for."""
+    """The check precedes the search for a backbone."""
     with pytest.raises(ValueError, match=r"unknown option 'layerz' \(did you mean 'layers'\?\)"):
         create_model("no such tower", adapter=name, layerz="all")
 
 
-def test_options_beside_a_list_of_adapters_are_refused():
+def test_options_next_to_adapter_list_are_refused():
     with pytest.raises(ValueError, match=r"unknown option 'layerz'"):
         create_model("no such tower", adapter=["ila"], layerz="all")
 
 
-def test_unknown_adapter_is_refused_with_the_near_one():
+def test_unknown_adapter_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"unknown adapter 'ilaa' \(did you mean 'ila'\?\); known: none"):
         resolve_adapters("ilaa")
 
@@ -113,7 +113,7 @@ def test_adapter_without_a_name_is_refused(spec):
 
 
 class Probe(Adapter):
-    """Adds a constant and keeps what it saw."""
+    """Adapter that adds a constant and stores its input."""
 
     def __init__(self, place):
         nn.Module.__init__(self)
@@ -125,7 +125,7 @@ class Probe(Adapter):
 
 
 @torch.no_grad()
-def test_adapters_stand_where_they_say(make_model):
+def test_adapters_update_at_their_place(make_model):
     block = make_model().encoder.layers[0].block
     before, after = Probe("before_attention"), Probe("after_attention")
     tokens = random_tokens(grid=(4, 4))
@@ -152,9 +152,11 @@ ILA_ABOVE = {"name": "ila", "layers": "upper", "hidden": 64, "norm": "frozen_bat
     ],
     ids=str,
 )
-def test_stack_trains_and_survives_a_save_to_the_bit(make_model, tmp_path, stack, places):
-    """In the blocks and in the order asked for. The head looks at the patches too: those of the last block, where
-    SIFA leaves the class token alone, would else move nothing."""
+def test_adapter_stack_round_trip_is_bitwise(make_model, tmp_path, stack, places):
+    """Blocks and order follow the config.
+
+    The head also reads the patches of the last block, where SIFA ignores the class token.
+    """
     model = shake_adapters(make_model(stack, LABELS, head={"name": "text", "prompt_layers": 1})).train()
     assert [list(layer.adapters) for layer in model.encoder.layers] == places
     trained = {key: value for key, value in model.named_parameters() if value.requires_grad}

@@ -1,4 +1,4 @@
-"""The contract of adapters, over the registry: a new one is tested as soon as it has a name."""
+"""Interface of adapters, over the registry. A new adapter is tested as soon as it has a name."""
 
 import copy
 
@@ -19,7 +19,7 @@ every_adapter = pytest.mark.parametrize("name", NAMES)
 
 
 def variants() -> list[tuple[str, dict]]:
-    """Every adapter in every policy of its normalisation."""
+    """Return every adapter with every policy of its normalization."""
     found = []
     for name in NAMES:
         policies = ["batch", "frozen_batch", "group"] if hasattr(ADAPTERS[name].Config(), "norm") else [None]
@@ -30,7 +30,7 @@ def variants() -> list[tuple[str, dict]]:
 every_variant = pytest.mark.parametrize(("name", "options"), variants(), ids=str)
 
 
-def test_registry_has_adapters_of_its_own_kind():
+def test_registry_contains_adapters():
     assert ADAPTERS.keys() >= {"none", "ila"}
     assert IDENTITIES
     for adapter in ADAPTERS.values():
@@ -93,7 +93,7 @@ def test_any_number_of_frames_and_a_batch_of_one(name, frames, batch):
 
 @every_adapter
 @torch.no_grad()
-def test_clips_of_a_batch_do_not_see_each_other(name):
+def test_clips_of_a_batch_are_independent(name):
     adapter = make_adapter(name).eval()
     tokens = random_tokens(batch=3)
     alone = torch.cat([adapter(clip[None], (3, 5)).update for clip in tokens])
@@ -102,7 +102,7 @@ def test_clips_of_a_batch_do_not_see_each_other(name):
 
 @every_adapter
 @torch.no_grad()
-def test_frames_see_each_other(name):
+def test_frames_interact(name):
     adapter = make_adapter(name).eval()
     tokens = random_tokens(batch=1)
     changed = tokens.clone()
@@ -160,8 +160,8 @@ def test_bfloat16_weights_run(make_model, name, pixels):
 
 
 @every_adapter
-def test_every_trainable_parameter_of_a_fresh_model_has_a_gradient(make_model, name):
-    """What DDP asks for when it is not told to look for unused parameters."""
+def test_every_trainable_parameter_has_a_gradient(make_model, name):
+    """DDP requires this without `find_unused_parameters`."""
     model = make_model(name, LABELS, pooling="mit").train()
     output = model(random_frames())
     (output.logits.logsumexp(-1).mean() + sum(output.losses.values())).backward()
@@ -170,8 +170,8 @@ def test_every_trainable_parameter_of_a_fresh_model_has_a_gradient(make_model, n
 
 
 @every_adapter
-def test_one_step_moves_every_trainable_parameter_and_nothing_else(make_model, name):
-    """A key's bias may stay: softmax cancels it."""
+def test_one_step_moves_exactly_the_trainable_parameters(make_model, name):
+    """A key's bias may stay, since softmax cancels it."""
     adapter = {"name": name, **STEADY.get(name, {})}
     head = {"name": "text", "prompt_layers": 1}
     model = shake_adapters(make_model(adapter, LABELS, pooling="mit", head=head)).train()
@@ -283,7 +283,7 @@ def test_trace_is_detached_and_changes_nothing(make_model, name, num_frames):
 
 @every_variant
 @torch.no_grad()
-def test_state_survives_a_save_to_the_bit(make_model, tmp_path, name, options):
+def test_state_round_trip_is_bitwise(make_model, tmp_path, name, options):
     model = shake_adapters(make_model({"name": name, **options}, LABELS))
     for adapter in model.encoder.adapters():
         adapter.start_epoch(31)

@@ -1,4 +1,4 @@
-"""ATA and attention over time against slow references: updates and every gradient; the identities of matching."""
+"""ATA and attention over time against slow references: updates and every gradient, identities of matching."""
 
 import re
 
@@ -25,7 +25,7 @@ MATCH_ON = ["stream", "normed"]
 
 
 def make(name, num_frames=4, seed=0, **options):
-    """An adapter of width 16 in float64 with every tensor random."""
+    """Build an adapter of width 16 in float64 with every tensor random."""
     torch.manual_seed(seed)
     block = BlockInfo(WIDTH, HEADS, num_frames)
     adapter = ATA(ATAConfig(**options), block) if name == "ata" else TemporalAttention(AdapterConfig(), block)
@@ -43,7 +43,7 @@ def close(actual, expected):
 
 
 def in_place(similarity, solver):
-    """Every patch goes with the one at its place."""
+    """Match every patch with the one at its place."""
     return torch.arange(similarity.shape[-1]).expand(similarity.shape[:-1])
 
 
@@ -56,7 +56,7 @@ def slow_norm(adapter, token):
 
 
 def slow_embed(adapter, frame, num_frames):
-    """The embedding where the middle of frame's part of the clip lies among the middles of the trained frames."""
+    """Return the embedding at the middle of a frame's part of the clip, interpolated between the trained frames."""
     trained = adapter.temporal_embed
     place = min(max((frame + 0.5) / num_frames * len(trained) - 0.5, 0.0), len(trained) - 1.0)
     low = int(place)
@@ -65,7 +65,7 @@ def slow_embed(adapter, frame, num_frames):
 
 
 def slow_tube_attention(adapter, tube):
-    """Tokens of a tube, one per frame -> their updates and the weights [T, T], mean of the heads."""
+    """Return updates and weights [T, T], mean over heads, of the tokens of a tube, one per frame."""
     attn, count = adapter.attn, len(tube)
     x = [slow_norm(adapter, token) + slow_embed(adapter, frame, count) for frame, token in enumerate(tube)]
     q = [attn.q.weight @ token + attn.q.bias for token in x]
@@ -87,7 +87,7 @@ def slow_tube_attention(adapter, tube):
 
 
 def slow_tubes(frames):
-    """Patches [T, N, D] -> tubes [T][N]: each frame is matched against the one before it, as already aligned."""
+    """Return tubes [T][N] of patches [T, N, D]: each frame is matched against the aligned one before it."""
     count, size, _ = frames.shape
     tubes = [list(range(size))]
     aligned = frames[0]
@@ -99,7 +99,7 @@ def slow_tubes(frames):
 
 
 def slow_update(adapter, tokens, grid, matched=True):
-    """Updates [B, T, P+N, D], tubes [B][T][N] and weights [B, P+N, T, T]."""
+    """Return updates [B, T, P+N, D], tubes [B][T][N] and weights [B, P+N, T, T]."""
     _, t, length, _ = tokens.shape
     size = grid[0] * grid[1]
     prefix = length - size
@@ -153,17 +153,17 @@ def compare_with_slow(name, tokens, grid, **options):
 
 @pytest.mark.parametrize("options", [{}, {"match_on": "normed"}], ids=str)
 @pytest.mark.parametrize(("frames", "grid", "prefix"), PARITY, ids=str)
-def test_ata_and_its_gradients_meet_the_reference(frames, grid, prefix, options):
+def test_ata_equals_reference_with_gradients(frames, grid, prefix, options):
     compare_with_slow("ata", tokens_for(frames, grid, prefix), grid, **options)
 
 
 @pytest.mark.parametrize(("frames", "grid", "prefix"), PARITY, ids=str)
-def test_divided_attention_and_its_gradients_meet_the_reference(frames, grid, prefix):
+def test_divided_attention_equals_reference_with_gradients(frames, grid, prefix):
     compare_with_slow("attention", tokens_for(frames, grid, prefix), grid)
 
 
-def test_what_is_matched_is_what_the_option_says():
-    """A token offset in all channels alike: the norm takes it away, the stream does not."""
+def test_match_on_selects_the_matched_tokens():
+    """The norm removes an offset in all channels, the stream keeps it."""
     tokens, grid = tokens_for(4, (3, 3)), (3, 3)
     tokens += torch.linspace(-9, 9, 10, dtype=tokens.dtype).view(1, 1, 10, 1)
     stream, normed = (make("ata", match_on=what)(tokens, grid, trace=True).trace["tubes"] for what in MATCH_ON)
@@ -216,8 +216,8 @@ def test_permuted_patches_of_each_frame_permute_the_update(solver, match_on, pre
     assert not torch.allclose(broken, attention(tokens, grid).update.take_along_dim(slots, 2))
 
 
-def test_permuted_still_is_attended_to_as_a_still():
-    """One frame whose patches are shuffled anew in every frame: the tubes undo it, and the prefix stays."""
+def test_permuted_still_equals_still():
+    """The patches of one frame are shuffled differently in every frame. The tubes undo it, and the prefix stays."""
     still, grid = tokens_for(1, (3, 4)).expand(-1, 5, -1, -1), (3, 4)
     generator = torch.Generator().manual_seed(7)
     order = torch.stack([torch.randperm(12, generator=generator) for _ in range(10)]).view(2, 5, 12)
@@ -229,7 +229,7 @@ def test_permuted_still_is_attended_to_as_a_still():
     assert torch.equal(seen, seen[:, :1].expand_as(seen))
 
 
-def test_composed_matches_equal_matching_against_the_aligned_frame():
+def test_composed_matches_equal_matching_aligned_frames():
     patches = tokens_for(6, (3, 4), prefix=0)
     tubes = compose(assign(frame_similarity(patches)))
     aligned = patches[:, 0]
@@ -241,7 +241,7 @@ def test_composed_matches_equal_matching_against_the_aligned_frame():
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.integers(0, 3), st.integers(0, 10**6))
-def test_gather_then_scatter_is_the_identity_and_tubes_are_permutations(batch, frames, size, prefix, seed):
+def test_gather_scatter_identity_and_tube_permutations(batch, frames, size, prefix, seed):
     generator = torch.Generator().manual_seed(seed)
     matches = torch.rand(batch, frames - 1, size, generator=generator).argsort(-1)
     tubes = compose(matches)
@@ -267,7 +267,7 @@ def test_gather_then_scatter_is_the_identity_and_tubes_are_permutations(batch, f
 # Similarity and matching
 
 
-def test_similarity_is_the_cosine_in_float32_also_under_autocast():
+def test_similarity_is_float32_cosine_under_autocast():
     patches = random_tokens(4, (3, 3), prefix=0)
     expected = F.cosine_similarity(patches[:, :-1, :, None].double(), patches[:, 1:, None].double(), dim=-1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -280,7 +280,7 @@ def test_similarity_is_the_cosine_in_float32_also_under_autocast():
     assert not frame_similarity(torch.zeros(1, 2, 3, 4)).any()
 
 
-def test_greedy_solver_is_used_and_its_gap_can_be_asked_for():
+def test_greedy_solver_is_used_with_measurable_gap():
     tokens, grid = tokens_for(4, (4, 4)), (4, 4)
     exact, greedy = (make("ata", solver=solver)(tokens, grid, trace=True).trace for solver in ("exact", "greedy"))
     similarity = frame_similarity(tokens[:, :, 1:])
@@ -303,7 +303,7 @@ def test_trace_has_the_documented_shapes():
     close(trace["attention"].sum(-1), torch.ones(2, 8, 3, dtype=torch.float64))
 
 
-def test_tokens_that_are_not_finite_are_refused_by_the_exact_solver():
+def test_exact_solver_refuses_nonfinite_tokens():
     tokens = tokens_for(3, (2, 2))
     tokens[0, 1, 2] = float("nan")
     with pytest.raises(ValueError, match=r"8 NaN and 0 infinite of 64 values in matrices 4 x 4"):
@@ -321,7 +321,7 @@ def make_block(width=WIDTH, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_are_copied_from_the_block_and_are_its_own(name):
+def test_weights_are_copied_from_the_block(name):
     block = make_block()
     adapter = build_adapters(resolve_adapters(name), 0, 1, block)[name]
     for ours, theirs in ((adapter.attn, block.attn), (adapter.norm, block.norm)):
@@ -338,7 +338,7 @@ def test_weights_are_copied_from_the_block_and_are_its_own(name):
         assert not zero.any()
 
 
-def test_copied_attention_is_the_block_s_without_its_idle_key_bias():
+def test_copied_attention_drops_key_bias():
     block = make_block()
     with torch.no_grad():
         block.attn.k.bias.fill_(3.0)
@@ -353,7 +353,7 @@ def test_weights_of_a_half_precision_block_become_float32():
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(WIDTH, elementwise_affine=False), nn.LayerNorm(WIDTH, bias=False)])
-def test_norm_without_weight_or_bias_is_copied_as_one_that_does_nothing_there(norm):
+def test_norm_without_weight_or_bias_is_copied(norm):
     adapter = TemporalAttention(AdapterConfig(), BlockInfo(WIDTH, HEADS, 4, None, norm))
     x = torch.randn(3, WIDTH)
     assert torch.equal(adapter.norm(x), norm(x))
@@ -361,7 +361,7 @@ def test_norm_without_weight_or_bias_is_copied_as_one_that_does_nothing_there(no
 
 
 @pytest.mark.parametrize("attn", [None, nn.MultiheadAttention(WIDTH, HEADS)], ids=["none", "another kind"])
-def test_weights_are_fresh_where_there_is_nothing_to_copy(attn):
+def test_weights_are_fresh_without_source(attn):
     adapter = TemporalAttention(AdapterConfig(), BlockInfo(WIDTH, HEADS, 4, attn, nn.Identity()))
     assert adapter.norm.weight.eq(1).all()
     assert adapter.attn.q.weight.std() > 0.01
@@ -371,8 +371,8 @@ def test_weights_are_fresh_where_there_is_nothing_to_copy(attn):
 # Time
 
 
-def test_embedding_tells_the_frames_apart_and_nothing_else_does():
-    """Reversed clips give reversed updates as long as the embedding is at zero."""
+def test_only_embedding_distinguishes_frames():
+    """With a zero embedding, reversed clips give reversed updates."""
     for name in NAMES:
         adapter, tokens = make(name), tokens_for(4, (2, 3))
         difference = adapter(tokens.flip(1), (2, 3)).update.flip(1) - adapter(tokens, (2, 3)).update
@@ -382,7 +382,7 @@ def test_embedding_tells_the_frames_apart_and_nothing_else_does():
         close(adapter(tokens.flip(1), (2, 3)).update.flip(1), adapter(tokens, (2, 3)).update)
 
 
-def test_resampled_embedding_keeps_constants_and_straight_lines():
+def test_resampled_embedding_keeps_linear_functions():
     adapter = make("attention", num_frames=8)
     assert adapter._embed_of(8) is adapter.temporal_embed
     with torch.no_grad():
@@ -407,7 +407,7 @@ def test_other_numbers_of_frames_train_the_embedding(name):
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_half_precision_weights_and_stream(name, dtype):
-    """On frames alike but for small noise, so that rounding does not change the matches."""
+    """Frames differ by small noise only, so that rounding does not change the matches."""
     adapter = make_adapter(name)
     tokens = (random_tokens(1) + 0.1 * random_tokens(3)).to(dtype)
     expected = adapter(tokens.float(), (3, 5), trace=True)

@@ -1,4 +1,4 @@
-"""Towers taken apart equal open_clip's own, map back to its weights, and errors say what to do."""
+"""Towers in parts: equal to open_clip's, with the same weights, and errors with a remedy."""
 
 import json
 import re
@@ -55,13 +55,13 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(folder):
-    """The CLIP of `folder` as open_clip makes it."""
+    """Load the CLIP of `folder` with open_clip."""
     return open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
 
 
 @pytest.fixture(scope="module")
 def model(folder):
-    """The CLIP of `folder` as a video model without adapter."""
+    """Build a video model without adapter around the CLIP of `folder`."""
     return assemble_model(load_backbone(f"local-dir:{folder}"), ModelConfig(adapter="none")).eval()
 
 
@@ -71,13 +71,13 @@ def frames_for(visual, num_frames):
 
 
 def text_tokens(clip):
-    """Random ids of three texts that fill the tower's context."""
+    """Return random ids of three texts that fill the tower's context."""
     return torch.randint(1, 50, (3, clip.context_length), generator=torch.Generator().manual_seed(8))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("num_frames", [1, 3])
-def test_video_features_are_the_mean_of_open_clips_image_features(clip, model, num_frames):
+def test_video_features_equal_mean_of_open_clip_features(clip, model, num_frames):
     frames = frames_for(clip.visual, num_frames)
     expected = clip.encode_image(frames.flatten(0, 1), normalize=False)
     expected = expected.unflatten(0, (2, num_frames)).mean(dim=1)
@@ -86,14 +86,14 @@ def test_video_features_are_the_mean_of_open_clips_image_features(clip, model, n
 
 
 @torch.no_grad()
-def test_text_features_are_open_clips(clip, model):
+def test_text_features_equal_open_clip(clip, model):
     tokens = text_tokens(clip)
     expected = clip.encode_text(tokens, normalize=False)
     torch.testing.assert_close(model.encode_text(tokens), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def test_logits_are_open_clips(clip, model):
+def test_logits_equal_open_clip(clip, model):
     frames = frames_for(clip.visual, 1)
     tokens = text_tokens(clip)
     image, text = clip.encode_image(frames[:, 0], normalize=True), clip.encode_text(tokens, normalize=True)
@@ -103,7 +103,7 @@ def test_logits_are_open_clips(clip, model):
     torch.testing.assert_close(model(frames, text=tokens).logits, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_weights_map_back_to_open_clips_to_the_bit(folder, model):
+def test_weights_map_back_to_open_clip_bitwise(folder, model):
     original = load_file(folder / "open_clip_model.safetensors")
     state = model.backbone.open_clip_state_dict()
     assert state.keys() == original.keys()
@@ -142,7 +142,7 @@ def test_named_tower_equals_open_clips():
 
 
 @torch.no_grad()
-def test_attention_equals_the_fused_one_it_replaces():
+def test_split_attention_equals_fused():
     fused = torch.nn.MultiheadAttention(48, 3, batch_first=True)
     shake(fused)
     x = torch.randn(2, 5, 48)
@@ -152,7 +152,7 @@ def test_attention_equals_the_fused_one_it_replaces():
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [32, 96])
-def test_other_image_size_resamples_positions_as_open_clip_does(clip_folder, tmp_path, size):
+def test_image_size_resamples_positions_like_open_clip(clip_folder, tmp_path, size):
     name = f"local-dir:{clip_folder}"
     backbone = load_backbone(name, image_size=size)
     assert (backbone.image_size, backbone.vision.grid) == (size, (size // 16, size // 16))
@@ -196,7 +196,7 @@ def test_fingerprint_follows_every_weight(clip_folder):
 
 
 @torch.no_grad()
-def test_backbone_builds_from_config_and_weights_without_text_tower(clip_folder):
+def test_build_backbone_without_text_tower(clip_folder):
     original = load_backbone(f"local-dir:{clip_folder}")
     vision = {key: value for key, value in original.open_clip_state_dict().items() if key.startswith("visual.")}
     config = original.config | {"text_cfg": NO_TEXT}
@@ -208,7 +208,7 @@ def test_backbone_builds_from_config_and_weights_without_text_tower(clip_folder)
         model.encode_text(torch.zeros(1, 1, dtype=torch.long))
 
 
-# What cannot be had
+# Errors
 
 
 @pytest.mark.parametrize("name", ["ViT-B-33", "no such tower"])
@@ -217,17 +217,17 @@ def test_unknown_name_is_refused(name):
         load_backbone(name)
 
 
-def test_unknown_tag_is_refused_with_the_known_ones():
+def test_unknown_tag_error_lists_known_tags():
     with pytest.raises(ValueError, match=r"ViT-B-32 has no weights 'laion3b'.*laion2b_s34b_b79k"):
         load_backbone("ViT-B-32", "laion3b")
 
 
 def test_own_weights_and_a_tag_are_refused(clip_folder):
-    with pytest.raises(ValueError, match="brings its own weights; leave pretrained='openai' out"):
+    with pytest.raises(ValueError, match="includes its weights; remove pretrained='openai'"):
         load_backbone(f"local-dir:{clip_folder}", "openai")
 
 
-def test_weights_that_cannot_be_fetched_say_from_where_and_what_to_do(monkeypatch, tmp_path):
+def test_failed_download_error_lists_sources_and_remedy(monkeypatch, tmp_path):
     monkeypatch.setattr(open_clip_pretrained, "hf_hub_download", _offline)
     with pytest.raises(RuntimeError, match=r"ViT-B-32, pretrained='laion2b_s34b_b79k'") as error:
         load_backbone("ViT-B-32", "laion2b_s34b_b79k")
@@ -239,13 +239,13 @@ def _offline(*args, **kwargs):
     raise OSError("no network")
 
 
-def test_hub_repository_that_cannot_be_reached_says_what_to_do():
+def test_unreachable_hub_error_has_remedy():
     with pytest.raises(RuntimeError, match=r"hf-hub:nobody/nothing could not be loaded(.|\n)*local-dir:/path"):
         load_backbone("hf-hub:nobody/nothing")
 
 
-def test_config_that_could_make_the_tokenizer_run_code_is_refused(tmp_path):
-    """As whoever writes a repository may send it."""
+def test_config_with_tokenizer_code_is_refused(tmp_path):
+    """Such a config may come with a repository of any author."""
     text = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
     folder = write_clip(tmp_path / "clip", clip_config())
     config = json.loads((folder / "open_clip_config.json").read_text())
@@ -253,7 +253,7 @@ def test_config_that_could_make_the_tokenizer_run_code_is_refused(tmp_path):
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tok: pass\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": [None, "code.Tok"]}}))
-    with pytest.raises(ValueError, match=r"hands the tokenizer \['trust_remote_code'\], which could run code"):
+    with pytest.raises(ValueError, match=r"passes \['trust_remote_code'\] to the tokenizer, which could run code"):
         load_backbone(f"local-dir:{folder}")
     del config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]
     (folder / "open_clip_config.json").write_text(json.dumps(config))
@@ -262,7 +262,7 @@ def test_config_that_could_make_the_tokenizer_run_code_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_tokenizer_of_transformers_goes_with_the_saved_folder(tmp_path):
+def test_transformers_tokenizer_is_saved_with_folder(tmp_path):
     words = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "ball": 2, "[PAD]": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()
     folder = write_clip(tmp_path / "clip", clip_config(text={"hf_tokenizer_name": "somebody/words"}))
@@ -295,7 +295,7 @@ def test_weights_of_another_shape_are_refused(clip_folder, tmp_path):
         load_backbone(f"local-dir:{folder}")
 
 
-def test_file_of_another_tower_is_refused_with_keys_and_shapes(little_tower, tmp_path):
+def test_weights_of_another_tower_error_lists_keys(little_tower, tmp_path):
     other = open_clip.create_model(little_tower, load_weights=False).state_dict()
     other["visual.proj"], other["visual.extra"] = torch.zeros(3, 5), other.pop("visual.ln_post.bias")
     save_file(other, tmp_path / "other.safetensors")
@@ -314,7 +314,7 @@ def test_resnet_tower_is_refused():
 
 @pytest.fixture
 def little_tower(tmp_path):
-    """A small tower registered in open_clip by name, as its built-in ones are."""
+    """Register a small tower in open_clip by name, like a built-in one."""
     (tmp_path / "Little.json").write_text(json.dumps(clip_config(text=SMALL_TEXT)))
     open_clip.add_model_config(tmp_path / "Little.json")
     yield "Little"
@@ -340,8 +340,8 @@ def test_named_tower_takes_weights_from_a_file(little_tower, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("quick_gelu", [True, False])
-def test_tag_brings_the_activation_it_was_trained_with(little_tower, tmp_path, monkeypatch, quick_gelu):
-    """As OpenAI's tags do on towers whose config says plain GELU; a saved copy keeps it."""
+def test_tag_sets_quick_gelu(little_tower, tmp_path, monkeypatch, quick_gelu):
+    """OpenAI's tags do so on towers whose config has plain GELU. A saved copy keeps it."""
     source = write_clip(tmp_path / "source", clip_config(text=SMALL_TEXT, quick_gelu=quick_gelu))
     weights = str(source / "open_clip_model.safetensors")
     tags = {little_tower: {"original": {"url": "https://example.invalid/a.pt", "hf_hub": "", "quick_gelu": quick_gelu}}}

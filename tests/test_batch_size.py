@@ -1,4 +1,4 @@
-"""The search for the number of clips that fit into memory."""
+"""Search for the number of clips that fit into memory."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from clipvid.training.config import TrainingConfig
 
 
 @pytest.mark.parametrize(("earlier", "found"), [(None, 6), (6, 6), (3, 3), (12, 6), (5, 6), (1, 1)])
-def test_the_search_begins_at_the_earlier_result(make_model, tmp_path: Path, earlier: int | None, found: int) -> None:
+def test_search_starts_at_earlier_result(make_model, tmp_path: Path, earlier: int | None, found: int) -> None:
     def objective(model, batch, epoch):
         if len(batch["frames"]) > 6:
             raise RuntimeError("CUDA out of memory. Tried")
@@ -32,7 +32,7 @@ def test_the_search_begins_at_the_earlier_result(make_model, tmp_path: Path, ear
         ("shape", RuntimeError),
     ],
 )  # fmt: skip
-def test_no_batch_that_fits_is_one_clear_error(make_model, tmp_path: Path, text: str, raised: type) -> None:
+def test_no_fitting_batch_is_an_error(make_model, tmp_path: Path, text: str, raised: type) -> None:
     def objective(model, batch, epoch):
         raise RuntimeError(text)
 

@@ -1,4 +1,4 @@
-"""`clipvid benchmark adapters`: what it counts is right by hand, what it reports is all there."""
+"""`clipvid benchmark adapters`: counts equal hand-written formulas, and the report is complete."""
 
 import json
 import math
@@ -36,7 +36,7 @@ UNTRAINED = ["none", "encode_image", "shift"]
 
 @pytest.fixture(scope="module")
 def report(clip_folder, tmp_path_factory) -> tuple[dict[str, Any], str]:
-    """What a run over the whole registry writes: metrics and table."""
+    """Return metrics and table of a run over the whole registry."""
     output = tmp_path_factory.mktemp("benchmark")
     config = output / "run.in.yaml"
     config.write_text(f"backbone: local-dir:{clip_folder}\npretrained: null\nnum_frames: {FRAMES}\nrepeats: 3\n")
@@ -70,7 +70,7 @@ def test_nothing_to_train_means_no_training_figures(rows):
     assert [name for name, row in rows.items() if row["trained_parameters"] == 0] == UNTRAINED
 
 
-def test_ratios_are_finite_positive_and_those_of_the_raw_figures(rows):
+def test_ratios_match_raw_figures(rows):
     base = rows["none"]["forward"]
     for row in rows.values():
         for cost in filter(None, (row["forward"], row["training"])):
@@ -85,7 +85,7 @@ def test_ratios_are_finite_positive_and_those_of_the_raw_figures(rows):
     assert base["time_ratio"] == base["mac_ratio"] == 1
 
 
-def test_a_training_step_holds_at_least_the_gradients(rows):
+def test_training_memory_includes_gradients(rows):
     for row in rows.values():
         if row["training"]:
             assert row["peak_memory"] > 4 * row["trained_parameters"]
@@ -107,7 +107,7 @@ def test_python_gives_the_rows_that_the_command_writes(clip_folder):
 
 
 def tower_macs() -> dict[str, int]:
-    """Per clip: patch embedding; the linears of a block; its attention's two products; the head's projection."""
+    """Return multiply-adds per clip: patch embedding, linears and attention products of the blocks, projection."""
     return {
         "embed": FRAMES * PATCHES * (3 * 16 * 16) * WIDTH,
         "linears": FRAMES * TOKENS * (4 * WIDTH * WIDTH + 2 * WIDTH * 4 * WIDTH),
@@ -143,7 +143,7 @@ def test_training_macs_are_those_of_the_chain_rule(rows):
 
 @pytest.mark.parametrize("groups", [1, 4, 8])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_gradients_of_grouped_convolutions_cost_what_their_forward_passes_do(groups, transposed):
+def test_grouped_convolution_gradient_macs(groups, transposed):
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     conv = kind(8, 16, 3, padding=1, stride=2, groups=groups)
     x = torch.randn(2, 8, 5, 5)
@@ -169,7 +169,7 @@ def test_attention_is_counted_whatever_kernel_would_run_it():
 # Memory, time
 
 
-def test_peak_memory_is_what_lives_at_once():
+def test_peak_memory_counts_simultaneous_tensors():
     x = torch.randn(1000, 1000)
     size, module = x.nbytes, nn.Identity()
     assert peak_memory(Pass(module, lambda x: x), x) == 0
@@ -178,17 +178,17 @@ def test_peak_memory_is_what_lives_at_once():
     assert peak_memory(Pass(module, lambda x: x.exp() + x.exp()), x) == 3 * size
 
 
-def test_peak_memory_of_training_counts_what_the_backward_pass_keeps_and_the_gradients():
+def test_training_peak_memory_counts_activations_and_gradients():
     layer = nn.Linear(500, 500, bias=False)
     x = torch.randn(500, 500)
     once = peak_memory(Pass(layer, lambda x: layer(x).exp().sum(), training=True), x)
     twice = peak_memory(Pass(layer, lambda x: layer(x).exp().exp().sum(), training=True), x)
-    assert once >= 2 * x.nbytes  # what exp keeps, and the weight's gradient
+    assert once >= 2 * x.nbytes  # saved output of exp, and the weight's gradient
     assert twice - once == x.nbytes
     assert layer.weight.grad is None
 
 
-def test_timing_goes_in_rounds_and_sets_the_mode():
+def test_timing_interleaves_rounds_and_sets_mode():
     calls = []
 
     def make(name: str, training: bool) -> Pass:
@@ -209,7 +209,7 @@ def test_timing_goes_in_rounds_and_sets_the_mode():
     assert all(one.model.weight.grad is None for one in passes.values())
 
 
-def test_the_compared_model_is_open_clips_own_with_the_same_weights(make_model, clip_folder):
+def test_reference_model_is_open_clip_with_same_weights(make_model, clip_folder):
     model, frames = make_model(), random_frames(2, FRAMES)
     reference = fresh_backbone(f"local-dir:{clip_folder}").open_clip_model()
     assert any(isinstance(module, nn.MultiheadAttention) for module in reference.modules())
@@ -222,7 +222,7 @@ def test_the_compared_model_is_open_clips_own_with_the_same_weights(make_model, 
 
 
 def made_up(seconds: dict[Key, float], bars: dict[str, Bar]) -> dict[str, AdapterCost]:
-    """Rows of passes whose median is as given and whose mean is not."""
+    """Return rows of passes with the given median and another mean."""
     repeated = {key: [value, 100.0, 0.0] for key, value in seconds.items()}
     macs = dict.fromkeys(seconds, 1000)
     return {row.name: row for row in compare(repeated, macs, {}, {}, bars)}
@@ -251,7 +251,7 @@ def test_bars_are_absolute_or_above_another_row():
     assert "| 1.20 ≤ 1.25 |" in table
 
 
-def test_a_bar_above_a_row_that_was_not_measured_is_none():
+def test_bar_above_unmeasured_row_is_none():
     rows = made_up({("none", False): 1.0, ("far", False): 1.1}, {"far": Bar(0.1, above="near")})
     assert rows["far"].forward.bar is None
     assert not rows["far"].forward.missed
@@ -266,11 +266,11 @@ def test_the_bars_given_are_those_of_registered_adapters():
 
 
 @pytest.mark.parametrize("args", [["adaptors"], [], ["--config", "x.yaml"]])
-def test_an_unknown_subject_is_refused_with_the_known_ones(args, capsys):
+def test_unknown_subject_error_lists_known_subjects(args, capsys):
     with pytest.raises(SystemExit) as end:
         run("benchmark", args)
     assert end.value.code == 1
-    assert "known: adapters" in capsys.readouterr().err
+    assert "expected one of adapters" in capsys.readouterr().err
 
 
 def test_help_names_the_subjects(capsys):
@@ -287,11 +287,11 @@ def test_help_names_the_subjects(capsys):
         ({"threads": 0}, "threads=0 must be at least 1"),
         ({"adapters": ["ilaa"]}, r"unknown adapter 'ilaa' \(did you mean 'ila'\?\); known: none, ila"),
         ({"adapters": [{"name": "gta", "group": 4}]}, "adapter 'gta' has no option 'group'"),
-        ({"adapters": ["gta", "gta"]}, "each may stand once"),
+        ({"adapters": ["gta", "gta"]}, "each name may be listed once"),
         ({"bars": {"ila": {"forwards": 1.5}}}, "the bar of 'ila' has no option 'forwards'"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(fields, message):
+def test_invalid_benchmark_options_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         AdapterBenchmark(**fields)
 

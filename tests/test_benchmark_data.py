@@ -1,4 +1,4 @@
-"""The benchmark of reading videos: that it measures what it says; its figures are not asserted."""
+"""Benchmark of reading videos: the compared work is the same. Figures are not asserted."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def options(tmp_path: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:This process")
-def test_it_compares_the_same_work(tmp_path: Path, capsys):
+def test_loader_and_plain_loop_do_the_same_work(tmp_path: Path, capsys):
     benchmark_data.main(options(tmp_path, "--lines=0", "--processes=2"))
     figures = json.loads((tmp_path / "out/metrics.json").read_text())
     rows = {row["name"]: row for row in figures["rows"]}
@@ -34,7 +34,7 @@ def test_it_compares_the_same_work(tmp_path: Path, capsys):
     assert "4 x 3 views" in capsys.readouterr().out
 
 
-def test_the_manifest_is_opened_from_csv_and_then_from_the_cache(tmp_path: Path):
+def test_manifest_is_read_from_csv_then_cache(tmp_path: Path):
     figures = benchmark_data.measure_manifest(tmp_path, 600_000)
     assert figures["lines"] == 600_000
     assert len(list((tmp_path / "cache/manifests").glob("*.arrow"))) == 1

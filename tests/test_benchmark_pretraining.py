@@ -1,4 +1,4 @@
-"""`clipvid benchmark pretraining`: goes on cell by cell, and its table says what the answers say."""
+"""`clipvid benchmark pretraining`: resume, and a table that matches the predictions."""
 
 import json
 from pathlib import Path
@@ -26,13 +26,12 @@ TRAINING = {"epochs": 1, "per_device_train_batch_size": 4, "report_to": "none"}
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Exception in place of the end of the process."""
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> tuple[Path, dict[Path, float]]:
-    """The folder of a study that was killed after its first row and started again, and when its first files were
-    written."""
+    """Return the folder of a study that was killed after its first row and restarted, and its first files' times."""
     folder = tmp_path_factory.mktemp("study")
     data = {"root": str(folder / "world"), "val": "test.csv", "world": WORLD, "num_workers": 0}
     model = {"num_frames": 4, "tune": ["adapters"]}
@@ -60,7 +59,7 @@ def study(tmp_path_factory) -> tuple[Path, dict[Path, float]]:
     return folder / "run", written
 
 
-def test_what_was_done_is_not_done_again(study):
+def test_finished_trials_are_not_repeated(study):
     folder, written = study
     trained = {path.parent.relative_to(folder) for path in written if "checkpoints" not in path.parts}
     fresh = {Path(f"st/fresh/k{shots}/k{shots}_seed{seed}") for shots in (1, 2) for seed in (0, 1)}
@@ -68,7 +67,7 @@ def test_what_was_done_is_not_done_again(study):
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
 
 
-def test_figures_are_those_of_the_answers(study):
+def test_figures_match_predictions(study):
     folder, _ = study
     fresh, order = json.loads((folder / "metrics.json").read_text())["rows"]
     assert (fresh["stage"], order["stage"], fresh["gain"], fresh["held"]) == ("fresh", "order", None, False)
@@ -95,13 +94,13 @@ def test_the_table_has_a_line_for_each(study):
     assert "The hypothesis held for" in table
 
 
-def test_a_study_that_cannot_be_is_refused():
+def test_invalid_study_is_refused():
     with pytest.raises(ValueError, match=r"fewer=3, more=5: both must be among shots=\[2, 5, 20\]"):
         command.PretrainingBenchmark(fewer=3)
-    with pytest.raises(ValueError, match="'fresh' is the name of the start without any"):
+    with pytest.raises(ValueError, match="'fresh' is reserved for adapters"):
         command.PretrainingBenchmark(stages={"fresh": ["order"]})
     chosen = PretrainConfig(training=TrainingConfig(load_best_model_at_end=True))
-    with pytest.raises(ValueError, match="would choose the weights on the very videos that are asked about"):
+    with pytest.raises(ValueError, match="would select the weights on the test videos"):
         command.PretrainingBenchmark(pretrain=chosen)
     lower = PretrainConfig(training=TrainingConfig(mixed_precision="bf16"))
     with pytest.raises(ValueError, match=r"mixed_precision of pretrain.training and evaluate: \('bf16', 'no'\)"):

@@ -1,4 +1,4 @@
-"""`clipvid benchmark tuning`: its figures are those of the steps, its bars say what is missed."""
+"""`clipvid benchmark tuning`: figures match the steps, and missed targets are marked."""
 
 import json
 import statistics
@@ -36,7 +36,7 @@ def test_every_row_is_measured_against_full_tuning(report):
     assert rows["full"]["trained_parameters"] > rows["lora"]["trained_parameters"] > rows["head"]["trained_parameters"]
 
 
-def test_what_backward_does_not_need_is_not_kept(report):
+def test_activations_below_trained_parts_are_not_kept(report):
     peak = {row["name"]: row["peak_memory"] for row in report[0]["rows"]}
     assert peak["head"] < peak["adapters in the upper half"] < peak["adapters in all blocks"] < peak["full"]
 
@@ -46,8 +46,8 @@ def test_missed_bars_are_marked(report):
     assert "> 0 ✗" in line
 
 
-def test_there_is_nothing_to_compare_with_without_full_tuning():
-    with pytest.raises(ValueError, match="rows: 'full', which the others are measured by, is missing"):
+def test_missing_full_tuning_row_is_refused():
+    with pytest.raises(ValueError, match="rows: 'full', the reference of the others, is missing"):
         TuningBenchmark(rows={"head": {"tune": ["head"]}})
 
 

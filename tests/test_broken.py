@@ -1,4 +1,4 @@
-"""Videos that cannot be read: replaced in training by a keyed rule, wrong in evaluation, and never silent."""
+"""Unreadable videos: replaced in training by a keyed rule, wrong in evaluation, and always logged."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def test_training_shows_other_videos_by_a_rule(manifest: Manifest):
     assert all(a == b for a, b in kept)
 
 
-def test_each_bad_video_is_said_and_written_once(manifest: Manifest, tmp_path: Path, capsys):
+def test_each_bad_video_is_logged_once(manifest: Manifest, tmp_path: Path, capsys):
     file = tmp_path / "run" / "bad_videos.jsonl"
     for _ in range(2):
         bad = BadVideos("train", NUM_VIDEOS, 0.5, file)
@@ -68,7 +68,7 @@ def test_each_bad_video_is_said_and_written_once(manifest: Manifest, tmp_path: P
     assert all(entry["split"] == "train" and entry["reason"] for entry in entries)
 
 
-def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path):
+def test_truncated_log_line_is_skipped(tmp_path: Path):
     file = tmp_path / "bad_videos.jsonl"
     file.write_text('{"split": "train", "path": "a.mp4", "reason": "x"}\n{"split": "train", "pa')
     BadVideos("train", 9, file=file).add([Failure("a.mp4", "x"), Failure("b.mp4", "y")])
@@ -76,7 +76,7 @@ def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path):
     assert [json.loads(line)["path"] for line in (lines[0], lines[2])] == ["a.mp4", "b.mp4"]
 
 
-def test_past_the_limit_the_run_stops_with_the_list(manifest: Manifest, tmp_path: Path):
+def test_run_stops_past_the_bad_video_limit(manifest: Manifest, tmp_path: Path):
     limited = BadVideos("train", NUM_VIDEOS - 1, 0.1, tmp_path / "bad.jsonl")
     with pytest.raises(TooManyBadVideos, match=r"(?s)3 of 11 videos in train.*check-videos") as caught:
         training_batches(manifest, 0, limited)
@@ -85,19 +85,19 @@ def test_past_the_limit_the_run_stops_with_the_list(manifest: Manifest, tmp_path
     training_batches(manifest, 0, BadVideos("train", NUM_VIDEOS, 3 / NUM_VIDEOS))
 
 
-def test_a_limit_of_nothing_and_long_lists():
+def test_zero_limit_and_long_lists():
     bad = BadVideos("train", 1000, 0.0)
     with pytest.raises(TooManyBadVideos, match=r"and 10 more"):
         bad.add(Failure(f"{i}.mp4", "cut off") for i in range(30))
     bad.add([Failure("3.mp4", "cut off")])
 
 
-def test_nothing_but_broken_videos_ends_in_an_error(manifest: Manifest):
-    with pytest.raises(ValueError, match=r"100 videos drawn .*check-videos"):
+def test_only_broken_videos_is_an_error(manifest: Manifest):
+    with pytest.raises(ValueError, match=r"100 videos in a row .*check-videos"):
         training_batches(manifest.subset([2] * 4), 0)
 
 
-def test_evaluation_replaces_nothing(manifest: Manifest):
+def test_evaluation_does_not_replace_bad_videos(manifest: Manifest):
     dataset = VideoDataset(manifest, FrameSampling("uniform", 3), eval_transforms(16), seed=0, training=False, clips=2)
     bad = BadVideos("val", NUM_VIDEOS)
     batches = list(build_loader(dataset, EvalBatches(NUM_VIDEOS, 5), 1, bad))
@@ -112,7 +112,7 @@ def test_evaluation_replaces_nothing(manifest: Manifest):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world with one damaged video in training and one in evaluation."""
+    """Build a world with one damaged video in training and one in evaluation."""
     config = WorldConfig(
         objects=("ball", "star"), motions=("horizontal",), num_frames=4, image_size=32,
         train_per_class=4, val_per_class=2, test_per_class=0,
@@ -133,7 +133,7 @@ def arguments(world: Path, output: Path, *more: str) -> list[str]:
     return [f"--{key}={value}" for key, value in options.items()] + list(more)
 
 
-def test_a_run_with_bad_videos_ends_with_honest_figures(world: Path, tmp_path: Path, capsys):
+def test_run_counts_bad_videos_as_wrong(world: Path, tmp_path: Path, capsys):
     finetune.main(arguments(world, tmp_path, "--data.max_bad_fraction=0.1"))
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert (figures["unreadable"], figures["top1"]["count"]) == (1, 8)
@@ -144,7 +144,7 @@ def test_a_run_with_bad_videos_ends_with_honest_figures(world: Path, tmp_path: P
     assert sorted(entry["split"] for entry in entries) == ["train", "val"]
 
 
-def test_a_run_with_too_many_bad_videos_ends_in_the_list(world: Path, tmp_path: Path):
+def test_run_with_too_many_bad_videos_lists_them(world: Path, tmp_path: Path):
     command = [sys.executable, "scripts/finetune.py", *arguments(world, tmp_path, "--data.max_bad_fraction=0")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1

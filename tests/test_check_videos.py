@@ -1,4 +1,4 @@
-"""The scan of a list or a folder: what it finds, writes, and ends with."""
+"""Check of a list or a folder: findings, output files and exit codes."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def write_list(file: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".json", ".jsonl", ".parquet"])
-def test_a_list_is_checked_and_mended(suffix: str, root: Path, tmp_path: Path, capsys):
+def test_list_is_checked_and_fixed(suffix: str, root: Path, tmp_path: Path, capsys):
     file = root / f"list{suffix}"
     write_list(file)
     report = tmp_path / "reports" / "bad.jsonl"
@@ -93,7 +93,7 @@ def test_a_folder_is_checked_and_listed(root: Path, tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("run/a.mp4 0\n../x.mp4 0\n", [], "lies outside of the root"),
+        ("run/a.mp4 0\n../x.mp4 0\n", [], "is outside of the root"),
         ("run/a.mp4 0\nrun/b.mp4 7\n", ["--classes", "classes.txt"], "label 7 is outside of the 2 classes"),
         ("run/a.mp4 0\nrun/a.mp4 0\n", [], "already listed"),
         ("", [], "no video is listed"),
@@ -106,14 +106,14 @@ def test_wrong_lists_are_refused(content: str, options: list[str], message: str,
 
 
 class Fatal:
-    """A video whose decoder takes the process with it."""
+    """Video whose decoder crashes the process."""
 
     def __call__(self) -> bytes:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
 
-def test_a_video_that_kills_its_process_is_found_and_the_rest_is_checked(root: Path):
+def test_video_that_crashes_its_process_is_identified(root: Path):
     samples = [Sample(name, 0) for name in GOOD] + [Sample("fatal", 0, media=Fatal())] + [Sample("run/bad.mp4", 0)]
     found = dict(check_all(Manifest(tuple(samples), (), root), 2, 2))
     assert found.keys() == set(range(5))
@@ -121,7 +121,7 @@ def test_a_video_that_kills_its_process_is_found_and_the_rest_is_checked(root: P
     assert "not a readable video" in (found[4] or "")
 
 
-def test_a_video_that_met_a_broken_pool_is_checked_too(root: Path, monkeypatch):
+def test_video_submitted_to_broken_pool_is_checked(root: Path, monkeypatch):
     submit, calls = ProcessPoolExecutor.submit, 0
 
     def refuse_once(self, *arguments):
@@ -136,7 +136,7 @@ def test_a_video_that_met_a_broken_pool_is_checked_too(root: Path, monkeypatch):
     assert found == dict.fromkeys(range(3))
 
 
-def test_a_large_list_with_blank_lines_is_mended(root: Path, tmp_path: Path, monkeypatch):
+def test_large_list_with_blank_lines_is_fixed(root: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(tables, "LARGE_BYTES", 0)
     rows = [f"{path},{label}" for path, label in ENTRIES]
     file = root / "large.csv"

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, told from damaged ones."""
+"""Checkpoints on disk: complete or absent, and distinguished from damaged ones."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def make(step: int) -> Checkpoint:
     return Checkpoint({"model": tensors, "ema": tensors}, optimizer, {"step": step, "epoch": 1, "history": []})
 
 
-def test_what_is_saved_is_loaded_and_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_checkpoint_round_trip_keeps_the_newest(tmp_path: Path) -> None:
     for step in (1, 2, 10):
         path = save_checkpoint(tmp_path, make(step), keep=2)
     assert [found.name for found in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000010"]
@@ -43,7 +43,7 @@ def test_what_is_saved_is_loaded_and_only_the_newest_are_kept(tmp_path: Path) ->
     assert load_newest(tmp_path / "nowhere") is None
 
 
-def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(tmp_path: Path) -> None:
+def test_damaged_checkpoint_falls_back_to_previous(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         path = save_checkpoint(tmp_path, make(step), keep=3)
     content = bytearray((path / "ema.safetensors").read_bytes())
@@ -62,7 +62,7 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(tmp_path: Path) -
     assert load_checkpoint(tmp_path / "step_00000003").progress["step"] == 3
 
 
-def test_where_all_are_damaged_the_run_does_not_quietly_begin_anew(tmp_path: Path) -> None:
+def test_all_checkpoints_damaged_is_an_error(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, make(1), keep=2)
     (path / "model.safetensors").write_bytes(b"")
     with (
@@ -72,8 +72,8 @@ def test_where_all_are_damaged_the_run_does_not_quietly_begin_anew(tmp_path: Pat
         load_newest(tmp_path)
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    """The system's limit on the size of a file stands for a full disk: writing fails in the middle."""
+def test_failed_write_keeps_older_checkpoints(tmp_path: Path) -> None:
+    """The system's limit on the size of a file simulates a full disk, so that writing fails midway."""
     save_checkpoint(tmp_path, make(1), keep=1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
@@ -100,13 +100,13 @@ def test_another_format_is_refused_and_left_in_place(tmp_path: Path, version: in
 
 
 class Evil:
-    """What a pickle could do."""
+    """Pickle that would execute code."""
 
     def __reduce__(self) -> tuple:
         return Path.touch, (Path("owned"),)
 
 
-def test_a_checkpoint_is_data_and_never_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_never_executes_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = save_checkpoint(tmp_path, Checkpoint(make(1).weights, {"optimizer": Evil()}, {"step": 1}), keep=1)
     with pytest.raises(CheckpointError, match="tensors cannot be read"):
@@ -127,7 +127,7 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(4000, marks=pytest.mark.slow)])
-def test_a_mutated_checkpoint_ends_in_a_clear_error_or_is_whole(tmp_path: Path, count: int) -> None:
+def test_mutated_checkpoint_is_refused_or_intact(tmp_path: Path, count: int) -> None:
     path = save_checkpoint(tmp_path, make(1), keep=1)
     chance, refused = random.Random(2), 0
     whole = {file.name: file.read_bytes() for file in path.iterdir()}
@@ -150,7 +150,7 @@ def test_a_mutated_checkpoint_ends_in_a_clear_error_or_is_whole(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("stray", [".ipynb_checkpoints/", "@eaDir/", ".DS_Store", "notes.txt"])
-def test_stray_files_and_folders_leave_a_checkpoint_whole(tmp_path: Path, stray: str) -> None:
+def test_stray_files_do_not_damage_a_checkpoint(tmp_path: Path, stray: str) -> None:
     path = save_checkpoint(tmp_path, make(1), keep=2)
     if stray.endswith("/"):
         (path / stray).mkdir()

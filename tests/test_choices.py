@@ -1,4 +1,4 @@
-"""Options of adapters, pooling, heads and tuning: wrong ones are refused when the config is made."""
+"""Options of adapters, pooling, heads and tuning: wrong ones are refused when the config is built."""
 
 import dataclasses
 import os
@@ -43,7 +43,7 @@ def allowed(kind: str, name: str, option: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("kind", "name", "option"), OPTIONS, ids="-".join)
-def test_value_of_a_wrong_type_is_refused_by_its_option(kind, name, option):
+def test_wrong_type_error_names_the_option(kind, name, option):
     for label in WRONG.keys() - allowed(kind, name, option):
         with pytest.raises(InputError, match=option) as error:
             ModelConfig(**fields_with(kind, {"name": name, option: WRONG[label]}))
@@ -52,13 +52,13 @@ def test_value_of_a_wrong_type_is_refused_by_its_option(kind, name, option):
 
 
 @pytest.mark.parametrize(("kind", "name", "option"), OPTIONS, ids="-".join)
-def test_misspelt_option_is_refused_with_the_near_one(kind, name, option):
+def test_misspelled_option_suggests_the_nearest(kind, name, option):
     with pytest.raises(InputError, match=rf"no option '{option}x' \(did you mean '{option}'\?\)"):
         ModelConfig(**fields_with(kind, {"name": name, f"{option}x": 1}))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in REGISTRIES for name in REGISTRIES[kind]])
-def test_misspelt_name_is_refused_with_the_near_one(kind, name):
+def test_misspelled_name_suggests_the_nearest(kind, name):
     with pytest.raises(InputError, match=rf"unknown {kind} '{name}q' \(did you mean '{name}'\?\)"):
         ModelConfig(**fields_with(kind, {"name": f"{name}q"}))
 
@@ -78,7 +78,7 @@ def test_misspelt_name_is_refused_with_the_near_one(kind, name):
         ("--model.head={name: text, prompt_layers: -1}", "prompt_layers=-1 must be at least 0"),
     ],
 )
-def test_wrong_option_of_a_run_is_refused_by_the_parser(argument, message):
+def test_parser_refuses_wrong_option_of_a_run(argument, message):
     with pytest.raises(InputError, match=message):
         parse_config(FinetuneConfig, [argument], "test")
 
@@ -112,7 +112,7 @@ def test_quoted_number_is_refused_by_its_option(tmp_path, kind, choice, named, p
 
 @pytest.mark.parametrize("words", [["--model.adapter.hidden", "32"], ["--model.adapter.hidden=32"]])
 @pytest.mark.parametrize("before", [["--model.adapter=ila"], ["--model.adapter={name: ila, hidden: 16}"], ["--config"]])
-def test_option_of_a_choice_on_the_command_line_is_read_as_yaml(tmp_path, words, before):
+def test_choice_option_on_command_line_is_yaml(tmp_path, words, before):
     (tmp_path / "run.yaml").write_text("model: {adapter: {name: ila, hidden: 16, drop_path: 1e-1}}\n")
     before = ["--config", str(tmp_path / "run.yaml")] if before == ["--config"] else before
     before = ["--model.adapter={name: ila}"] if before == ["--model.adapter=ila"] else before
@@ -123,7 +123,7 @@ def test_option_of_a_choice_on_the_command_line_is_read_as_yaml(tmp_path, words,
         parse_config(FinetuneConfig, [*before, "--model.adapter.hidden='32'"], "test")
 
 
-def test_texts_of_other_options_stay_texts_on_the_command_line():
+def test_text_options_stay_text_on_command_line():
     flip = ["--data.augment.label_map_flip={left: right}", "--data.augment.label_map_flip.up=4"]
     assert parse_config(FinetuneConfig, flip, "test").data.augment.label_map_flip == {"left": "right", "up": "4"}
 
@@ -132,8 +132,8 @@ def test_texts_of_other_options_stay_texts_on_the_command_line():
     ("fields", "message"),
     [
         ({"tune": [{"name": "partial", "blocks": 99}]}, "blocks=99; the image tower has"),
-        ({"tune": [{"name": "lora", "rank": 10**6}]}, "rank=1000000 is more than"),
-        ({"adapter": {"name": "gta", "layers": [99]}}, "outside of a tower"),
+        ({"tune": [{"name": "lora", "rank": 10**6}]}, "rank=1000000 exceeds"),
+        ({"adapter": {"name": "gta", "layers": [99]}}, "out of range for a tower"),
     ],
 )
 def test_option_that_does_not_fit_the_tower_is_refused(fields, message):
@@ -141,7 +141,7 @@ def test_option_that_does_not_fit_the_tower_is_refused(fields, message):
         build_model(ModelConfig(**{"adapter": "none"} | fields))
 
 
-def test_parts_are_resolved_once_and_are_no_option():
+def test_parts_are_resolved_once_and_not_an_option():
     first, second = (ModelConfig(adapter={"name": "ila", "hidden": 16}) for _ in range(2))
     assert first.parts is second.parts
     assert ModelConfig(adapter={"name": "ila", "hidden": 32}).parts.adapters["ila"].hidden == 32
@@ -200,7 +200,7 @@ plain = plugin_for_test:Plain
 
 @pytest.fixture
 def site(tmp_path) -> Path:
-    """A folder with an installed distribution that adds an adapter, a pooling and a head."""
+    """Create a folder with an installed distribution that adds an adapter, a pooling and a head."""
     info = tmp_path / "site" / "plugin_for_test-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-for-test\nVersion: 1.0\n")
@@ -215,7 +215,7 @@ def python(site: Path, code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_entries_of_an_installed_package_are_used_saved_and_missed(site, tmp_path):
+def test_entry_points_of_installed_package(site, tmp_path):
     folders = {kind: tmp_path / kind for kind in ("adapter", "pooling", "head")}
     made = python(
         site,

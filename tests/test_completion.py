@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def complete(folder: Path, *words: str) -> list[str]:
-    """Words that bash offers in place of the last one, in a shell that finds no program to start."""
+    """Return the words that bash offers for the last one, in a shell without programs."""
     place = len(words) - 1
     lines = 'source "$0"; COMP_CWORD=$1; shift; COMP_WORDS=("$@"); _clipvid; printf "%s\\n" "${COMPREPLY[@]}"'
     command = [str(BASH), "--norc", "-c", lines, str(folder / "bash"), str(place), *words]

@@ -1,4 +1,4 @@
-"""Configs: every YAML parses, nothing unknown gets in, the command line wins."""
+"""Configs: every YAML parses, unknown keys are refused, the command line takes precedence."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_no_arguments_give_the_defaults(kind: type) -> None:
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_every_config_parses_and_says_what_it_does(path: Path) -> None:
+def test_every_config_parses_and_has_a_comment(path: Path) -> None:
     config = parse_config(config_class(path), ["--config", str(path)], "test")
     record = config_record(config)
 
@@ -95,7 +95,7 @@ def test_sources_of_videos_are_paths_or_mappings(tmp_path: Path) -> None:
         ["--data.protocol", "k_fold"],
     ],
 )
-def test_what_is_unknown_or_of_the_wrong_type_ends_the_program(arguments: list[str], capsys) -> None:
+def test_unknown_or_wrong_typed_options_exit(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit):
         parse_config(FinetuneConfig, arguments, "test")
     assert arguments[0].lstrip("-").split(".")[-1] in capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_print_config_shows_every_option(capsys) -> None:
     assert {"model", "data", "controls"} <= yaml.safe_load(capsys.readouterr().out).keys()
 
 
-def test_a_folder_belongs_to_one_config(tmp_path: Path) -> None:
+def test_folder_refuses_another_config(tmp_path: Path) -> None:
     first = FinetuneConfig(output_dir=str(tmp_path))
     prepare_output_dir(tmp_path, first)
     prepare_output_dir(tmp_path, first)
@@ -137,7 +137,7 @@ def test_former_names_of_options_work_with_a_warning(tmp_path: Path, place: str)
     assert config == parse_config(LadderConfig, present, "test")
 
 
-def test_a_former_and_a_present_name_together_are_refused(tmp_path: Path) -> None:
+def test_former_and_current_name_together_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "ladder.yaml"
     path.write_text("cell: {}\ntrial: {}\nrows: {none: {}}\n")
     with pytest.raises(ValueError, match="cell is the former name of trial"):

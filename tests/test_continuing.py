@@ -1,4 +1,4 @@
-"""Training that starts from a saved model of any kind, texts that are cut, and towers without a tokenizer."""
+"""Training from a saved model of any kind, texts that are cut, and towers without a tokenizer."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ PAIRS = {
 
 
 def trained(make_model, adapter="ila", is_public=True, **spec):
-    """A model whose trained weights are moved."""
+    """Build a model with noise added to its trained weights."""
     model = shake_adapters(make_model(adapter, LABELS, is_public=is_public, **spec))
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -65,7 +65,7 @@ def test_any_model_can_be_continued(make_model, tiny_folder, tmp_path, pair, is_
 
 
 @torch.no_grad()
-def test_rows_of_a_linear_head_stay_with_their_class(make_model, tmp_path):
+def test_linear_head_rows_follow_their_class(make_model, tmp_path):
     start = trained(make_model, "none", is_public=False, head="linear")
     start.save_pretrained(tmp_path)
     names = ["jumping", "swimming", "walking"]
@@ -78,7 +78,7 @@ def test_rows_of_a_linear_head_stay_with_their_class(make_model, tmp_path):
     assert torch.equal(model.head.linear.weight[1], before)
 
 
-def test_adapters_are_new_where_the_start_has_none(make_model, tmp_path):
+def test_adapters_are_new_if_start_has_none(make_model, tmp_path):
     trained(make_model, "none", is_public=False, tune=["full"]).save_pretrained(tmp_path)
     started = start_from(make_model("ila", LABELS, pooling="mit"), tmp_path)
     assert str(started) == "loaded trained towers; new: adapters, pooling"
@@ -96,7 +96,7 @@ def test_start_of_another_clip_is_refused(make_model, tiny_folder, tmp_path):
 
 @pytest.fixture
 def words_folder(tmp_path):
-    """A CLIP whose tokenizer of transformers is stored beside its weights."""
+    """Write a CLIP with a tokenizer of transformers next to its weights."""
     names = {name: index for index, name in enumerate(["[UNK]", "[PAD]", *(f"w{i}" for i in range(40))])}
     words = Tokenizer(WordLevel(names, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()
@@ -105,7 +105,7 @@ def words_folder(tmp_path):
     return folder
 
 
-def test_tower_without_tokenizer_serves_all_but_text(words_folder, make_model, tmp_path):
+def test_tower_without_tokenizer_works_without_text(words_folder, make_model, tmp_path):
     for path in words_folder.glob("*token*"):
         path.unlink()
     model = make_model("none", LABELS, folder=words_folder, head="linear")
@@ -116,7 +116,7 @@ def test_tower_without_tokenizer_serves_all_but_text(words_folder, make_model, t
 
 
 @pytest.mark.parametrize("tokenizer", ["CLIP's", "transformers'"])
-def test_long_texts_are_warned_about_with_the_words_that_are_cut(make_model, words_folder, tokenizer):
+def test_long_texts_warn_with_cut_words(make_model, words_folder, tokenizer):
     model = make_model("none", **({} if tokenizer == "CLIP's" else {"folder": words_folder}))
     room = 14 if tokenizer == "CLIP's" else 16
     words = [f"w{i}" if tokenizer != "CLIP's" else "dog" for i in range(room)]
@@ -130,7 +130,7 @@ def test_long_texts_are_warned_about_with_the_words_that_are_cut(make_model, wor
         model.set_labels([" ".join([*words, *last]), " ".join([*words, *last[::-1]])])
 
 
-def test_word_that_is_cut_in_its_middle_is_shown_whole(make_model):
+def test_partly_cut_word_is_shown_whole(make_model):
     with pytest.warns(UserWarning, match="loses 'quixotically dog'"):
         make_model("none").encode_text(["dog " * 13 + "quixotically dog"])
 
@@ -157,14 +157,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
-def test_memory_does_not_grow_with_the_number_of_labels():
-    """Without parts, one layer's MLP alone would hold 8000 x 32 x 256 floats: 250 MiB."""
+def test_memory_is_independent_of_number_of_labels():
+    """Without splitting, the MLP of one layer alone would need 8000 x 32 x 256 floats, 250 MiB."""
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert int(run.stdout) / 1024 < 60
 
 
 @torch.no_grad()
-def test_long_lists_give_the_features_of_short_ones(make_model):
+def test_long_lists_give_equal_text_features(make_model):
     model = make_model("none")
     texts = [f"class number {index}" for index in range(300)]
     expected = torch.cat([model.encode_text([text]) for text in texts])

@@ -1,4 +1,4 @@
-"""Authors' checkpoints become models that compute the same, to the shared fixtures and to the slow reference."""
+"""Authors' checkpoints converted to models: equal to the shared fixtures and to the slow reference."""
 
 import math
 
@@ -14,7 +14,7 @@ VARIANTS = ["k400", "ssv2"]
 
 
 def small_checkpoint(variant, frames=5, width=128, hidden=64, layers=2, grid=3, patch=8, embed=64, seed=0):
-    """A random state dict as the authors' code names it, of sizes other than the fixtures'."""
+    """Return a random state dict with the authors' names, of other sizes than the fixtures."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
 
@@ -109,7 +109,7 @@ def small_checkpoint(variant, frames=5, width=128, hidden=64, layers=2, grid=3, 
 
 
 def train_without_dropout(model):
-    """Training mode, for the jitter and batch statistics, with dropout switched off."""
+    """Set training mode, for jitter and batch statistics, without dropout."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -118,7 +118,7 @@ def train_without_dropout(model):
 
 
 def outputs_of(model, frames, text):
-    """The model's outputs under the fixtures' names."""
+    """Return the model's outputs under the fixtures' names."""
     output = model(frames, text=text, normalized=True)
     found = {
         "logits": output.logits,
@@ -142,7 +142,7 @@ def assert_close(name, actual, expected, tolerance):
 @torch.no_grad()
 @pytest.mark.parametrize("mode", ["eval", "jitter"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_converted_model_meets_the_shared_fixture(shared_fixture, variant, mode):
+def test_converted_model_equals_shared_fixture(shared_fixture, variant, mode):
     tensors = shared_fixture(f"ila_{variant}_tiny")
     start = "checkpoint."
     state = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
@@ -165,7 +165,7 @@ def test_converted_model_meets_the_shared_fixture(shared_fixture, variant, mode)
 )
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_converted_model_meets_the_reference_in_float64(variant, mode, norm, epoch):
+def test_converted_model_equals_reference_in_float64(variant, mode, norm, epoch):
     state = small_checkpoint(variant)
     exact = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
     model = from_ila(state, 5, norm).double()
@@ -187,7 +187,7 @@ def test_converted_model_meets_the_reference_in_float64(variant, mode, norm, epo
 
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_converted_model_survives_a_save(tmp_path, variant):
+def test_converted_model_round_trip(tmp_path, variant):
     model = from_ila(small_checkpoint(variant), 5)
     model.save_pretrained(tmp_path)
     loaded = from_pretrained(tmp_path)
@@ -237,7 +237,7 @@ def test_converted_model_is_ready_to_train():
     assert all(adapter.jitter == pytest.approx(0.2) for adapter in model.encoder.adapters())
 
 
-def test_classes_of_a_converted_linear_head_are_named_by_who_asks(tmp_path):
+def test_converted_linear_head_accepts_class_names(tmp_path):
     from_ila(small_checkpoint("ssv2"), 5).save_pretrained(tmp_path)
     names = [f"class {number}" for number in range(from_pretrained(tmp_path).head.linear.out_features)]
     assert load_model(str(tmp_path), labels=names).labels == names
@@ -245,7 +245,7 @@ def test_classes_of_a_converted_linear_head_are_named_by_who_asks(tmp_path):
         load_model(str(tmp_path), labels=names[1:])
 
 
-def test_model_without_text_tower_says_so(tmp_path):
+def test_model_without_text_tower_refuses_text(tmp_path):
     model = from_ila(small_checkpoint("ssv2"), 5)
     model.save_pretrained(tmp_path)
     for one in (model, from_pretrained(tmp_path)):
@@ -253,7 +253,7 @@ def test_model_without_text_tower_says_so(tmp_path):
             one.encode_text(["a cat"])
 
 
-# What cannot be converted
+# Errors
 
 
 @pytest.mark.parametrize("frames", [4, 8])
@@ -285,7 +285,7 @@ def test_foreign_state_dict_is_refused(state):
     ],
 )
 def test_tensor_without_a_place_is_refused_by_name(name):
-    """The name in the error is the checkpoint's or ours, so its last part is looked for."""
+    """The error has the checkpoint's name or the new one, so the last part is compared."""
     with pytest.raises(ValueError, match=name.split(".")[-2 if name.endswith("weight") else -1]):
         from_ila(small_checkpoint("k400") | {name: torch.zeros(3)}, 5)
 

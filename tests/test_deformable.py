@@ -1,4 +1,4 @@
-"""Where moved taps read, and the two directions of a sampling; SIFA's tests compare both with a loop over taps."""
+"""Reading of deformed taps, and both directions of sampling. SIFA's tests compare both with a loop over taps."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from clipvid.adapters.deformable import gather_taps, place_taps, scatter_taps
 
 
-def test_spreading_is_the_transpose_of_reading():
+def test_scatter_is_transpose_of_gather():
     generator = torch.Generator().manual_seed(0)
     offsets, matrix, values = (
         torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -19,7 +19,7 @@ def test_spreading_is_the_transpose_of_reading():
     torch.testing.assert_close((read * values).sum(), (matrix * spread).sum())
 
 
-def test_weights_of_a_tap_inside_add_up_to_one_and_outside_to_zero():
+def test_tap_weights_sum_to_one_inside_zero_outside():
     offsets = torch.tensor([[0.25, 0.5], [-1.25, 0.0], [40.0, 0.0], [1e30, -1e30], [0.0, -math.inf]])
     taps = place_taps(offsets.view(5, 1, 1, 2).expand(5, 12, 1, 2), (3, 4), 1)
     assert taps.cells.min() >= 0
@@ -31,7 +31,7 @@ def test_weights_of_a_tap_inside_add_up_to_one_and_outside_to_zero():
     assert not sums[2:].any()
 
 
-def test_half_precision_offsets_keep_their_place_within_a_cell():
+def test_half_precision_offsets_keep_subcell_positions():
     taps = place_taps(torch.full((300, 1, 2), 0.25, dtype=torch.bfloat16), (1, 300), 1)
     assert taps.weights.dtype == torch.float32
     assert taps.cells[290, :2].tolist() == [290, 291]

@@ -1,4 +1,4 @@
-"""The demo from command to report, on a small world."""
+"""Demo from command to report, on a small world."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ROWS = [
 
 
 def smaller(name: str, folder: Path) -> Path:
-    """One of the demo's own configs with less to learn from."""
+    """Return one of the demo's configs with less training data."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / name).read_text())
     config["output_dir"] = str(folder / Path(config["output_dir"]).name)
     config["data"]["root"] = str(folder / "world")
@@ -47,7 +47,7 @@ def demo(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_demo_ends_in_its_report_and_a_second_call_measures_nothing_again(tmp_path: Path) -> None:
+def test_demo_writes_report_and_reuses_results(tmp_path: Path) -> None:
     said = demo(tmp_path)
     metrics = json.loads((tmp_path / "demo/metrics.json").read_text())
     assert list(metrics) == ROWS

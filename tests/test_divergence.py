@@ -24,7 +24,7 @@ BATCH_NORM = "{name: ila, hidden: 16, norm: batch}"
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch):
-    """Makes the loss of every batch with one of the samples what is asked for."""
+    """Replace the loss of every batch that contains one of the samples."""
     original = Classification.__call__
 
     def spoil(samples: set[int], how) -> list[list[int]]:
@@ -47,7 +47,7 @@ def poison(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("how", ["frames", "loss"])
-def test_a_step_that_is_not_finite_is_skipped_counted_and_named(
+def test_nonfinite_step_is_skipped_and_logged(
     arguments,  # noqa: F811
     poison,
     tmp_path: Path,
@@ -73,7 +73,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(
     assert all(len(entry["skipped_samples"]) == 4 for entry in history if "skipped_samples" in entry)
 
 
-def test_a_run_that_has_diverged_ends_and_says_where(arguments, poison, tmp_path: Path) -> None:  # noqa: F811
+def test_diverged_run_stops_with_samples(arguments, poison, tmp_path: Path) -> None:  # noqa: F811
     poison(set(range(20)), "frames")
     with pytest.raises(RuntimeError, match=r"4 steps in a row, .* samples of the last: train/.*lower optim.lr"):
         here(arguments(tmp_path, training__max_skipped_steps=4, training__save_steps=0), tmp_path)
@@ -82,8 +82,8 @@ def test_a_run_that_has_diverged_ends_and_says_where(arguments, poison, tmp_path
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_skipped_step_leaves_weights_and_moments_alone(dtype: torch.dtype) -> None:
-    """The guard relies on this. Equality is to the bit."""
+def test_skipped_step_keeps_weights_and_moments(dtype: torch.dtype) -> None:
+    """The guard relies on this. Equality is bitwise."""
     layer = nn.Linear(3, 2).to(dtype)
     optimizer = build_optimizer(layer, OptimConfig(lr=0.1, weight_decay=0.1))
 
@@ -100,7 +100,7 @@ def test_a_skipped_step_leaves_weights_and_moments_alone(dtype: torch.dtype) -> 
     assert not torch.equal(first[0], step(1.0, 0.0)[0])
 
 
-def test_gradients_are_clipped_to_the_norm_asked_for(arguments, tmp_path: Path) -> None:  # noqa: F811
+def test_gradients_are_clipped_to_max_norm(arguments, tmp_path: Path) -> None:  # noqa: F811
     here(arguments(tmp_path / "none", training__epochs=1, training__max_grad_norm=1e-30), tmp_path / "none")
     here(arguments(tmp_path / "some", training__epochs=1), tmp_path / "some")
     for name, small in (("none", True), ("some", False)):
@@ -109,8 +109,8 @@ def test_gradients_are_clipped_to_the_norm_asked_for(arguments, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_fit_is_split_and_the_step_stays_the_same(clip_folder: Path, tmp_path: Path) -> None:
-    """The system's limit on memory stands for a small device."""
+def test_auto_batch_size_keeps_the_step_equal(clip_folder: Path, tmp_path: Path) -> None:
+    """The system's limit on memory simulates a small device."""
     accelerator = build_accelerator(TrainingConfig(report_to="none"), str(tmp_path))
     model = clipvid.create_model(f"local-dir:{clip_folder}", adapter="ila", hidden=16, num_frames=3)
     model.set_labels(["walking", "running"])
@@ -129,9 +129,9 @@ def test_a_batch_that_does_not_fit_is_split_and_the_step_stays_the_same(clip_fol
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_search_leaves_a_run_that_fits_as_it_is(arguments, tmp_path: Path, capsys) -> None:  # noqa: F811
+def test_auto_batch_size_keeps_a_fitting_run(arguments, tmp_path: Path, capsys) -> None:  # noqa: F811
     here(arguments(tmp_path / "given"), tmp_path / "given")
     here(arguments(tmp_path / "found", training__auto_find_batch_size=True), tmp_path / "found")
-    assert "4 clips at once on each process, 1 times per step" in capsys.readouterr().out
+    assert "batch size 4 on each process, accumulated 1 times per step" in capsys.readouterr().out
     given, found = (load_file(tmp_path / name / "model.safetensors") for name in ("given", "found"))
     assert all(torch.equal(given[name], found[name]) for name in given)

@@ -1,6 +1,6 @@
 """README and documentation: commands parse, YAML is accepted, Python runs, links and names exist.
 
-A block whose first line is `# needs ...` requires the network, a GPU or files of the reader. It is checked, not run.
+A block whose first line is `# needs ...` requires the network, a GPU or files of the reader. It is checked but not run.
 """
 
 import ast
@@ -41,7 +41,7 @@ REMOTE = re.compile(r"openai|hf auth|[\"' ]user/")
 
 
 class Block(NamedTuple):
-    """A fenced block of a page."""
+    """Fenced block of a page."""
 
     page: Path
     line: int
@@ -50,7 +50,7 @@ class Block(NamedTuple):
 
     @property
     def needs(self) -> str | None:
-        """What the block requires, as its first line says."""
+        """Requirement of the block in its first line."""
         first = self.code.split("\n", 1)[0]
         return first.removeprefix("# needs ") if first.startswith("# needs ") else None
 
@@ -76,7 +76,7 @@ def of(*languages: str) -> Any:
 
 
 class Parsed(Exception):
-    """The options were accepted."""
+    """Signal that the options were accepted."""
 
 
 def parse(verb: str, args: list[str]) -> None:
@@ -99,7 +99,7 @@ def parse(verb: str, args: list[str]) -> None:
 
 @contextmanager
 def registrations_undone() -> Iterator[None]:
-    """Forget adapters and plugins that were added inside."""
+    """Remove adapters and plugins that were added inside."""
     known = dict(clipvid.ADAPTERS)
     with patch.dict(os.environ):
         try:
@@ -140,7 +140,7 @@ def check_script(script: str, args: list[str]) -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Working folder of a reader: the configs, and the files that the pages ask for."""
+    """Create a reader's working folder, with the configs and the files that the pages use."""
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs", target_is_directory=True)
     text = next(block.code for block in BLOCKS if "output_dir: outputs/my_videos" in block.code)
     (tmp_path / "my_videos.yaml").write_text(text)
@@ -179,7 +179,7 @@ def test_commands_parse(block: Block, workplace: Path):
         "make tea",
     ],
 )
-def test_wrong_commands_are_found(command: str, workplace: Path):
+def test_wrong_commands_are_detected(command: str, workplace: Path):
     with pytest.raises((AssertionError, SystemExit, clipvid.ClipvidError)):
         check_command(shlex.split(command))
 
@@ -206,7 +206,7 @@ def test_python_compiles_and_imports_exist(block: Block):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """Folder with a clip and the model folders that the pages name."""
+    """Create a folder with a clip and the model folders that the pages use."""
     folder = tmp_path_factory.mktemp("reader")
     config = WorldConfig(train_per_class=1, val_per_class=0, test_per_class=0)
     write_video(folder / "clip.mp4", render_clip(config, 0, "train", 0), config.fps)

@@ -1,4 +1,4 @@
-"""The command line as a process: quick to start, quiet when a reader leaves, open to plugins."""
+"""Command line as a process: fast start, no error for a closed pipe, plugins."""
 
 import functools
 import os
@@ -49,7 +49,7 @@ def python(*args: str, **options) -> subprocess.CompletedProcess:
 
 
 def modules_after(*args: str) -> set[str]:
-    """Top-level modules that a command line has imported when it ends."""
+    """Return the top-level modules that a command line has imported at its end."""
     run = python("-c", CALL.format(args=list(args)) + LOADED)
     assert run.returncode == 0, run.stderr
     return set(run.stdout.splitlines())
@@ -70,7 +70,7 @@ def test_every_verb_has_a_script(verb):
     assert f'run("{verb}")' in text
 
 
-def test_module_and_script_are_the_same_door():
+def test_module_and_script_are_equivalent():
     spoken = python("-m", "clipvid", "push", "--help")
     assert spoken.returncode == 0
     assert python(str(REPOSITORY / "scripts/push.py"), "--help").stdout == spoken.stdout
@@ -79,7 +79,7 @@ def test_module_and_script_are_the_same_door():
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("args", [["--help"], ["push", "--help"]])
-def test_a_reader_that_leaves_is_no_error(args, unbuffered):
+def test_broken_pipe_is_not_an_error(args, unbuffered):
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as pipe:
@@ -106,7 +106,7 @@ def test_ctrl_c_ends_in_one_line(tmp_path: Path):
     assert (process.returncode, errors.split("\n")) == (INTERRUPTED, ["", "clipvid push: interrupted", ""])
 
 
-def test_plugins_are_taken_out_wherever_they_are():
+def test_plugins_are_parsed_at_any_position():
     words = ["--plugin", "a", "predict", "--plugin=b.py", "x", "--", "--plugin", "c"]
     assert split_plugins(words) == (["predict", "x", "--", "--plugin", "c"], ["a", "b.py"])
 
@@ -114,8 +114,8 @@ def test_plugins_are_taken_out_wherever_they_are():
 @pytest.mark.parametrize(
     ("plugin", "message"),
     [
-        ("no_such_module", "no such module"),
-        ("no_such_file.py", "no such file"),
+        ("no_such_module", "the module does not exist"),
+        ("no_such_file.py", "the file does not exist"),
         ("", "expected the name of a module"),
         ("json.py", "rename the file"),
     ],
@@ -157,7 +157,7 @@ def test_configs_are_listed_and_found_by_name(tmp_path):
     assert all(config_path(name).is_file() for name in names)
 
 
-def test_a_config_of_ones_own_wins_over_the_packages(tmp_path, monkeypatch):
+def test_local_config_precedes_packaged_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("configs").mkdir()
     own = Path("configs/demo.yaml")

@@ -1,4 +1,4 @@
-"""Weight-space ensembles: their ends are the zero-shot and the fine-tuned model, to the bit."""
+"""Weight-space ensembles: bitwise equal to the zero-shot and the fine-tuned model at their ends."""
 
 import shutil
 
@@ -16,7 +16,7 @@ LABELS = ["walking", "running", "jumping"]
 
 
 def trained(make_model, adapter, **fields):
-    """A model whose trained weights have all moved."""
+    """Build a model with noise added to all trained weights."""
     model = make_model(adapter, labels=LABELS, **fields)
     for seed, parameter in enumerate(parameter for parameter in model.parameters() if parameter.requires_grad):
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
@@ -33,7 +33,7 @@ def answers(model):
 
 
 @pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in ("none", "shift")])
-def test_the_ends_are_zero_shot_and_fine_tuned(make_model, tmp_path, name: str) -> None:
+def test_alpha_ends_are_zero_shot_and_fine_tuned(make_model, tmp_path, name: str) -> None:
     model = trained(make_model, name)
     fine_tuned, key = answers(model), model_key(model)
     zero_shot = answers(make_model("none", labels=LABELS))
@@ -50,7 +50,7 @@ def test_the_ends_are_zero_shot_and_fine_tuned(make_model, tmp_path, name: str) 
 @pytest.mark.parametrize(
     "tune", [["full"], ["text"], ["layernorm", "adapters"], ["full", "text", "adapters"], ["lora"]]
 )
-def test_the_ends_where_the_towers_were_trained(make_model, tune: list[str]) -> None:
+def test_alpha_ends_with_trained_towers(make_model, tune: list[str]) -> None:
     model = trained(make_model, "ila", tune=tune)
     fine_tuned, zero_shot = answers(model), answers(make_model("none", labels=LABELS))
     space = WeightSpace(model)
@@ -58,7 +58,7 @@ def test_the_ends_where_the_towers_were_trained(make_model, tune: list[str]) -> 
     assert torch.equal(answers(space.at(1)), fine_tuned)
 
 
-def test_the_ends_with_lora_in_the_text_tower(make_model) -> None:
+def test_alpha_ends_with_lora_in_text_tower(make_model) -> None:
     model = trained(make_model, "ila", tune=["adapters", {"name": "lora", "rank": 2, "towers": ["image", "text"]}])
     fine_tuned, zero_shot = answers(model), answers(make_model("none", labels=LABELS))
     space = WeightSpace(model)
@@ -67,7 +67,7 @@ def test_the_ends_with_lora_in_the_text_tower(make_model) -> None:
     assert torch.equal(answers(space.at(1)), fine_tuned)
 
 
-def test_between_the_ends_the_tower_s_weights_are_their_mean(make_model) -> None:
+def test_half_alpha_averages_tower_weights(make_model) -> None:
     model, plain = trained(make_model, "none", tune=["full"]), make_model("none", labels=LABELS)
     end = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found, start = WeightSpace(model).at(0.25).state_dict(), plain.state_dict()
@@ -76,7 +76,7 @@ def test_between_the_ends_the_tower_s_weights_are_their_mean(make_model) -> None
         torch.testing.assert_close(tensor, 0.75 * start[name] + 0.25 * end[name])
 
 
-def test_a_saved_model_has_the_zero_shot_model_that_it_stands_on(make_model, tmp_path) -> None:
+def test_saved_model_gives_its_zero_shot_model(make_model, tmp_path) -> None:
     trained(make_model, "ila").save_pretrained(tmp_path)
     plain = zero_shot_model(from_pretrained(tmp_path))
     assert torch.equal(answers(plain), answers(make_model("none", labels=LABELS)))
@@ -92,18 +92,18 @@ def test_a_saved_model_has_the_zero_shot_model_that_it_stands_on(make_model, tmp
         ("ila", {"head": {"name": "text", "prompt_layers": 1}}, "video-specific prompts"),
     ],
 )
-def test_what_has_no_zero_shot_state_is_refused(make_model, adapter: str, fields: dict, problem: str) -> None:
+def test_model_without_zero_shot_state_is_refused(make_model, adapter: str, fields: dict, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         WeightSpace(make_model(adapter, labels=LABELS, **fields))
 
 
-def test_alpha_outside_of_its_line_is_refused(make_model) -> None:
+def test_alpha_out_of_range_is_refused(make_model) -> None:
     with pytest.raises(ValueError, match=r"alpha=1\.5"):
         WeightSpace(trained(make_model, {"name": "ila", **SMALL["ila"]})).at(1.5)
 
 
-def test_zero_shot_of_random_weights_is_the_clip_that_was_drawn(make_model, monkeypatch) -> None:
-    """In memory if the model leaves it frozen; refused if it was trained, since the name draws other weights."""
+def test_zero_shot_of_random_weights(make_model, monkeypatch) -> None:
+    """In memory if the model keeps it frozen. Refused if it was trained, since the name draws other weights."""
 
     def draw(*_: object, **__: object) -> Backbone:
         backbone = fresh_backbone(f"local-dir:{make_model().backbone.name.removeprefix('local-dir:')}")
@@ -119,7 +119,7 @@ def test_zero_shot_of_random_weights_is_the_clip_that_was_drawn(make_model, monk
 
 @pytest.mark.parametrize("tune", [["full"], ["adapters", "lora"], ["adapters", "head"]], ids=str)
 @pytest.mark.parametrize("merged", [False, True])
-def test_saved_model_finds_the_clip_that_it_was_made_from(make_model, tmp_path, tune, merged) -> None:
+def test_saved_model_finds_its_base_clip(make_model, tmp_path, tune, merged) -> None:
     model = trained(make_model, "ila", tune=tune)
     if merged and "lora" in tune:
         model.merge_lora()
@@ -128,7 +128,7 @@ def test_saved_model_finds_the_clip_that_it_was_made_from(make_model, tmp_path, 
     assert torch.equal(answers(plain), answers(make_model("none", labels=LABELS)))
 
 
-def test_zero_shot_is_refused_if_the_weights_file_has_changed(make_model, clip_folder, tmp_path) -> None:
+def test_zero_shot_refuses_changed_weights_file(make_model, clip_folder, tmp_path) -> None:
     folder = shutil.copytree(clip_folder, tmp_path / "clip")
     model = trained(make_model, "ila", tune=["full"], folder=folder)
     write_clip(folder, clip_config(), seed=3)

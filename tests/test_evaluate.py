@@ -1,4 +1,4 @@
-"""`clipvid evaluate` on real files: what it writes, interrupted and taken up, on one process and several."""
+"""`clipvid evaluate` on real files: output, interruption and resume, on one process and several."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model_folder(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with ILA whose adapters see the order of frames."""
+    """Save a model with ILA whose adapters depend on the order of frames."""
     model = make_model("ila", labels=LABELS)
     for seed, module in enumerate(model.encoder.adapters()):
         shake(module, 0.1, seed)
@@ -89,7 +89,7 @@ def evaluated(world: Path, model_folder: Path, tmp_path_factory: pytest.TempPath
     return output
 
 
-def test_every_condition_has_a_row_for_every_video(evaluated: Path, world: Path) -> None:
+def test_predictions_have_row_per_video_and_condition(evaluated: Path, world: Path) -> None:
     found = rows(evaluated)
     conditions = ["forward", *CONTROLS, "zero-shot", "alpha=0", "alpha=0.5", "alpha=1"]
     assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
@@ -103,7 +103,7 @@ def test_every_condition_has_a_row_for_every_video(evaluated: Path, world: Path)
         torch.testing.assert_close(scores(own), logits.softmax(-1).mean(1))
 
 
-def test_the_figures_are_those_of_the_rows(evaluated: Path) -> None:
+def test_figures_match_rows(evaluated: Path) -> None:
     metrics = json.loads((evaluated / "metrics.json").read_text())
     measured = {"forward": metrics, "zero-shot": metrics["zero_shot"]} | metrics["controls"]
     for condition, figures in measured.items():
@@ -120,7 +120,7 @@ def test_the_figures_are_those_of_the_rows(evaluated: Path) -> None:
     assert set(metrics["intervals"]) == {"mean_class", "nll", "ece"}
 
 
-def test_the_ends_of_the_sweep_are_zero_shot_and_the_model(evaluated: Path) -> None:
+def test_sweep_ends_equal_zero_shot_and_model(evaluated: Path) -> None:
     assert [row["scores"] for row in rows(evaluated, condition="alpha=0")] == [
         row["scores"] for row in rows(evaluated, condition="zero-shot")
     ]
@@ -130,7 +130,7 @@ def test_the_ends_of_the_sweep_are_zero_shot_and_the_model(evaluated: Path) -> N
     assert rows(evaluated, condition="zero-shot")[0]["scores"] != rows(evaluated, condition="forward")[0]["scores"]
 
 
-def test_the_report_shows_all_and_needs_nothing_else(evaluated: Path) -> None:
+def test_report_is_complete_and_self_contained(evaluated: Path) -> None:
     html = (evaluated / "report.html").read_text()
     page = Page(html)
     headings = ["Results", "Accuracy by motion pair", "More figures", "Gains by class", "Calibration"]
@@ -146,9 +146,7 @@ def test_the_report_shows_all_and_needs_nothing_else(evaluated: Path) -> None:
     assert worst["path"] in page.text
 
 
-def test_a_plain_clip_does_not_see_order_and_has_no_zero_shot_beside_it(
-    world: Path, clip_folder: Path, tmp_path: Path, evaluated: Path
-) -> None:
+def test_plain_clip_ignores_order(world: Path, clip_folder: Path, tmp_path: Path, evaluated: Path) -> None:
     metrics = evaluate(world, f"local-dir:{clip_folder}", tmp_path, data__test_clips=2, templates="none")
     assert "zero_shot" not in metrics
     forward = scores(rows(tmp_path, condition="forward"))
@@ -170,7 +168,7 @@ def test_the_bag_of_frames_is_each_frame_alone(world: Path, model_folder: Path, 
     torch.testing.assert_close(torch.tensor(row["view_logits"]), alone, atol=1e-4, rtol=1e-4)
 
 
-def test_logits_can_be_averaged_in_place_of_probabilities(world: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_average_of_logits(world: Path, model_folder: Path, tmp_path: Path) -> None:
     evaluate(world, model_folder, tmp_path, data__test_clips=3, average="logits", controls="[]", zero_shot=False)
     for row in rows(tmp_path):
         expected = torch.tensor(row["view_logits"]).mean(0).softmax(-1)
@@ -183,7 +181,7 @@ def test_alpha_zero_is_the_zero_shot_model(world: Path, model_folder: Path, tmp_
     assert forward.tolist() == zero_shot.tolist()
 
 
-def test_other_classes_than_those_trained_on_are_told(world: Path, make_model, tmp_path: Path) -> None:
+def test_new_classes_are_reported(world: Path, make_model, tmp_path: Path) -> None:
     model = make_model("ila", labels=["Ball_moving_left", "walking"])
     model.save_pretrained(tmp_path / "model")
     found = evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]", zero_shot=False)["overlap"]
@@ -192,14 +190,14 @@ def test_other_classes_than_those_trained_on_are_told(world: Path, make_model, t
     assert "Classes that were trained on" in (tmp_path / "out/report.html").read_text()
 
 
-def test_some_of_the_classes_that_were_trained_on_are_told_too(world: Path, make_model, tmp_path: Path) -> None:
+def test_class_overlap_is_reported(world: Path, make_model, tmp_path: Path) -> None:
     make_model("ila", labels=[*LABELS, "walking"]).save_pretrained(tmp_path / "model")
     found = evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]", zero_shot=False)["overlap"]
     assert (found["trained_on"], found["asked"], found["shared"]) == (5, 4, LABELS)
     assert "unseen_top1" not in found
 
 
-def test_a_video_that_can_be_read_again_is(world: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_repaired_video_is_evaluated_again(world: Path, model_folder: Path, tmp_path: Path) -> None:
     videos = shutil.copytree(world, tmp_path / "world")
     broken = next((videos / "val").rglob("*.mp4"))
     content = broken.read_bytes()
@@ -209,12 +207,12 @@ def test_a_video_that_can_be_read_again_is(world: Path, model_folder: Path, tmp_
     assert evaluate(videos, model_folder, tmp_path / "out", controls="[]")["unreadable"] == 0
 
 
-def test_other_clips_than_those_trained_on_are_told(world: Path, make_model, tmp_path: Path, capsys) -> None:
+def test_different_sampling_is_reported(world: Path, make_model, tmp_path: Path, capsys) -> None:
     model = make_model("ila", labels=LABELS)
     model.preprocessing = Preprocessing("dense", 2, "squash")
     model.save_pretrained(tmp_path / "model")
     evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]")
-    assert "was trained on clips taken as {'sampling': {'name': 'dense', 'stride': 2}" in capsys.readouterr().out
+    assert "was trained on clips sampled as {'sampling': {'name': 'dense', 'stride': 2}" in capsys.readouterr().out
     as_trained = {"data__sampling": "dense", "data__stride": 2, "data__resize": "squash"}
     evaluate(world, tmp_path / "model", tmp_path / "as_trained", controls="[]", **as_trained)
     assert "beware" not in capsys.readouterr().out
@@ -234,7 +232,7 @@ def figures_of(output: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_a_compiled_model_says_the_same_but_for_rounding(world: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_compiled_model_is_equal_up_to_rounding(world: Path, model_folder: Path, tmp_path: Path) -> None:
     found = {}
     for compiled in (False, True):
         evaluate(world, model_folder, tmp_path / f"{compiled}", controls="[]", torch_compile=compiled)
@@ -243,7 +241,7 @@ def test_a_compiled_model_says_the_same_but_for_rounding(world: Path, model_fold
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_any_number_of_processes_gives_the_same_digits(
+def test_number_of_processes_does_not_change_scores(
     world: Path, model_folder: Path, tmp_path: Path, count: int
 ) -> None:
     changed = {"controls": "[shuffled]", "data__test_clips": 2, "batch_size": 2, "hardest_clips": 0}
@@ -262,9 +260,7 @@ def kept(output: Path) -> list[Path]:
     return sorted(output.glob("partial/*/batch_*.safetensors"))
 
 
-def test_a_killed_evaluation_goes_on_from_the_predictions_that_it_has(
-    world: Path, model_folder: Path, tmp_path: Path
-) -> None:
+def test_killed_evaluation_resumes_from_predictions(world: Path, model_folder: Path, tmp_path: Path) -> None:
     changed = {"data__test_clips": 2, "batch_size": 1, "controls": "[reversed]"}
     evaluate(world, model_folder, tmp_path / "whole", **changed)
     output = tmp_path / "killed"
@@ -281,9 +277,7 @@ def test_a_killed_evaluation_goes_on_from_the_predictions_that_it_has(
     assert not (output / "partial").exists()
 
 
-def test_what_is_kept_is_used_and_what_is_damaged_or_of_other_weights_is_not(
-    world: Path, model_folder: Path, tmp_path: Path
-) -> None:
+def test_cache_ignores_damaged_and_outdated_files(world: Path, model_folder: Path, tmp_path: Path) -> None:
     changed = {"controls": "[]", "zero_shot": False, "batch_size": 3}
     evaluate(world, model_folder, tmp_path / "whole", **changed)
     metadata = pq.read_schema(tmp_path / "whole/predictions.parquet").metadata
@@ -301,9 +295,7 @@ def test_what_is_kept_is_used_and_what_is_damaged_or_of_other_weights_is_not(
     assert mine[3:] == whole[3:]
 
 
-def test_a_finished_evaluation_is_taken_up_and_other_weights_are_measured_anew(
-    world: Path, make_model, tmp_path: Path, capsys
-) -> None:
+def test_finished_evaluation_is_reused_unless_weights_change(world: Path, make_model, tmp_path: Path, capsys) -> None:
     changed = {"controls": "[]", "zero_shot": False}
     for seed in (0, 1):
         model = make_model("ila", labels=LABELS)
@@ -318,9 +310,7 @@ def test_a_finished_evaluation_is_taken_up_and_other_weights_are_measured_anew(
         assert rows(tmp_path / "out") == found
 
 
-def test_finished_evaluation_is_extended_and_loses_no_scores(
-    world: Path, model_folder: Path, tmp_path: Path, capsys
-) -> None:
+def test_finished_evaluation_is_extended(world: Path, model_folder: Path, tmp_path: Path, capsys) -> None:
     stages = [
         ({"controls": "[reversed]", "zero_shot": False}, ["forward", "reversed"]),
         ({"controls": "[bag]", "zero_shot": False, "sweep": "[0.5]"}, ["bag", "alpha=0.5"]),
@@ -343,7 +333,7 @@ def test_finished_evaluation_is_extended_and_loses_no_scores(
 
 
 @pytest.mark.parametrize("change", [{"model": "other"}, {"name": "A & B"}, {"data__test_clips": 2}])
-def test_another_evaluation_in_the_same_folder_is_refused_with_a_folder_to_type(
+def test_folder_of_another_evaluation_suggests_a_folder(
     world: Path, model_folder: Path, tmp_path: Path, change: dict
 ) -> None:
     options = {"controls": "[]", "zero_shot": False, "hardest_clips": 0}
@@ -352,7 +342,7 @@ def test_another_evaluation_in_the_same_folder_is_refused_with_a_folder_to_type(
     model = shutil.copytree(model_folder, tmp_path / "other") if "model" in change else model_folder
     others = {name: value for name, value in change.items() if name != "model"}
     words = arguments(world, model, tmp_path / "out", **options | others)
-    with pytest.raises(FileExistsError, match="holds a run with another config") as refusal:
+    with pytest.raises(FileExistsError, match="contains a run with another config") as refusal:
         command.main(words)
     assert (tmp_path / "out/metrics.json").read_bytes() == before
     proposed = re.search(r"For example: (--output_dir \S+)$", str(refusal.value))
@@ -384,7 +374,7 @@ def test_repeated_controls_and_alphas_are_refused(
 ) -> None:
     with pytest.raises((SystemExit, ValueError)) as refusal:
         command.main(arguments(world, "tiny", tmp_path, **{option: value}))
-    assert f"{option}: {repeated} is given more than once" in f"{refusal.value}{capsys.readouterr().err}"
+    assert f"{option}: {repeated} is repeated" in f"{refusal.value}{capsys.readouterr().err}"
     assert not list(tmp_path.iterdir())
 
 
@@ -428,14 +418,14 @@ def test_base_to_novel_from_recipe_to_figures(world: Path, clip_folder: Path, tm
     )
 
 
-def test_leave_one_group_out_takes_all_answers_together(world: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_leave_one_group_out_pools_predictions(world: Path, clip_folder: Path, tmp_path: Path) -> None:
     options = {"recipe": recipe(clip_folder), "controls": "[]", "data__group_pattern": r"/0*(\d)\d?\.mp4"}
     metrics = evaluate(world, "unused", tmp_path, protocol="leave_one_group_out", **options)
     assert metrics["top1"]["count"] == 32
     assert len({row["path"] for row in rows(tmp_path, condition="forward")}) == 32
 
 
-def test_a_suite_makes_a_table_and_what_fails_takes_nothing_from_the_others(
+def test_suite_table_survives_failed_evaluations(
     world: Path, clip_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     data = {"root": str(world), "num_workers": 0}
@@ -473,7 +463,7 @@ def write_list(world: Path, name: str, content: str) -> str:
     return name
 
 
-def test_an_empty_set_one_class_and_texts_that_are_the_same(world: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_empty_set_one_class_and_equal_texts(world: Path, model_folder: Path, tmp_path: Path) -> None:
     header, *lines = (world / "val.csv").read_text().splitlines()
     empty = write_list(world, "empty.csv", f"{header}\n")
     with pytest.raises(ValueError, match=r"empty|no videos|nothing"):
@@ -485,7 +475,7 @@ def test_an_empty_set_one_class_and_texts_that_are_the_same(world: Path, model_f
     metrics = evaluate(world, model_folder, tmp_path / "one", data__classes=one, **options)
     assert (metrics["top1"]["value"], metrics["ece"], metrics["nll"], metrics["mean_class"]) == (1, 0, 0, 1)
     same = write_list(world, "same.txt", "a ball\nA_Ball\n")
-    with pytest.raises(ValueError, match="one and the same text"):
+    with pytest.raises(ValueError, match="have the same text features"):
         evaluate(world, model_folder, tmp_path / "same", data__classes=same, **options)
 
 
@@ -502,7 +492,7 @@ def test_a_thousand_classes_fit(world: Path, clip_folder: Path, tmp_path: Path) 
     assert (tmp_path / "report.html").stat().st_size < 1_000_000
 
 
-def test_scores_that_are_no_numbers_are_an_error_that_names_the_videos(world: Path, make_model, tmp_path: Path) -> None:
+def test_nan_scores_error_names_the_videos(world: Path, make_model, tmp_path: Path) -> None:
     model = make_model("ila", labels=LABELS)
     next(iter(model.encoder.adapters()[0].parameters())).data.fill_(torch.finfo(torch.float32).max)  # overflows
     model.save_pretrained(tmp_path / "model")
@@ -511,7 +501,7 @@ def test_scores_that_are_no_numbers_are_an_error_that_names_the_videos(world: Pa
     assert not (tmp_path / "out/metrics.json").exists()
 
 
-def test_weights_chosen_on_the_videos_that_are_asked_about_are_refused(world: Path, tmp_path: Path, capsys) -> None:
+def test_best_model_on_test_videos_is_refused(world: Path, tmp_path: Path, capsys) -> None:
     best = json.dumps({"training": {"load_best_model_at_end": True}})
     with pytest.raises((SystemExit, ValueError)):
         command.main(arguments(world, "tiny", tmp_path, recipe=best))

@@ -1,4 +1,4 @@
-"""Every writer on a disk that fills up: one line for the user, and files that were there stay whole."""
+"""Every writer on a full disk: one line for the user, and existing files stay intact."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ resource = pytest.importorskip("resource", reason="limits on the size of files a
 
 
 class Disk:
-    """A folder, and a switch that lets every write to it fail."""
+    """Folder with a switch that makes every write to it fail."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class Disk:
 
 
 class RealDisk(Disk):
-    """A file system of 32 MiB."""
+    """File system of 32 MiB."""
 
     def fill(self) -> None:
         with (self.folder.parent / "junk").open("wb", buffering=0) as file:
@@ -149,7 +149,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def check_writer(disk: Disk, write: Callable[[Path, int], object], capsys: pytest.CaptureFixture[str]) -> None:
-    """Write, fail to write something else in its place, and write that once there is space."""
+    """Write, fail to overwrite, and overwrite once there is space."""
     write(disk.folder, 1)
     before = contents(disk.folder)
     assert before
@@ -172,11 +172,11 @@ def check_writer(disk: Disk, write: Callable[[Path, int], object], capsys: pytes
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(disk: Disk, writer: str, capsys) -> None:
+def test_full_disk_is_one_line_and_keeps_files(disk: Disk, writer: str, capsys) -> None:
     check_writer(disk, WRITERS[writer], capsys)
 
 
-def test_a_full_disk_leaves_a_saved_model_and_its_card_whole(disk: Disk, make_model, capsys) -> None:
+def test_full_disk_keeps_saved_model_and_card(disk: Disk, make_model, capsys) -> None:
     models = [make_model("ila", labels=["a", "b"]), make_model("ila", labels=["c", "d"])]
     check_writer(disk, lambda folder, value: models[value - 1].save_pretrained(folder), capsys)
     (disk.folder / "README.md").unlink(missing_ok=True)
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_a_saved_model_and_its_card_whole(disk: Disk, make_mo
     write_card(disk.folder)
 
 
-def test_the_checkpoint_before_is_used_after_a_full_disk(disk: Disk) -> None:
+def test_previous_checkpoint_is_used_after_full_disk(disk: Disk) -> None:
     checkpoint(disk.folder, 1)
     disk.fill()
     try:
@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_no_lock(disk: Disk) -> None:
         pass
 
 
-def test_torchs_writer_on_a_full_disk_is_one_line(disk: Disk, capsys) -> None:
+def test_torch_save_on_full_disk_is_one_line(disk: Disk, capsys) -> None:
     disk.folder.mkdir()
     disk.fill()
     try:
@@ -232,5 +232,5 @@ def test_torchs_writer_on_a_full_disk_is_one_line(disk: Disk, capsys) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("shapes differ"), KeyError("a"), ValueError("I/O error"), OSError(2, "no")]
 )
-def test_other_errors_are_no_failed_writes(error: Exception) -> None:
+def test_other_errors_are_not_failed_writes(error: Exception) -> None:
     assert failed_write(error) is None

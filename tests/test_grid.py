@@ -1,4 +1,4 @@
-"""The runner of grids: order, failures, refusals and resumption, here and in processes."""
+"""Runner of grids: order, failures, refusals and resume, in this process and in others."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from clipvid.runs.output_folder import prepare_output_dir
 
 @dataclass(frozen=True)
 class Stub(Trial):
-    """A trial that counts its runs, or fails. data: hash of what it reads."""
+    """Trial that counts its runs, or fails. `data` is the hash of its inputs."""
 
     error: str | None = None
     data: str = "same"
@@ -51,7 +51,7 @@ def run(root: Path, trials: Sequence[Trial], jobs: int | None = None) -> list[in
 
 
 @pytest.mark.parametrize("jobs", [None, 2])
-def test_a_failure_stops_only_the_trials_that_start_from_it(tmp_path: Path, jobs: int | None) -> None:
+def test_failure_stops_only_dependent_trials(tmp_path: Path, jobs: int | None) -> None:
     trials = [stub(tmp_path, "bad", error="broken"), stub(tmp_path, "next", ["bad"]), stub(tmp_path, "last", ["next"])]
     trials += [stub(tmp_path, "good"), stub(tmp_path, "better", ["good"])]
     with pytest.raises(RunError, match=r"3 of 5 trials failed.*\n  bad: (?s:.*)broken(?s:.*)next: bad failed\n  last"):
@@ -70,7 +70,7 @@ def test_finished_trials_are_kept_and_new_ones_run(tmp_path: Path, jobs: int | N
     assert [(tmp_path / name / "runs").read_text() for name in "ab"] == ["x", "x"]
 
 
-def test_a_trial_whose_inputs_have_changed_runs_again_with_those_that_start_from_it(tmp_path: Path) -> None:
+def test_trial_with_changed_inputs_runs_again(tmp_path: Path) -> None:
     run(tmp_path, [stub(tmp_path, "a"), stub(tmp_path, "b", ["a"]), stub(tmp_path, "c")])
     assert run(tmp_path, [stub(tmp_path, "a", data="new"), stub(tmp_path, "b", ["a"]), stub(tmp_path, "c")]) == [
         1,
@@ -80,9 +80,9 @@ def test_a_trial_whose_inputs_have_changed_runs_again_with_those_that_start_from
     assert [(tmp_path / name / "runs").read_text() for name in "abc"] == ["xx", "xx", "x"]
 
 
-def test_a_folder_of_another_config_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_folder_of_another_config_is_refused_early(tmp_path: Path) -> None:
     run(tmp_path, [stub(tmp_path, "a")])
-    with pytest.raises(FileExistsError, match=r"a holds a run with another config \(alpha differ\)"):
+    with pytest.raises(FileExistsError, match=r"a contains a run with another config \(alpha differ\)"):
         Grid([stub(tmp_path, "new"), stub(tmp_path, "a", alpha=0.5)], GridConfig(output_dir=str(tmp_path)))
     assert not (tmp_path / "new").exists()
 

@@ -1,4 +1,4 @@
-"""GTA against a reference of loops, gradients included; what a learned, shared temporal matrix means; other lengths."""
+"""GTA against a reference of loops with gradients, the learned shared temporal matrix, and other clip lengths."""
 
 import itertools
 import re
@@ -15,7 +15,7 @@ WIDTH = 16
 
 
 def make_gta(num_frames=3, **options):
-    """A GTA of width 16 in float64 with every tensor random."""
+    """Build a GTA of width 16 in float64 with every tensor random."""
     torch.manual_seed(0)
     adapter = GTA(GTAConfig(**{"groups": 4, "regions": 3} | options), BlockInfo(WIDTH, 2, num_frames)).double()
     shake(adapter, 0.3)
@@ -32,7 +32,7 @@ def update_of(adapter, tokens):
 
 
 def slow_weights(old, new):
-    """Share of each of `old` cells in each of `new` ones along the same axis, one number at a time."""
+    """Return the share of each of `old` cells in each of `new` ones along the same axis, one number at a time."""
     rows = []
     for i in range(new):
         centre, reach = (i + 0.5) * old / new - 0.5, max(1.0, old / new)
@@ -42,7 +42,7 @@ def slow_weights(old, new):
 
 
 def slow_matrix(matrix, normalize, frames):
-    """One learned matrix [T, T] -> the one that `frames` frames are mixed with: rows interpolated, columns divided."""
+    """Resample one learned matrix [T, T] to `frames` frames: rows interpolated, columns divided."""
     if normalize == "softmax":
         matrix = torch.stack([row.exp() / row.exp().sum() for row in matrix])
     old = matrix.shape[0]
@@ -55,7 +55,7 @@ def slow_matrix(matrix, normalize, frames):
 
 
 def slow_mix(mix, values):
-    """y_g[t] = sum_h sum_s A_gh[t, s] v_h[s] on values [B, T, M, D], group by group and frame by frame."""
+    """Compute y_g[t] = sum_h sum_s A_gh[t, s] v_h[s] on values [B, T, M, D], group by group and frame by frame."""
     frames, learned = values.shape[1], mix.matrices
     parts = values.chunk(learned.shape[0], dim=-1)
     groups = []
@@ -71,7 +71,7 @@ def slow_mix(mix, values):
 
 
 def slow_regions(branch, hidden, values):
-    """The region branch token by token."""
+    """Compute the region branch token by token."""
     logits = hidden @ branch.assign.weight.T + branch.assign.bias
     shares = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
     regions = []
@@ -86,7 +86,7 @@ def slow_regions(branch, hidden, values):
 
 
 def slow_gta(adapter, tokens):
-    """Update [B, T, P+N, D]."""
+    """Compute the update [B, T, P+N, D]."""
     mean, variance = tokens.mean(-1, keepdim=True), tokens.var(-1, correction=0, keepdim=True)
     hidden = (tokens - mean) / (variance + 1e-5).sqrt() * adapter.norm.weight + adapter.norm.bias
     values = hidden @ adapter.value.weight.T + adapter.value.bias
@@ -100,7 +100,7 @@ def slow_gta(adapter, tokens):
 @pytest.mark.parametrize("normalize", ["none", "softmax"])
 @pytest.mark.parametrize("cross_channel", [True, False])
 @pytest.mark.parametrize(("trained", "frames"), [(3, 3), (3, 5), (5, 2), (3, 1), (1, 3), (1, 1)])
-def test_update_and_gradients_meet_the_reference(trained, frames, cross_channel, normalize, regions):
+def test_update_and_gradients_equal_reference(trained, frames, cross_channel, normalize, regions):
     adapter = make_gta(trained, cross_channel=cross_channel, normalize=normalize, regions=regions)
     tokens = tokens_for(frames, 5).requires_grad_()
     weights = tokens_for(frames, 5, seed=2)
@@ -112,7 +112,7 @@ def test_update_and_gradients_meet_the_reference(trained, frames, cross_channel,
         torch.testing.assert_close(ours, reference, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_trace_shows_the_matrices_and_the_regions_of_the_reference():
+def test_trace_matches_reference_matrices_and_regions():
     adapter, tokens = make_gta(3, normalize="softmax"), tokens_for(4, 9)
     trace = adapter(tokens, (2, 4), trace=True).trace
     assert set(trace) == {"pixel_matrices", "region_matrices", "regions"}
@@ -126,7 +126,7 @@ def test_trace_shows_the_matrices_and_the_regions_of_the_reference():
 
 
 @pytest.mark.parametrize("num_frames", [4, 16])
-def test_matrices_start_random_with_deviation_of_one_over_the_frames(num_frames):
+def test_initial_matrices_have_std_one_over_frames(num_frames):
     torch.manual_seed(0)
     adapter = GTA(GTAConfig(), BlockInfo(64, 2, num_frames))
     for matrices in (adapter.pixels.matrices, adapter.regions.mix.matrices):
@@ -161,7 +161,7 @@ def test_every_frame_reads_every_frame():
 
 
 @pytest.mark.parametrize("cross_channel", [True, False])
-def test_groups_read_each_other_only_when_they_cross(cross_channel):
+def test_cross_channel_mixes_groups(cross_channel):
     mix = make_gta(cross_channel=cross_channel).pixels
     values = tokens_for()
     changed = values.clone()
@@ -172,7 +172,7 @@ def test_groups_read_each_other_only_when_they_cross(cross_channel):
     assert (difference[1:] == 0).tolist() == [not cross_channel] * 3
 
 
-def test_pixel_branch_keeps_places_apart_and_regions_join_them():
+def test_pixel_branch_is_local_and_regions_are_global():
     tokens = tokens_for()
     changed = tokens.clone()
     changed[:, :, 2] = changed[:, :, 2].flip(-1)
@@ -182,14 +182,14 @@ def test_pixel_branch_keeps_places_apart_and_regions_join_them():
         assert {place for place in range(7) if difference[place] > 1e-9} == touched
 
 
-def test_prefix_tokens_are_pixels_like_any_other():
+def test_prefix_tokens_are_treated_as_pixels():
     adapter, tokens = make_gta(), tokens_for()
     assert torch.equal(adapter(tokens, (2, 3)).update, adapter(tokens, (1, 7)).update)
     order = torch.tensor([3, 0, 6, 5, 1, 2, 4])
     torch.testing.assert_close(update_of(adapter, tokens[:, :, order]), update_of(adapter, tokens)[:, :, order])
 
 
-def test_regions_are_means_weighted_with_shares_of_each_token():
+def test_regions_are_weighted_means():
     branch, values = make_gta().regions, tokens_for()
     shares = branch(values, values)[1]
     torch.testing.assert_close(shares.sum(-1), torch.ones_like(shares[..., 0]))
@@ -198,7 +198,7 @@ def test_regions_are_means_weighted_with_shares_of_each_token():
     torch.testing.assert_close(branch(values, constant)[0], branch.mix(constant))
 
 
-def test_region_that_nobody_wants_stays_finite_in_half_precision():
+def test_empty_region_is_finite_in_half_precision():
     adapter = GTA(GTAConfig(groups=4, regions=3), BlockInfo(WIDTH, 2, 3))
     shake(adapter, 0.3)
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_resampling_to_the_trained_length_changes_nothing():
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-def test_lengthening_by_a_whole_factor_is_bilinear_interpolation(factor):
+def test_integer_upsampling_is_bilinear(factor):
     matrices = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     size = (4 * factor, 4 * factor)
     expected = F.interpolate(matrices, size, mode="bilinear") / factor
@@ -247,8 +247,8 @@ def test_shortening_averages_over_all_trained_frames():
 
 
 @pytest.mark.parametrize("normalize", ["none", "softmax"])
-def test_still_clip_gets_about_the_same_update_at_any_length(normalize):
-    """Exactly the interpolation over time of the update at the trained length."""
+def test_still_clip_update_is_independent_of_length(normalize):
+    """It is exactly the interpolation over time of the update at the trained length."""
     adapter = make_gta(4, normalize=normalize)
     still = tokens_for(1)
     trained = update_of(adapter, still.expand(-1, 4, -1, -1))
@@ -285,7 +285,7 @@ def test_every_parameter_of_every_variant_learns():
         ({"normalize": "sum"}, "gta: normalize='sum' is not one of none, softmax"),
         ({"cross_channel": "no"}, "gta: cross_channel='no' is not one of True, False"),
         ({"groups": 0}, "gta: groups=0 must be at least 1"),
-        ({"regions": 1}, "gta: regions=1 must be at least 2, or 0 for no region branch"),
+        ({"regions": 1}, "gta: regions=1 must be at least 2, or 0 to disable the region branch"),
         ({"regions": -2}, "gta: regions=-2 must be at least 2, or 0"),
     ],
 )
@@ -294,6 +294,6 @@ def test_wrong_option_is_refused_by_the_config(options, message):
         GTAConfig(**options)
 
 
-def test_groups_that_do_not_divide_the_width_are_refused():
+def test_groups_must_divide_the_width():
     with pytest.raises(ValueError, match="gta: groups=5 does not divide the tower's width 64; choose a divisor"):
         GTA(GTAConfig(groups=5), BlockInfo(64, 2, 3))

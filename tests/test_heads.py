@@ -71,8 +71,8 @@ def test_text_overrides_labels(make_model):
 
 
 @torch.no_grad()
-def test_labels_follow_a_text_tower_that_is_trained(make_model):
-    """In evaluation too, where the features of the labels are kept."""
+def test_labels_follow_a_trained_text_tower(make_model):
+    """This includes evaluation, where the features of the labels are cached."""
     model = make_model(labels=LABELS, tune=["text"])
     shake(model.text, 0.2)
     frames = random_frames()
@@ -80,7 +80,7 @@ def test_labels_follow_a_text_tower_that_is_trained(make_model):
     torch.testing.assert_close(model(frames).logits, expected)
 
 
-def test_text_tower_in_training_gets_gradients_through_labels(make_model):
+def test_text_tower_gets_gradients_through_labels(make_model):
     model = make_model(labels=LABELS, tune=["text"]).train()
     model(random_frames()).logits.logsumexp(-1).mean().backward()
     without = [name for name, value in model.text.named_parameters() if value.grad is None]
@@ -103,7 +103,7 @@ def test_one_string_as_labels_is_refused(make_model):
         make_model().set_labels("swim")
 
 
-def test_refused_labels_leave_the_old_ones(make_model):
+def test_refused_labels_keep_the_old_ones(make_model):
     model = make_model(labels=LABELS)
     features = model.label_features
     with pytest.raises(ValueError, match="templates='nonsense'"):
@@ -113,7 +113,7 @@ def test_refused_labels_leave_the_old_ones(make_model):
 
 
 @pytest.mark.parametrize("templates", [["a video."], ["{} and {}"], [], ["{} {x}"], ["{} {0}"]])
-def test_templates_without_their_one_place_are_refused(templates):
+def test_templates_need_one_placeholder(templates):
     with pytest.raises(ValueError, match="once"):
         class_prompts(["a"], resolve_templates(templates))
 
@@ -129,7 +129,7 @@ def test_template_sets_are_valid(name):
     assert len(set(TEMPLATES[name])) == len(TEMPLATES[name])
 
 
-def test_class_names_lose_underscores_and_keep_braces():
+def test_class_names_in_templates():
     assert class_prompts([" ride_a_bike", "{odd}"], ["{}", "a {}."]) == [
         ["ride a bike", "a ride a bike."],
         ["{odd}", "a {odd}."],
@@ -150,7 +150,7 @@ def test_linear_head_gives_a_logit_per_label(make_model):
 
 
 @torch.no_grad()
-def test_linear_head_drops_out_in_training_only(make_model):
+def test_linear_head_dropout_in_training_only(make_model):
     model, frames = make_model(labels=LABELS, head={"name": "linear", "dropout": 0.5}), random_frames()
     assert torch.equal(model(frames).logits, model(frames).logits)
     model.train()
@@ -165,12 +165,12 @@ def test_linear_head_with_its_own_number_of_classes(make_model):
 
 
 def test_linear_head_without_classes_is_refused(make_model):
-    with pytest.raises(ValueError, match=r"give labels=\[\.\.\.\] or head=\{name: linear, num_classes: K\}"):
+    with pytest.raises(ValueError, match=r"pass labels=\[\.\.\.\] or head=\{name: linear, num_classes: K\}"):
         make_model(head="linear")
 
 
 @torch.no_grad()
-def test_mit_runs_other_frame_counts_with_resampled_positions():
+def test_mit_resamples_positions():
     torch.manual_seed(0)
     pool = MIT(MITConfig(layers=2), 32, num_frames=8).eval()
     shake(pool)
@@ -182,13 +182,13 @@ def test_mit_runs_other_frame_counts_with_resampled_positions():
     pool.position.copy_(torch.arange(8.0)[:, None].expand(8, 32))
     other.load_state_dict(
         {name: value for name, value in pool.state_dict().items() if name != "position"}
-        | {"position": torch.tensor([0.8333333, 3.5, 6.1666667])[:, None].expand(3, 32)}  # centres of three thirds
+        | {"position": torch.tensor([0.8333333, 3.5, 6.1666667])[:, None].expand(3, 32)}  # centers of three thirds
     )
     torch.testing.assert_close(pool(features[:, :3]), other(features[:, :3]), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_mit_sees_the_order_of_frames_and_mean_does_not(make_model):
+def test_mit_depends_on_frame_order(make_model):
     frames = random_frames(1, 3)
     for pooling, ordered in (("mit", True), ("mean", False)):
         model = make_model(pooling=pooling)
@@ -198,7 +198,7 @@ def test_mit_sees_the_order_of_frames_and_mean_does_not(make_model):
 
 
 @torch.no_grad()
-def test_video_specific_prompts_move_text_by_the_video(make_model):
+def test_video_specific_prompts_depend_on_the_video(make_model):
     model = make_model(labels=LABELS, head={"name": "text", "prompt_layers": 2})
     frames = random_frames()
     output, prompts = model(frames), model.head.video_prompts
@@ -213,7 +213,7 @@ def test_video_specific_prompts_move_text_by_the_video(make_model):
 
 
 @torch.no_grad()
-def test_other_frame_counts_run_through_the_whole_model(make_model):
+def test_model_runs_other_frame_counts(make_model):
     model = make_model(ILA, LABELS, pooling="mit", num_frames=4)
     for num_frames in (1, 4, 9):
         assert model(random_frames(1, num_frames)).logits.isfinite().all()

@@ -1,4 +1,4 @@
-"""What users give to the predictor, to transformers' pipeline and video processor: kinds of video, options, types."""
+"""Inputs of the predictor, and of transformers' pipeline and video processor: kinds of video, options, types."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def frames_of(path: Path) -> torch.Tensor:
         return video.read(range(len(video)))
 
 
-# One video in all the forms that people hold it in.
+# One video in all supported forms.
 FORMS = {
     "string": str,
     "path": lambda path: path,
@@ -64,7 +64,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_a_video_gives_the_same_classes(saved, classify, videos, form):
+def test_all_forms_of_a_video_give_equal_classes(saved, classify, videos, form):
     expected = classify(str(videos[0]))
     predictor = Predictor(from_pretrained(saved))
     assert classify(FORMS[form](videos[0])) == expected
@@ -78,15 +78,15 @@ def test_every_form_of_a_video_gives_the_same_classes(saved, classify, videos, f
     [
         (3, "is of type int; expected a path"),
         (None, "is of type NoneType; expected a path"),
-        (Image.new("RGB", (8, 8)), "a single picture is not a video"),
-        (np.zeros((8, 8, 3), np.uint8), "a single picture is not a video"),
+        (Image.new("RGB", (8, 8)), "a single image is not a video"),
+        (np.zeros((8, 8, 3), np.uint8), "a single image is not a video"),
         (np.zeros((4, 8, 8, 3), np.float32), "expected uint8"),
         (np.zeros((0, 8, 8, 3), np.uint8), "at least one frame"),
         ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], "different sizes or types"),
         (np.zeros((4, 8), np.uint8), "expected uint8"),
     ],
 )
-def test_what_is_not_a_video_is_refused_in_one_line(saved, given, message):
+def test_invalid_video_is_refused_in_one_line(saved, given, message):
     for use in (Predictor(from_pretrained(saved)), AutoVideoProcessor.from_pretrained(saved)):
         with pytest.raises(clipvid.InputError, match=message):
             use(given)
@@ -98,7 +98,7 @@ def test_url_without_a_video_is_refused(saved, url):
         Predictor(from_pretrained(saved))(url)
 
 
-def test_batches_change_no_score(classify, videos):
+def test_batch_size_does_not_change_scores(classify, videos):
     given = [str(path) for path in videos] + [frames_of(videos[0])]
     one_by_one = [classify(video) for video in given]
     for batch_size in (2, 3, 8):
@@ -113,7 +113,7 @@ def iter_videos(given):
     yield from given
 
 
-def test_pipeline_options_are_followed(classify, videos, saved):
+def test_pipeline_options(classify, videos, saved):
     video = str(videos[0])
     frames, size = frames_of(videos[0]), 64
     model = from_pretrained(saved)
@@ -135,7 +135,7 @@ def test_pipeline_options_are_followed(classify, videos, saved):
     assert sigmoid[0]["score"] == pytest.approx(logits.sigmoid().max().item(), rel=1e-4)
 
 
-def test_frame_rate_is_followed(saved, videos):
+def test_fps_option(saved, videos):
     processor = AutoVideoProcessor.from_pretrained(saved)
     with open_video(videos[0]) as video:
         rate = video.fps
@@ -157,13 +157,13 @@ def test_frame_rate_is_followed(saved, videos):
     ],
     ids=str,
 )  # fmt: skip
-def test_processor_refuses_by_name_what_it_cannot_follow(saved, videos, options):
+def test_processor_names_unsupported_options(saved, videos, options):
     (name,) = options
     with pytest.raises(clipvid.InputError, match=f"^{name}="):
         AutoVideoProcessor.from_pretrained(saved)(videos[0], **options)
 
 
-def test_processor_takes_options_that_change_nothing(saved, videos):
+def test_processor_accepts_options_without_effect(saved, videos):
     processor = AutoVideoProcessor.from_pretrained(saved)
     expected = processor(videos[0])["pixel_values_videos"]
     same = {"size": {"height": 64, "width": 64}, "do_resize": True, "do_normalize": False, "do_sample_frames": True}
@@ -178,14 +178,14 @@ def test_processor_takes_options_that_change_nothing(saved, videos):
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32", torch.bfloat16, "auto", None])
 @pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
-def test_floating_type_is_followed(saved, name, option):
+def test_dtype_option(saved, name, option):
     model = AutoModelForVideoClassification.from_pretrained(saved, **{option: name})
     expected = torch.float32 if name in ("auto", None) else getattr(torch, str(name).removeprefix("torch."))
     assert {value.dtype for value in model.parameters()} == {expected}
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}, torch.device("cpu")])
-def test_device_map_of_one_device_is_followed(saved, device_map):
+def test_device_map_of_one_device(saved, device_map):
     model = AutoModelForVideoClassification.from_pretrained(saved, device_map=device_map, attn_implementation="sdpa")
     assert model.device.type == ("cuda" if device_map == "auto" and torch.cuda.is_available() else "cpu")
 
@@ -199,7 +199,7 @@ def test_device_map_of_one_device_is_followed(saved, device_map):
     ],
     ids=str,
 )  # fmt: skip
-def test_model_refuses_by_name_what_it_cannot_follow(saved, options):
+def test_model_names_unsupported_options(saved, options):
     (name,) = options
     with pytest.raises(clipvid.InputError, match=name):
         clipvid.ClipVidForVideoClassification.from_pretrained(saved, **options)

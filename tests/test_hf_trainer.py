@@ -1,4 +1,4 @@
-"""transformers' Trainer on clipvid's models: the same weights as the own loop, and checkpoints that come back."""
+"""transformers' Trainer on clipvid's models: the same weights as the training loop, and checkpoint round trips."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ KINDS = {
 
 
 class Clips(Dataset):
-    """Random clips under the names that the Trainer wants, in the order of `order`; or under those of the own loop."""
+    """Random clips under the Trainer's names, in the order of `order`, or under those of the training loop."""
 
     def __init__(self, order: list[int] | None = None):
         self.order = order
@@ -88,7 +88,7 @@ def differ(one, other) -> bool:
     return any(not torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-def test_trainer_and_own_loop_give_the_same_weights(saved, tmp_path):
+def test_trainer_equals_own_loop(saved, tmp_path):
     own, start = from_pretrained(saved), from_pretrained(saved)
     batches = TrainBatches(CLIPS, 2, seed=3)
     order = [index for batch in batches for _, index in batch]
@@ -114,7 +114,7 @@ def test_trainer_and_own_loop_give_the_same_weights(saved, tmp_path):
         torch.testing.assert_close(model.clip.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_best_checkpoint_is_the_model_at_the_end(saved, tmp_path):
+def test_trainer_loads_best_model_at_end(saved, tmp_path):
     model = AutoModelForVideoClassification.from_pretrained(saved)
     run = trainer(
         model, tmp_path / "hf", 4, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
@@ -132,7 +132,7 @@ def test_best_checkpoint_is_the_model_at_the_end(saved, tmp_path):
         assert torch.equal(model.eval()(random_frames()).logits, best(random_frames()).logits)
 
 
-def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(saved, tmp_path):
+def test_trainer_resume_is_bitwise_equal(saved, tmp_path):
     def load():
         return AutoModelForVideoClassification.from_pretrained(saved)
 
@@ -158,7 +158,7 @@ def test_trained_folder_serves_the_pipeline(make_model, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "shape", "empty", "full missing"])
-def test_weights_that_do_not_fit_are_never_loaded(make_model, tmp_path, damage):
+def test_mismatched_weights_are_refused(make_model, tmp_path, damage):
     make_model("ila", LABELS).save_pretrained(tmp_path)
     model = AutoModelForVideoClassification.from_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
@@ -179,7 +179,7 @@ def test_weights_that_do_not_fit_are_never_loaded(make_model, tmp_path, damage):
 
 
 @torch.no_grad()
-def test_sharded_folder_comes_back_to_the_bit(saved, tmp_path):
+def test_sharded_folder_round_trip_is_bitwise(saved, tmp_path):
     model = AutoModelForVideoClassification.from_pretrained(saved)
     model.save_pretrained(tmp_path / "many")
     model.save_pretrained(tmp_path / "many", max_shard_size="2KB")

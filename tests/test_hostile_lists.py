@@ -1,4 +1,4 @@
-"""Lists, folders and shards that are odd or hostile are refused in one error, or their entries are skipped."""
+"""Odd or hostile lists, folders and shards: refused in one error, or their entries are skipped."""
 
 import io
 import os
@@ -69,7 +69,7 @@ def test_long_lines_are_refused_with_their_number(name: str, root: Path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
 @pytest.mark.parametrize("name", ["l.txt", "l.csv", "l.json", "l.jsonl", "l.parquet", "l.tar", "classes.txt"])
-def test_a_pipe_is_refused_and_not_waited_for(name: str, root: Path):
+def test_pipe_is_refused_without_blocking(name: str, root: Path):
     (root / "list.txt").write_text("a.mp4 left\n")
     (root / name).unlink(missing_ok=True)
     os.mkfifo(root / name)
@@ -130,7 +130,7 @@ def test_links_within_the_root_are_followed(root: Path):
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "a\0b.mp4", "/".join(["y" * 200] * 25) + ".mp4", "loop.mp4"])
-def test_a_path_that_the_system_refuses_is_one_bad_video(name: str, root: Path):
+def test_path_refused_by_system_is_one_bad_video(name: str, root: Path):
     grey_video(root / "good.mp4", 4)
     (root / "loop.mp4").symlink_to("loop.mp4")
     (root / "l.txt").write_text(f"good.mp4 left\n{name} right\n")

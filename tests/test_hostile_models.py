@@ -1,4 +1,4 @@
-"""Model folders from anywhere: loaded, or refused with an error for people."""
+"""Untrusted model folders: loaded, or refused with an error for users."""
 
 import random
 import shutil

@@ -1,4 +1,4 @@
-"""Files that claim to be videos: other files they name, pipes, sizes and counts beyond the limits."""
+"""Files that claim to be videos: references to other files, pipes, sizes and counts beyond the limits."""
 
 import io
 import os
@@ -69,9 +69,9 @@ PLAYLISTS = {
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", PLAYLISTS)
-def test_playlist_or_text_opens_no_other_file(kind: str, backend: str, tmp_path: Path):
+def test_playlist_opens_no_other_file(kind: str, backend: str, tmp_path: Path):
     for victim in ("victim.mp4", "victim.ts"):
-        os.mkfifo(tmp_path / victim)  # FFmpeg would wait for these
+        os.mkfifo(tmp_path / victim)  # FFmpeg would block on these
     for name in ("list.mp4", "list.m3u8"):
         path = tmp_path / name
         path.write_text(PLAYLISTS[kind])
@@ -84,12 +84,12 @@ FORMATS = ["concat", "hls", "dash", "image2", "lavfi", "tty", "srt", "webm_dash_
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_demuxers_that_open_other_files_are_not_allowed(name: str):
+def test_demuxers_that_open_files_are_excluded(name: str):
     assert name not in demux.ALLOWED_FORMATS.split(",")
 
 
 def test_format_is_refused_before_its_demuxer_runs(tmp_path: Path):
-    """The list of formats holds without the look at the text."""
+    """The list of formats is effective without the check for text."""
     (tmp_path / "victim.mp4").write_bytes(b"")
     text = PLAYLISTS["ffconcat"].encode()
     calls: list[str] = []
@@ -105,7 +105,7 @@ def test_format_is_refused_before_its_demuxer_runs(tmp_path: Path):
 @pytest.mark.parametrize(
     "name", ["%d.mp4", "100%.mp4", "a%03d.mkv", "concat:a|b.mp4", "-.mp4", "a\nb.mp4", "a?b#c.mp4"]
 )
-def test_every_name_is_a_name(name: str, tmp_path: Path):
+def test_allowed_formats_exist_in_ffmpeg(name: str, tmp_path: Path):
     path = write_video(tmp_path / "v.mp4", codec="mpeg4", format="matroska" if name.endswith("mkv") else "mp4")
     path.rename(tmp_path / name)
     with open_video(tmp_path / name) as video:
@@ -140,7 +140,7 @@ def test_frames_of_too_many_pixels_are_refused(
         open_video(path, backend)  # type: ignore[arg-type]
 
 
-def test_frames_that_grow_on_the_way_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_frames_that_grow_midstream_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     small, large = (write_video(tmp_path / f"{side}.h264", 5, side, side).read_bytes() for side in (64, 512))
     (tmp_path / "grows.h264").write_bytes(small + large)
     with open_video(tmp_path / "grows.h264") as video:
@@ -187,7 +187,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", BOMBS)
-def test_declared_counts_are_bounded_before_ffmpeg_sees_them(
+def test_declared_counts_are_bounded_before_ffmpeg(
     kind: str, backend: str, plain: bytes, fragments: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     data = fragments if kind == "trun" else plain
@@ -240,7 +240,7 @@ def test_long_decoding_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "many", "1e6", "9" * 5000, "٣"])
-def test_limits_are_whole_numbers(text: str, monkeypatch: pytest.MonkeyPatch):
+def test_limits_are_positive_integers(text: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CLIPVID_MAX_PIXELS", text)
     with pytest.raises(InputError, match="CLIPVID_MAX_PIXELS"):
         Limits.current()
@@ -286,7 +286,7 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
 
 @pytest.mark.parametrize("kind", ["plain", "fragments"])
 @pytest.mark.parametrize("seed", range(2))
-def test_mutated_videos_end_no_process(kind: str, seed: int, request: pytest.FixtureRequest, tmp_path: Path):
+def test_mutated_videos_never_crash(kind: str, seed: int, request: pytest.FixtureRequest, tmp_path: Path):
     """Every file is read or refused, within a limit of memory; none aborts or hangs."""
     resource = pytest.importorskip("resource")
     data, chance = request.getfixturevalue(kind), random.Random(seed)

@@ -21,7 +21,7 @@ from clipvid.model.factory import assemble_model
 
 @pytest.fixture
 def saved(tmp_path) -> tuple[Path, transformers.CLIPModel]:
-    """A random CLIPModel, on disk too, that fits the open_clip configuration `little-clip`."""
+    """Create a random CLIPModel, saved too, that matches the open_clip configuration `little-clip`."""
     config = clip_config(text={"context_length": 77, "heads": 2})
     (tmp_path / "little-clip.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "little-clip.json")
@@ -36,7 +36,7 @@ def saved(tmp_path) -> tuple[Path, transformers.CLIPModel]:
 
 
 @torch.no_grad()
-def test_clip_model_gives_its_own_logits(saved, tmp_path):
+def test_clip_model_logits_equal_transformers(saved, tmp_path):
     folder, clip = saved
     backbone = load_backbone("little-clip", str(folder))
     model = assemble_model(backbone, ModelConfig("little-clip", str(folder), adapter="none", num_frames=1)).eval()
@@ -50,7 +50,7 @@ def test_clip_model_gives_its_own_logits(saved, tmp_path):
     assert torch.equal(from_pretrained(tmp_path / "saved")(frames).logits, model(frames).logits)
 
 
-def test_what_does_not_fit_is_refused_with_keys_and_shapes(saved):
+def test_mismatched_weights_error_lists_keys(saved):
     folder, _ = saved
     with pytest.raises(RuntimeError, match=r"another model: .* is \(.*\), expected \(.*\); .* and \d+ more"):
         load_backbone("ViT-B-32", str(folder))
@@ -60,8 +60,8 @@ def test_what_does_not_fit_is_refused_with_keys_and_shapes(saved):
 
 
 @torch.no_grad()
-def test_siglip_model_gives_its_own_logits(tmp_path, monkeypatch):
-    """Through open_clip's model, since SigLIP's tokenizer would have to be fetched."""
+def test_siglip_model_logits_equal_transformers(tmp_path, monkeypatch):
+    """Uses open_clip's model, since SigLIP's tokenizer would require a download."""
     sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
     vision = sizes | {"intermediate_size": 256, "image_size": 224, "patch_size": 16}
     text = sizes | {"intermediate_size": 256, "vocab_size": 100, "max_position_embeddings": 16, "projection_size": 64}

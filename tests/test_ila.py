@@ -43,7 +43,7 @@ POINTS = {"conv1": "0", "norm1": "1", "conv2": "4", "norm2": "5", "reduce": "10"
 
 
 def make_ila(variant="k400", norm="batch", seed=0, **options):
-    """An ILA of width 64 in float64 with every tensor random."""
+    """Build an ILA of width 64 in float64 with every tensor random."""
     torch.manual_seed(seed)
     adapter = ILA(ILAConfig(variant=variant, hidden=HIDDEN, norm=norm, **options), BlockInfo(64, 1, 4)).double()
     shake(adapter, 0.1, seed)
@@ -51,7 +51,7 @@ def make_ila(variant="k400", norm="batch", seed=0, **options):
 
 
 def authors_state(adapter):
-    """The adapter's tensors under the authors' names; gradients flow back to the adapter's parameters."""
+    """Return the adapter's tensors under the authors' names. Gradients flow back to the adapter's parameters."""
     state = {}
     for name, value in {**dict(adapter.named_parameters()), **dict(adapter.named_buffers())}.items():
         if name not in ("jitter", "shifts"):
@@ -61,7 +61,7 @@ def authors_state(adapter):
 
 
 def authors_name(name, variant):
-    """Our name of a tensor in a block -> the authors'."""
+    """Return the authors' name of a tensor in a block."""
     place, _, rest = name.partition(".")
     if place == "interactive_block":
         index, kind = rest.split(".")
@@ -106,7 +106,7 @@ MODES = {  # options, training (jitter comes with it), batch statistics
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("variant", ["k400", "ssv2"])
 @pytest.mark.parametrize(("frames", "grid", "prefix"), PARITY, ids=str)
-def test_update_loss_and_gradients_meet_the_reference(variant, mode, frames, grid, prefix):
+def test_update_loss_and_gradients_equal_reference(variant, mode, frames, grid, prefix):
     options, training, batch_stats = MODES[mode]
     adapter = make_ila(variant, **options).train(training)
     adapter.start_epoch(0)
@@ -128,7 +128,7 @@ def test_update_loss_and_gradients_meet_the_reference(variant, mode, frames, gri
 
 @torch.no_grad()
 @pytest.mark.parametrize(("frames", "grid", "prefix"), PARITY, ids=str)
-def test_folded_linears_meet_the_reference_and_the_unfolded(frames, grid, prefix):
+def test_folded_linears_equal_reference(frames, grid, prefix):
     adapter, tokens = make_ila().eval(), tokens_for(frames, grid, prefix)
     expected, _ = ila_update(authors_state(adapter), tokens, grid)
     close(adapter(tokens, grid).update, expected)
@@ -154,8 +154,8 @@ def test_folded_linears_are_never_stale():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["interactive_fc", "temporal_skip_fc"])
-def test_wrapped_linears_are_called_not_folded(name):
-    """What a LoRA layer adds must not be left out."""
+def test_wrapped_linears_are_not_folded(name):
+    """The addition of a LoRA layer must not be lost."""
 
     class Wrapped(nn.Linear):
         def forward(self, input):
@@ -185,7 +185,7 @@ def test_single_frame_has_no_pairs(variant, training):
 
 
 @pytest.mark.parametrize("variant", ["k400", "ssv2"])
-def test_trace_shows_the_points_and_masks_of_the_reference(variant):
+def test_trace_matches_reference_points_and_masks(variant):
     adapter, grid = make_ila(variant).eval(), (3, 5)
     tokens = tokens_for(4, grid)
     state = authors_state(adapter)
@@ -207,13 +207,13 @@ def test_fresh_points_lie_in_the_middle():
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 14])
-def test_mask_along_an_axis_meets_the_reference(length):
+def test_axis_mask_equals_reference(length):
     points = torch.linspace(-1.2, 1.2, 41, dtype=torch.float64)
     close(point_mask(points, length), axis_mask(points, length))
 
 
 def test_mask_falls_as_described():
-    """1 within 0.25, then 1.5 less per unit of distance, never below 0."""
+    """The mask is 1 within 0.25, then falls by 1.5 per unit of distance, down to 0."""
     points = torch.tensor([0.0, -0.25, 0.25, 0.45, -0.75, 0.95], dtype=torch.float64)
     expected = torch.tensor([1, 1, 1, 0.7, 0.25, 0], dtype=torch.float64)
     close(point_mask(points, 1)[:, 0], expected)
@@ -229,8 +229,8 @@ def test_training_averages_nine_masks_around_each_point():
         close(trace["masks"][:, :, frame].flatten(0, 1), expected.flatten(1))
 
 
-def test_alignment_meets_the_reference_on_points_of_any_place():
-    """Points given, outside of the grid too: a frame whose mask is empty has cosine 0."""
+def test_alignment_equals_reference_for_any_points():
+    """Points may be outside the grid: a frame with an empty mask has cosine 0."""
     grid = (3, 4)
     patches = tokens_for(4, grid, prefix=0)
     points = 3 * torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1.5
@@ -253,7 +253,7 @@ def test_pooling_keeps_an_axis_of_one_cell(size):
 
 
 @pytest.mark.parametrize(("epoch", "expected"), [(0, 0.2), (29, 0.2), (30, 0.1), (35, 0.2 / 64)])
-def test_jitter_halves_every_epoch_after_the_29th_and_survives_a_save(make_model, tmp_path, epoch, expected):
+def test_jitter_schedule_round_trip(make_model, tmp_path, epoch, expected):
     model = make_model("ila")
     for adapter in model.encoder.adapters():
         adapter.start_epoch(epoch)
@@ -278,7 +278,7 @@ def test_jitter_matters_in_training_only():
     assert torch.equal(seen[False, 0], seen[False, 30])
 
 
-def test_jitter_in_mid_schedule_survives_a_checkpoint(make_model, tmp_path):
+def test_jitter_is_restored_from_checkpoint(make_model, tmp_path):
     model, resumed = make_model("ila"), make_model("ila")
     for adapter in model.encoder.adapters():
         adapter.start_epoch(32)
@@ -296,7 +296,7 @@ def test_jitter_in_mid_schedule_survives_a_checkpoint(make_model, tmp_path):
 
 
 def flops_of(adapter, clips, grad):
-    """Multiply-adds per clip of the image side of B/32 at 8 frames; tensors without data, so nothing is computed."""
+    """Count multiply-adds per clip of the image side of B/32 at 8 frames, on tensors without data."""
     with torch.device("meta"):
         config = open_clip.get_model_config("ViT-B-32") | {"text_cfg": NO_TEXT}
         backbone = build_backbone(config, open_clip.CLIP(**config).state_dict(), "ViT-B-32")
@@ -310,7 +310,7 @@ def flops_of(adapter, clips, grad):
 @pytest.mark.parametrize(
     ("adapter", "expected"), [("none", 35.3e9), ("ila", 49.9e9), ({"name": "ila", "variant": "ssv2"}, 62.8e9)], ids=str
 )
-def test_multiply_adds_are_those_of_the_authors_code(adapter, expected):
+def test_multiply_adds_equal_authors_code(adapter, expected):
     assert flops_of(adapter, 1, grad=True) == pytest.approx(expected, rel=0.002)
 
 
@@ -325,7 +325,7 @@ def test_folding_spares_the_wide_linear_on_patches():
 
 
 @pytest.mark.parametrize(("norm", "moves"), [("batch", True), ("frozen_batch", False)])
-def test_training_moves_statistics_only_under_the_batch_policy(norm, moves):
+def test_only_batch_policy_updates_statistics(norm, moves):
     adapter, tokens = make_ila(norm=norm), tokens_for(3, (4, 4))
     start = {name: value.clone() for name, value in adapter.named_buffers() if "norm" in name or "running" in name}
     assert len([name for name in start if name.endswith("running_mean")]) == 5
@@ -338,7 +338,7 @@ def test_training_moves_statistics_only_under_the_batch_policy(norm, moves):
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_batch_statistics_in_evaluation_neither_use_nor_move_the_running_ones(grad):
+def test_eval_batch_stats_ignore_running_statistics(grad):
     adapter, tokens, grid = make_ila(eval_batch_stats=True).eval(), tokens_for(3, (4, 4)), (4, 4)
     start = {name: value.clone() for name, value in adapter.named_buffers()}
     with torch.set_grad_enabled(grad):
@@ -349,10 +349,10 @@ def test_batch_statistics_in_evaluation_neither_use_nor_move_the_running_ones(gr
         assert moved == {name for name in start if name.endswith("running_var")}
         assert torch.equal(adapter(tokens, grid).update, first)
         alone = adapter(tokens[:1], grid).update
-    assert not torch.allclose(alone, first[:1]), "a clip must feel its neighbours"
+    assert not torch.allclose(alone, first[:1]), "the clips of a batch must affect each other"
 
 
-def test_batch_statistics_in_evaluation_leave_training_as_it_is():
+def test_eval_batch_stats_do_not_change_training():
     plain, adapter = make_ila().train(), make_ila(eval_batch_stats=True).train()
     tokens = tokens_for(3, (4, 4))
     assert torch.equal(adapter(tokens, (4, 4)).update, plain(tokens, (4, 4)).update)
@@ -361,7 +361,7 @@ def test_batch_statistics_in_evaluation_leave_training_as_it_is():
 
 
 @torch.no_grad()
-def test_converted_model_validates_as_the_authors_did(tmp_path):
+def test_converted_model_with_eval_batch_stats(tmp_path):
     state = small_checkpoint("k400")
     exact = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
     generator = torch.Generator().manual_seed(1)
@@ -375,14 +375,14 @@ def test_converted_model_validates_as_the_authors_did(tmp_path):
     )
 
 
-def test_group_policy_keeps_no_statistics_and_clips_apart():
+def test_group_policy_is_independent_of_batch():
     adapter, tokens = make_ila(norm="group").train(), tokens_for(3, (4, 4))
     assert not [name for name, _ in adapter.named_buffers() if "running" in name]
     assert not [module for module in adapter.modules() if isinstance(module, nn.BatchNorm2d)]
     close(adapter(tokens, (4, 4)).update[:1], adapter(tokens[:1], (4, 4)).update)
 
 
-def test_drop_path_drops_each_of_two_updates_of_whole_clips_in_training():
+def test_drop_path_drops_updates_of_whole_clips():
     options = {"norm": "frozen_batch"}
     full, dropping = make_ila(**options).train(), make_ila(**options, drop_path=0.5).train()
     tokens = tokens_for(3, (4, 4), batch=64)
@@ -423,8 +423,11 @@ def test_wrong_option_is_refused_by_the_config(options, message):
 @pytest.mark.parametrize(
     "path", sorted((REPOSITORY / "configs/recipes").glob("ila_*.yaml")), ids=lambda path: path.stem
 )
-def test_recipe_trains_every_parameter_in_the_authors_group(make_model, path):
-    """Names as in the authors' checkpoints; the head, which is MIT's there or in no group, goes with MIT."""
+def test_recipe_parameter_groups_match_authors(make_model, path):
+    """Names are those of the authors' checkpoints.
+
+    The head belongs to MIT there or to no group, and is grouped with MIT.
+    """
     config = parse_config(FinetuneConfig, ["--config", str(path)], "test")
     adapter = config.model.adapter | {"hidden": 16}
     model = make_model(adapter, ["a", "b"], pooling=config.model.pooling, head=config.model.head)

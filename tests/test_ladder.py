@@ -38,7 +38,7 @@ PREDICTIONS = [
 
 
 def ladder(clip_folder: Path, root: Path, **changed: object) -> list[str]:
-    """Arguments for a ladder of two rows and two seeds in `root`, whose config lies beside it."""
+    """Return arguments for a ladder of two rows and two seeds in `root`, with its config next to it."""
     world = {"objects": ["ball"], "motions": ["horizontal"], "num_frames": 6, "image_size": 32}
     world |= {"train_per_class": 4, "val_per_class": 0, "test_per_class": 3}
     trial = {
@@ -94,7 +94,7 @@ def test_every_row_is_trained_under_every_seed(measured: Path, results: dict) ->
     assert logits(measured / "trials/none_seed0") != logits(measured / "trials/none_seed1")
 
 
-def test_the_second_run_of_a_trial_gives_the_same_scores_to_the_bit(measured: Path, results: dict) -> None:
+def test_repeated_trial_is_bitwise_equal(measured: Path, results: dict) -> None:
     assert results["repeat"] == {"cell": "shift, seed 0", "same": True}
     assert logits(measured / "trials/shift_seed0") == logits(measured / "trials/shift_seed0_again")
     assert "The second run of shift, seed 0 gave the same scores to the bit." in (measured / "table.md").read_text()
@@ -114,7 +114,7 @@ def test_predictions_are_judged(measured: Path, results: dict) -> None:
     assert "| shift on horizontal, reversed | - |" in table
 
 
-def test_the_table_has_a_line_for_every_row_and_a_column_for_every_difference(measured: Path, results: dict) -> None:
+def test_table_has_all_rows_and_settings(measured: Path, results: dict) -> None:
     lines = (measured / "table.md").read_text().splitlines()
     cells = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in reversed(lines) if line.startswith("| ")}
     assert cells[""][1:4] == ["model.adapter", "motion pairs", "top-1"]
@@ -128,7 +128,7 @@ def test_the_table_has_a_line_for_every_row_and_a_column_for_every_difference(me
     assert (measured / "ladder.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_finished_ladder_measures_nothing_again_and_takes_new_rows(
+def test_finished_ladder_accepts_new_rows(
     clip_folder: Path, measured: Path, results: dict, capsys: pytest.CaptureFixture
 ) -> None:
     written = {path: path.stat().st_mtime_ns for path in measured.rglob("trials/**/*") if path.is_file()}
@@ -147,7 +147,7 @@ def _ladder(args: list[str]) -> None:
 
 
 def _children(folder: Path) -> list[int]:
-    """Processes that have a log below `folder` open."""
+    """Return processes that have a log below `folder` open."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -160,7 +160,7 @@ def _children(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_killed_ladder_goes_on_where_it_was(
+def test_killed_ladder_resumes(
     clip_folder: Path, measured: Path, tmp_path: Path, number: int, capsys: pytest.CaptureFixture
 ) -> None:
     args = ladder(clip_folder, tmp_path, repeat=None)
@@ -185,7 +185,7 @@ def test_a_killed_ladder_goes_on_where_it_was(
         assert logits(trials / trial) == logits(measured / "trials" / trial)
 
 
-def test_a_trial_that_fails_takes_no_other_with_it(clip_folder: Path, tmp_path: Path) -> None:
+def test_failed_trial_does_not_stop_others(clip_folder: Path, tmp_path: Path) -> None:
     rows = {**ROWS, "broken": {"optim.groups": [{"match": "nothing.*", "lr": 0.1, "weight_decay": 0.0}]}}
     args = ladder(clip_folder, tmp_path, rows=rows, seeds=[3], repeat=None, jobs=2)
     with pytest.raises(
@@ -203,7 +203,7 @@ def test_a_trial_that_fails_takes_no_other_with_it(clip_folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rows": {"shift": {}}}, "rows: 'none', which the others are measured by, is missing"),
+        ({"rows": {"shift": {}}}, "rows: 'none', the reference of the others, is missing"),
         ({"repeat": "gta"}, "repeat: 'gta' is not a row; rows: none, shift"),
         ({"rows": ROWS | {"Shift!": {}}}, "rows: two of .* give the same folder"),
         ({"predictions": [PREDICTIONS[0] | {"row": "ila"}]}, "prediction 'ila on pairs .*': 'ila' is not a row"),
@@ -221,7 +221,7 @@ def test_a_trial_that_fails_takes_no_other_with_it(clip_folder: Path, tmp_path: 
         ({"rows": ROWS | {"x": {"model.num_frames": 2}}}, r"'x' \(4, 2, 3, 64, 64\); compare other sizes in a ladder"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is(
+def test_invalid_ladder_is_refused_early(
     clip_folder: Path, tmp_path: Path, changed: dict, message: str, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises((ValueError, SystemExit)) as refused:
@@ -231,7 +231,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_seed_of_a_trial_draws_its_folds_too() -> None:
+def test_trial_seed_draws_folds() -> None:
     config = parse_config(LadderConfig, ["--config", str(REPOSITORY / "configs/ladder/weizmann.yaml")], "test")
     trials = ladder_trials(config)
     assert len(trials) == len(config.rows) * len(config.seeds) + 1
@@ -249,7 +249,7 @@ def test_a_ladder_of_an_earlier_version_keeps_its_folders(tmp_path: Path) -> Non
     assert {trial.folder.parent for trial in ladder_trials(config)} == {tmp_path / "cells"}
 
 
-def test_what_each_measure_asks() -> None:
+def test_measures() -> None:
     partners = {"partner": ["1", "0", "-1"], "pair": ["sideways", "sideways", "still"]}
     classes = [ClassInfo(i, str(i), {key: values[i] for key, values in partners.items()}) for i in range(3)]
     scores = torch.tensor([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.0, 0.0, 0.0]])
@@ -262,7 +262,7 @@ def test_what_each_measure_asks() -> None:
     assert list(measures(scores, torch.zeros(4, dtype=torch.long), [ClassInfo(0, "a")])) == ["top1"]
 
 
-def test_with_one_seed_and_independent_videos_the_interval_is_nearly_wilsons() -> None:
+def test_interval_of_one_seed_is_nearly_wilson() -> None:
     right = np.array([[1.0] * 180 + [0.0] * 60])
     names = [str(i) for i in range(240)]
     found, wilson = accuracy_over_seeds(right, names), binomtest(180, 240).proportion_ci(method="wilson")
@@ -273,14 +273,14 @@ def test_with_one_seed_and_independent_videos_the_interval_is_nearly_wilsons() -
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_row_that_is_all_right_or_all_wrong_lies_in_its_interval(share: float) -> None:
+def test_interval_contains_extreme_accuracies(share: float) -> None:
     for count in range(2, 300):
         found = accuracy_over_seeds(np.full((3, count), share), [str(i) for i in range(count)])
         assert 0 <= found["low"] <= found["mean"] <= found["high"] <= 1
 
 
-def test_one_wrong_answer_more_makes_no_interval_jump() -> None:
-    """What varies less than noise costs no degrees of freedom."""
+def test_interval_is_continuous() -> None:
+    """Components with less variance than noise cost no degrees of freedom."""
     names = [str(i) for i in range(240)]
     right = np.ones((3, 240))
     right[1, 7] = 0
@@ -293,8 +293,8 @@ def test_one_wrong_answer_more_makes_no_interval_jump() -> None:
 
 
 @pytest.mark.parametrize(("between_seeds", "by_person"), [(0.0, False), (0.15, False), (0.0, True), (0.1, True)])
-def test_the_interval_holds_the_truth_as_often_as_it_says(between_seeds: float, by_person: bool) -> None:
-    """Worlds whose accuracy is known: seeds, videos and perhaps people move a logit."""
+def test_interval_coverage(between_seeds: float, by_person: bool) -> None:
+    """Simulations have a known accuracy: seeds, videos and optionally people shift a logit."""
     rng, covered, repeats = np.random.default_rng(0), 0, 400
     clusters = [str(i // 10 if by_person else i) for i in range(90)]
     truth = 0.7
@@ -318,7 +318,7 @@ def test_differences_are_paired() -> None:
     assert mean_variance(np.zeros((2, 4)), list("abcd"))[0] == 0
 
 
-def test_a_prediction_says_what_it_expects() -> None:
+def test_hypothesis_text() -> None:
     found = Hypothesis("ila", "why", over="none", measure="pairs", at_least=0.3)
     assert str(found) == "ila − none on pairs ≥ 0.3"
     assert (found.judge(0.3), found.judge(0.2)) == (True, False)

@@ -1,4 +1,4 @@
-"""Text lists, CSV, JSON and Parquet are read right, or refused with file and line."""
+"""Text lists, CSV, JSON and Parquet: read correctly, or refused with file and line."""
 
 import json
 from pathlib import Path
@@ -25,14 +25,14 @@ def read(
 @pytest.mark.parametrize("suffix", ["mp4", "avi", "MOV", "webm"])
 @pytest.mark.parametrize("labels", ["0 1", "0 1 1", "walk run", "0 walk", "walk, run", "0,1", "0|1", "[0, 1]", "0\t1"])
 @pytest.mark.parametrize("before", ["", "a.mp4 1\n", "frames/a 12 1\n"])
-def test_several_labels_of_a_video_are_refused_with_their_line(suffix: str, labels: str, before: str, tmp_path: Path):
+def test_multi_label_line_is_refused(suffix: str, labels: str, before: str, tmp_path: Path):
     line = before.count("\n") + 1
     with pytest.raises(ManifestError, match=rf"l\.txt:{line}: .*several labels"):
         read(tmp_path, "l.txt", f"{before}b c.{suffix} {labels}\n")
 
 
 @pytest.mark.parametrize("labels", ["0 1", "0,1", "3 4 5"])
-def test_several_numbers_are_refused_without_a_list_of_classes(labels: str, tmp_path: Path):
+def test_multi_label_numbers_are_refused_without_classes(labels: str, tmp_path: Path):
     with pytest.raises(ManifestError, match=r"l\.txt:1: "):
         read(tmp_path, "l.txt", f"b.mp4 {labels}\n", classes=None)
 
@@ -59,7 +59,7 @@ def test_lines_of_path_and_label(content: str, expected: list[tuple[str, int]], 
     assert read(tmp_path, "l.txt", content) == expected
 
 
-def test_names_of_several_words_are_whole_labels_without_a_list_of_classes(tmp_path: Path):
+def test_multi_word_labels_without_classes(tmp_path: Path):
     assert read(tmp_path, "l.txt", "a.mp4 riding bike\nb.mp4 riding horse\n", None) == [("a.mp4", 0), ("b.mp4", 1)]
 
 
@@ -77,7 +77,7 @@ def test_headers_delimiters_marks_and_line_ends(
 
 @pytest.mark.parametrize("label", ["3", "-1", "runn", "", "0;1", "walk|run"])
 @pytest.mark.parametrize("name", ["l.txt", "l.csv"])
-def test_labels_of_no_class_are_refused_with_their_line(label: str, name: str, tmp_path: Path):
+def test_unknown_labels_are_refused_with_line(label: str, name: str, tmp_path: Path):
     content = f"a.mp4 0\nb.mp4 {label}\n" if name == "l.txt" else f"path,label\nb.mp4,{label}\n"
     with pytest.raises(ManifestError, match=rf"{name}:2: "):
         read(tmp_path, name, content)
@@ -89,7 +89,7 @@ def test_ids_that_count_from_one_are_explained(tmp_path: Path):
 
 
 @pytest.mark.parametrize("names", ["walk\nwalk\n", "id,name\n0,walk\n1,walk\n", "1 walk\n2 walk\n"])
-def test_class_names_given_twice_are_refused_with_their_line(names: str, tmp_path: Path):
+def test_duplicate_class_names_are_refused_with_line(names: str, tmp_path: Path):
     with pytest.raises(ManifestError, match=r"classes\.txt:\d: .*given twice"):
         read(tmp_path, "l.txt", "b.mp4 1\n", names)
 

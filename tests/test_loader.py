@@ -17,7 +17,7 @@ SIZE, NUM_VIDEOS = 16, 10
 
 
 def grey_video(path: Path, frames: int) -> None:
-    """Frame i has the grey level 10 * i, and about that after coding."""
+    """Write a video whose frame i has the gray level 10 * i, approximately after encoding."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = 32, 24, "yuv420p", 4
@@ -50,7 +50,7 @@ def evaluation_set(manifest: Manifest, **options) -> VideoDataset:
 
 
 def levels(frames: torch.Tensor) -> list[int]:
-    """Frame numbers that a clip [T, 3, S, S] of grey frames shows."""
+    """Return the frame numbers shown by a clip [T, 3, S, S] of gray frames."""
     return [round(float(frame.float().mean()) / 10) for frame in frames]
 
 
@@ -61,7 +61,7 @@ def assert_same_batches(first: list[dict], second: list[dict]) -> None:
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_training_item_depends_on_seed_epoch_and_index_only(manifest: Manifest):
+def test_training_item_depends_on_key_only(manifest: Manifest):
     dataset = training_set(manifest)
     item = dataset[(1, 4)]
     assert item["frames"].shape == (4, 3, SIZE, SIZE)
@@ -165,7 +165,7 @@ def test_evaluation_batches_have_views(manifest: Manifest):
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(NUM_VIDEOS))
 
 
-def test_resume_in_mid_epoch_continues_the_run(manifest: Manifest):
+def test_resume_within_an_epoch(manifest: Manifest):
     loader = build_loader(training_set(manifest), TrainBatches(NUM_VIDEOS, 2, seed=3, accumulation=2), 0)
     whole = [batch for _ in range(2) for batch in loader]
     resumed = TrainBatches(NUM_VIDEOS, 2, seed=3, accumulation=2, epoch=0, step=1)
@@ -177,7 +177,7 @@ def test_resume_in_mid_epoch_continues_the_run(manifest: Manifest):
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), (2, 2), (4, 1), (1, 2), (2, 1)])
-def test_a_step_has_the_same_clips_on_any_number_of_processes(world_size: int, accumulation: int):
+def test_step_clips_are_independent_of_processes(world_size: int, accumulation: int):
     per_device = 8 // (world_size * accumulation)
     ranks = [
         list(TrainBatches(35, per_device, seed=5, world_size=world_size, rank=rank, accumulation=accumulation, epoch=2))
@@ -210,7 +210,7 @@ def test_epochs_differ_and_follow_each_other():
 
 
 @pytest.mark.parametrize(("total", "world_size", "batch_size"), [(10, 1, 4), (10, 3, 2), (2, 4, 3), (0, 2, 1)])
-def test_evaluation_ranks_share_out_every_sample_once(total: int, world_size: int, batch_size: int):
+def test_evaluation_ranks_partition_samples(total: int, world_size: int, batch_size: int):
     samplers = [EvalBatches(total, batch_size, world_size=world_size, rank=rank) for rank in range(world_size)]
     ranks = [[[index for _, index in batch] for batch in sampler] for sampler in samplers]
     assert [len(sampler) for sampler in samplers] == [len(batches) for batches in ranks]
@@ -219,7 +219,7 @@ def test_evaluation_ranks_share_out_every_sample_once(total: int, world_size: in
     assert [index for batch in alone for index in batch] == list(range(total))
 
 
-def test_batches_that_were_done_are_skipped_and_the_others_stay_what_they_are():
+def test_skipped_batches_do_not_change_others():
     samplers = [EvalBatches(11, 2, world_size=2, rank=rank) for rank in range(2)]
     for sampler in samplers:
         sampler.skip([2, 8])

@@ -52,7 +52,7 @@ NAMED = [NAMES[label] for label in LABELS]
     ids=["ids", "tabs", "names", "crlf", "bom", "dots", "csv", "csv-names", "csv-spaces"],
 )
 @pytest.mark.parametrize("classes", ["classes.txt", "classes.csv"])
-def test_all_spellings_of_a_list_mean_the_same(content: str, classes: str, root: Path):
+def test_list_spellings_are_equivalent(content: str, classes: str, root: Path):
     (root / "list").write_bytes(content.encode())
     (root / "plain").write_text(listed(LABELS))
     manifest = load_manifest(root, "list", classes)
@@ -103,7 +103,7 @@ def test_leave_one_group_out_needs_groups(pattern: str | None, problem: str, roo
         next(leave_one_group_out(load_manifest(root, "list", group_pattern=pattern)))
 
 
-def test_hash_sees_every_change(root: Path):
+def test_hash_covers_every_field(root: Path):
     def hash_of(content: str, classes: str = "classes.txt", pattern: str | None = None) -> str:
         (root / "list").write_text(content)
         return load_manifest(root, "list", classes, pattern).hash
@@ -133,8 +133,8 @@ def test_hash_sees_every_change(root: Path):
         (listed(LABELS) + "\n./run/ann_run.mp4 1\n", r"list:6: already listed at list:1"),
         ("run/none.mp4 0\nrun/nil.mp4 0\n", r"list:1: no video at .*none\.mp4\n.*list:2: no video"),
         ("".join(f"{i}.mp4 0\n" for i in range(9)), "and 4 more"),
-        ("run/ann_run.mp4 0\n../secret.mp4 0\n", r"list:2: '\.\./secret\.mp4' lies outside of the root"),
-        ("/etc/secret.mp4 0\n", "lies outside of the root"),
+        ("run/ann_run.mp4 0\n../secret.mp4 0\n", r"list:2: '\.\./secret\.mp4' is outside of the root"),
+        ("/etc/secret.mp4 0\n", "is outside of the root"),
         ("path,label\nrun/ann_run.mp4\n", r"list:2: 1 values for the 2 columns"),
         ("path,label\nrun/ann_run.mp4,\n", r"list:2: no label given"),
         ('path,label,caption\nrun/ann_run.mp4,0,"open\nrun/bob_run.mp4,0,x\n', r"list:2: .*; close the quotes"),

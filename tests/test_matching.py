@@ -24,7 +24,7 @@ def cosine(first, second):
 
 
 def degenerate(size, seed):
-    """Matrices with ties, by name."""
+    """Return matrices with ties, by name."""
     values = random(size, size, seed=seed)
     few = random(size, 4, seed=seed)[torch.arange(size) % 3]
     return {
@@ -55,7 +55,7 @@ def total_of(matrix, perm):
 
 
 def slow_greedy(matrix):
-    """The best pair of what is left, one at a time; equal ones by the smaller (column - row) mod N."""
+    """Take the best remaining pair, one at a time. Ties go to the smaller (column - row) mod N."""
     size = len(matrix)
     pairs = sorted(
         itertools.product(range(size), repeat=2),
@@ -80,7 +80,7 @@ def check_optimal(matrix):
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 20), (2, 20), (7, 30), (49, 40), (196, 24), (256, 4), (576, 2)])
-def test_exact_reaches_the_optimum_on_random_matrices(size, count):
+def test_exact_is_optimal_on_random_matrices(size, count):
     matrices = random(count, size, size, seed=size)
     matrices[::2] = cosine(random(count, size, 16, seed=1), random(count, size, 16, seed=2))[::2]
     for matrix, perm in zip(matrices, assign(matrices), strict=True):
@@ -89,7 +89,7 @@ def test_exact_reaches_the_optimum_on_random_matrices(size, count):
 
 
 @pytest.mark.parametrize(("size", "seed"), [(1, 0), (2, 1), (49, 2), (49, 3), (196, 4), (256, 5), (576, 6)])
-def test_exact_reaches_the_optimum_on_degenerate_matrices(size, seed):
+def test_exact_is_optimal_on_degenerate_matrices(size, seed):
     for matrix in degenerate(size, seed).values():
         check_optimal(matrix)
 
@@ -112,7 +112,7 @@ def test_rows_go_with_columns_and_not_the_other_way(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("leading", [(), (1,), (3,), (2, 3), (2, 1, 2), (0,), (2, 0)])
-def test_leading_axes_are_matrices_on_their_own(solver, leading):
+def test_leading_axes_are_batches(solver, leading):
     similarity = random(*leading, 6, 6)
     perm = assign(similarity, solver)
     assert perm.shape == (*leading, 6)
@@ -121,7 +121,7 @@ def test_leading_axes_are_matrices_on_their_own(solver, leading):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_exact_gives_the_same_on_any_number_of_threads(monkeypatch, threads):
+def test_exact_is_independent_of_threads(monkeypatch, threads):
     used = []
 
     class Pool(matching.ThreadPoolExecutor):
@@ -171,7 +171,7 @@ def test_greedy_breaks_ties_by_the_offset(name):
 
 @pytest.mark.parametrize("size", [3, 49, 196])
 def test_greedy_finds_a_clear_matching(size):
-    """Frames whose patches are the same, shuffled."""
+    """Both frames have the same patches, shuffled."""
     patches, perm = random(size, 32), torch.randperm(size, generator=torch.Generator().manual_seed(1))
     similarity = cosine(patches, patches[perm])
     assert torch.equal(assign(similarity, "greedy"), invert(perm))
@@ -180,14 +180,14 @@ def test_greedy_finds_a_clear_matching(size):
 
 
 def test_greedy_leaves_equal_patches_in_place():
-    """Three constant areas that do not move, the patches within each alike."""
+    """Three constant areas do not move. Patches within each are equal."""
     areas = torch.arange(20) % 3
     similarity = (areas[:, None] == areas).float()
     assert torch.equal(assign(similarity, "greedy"), torch.arange(20))
 
 
 def test_greedy_is_a_permutation_when_rounds_run_out():
-    """Each best pair waits for the one before it, so that a round takes one pair: 44 of 60 are left at the end."""
+    """Each best pair depends on the one before it, so a round takes one pair and 44 of 60 remain at the end."""
     size = 60
     similarity = torch.full((size, size), -1e4)
     similarity[torch.arange(size), torch.arange(size)] = -2.0 * torch.arange(size)
@@ -205,7 +205,7 @@ def test_greedy_is_a_permutation_when_rounds_run_out():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_greedy_gives_a_permutation_whatever_it_gets(value):
+def test_greedy_always_gives_a_permutation(value):
     similarity = random(3, 9, 9)
     similarity[0] = value
     similarity[1, 2:5] = value
@@ -214,8 +214,8 @@ def test_greedy_gives_a_permutation_whatever_it_gets(value):
     assert torch.equal(perm[2], slow_greedy(similarity[2]))
 
 
-def test_greedy_asks_the_device_nothing():
-    """Tensors without values cannot answer."""
+def test_greedy_does_not_synchronize():
+    """Tensors without values cannot be read."""
     similarity = torch.empty(2, 3, 49, 49, device="meta")
     perm = assign(similarity, "greedy")
     assert (perm.device.type, perm.shape, perm.dtype) == ("meta", (2, 3, 49), torch.int64)
@@ -232,7 +232,7 @@ matrices_of = hnp.arrays(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(array=matrices_of)
-def test_any_matrices_get_permutations_and_the_gap_is_what_is_missing(array):
+def test_any_matrices_get_permutations_and_gap(array):
     similarity = torch.from_numpy(array)
     for solver in SOLVERS:
         perm = assign(similarity, solver)
@@ -282,7 +282,7 @@ def test_totals_are_summed_in_float32():
         ([float("inf"), -float("inf"), float("nan")], "1 NaN and 2 infinite of 32 values in matrices 4 x 4"),
     ],
 )
-def test_exact_refuses_what_is_not_finite(values, message):
+def test_exact_refuses_nonfinite_values(values, message):
     similarity = random(2, 4, 4)
     similarity[1, 2, : len(values)] = torch.tensor(values)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -300,9 +300,9 @@ def test_exact_refuses_what_is_not_finite(values, message):
     ],
     ids=["oblong", "vector", "empty", "integers"],
 )
-def test_other_than_square_matrices_of_floats_is_refused(solver, similarity, found):
+def test_only_square_float_matrices_are_accepted(solver, similarity, found):
     with pytest.raises(
-        ValueError, match=re.escape(f"expected matrices [..., N, N], N >= 1, of floating point, {found}")
+        ValueError, match=re.escape(f"expected floating-point matrices [..., N, N] with N >= 1, {found}")
     ):
         assign(similarity, solver)
 

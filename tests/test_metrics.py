@@ -1,4 +1,4 @@
-"""Figures of merit against scikit-learn and formulas written out."""
+"""Metrics against scikit-learn and explicit formulas."""
 
 import math
 import statistics
@@ -85,13 +85,13 @@ def test_few_classes_one_class_and_none() -> None:
         proportion(0, 0)
 
 
-def test_scores_that_are_no_numbers_are_refused() -> None:
+def test_nan_scores_are_refused() -> None:
     scores = torch.tensor([[0.5, 0.5], [float("nan"), 0.5]])
     with pytest.raises(ValueError, match=r"\[1\]"):
         classification_metrics(scores, torch.tensor([0, 1]))
 
 
-def test_an_unreadable_video_counts_as_wrong_in_every_share() -> None:
+def test_unreadable_video_counts_as_wrong() -> None:
     labels = torch.tensor([0, 1, 0])
     scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.0, 0.0]])
     figures = classification_metrics(scores, labels)
@@ -108,7 +108,7 @@ def test_an_unreadable_video_counts_as_wrong_in_every_share() -> None:
     assert (nothing["top1"]["value"], nothing["nll"], nothing["ece"], nothing["mean_class"]) == (0.0, None, None, 0.0)
 
 
-def test_answers_that_are_quite_sure_share_the_last_bin() -> None:
+def test_full_confidence_is_in_the_last_bin() -> None:
     sure, nearly = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.94, 0.06]])
     scores = torch.cat([sure.expand(50, 2), nearly.expand(50, 2)])
     labels = torch.tensor([0] * 40 + [1] * 10 + [0] * 50)
@@ -117,7 +117,7 @@ def test_answers_that_are_quite_sure_share_the_last_bin() -> None:
     assert found == pytest.approx(abs(curve["accuracy"][0] - curve["confidence"][0])) == pytest.approx(0.07)
 
 
-def test_calibration_curve_is_scikit_learn_s_and_its_weighted_gap_torchmetrics_error(scored) -> None:
+def test_calibration_agrees_with_scikit_learn_and_torchmetrics(scored) -> None:
     scores, labels = scored
     curve = calibration_curve(scores, labels)
     confidence, guess = scores.max(dim=1)
@@ -130,14 +130,14 @@ def test_calibration_curve_is_scikit_learn_s_and_its_weighted_gap_torchmetrics_e
     assert sum(gaps) / len(labels) == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_accuracy_by_class_is_scikit_learn_s_recall(scored) -> None:
+def test_class_accuracy_equals_scikit_learn_recall(scored) -> None:
     scores, labels = scored
     assert class_accuracy(scores, labels) == pytest.approx(recall_score(labels, scores.argmax(1), average=None))
     few = labels < 6
     assert class_accuracy(scores[few], labels[few])[6] is None
 
 
-def test_bootstrap_intervals_are_those_of_the_normal_limit_and_the_same_every_time(scored) -> None:
+def test_bootstrap_intervals_are_reproducible(scored) -> None:
     scores, labels = scored
     found = bootstrap_intervals(scores, labels)
     losses = -scores.gather(1, labels[:, None]).log()[:, 0]
@@ -164,7 +164,7 @@ def test_a_thousand_classes() -> None:
     assert figures["nll"] == pytest.approx(log_loss(labels, scores.double(), labels=range(1000)), rel=1e-4)
 
 
-def test_means_over_seeds_and_of_base_and_novel() -> None:
+def test_means_over_seeds_and_harmonic_mean() -> None:
     values = [0.25, 0.5, 0.75]
     found = mean_and_spread(values)
     assert found["mean"] == pytest.approx(statistics.mean(values))

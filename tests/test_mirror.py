@@ -1,4 +1,4 @@
-"""Which classes a mirror exchanges, and which clips must not be mirrored."""
+"""Classes that a mirror exchanges, and clips that must not be mirrored."""
 
 import os
 from pathlib import Path
@@ -12,13 +12,13 @@ SHARED_LABELS = Path(os.environ.get("CLIPVID_SHARED_DATA", Path(__file__).parent
 
 
 def exchanged(names: list[str]) -> dict[str, str | None]:
-    """Names that a mirror does not leave as they are."""
+    """Return the names that a mirror changes."""
     mirrored = mirror_map(names)
     assert all(other is None or mirrored[other] == i for i, other in enumerate(mirrored))
     return {names[i]: None if j is None else names[j] for i, j in enumerate(mirrored) if i != j}
 
 
-def test_opposites_are_exchanged_and_lonely_ones_kept():
+def test_opposites_are_exchanged():
     names = ["Turn Left", "turn right", "wave", "Spin counterclockwise", "Spin clockwise", "hit with the left hand"]
     assert mirror_map(names) == [1, 0, 2, 4, 3, None]
     assert mirror_map(["leftovers", "bright light", "anti-clockwise", "clockwise"]) == [0, 1, 3, 2]
@@ -28,10 +28,10 @@ def test_opposites_are_exchanged_and_lonely_ones_kept():
     assert mirror_map(["left-hand wave", "wave"]) == [None, 1]
 
 
-def test_an_explicit_map_takes_the_place_of_the_names():
+def test_explicit_map_overrides_names():
     names = ["nach links", "nach rechts", "turn left"]
     assert mirror_map(names, {"nach links": "nach rechts"}) == [1, 0, 2]
-    with pytest.raises(ValueError, match=r"'nach unten'.*which no class has"):
+    with pytest.raises(ValueError, match=r"'nach unten'.*which are not class names"):
         mirror_map(names, {"nach links": "nach unten"})
 
 

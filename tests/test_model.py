@@ -1,4 +1,4 @@
-"""`VideoCLIP`: what it refuses, what is trained of it, copies."""
+"""`VideoCLIP`: refusals, trained parts, copies."""
 
 import copy
 
@@ -23,7 +23,7 @@ ILA = {"name": "ila", **SMALL["ila"]}
     ("fields", "message"),
     [
         ({"tune": ["adapters", "everything"]}, r"unknown tune 'everything'; known: adapters, head"),
-        ({"num_frames": 0}, "num_frames=0: a clip has at least one frame"),
+        ({"num_frames": 0}, "num_frames=0 must be at least 1"),
     ],
 )
 def test_wrong_field_is_refused(fields, message):
@@ -57,7 +57,7 @@ def test_create_model_takes_all_it_offers(clip_folder):
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("num_frame", "num_frames"), ("pool", "pooling"), ("label", "labels")])
-def test_misspelt_model_option_is_refused_with_the_near_one(wrong, near):
+def test_misspelled_model_option_suggests_the_nearest(wrong, near):
     with pytest.raises(ValueError, match=f"'{wrong}'.*did you mean '{near}'"):
         create_model("no such tower", adapter="none", **{wrong: 3})
 
@@ -96,7 +96,7 @@ EXPECTED_TUNED = {
     [[], *([part] for part in EXPECTED_TUNED), ["adapters", "layernorm", "text"], ["lora", "partial", "coop", "head"]],
     ids=str,
 )
-def test_tune_chooses_what_is_trained(make_model, tune):
+def test_tune_selects_trained_parts(make_model, tune):
     model = make_model(ILA, pooling="mit", tune=tune)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     names = {name for name, _ in model.named_parameters()}
@@ -107,8 +107,8 @@ def test_tune_chooses_what_is_trained(make_model, tune):
 
 @pytest.mark.parametrize("is_public", [True, False])
 @pytest.mark.parametrize("tune", [["adapters"], ["adapters", "layernorm"], ["full"], ["text"]], ids=str)
-def test_saved_weights_hold_what_was_trained_only(make_model, tiny_folder, tmp_path, tune, is_public):
-    """Adapters, pooling and head in any case; what else is tuned only where the backbone is not written beside it."""
+def test_saved_weights_are_the_trained_ones(make_model, tiny_folder, tmp_path, tune, is_public):
+    """Adapters, pooling and head are always saved, other trained parts only if the backbone is not saved."""
     model = make_model(ILA, LABELS, pooling="mit", tune=tune, is_public=is_public)
     model.save_pretrained(tmp_path)
     saved = set(load_file(tmp_path / "model.safetensors"))
@@ -122,8 +122,8 @@ def test_saved_weights_hold_what_was_trained_only(make_model, tiny_folder, tmp_p
 @torch.no_grad()
 @pytest.mark.parametrize("is_public", [True, False])
 @pytest.mark.parametrize("tune", [["adapters", "head"], *([part] for part in EXPECTED_TUNED)], ids=str)
-def test_trained_state_carries_all_that_training_moves(make_model, tiny_folder, tune, is_public):
-    """What a run is resumed from, on any backbone."""
+def test_trained_state_contains_all_trained_tensors(make_model, tiny_folder, tune, is_public):
+    """A run resumes from this state, on any backbone."""
     trained, fresh = (make_model(ILA, pooling="mit", tune=tune, is_public=is_public) for _ in range(2))
     for parameter in trained.parameters():
         if parameter.requires_grad:

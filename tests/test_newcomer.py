@@ -1,4 +1,4 @@
-"""A wheel in a fresh environment, used from an empty folder."""
+"""Wheel in a fresh environment, used from an empty folder."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ pytest.importorskip("hatchling", reason="the wheel is built with hatchling")
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """Folder of the commands of an environment with clipvid's wheel; other packages are those of this environment."""
+    """Return the folder of commands of an environment with clipvid's wheel and this environment's packages."""
     folder = tmp_path_factory.mktemp("newcomer")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist")]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
@@ -26,7 +26,7 @@ def installed(tmp_path_factory) -> Path:
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder / "env")}))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")  # comes after the environment's own packages
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")  # searched after the environment's packages
     return Path(sysconfig.get_path("scripts", "venv", {"base": str(folder / "env")}))
 
 

@@ -1,4 +1,4 @@
-"""What adapters are made of: tokens taken apart, means over pairs, policies of normalisation."""
+"""Building blocks of adapters: split tokens, means over pairs, policies of normalization."""
 
 import copy
 
@@ -14,7 +14,7 @@ from clipvid.layers.norm import FrozenBatchNorm2d, PausableBatchNorm2d, build_no
 # Small pieces
 
 
-def test_prefix_is_what_goes_beyond_the_grid():
+def test_prefix_precedes_the_grid():
     tokens = torch.arange(2 * 3 * 8).view(2, 3, 8, 1)
     prefix, patches = split_prefix(tokens, (2, 3))
     assert torch.equal(torch.cat([prefix, patches], dim=2), tokens)
@@ -34,7 +34,7 @@ def test_zero_init_leaves_nothing(layer):
     assert all(not parameter.any() for parameter in zero_init(layer).parameters())
 
 
-# Normalisation
+# Normalization
 
 
 def test_batch_policy_is_batchnorm():
@@ -46,7 +46,7 @@ def test_batch_policy_is_batchnorm():
     assert all(torch.equal(value, plain.state_dict()[key]) for key, value in norm.state_dict().items())
 
 
-def test_frozen_batch_policy_never_looks_at_the_batch():
+def test_frozen_batch_policy_ignores_the_batch():
     norm = build_norm("frozen_batch", 8)
     shake(norm)
     before = {key: value.clone() for key, value in norm.state_dict().items()}
@@ -62,7 +62,7 @@ def test_frozen_batch_policy_never_looks_at_the_batch():
 
 
 @pytest.mark.parametrize("channels", [8, 12, 64, 96])
-def test_group_policy_knows_no_batch(channels):
+def test_group_policy_ignores_the_batch(channels):
     norm = build_norm("group", channels)
     maps = torch.randn(4, channels, 3, 3)
     torch.testing.assert_close(norm(maps)[:1], norm(maps[:1]))
@@ -70,7 +70,7 @@ def test_group_policy_knows_no_batch(channels):
     assert norm.eps == 1e-5
 
 
-def test_held_statistics_do_not_move_and_come_back_after_an_error():
+def test_held_statistics_are_restored_after_an_error():
     block = nn.Sequential(build_norm("batch", 8))
     plain = copy.deepcopy(block)
     maps = 3 * torch.randn(4, 8, 3, 3) + 1

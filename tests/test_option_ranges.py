@@ -1,4 +1,4 @@
-"""Options without sense are refused when a config is made, each by its name."""
+"""Invalid options, each refused by name when a config is built."""
 
 import math
 

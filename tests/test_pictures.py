@@ -1,4 +1,4 @@
-"""Frames as a player shows them: HDR, pixels that are not square, turned and mirrored pictures."""
+"""Frames as in a player: HDR, non-square pixels, rotated and mirrored pictures."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -14,13 +14,13 @@ FAST = ["decord", "torchcodec"]
 
 
 def pq_code(light: np.ndarray) -> np.ndarray:
-    """PQ codes of light in units of SDR white (203 nits)."""
+    """Return PQ codes of light in units of SDR white (203 nits)."""
     power = (light * 203 / 10_000) ** 0.1593017578125
     return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
 
 
 def hlg_code(light: np.ndarray) -> np.ndarray:
-    """HLG codes of light on a display of 1,000 nits, in units of SDR white; [..., 3] linear BT.2020."""
+    """Return HLG codes of light on a display of 1,000 nits, in units of SDR white; [..., 3] linear BT.2020."""
     shown = light * 203 / 1000
     luma = (shown @ np.array([0.2627, 0.6780, 0.0593]))[..., None]
     scene = shown * np.where(luma > 0, luma, 1) ** (1 / 1.2 - 1)
@@ -67,7 +67,7 @@ COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (230, 200, 60), 
 
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("colors", [GRAYS, COLORS], ids=["grays", "colors"])
-def test_hdr_is_mapped_to_the_sdr_picture_that_was_meant(colors: np.ndarray, curve: str, tmp_path: Path):
+def test_hdr_is_mapped_to_sdr(colors: np.ndarray, curve: str, tmp_path: Path):
     path = write_hdr(tmp_path / "hdr.mp4", colors, curve)
     picture = read_frames(path, [1])[0].numpy()
     shown = picture[32, 8::16].astype(int)
@@ -136,7 +136,7 @@ def as_matrix_says(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np
 
 
 @pytest.mark.parametrize("kind", MATRICES)
-def test_orientation_moves_every_pixel_where_the_matrix_says(kind: str):
+def test_orientation_follows_the_display_matrix(kind: str):
     picture = np.arange(5 * 3 * 3, dtype=np.uint8).reshape(5, 3, 3)
     assert np.array_equal(oriented(picture, MATRICES[kind]), as_matrix_says(picture, MATRICES[kind]))
 
@@ -151,7 +151,7 @@ def with_matrix(data: bytes, matrix: tuple[int, int, int, int]) -> bytes:
 
 
 @pytest.mark.parametrize("kind", MATRICES)
-def test_turned_and_mirrored_files_are_shown_as_players_do(kind: str, tmp_path: Path):
+def test_rotated_and_mirrored_files(kind: str, tmp_path: Path):
     plain = write_anamorphic(tmp_path / "plain.mp4", Fraction(1), 64, 48).read_bytes()
     stored = read_frames(plain, [0])[0].numpy()
     shown = read_frames(with_matrix(plain, MATRICES[kind]), [0])[0].numpy()
@@ -160,7 +160,7 @@ def test_turned_and_mirrored_files_are_shown_as_players_do(kind: str, tmp_path: 
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("kind", ["mirrored", "upside down", "transposed", "other diagonal", "anamorphic", "hdr"])
-def test_fast_readers_refuse_what_they_show_otherwise(kind: str, backend: str, tmp_path: Path):
+def test_fast_readers_refuse_inexact_files(kind: str, backend: str, tmp_path: Path):
     path = tmp_path / "v.mp4"
     if kind == "hdr":
         write_hdr(path, GRAYS, "smpte2084")

@@ -1,4 +1,4 @@
-"""Frames as pixels and as floats: what is normalized, what is refused."""
+"""Frames as pixels and as floats: normalization and refusals."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("frames", REFUSED.values(), ids=REFUSED)
-def test_frames_that_are_neither_pixels_nor_normalized_are_refused(make_model, frames):
+def test_unnormalized_floats_are_refused(make_model, frames):
     model = make_model(labels=LABELS)
     for call in (model, model.encode_video, model.normalize):
         with pytest.raises(ValueError, match="uint8 pixels"):

@@ -1,4 +1,4 @@
-"""Loaders and checkpoints on systems with fewer signals and start methods, imitated by taking them away."""
+"""Loaders and checkpoints on systems with fewer signals and start methods, simulated by removing them."""
 
 import errno
 import multiprocessing
@@ -16,7 +16,7 @@ from clipvid.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 
 POSIX = ("SIGUSR1", "SIGUSR2", "sigwaitinfo", "sigwait", "pthread_sigmask", "SIG_BLOCK", "SIGKILL", "SIGHUP")
 MISSING = {"linux": (), "macos": ("sigwaitinfo", "sigtimedwait"), "windows": POSIX}
-# The names are taken away on import, so that the processes that `spawn` starts miss them too.
+# The names are removed on import, so that processes started by `spawn` lack them too.
 SCRIPT = """
 import multiprocessing, signal, sys
 root, method, missing = sys.argv[1], sys.argv[2], sys.argv[3].split()
@@ -50,7 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(world: Path, folder: Path, method: str, system: str) -> str:
-    """Output of two batches by two workers, which must end by themselves and without a word."""
+    """Return the output of two batches by two workers, which must exit by themselves without output."""
     script = folder / "load_batches.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(world), method, " ".join(MISSING[system])]
@@ -76,7 +76,7 @@ def save(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_checkpoint_needs_no_folder_to_be_flushed(tmp_path: Path, monkeypatch, number: int) -> None:
+def test_checkpoint_without_folder_flush(tmp_path: Path, monkeypatch, number: int) -> None:
     flush = os.fsync
 
     def refuse(handle: int) -> None:
@@ -88,7 +88,7 @@ def test_a_checkpoint_needs_no_folder_to_be_flushed(tmp_path: Path, monkeypatch,
     save(tmp_path)
 
 
-def test_a_checkpoint_needs_no_folder_to_be_opened(tmp_path: Path, monkeypatch) -> None:
+def test_checkpoint_without_opening_folders(tmp_path: Path, monkeypatch) -> None:
     def refuse(path, *args, **options):
         raise PermissionError(errno.EACCES, "folders cannot be opened", str(path))
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_needs_no_folder_to_be_opened(tmp_path: Path, monkeypatch) 
     save(tmp_path)
 
 
-def test_a_folder_that_fails_to_be_flushed_is_an_error(tmp_path: Path, monkeypatch) -> None:
+def test_failed_folder_flush_is_an_error(tmp_path: Path, monkeypatch) -> None:
     def fail(handle: int) -> None:
         raise OSError(errno.EIO, "the disk does not answer")
 

@@ -1,4 +1,4 @@
-"""What videos show: the predictor, `clipvid predict`, transformers' pipeline, and several adapters by name."""
+"""Classification of videos: the predictor, `clipvid predict`, transformers' pipeline, and several adapters by name."""
 
 import contextlib
 import io
@@ -54,7 +54,7 @@ def videos(world: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def saved(make_model, tmp_path_factory) -> Path:
-    """A model folder whose preparation of frames is not the default one."""
+    """Save a model whose preprocessing is not the default."""
     model = make_model("ila", LABELS)
     for adapter in model.encoder.adapters():
         shake(adapter)
@@ -65,7 +65,7 @@ def saved(make_model, tmp_path_factory) -> Path:
 
 
 def run(*args: str, stdin: bytes = b"") -> tuple[int, list[dict], str]:
-    """Exit code, JSON lines and stderr of `clipvid predict`."""
+    """Return exit code, JSON lines and stderr of `clipvid predict`."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     usual, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
     try:
@@ -97,7 +97,7 @@ def test_scores_are_those_of_the_evaluation(saved, world, views):
     assert (found[0] - found[1]).abs().max() > 1e-4
 
 
-def test_predictions_are_sorted_and_as_many_as_asked_for(saved, videos):
+def test_predictions_are_sorted_top_k(saved, videos):
     predictor = Predictor(from_pretrained(saved))
     found = predictor(videos[0], top_k=2)
     scores = dict(zip(LABELS, predictor.scores(videos[0]).tolist(), strict=True))
@@ -112,7 +112,7 @@ def test_model_without_labels_and_no_view_are_refused(make_model):
         Predictor(make_model(labels=LABELS), views=0)
 
 
-def test_timeline_sees_the_windows_that_it_names(saved, videos):
+def test_timeline_windows(saved, videos):
     predictor = Predictor(from_pretrained(saved))
     with open_video(videos[0]) as video:
         frames, fps = len(video), video.fps
@@ -131,7 +131,7 @@ def test_timeline_sees_the_windows_that_it_names(saved, videos):
 
 @pytest.mark.parametrize(("slow", "fast", "hop"), [(10, 60, 1.0), (10, 60, 0.5), (4, 30, 0.5)])
 def test_timeline_goes_by_presentation_times(slow: int, fast: int, hop: float, tmp_path):
-    """A video of one frame a second, then 30: the change is reported when it is shown."""
+    """A video has one frame per second, then 30. The change appears at its time of display."""
     path = tmp_path / "rates.mp4"
     times = [*range(slow), *(slow + number / 30 for number in range(fast))]
     with av.open(str(path), "w") as out:
@@ -157,7 +157,7 @@ def test_timeline_goes_by_presentation_times(slow: int, fast: int, hop: float, t
 
 
 @pytest.mark.parametrize(("window", "hop"), [(0, 1), (1, 0), (-1, 1), (math.nan, 1), (1, math.inf), (1, math.nan)])
-def test_timeline_without_a_sensible_window_is_refused(window, hop, make_model, videos):
+def test_invalid_timeline_window_is_refused(window, hop, make_model, videos):
     with pytest.raises(ValueError, match="expected seconds above 0"):
         Predictor(make_model(labels=LABELS)).timeline(videos[0], window, hop)
 
@@ -171,7 +171,7 @@ def test_timeline_has_at_most_a_window_for_each_frame(make_model, videos):
 # The command
 
 
-def test_json_lines_for_files_folders_patterns_and_standard_input(saved, world, videos):
+def test_json_lines_for_all_inputs(saved, world, videos):
     predictor = Predictor(from_pretrained(saved))
     code, lines, err = run("--model", str(saved), *videos)
     assert (code, err) == (0, "")
@@ -185,7 +185,7 @@ def test_json_lines_for_files_folders_patterns_and_standard_input(saved, world, 
     assert as_dict(piped[0]["predictions"]) == pytest.approx(as_dict(lines[0]["predictions"]), abs=1e-6)
 
 
-def test_unreadable_videos_are_reported_and_do_not_stop_the_others(saved, videos, tmp_path):
+def test_unreadable_videos_do_not_stop_others(saved, videos, tmp_path):
     broken, empty = tmp_path / "broken.mp4", tmp_path / "empty"
     broken.write_bytes(b"no video")
     empty.mkdir()
@@ -193,11 +193,11 @@ def test_unreadable_videos_are_reported_and_do_not_stop_the_others(saved, videos
     assert code == 1
     assert [line["video"] for line in lines] == videos[:2]
     assert len(err.splitlines()) == 3
-    for name in (str(broken), f"{empty}: there is no video in this folder", "no*.mp4: no such file"):
+    for name in (str(broken), f"{empty}: the folder has no video", "no*.mp4: no such file"):
         assert name in err
 
 
-def test_nasty_files_are_all_told_apart(saved):
+def test_difficult_files_are_distinguished(saved):
     folder = Path(os.environ.get("CLIPVID_SHARED_DATA", REPOSITORY.parent / "shared" / "data")) / "nasty"
     if not folder.is_dir():
         pytest.skip("no shared folder of broken videos; CLIPVID_SHARED_DATA names its parent")
@@ -234,19 +234,19 @@ def test_labels_by_name_and_by_file(tiny_folder, videos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no video was named"),
-        (["x.mp4"], "the model has no labels: name the classes"),
+        ([], "no video was given"),
+        (["x.mp4"], "the model has no labels; set them"),
         (["x.mp4", "--labels", "a", "--labels_file", "b"], "exclude each other"),
         (["x.mp4", "--labels_file", "nowhere.txt"], "no list of classes at nowhere.txt"),
         (["x.mp4", "--labels", "a", "b", "--top_k", "0"], "--top_k 0"),
         (
             ["x.mp4", "--labels", "a", "b", "--revision", "main"],
-            "revision='main' has no meaning for tiny, a plain CLIP",
+            "revision='main' is not used for tiny, a plain CLIP",
         ),
     ],
     ids=["no video", "no labels", "both", "no file", "top_k", "revision"],
 )
-def test_what_makes_no_sense_is_told_in_one_line(tiny_folder, arguments, message):
+def test_invalid_options_are_one_line(tiny_folder, arguments, message):
     code, lines, err = run("--model", "tiny", *arguments)
     assert (code, lines) == (1, [])
     assert message in err
@@ -268,7 +268,7 @@ def test_table_on_a_terminal(saved, videos, tmp_path, monkeypatch):
     assert "{" not in shown
 
 
-def test_timeline_is_written_as_numbers_and_as_a_picture(saved, videos, tmp_path):
+def test_timeline_json_and_png(saved, videos, tmp_path):
     code, lines, _ = run(
         "--model",
         str(saved),
@@ -308,7 +308,7 @@ def test_auto_classes_know_the_folder(saved):
     assert output.loss > torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1]))  # ILA's losses too
 
 
-def test_pipeline_and_predict_agree_to_the_bit(saved, videos, caplog):
+def test_pipeline_equals_predict_bitwise(saved, videos, caplog):
     classify = pipeline("video-classification", model=str(saved), device="cpu")
     assert "not supported" not in caplog.text
     _, lines, _ = run("--model", str(saved), *videos)
@@ -321,7 +321,7 @@ def test_pipeline_and_predict_agree_to_the_bit(saved, videos, caplog):
     ]
 
 
-def test_transformers_classes_save_what_they_load(saved, tmp_path):
+def test_transformers_save_round_trip(saved, tmp_path):
     AutoModelForVideoClassification.from_pretrained(saved).save_pretrained(tmp_path)
     for name in ("model.safetensors", "config.json", "video_preprocessor_config.json"):
         assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
@@ -335,7 +335,7 @@ def test_transformers_classes_save_what_they_load(saved, tmp_path):
         processor(frames.float())
 
 
-def test_pipeline_tells_of_an_unreadable_video(saved, tmp_path):
+def test_pipeline_reports_unreadable_video(saved, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(VideoError, match=r"broken\.mp4: not a readable video"):
         pipeline("video-classification", model=str(saved), device="cpu")(str(tmp_path / "broken.mp4"))
@@ -346,7 +346,7 @@ def test_pipeline_tells_of_an_unreadable_video(saved, tmp_path):
 
 @pytest.fixture(scope="module")
 def folders(make_model, tmp_path_factory) -> dict[str, Path]:
-    """Folders of models of one backbone with other adapters, heads and labels."""
+    """Save models of one backbone with different adapters, heads and labels."""
     specs = {
         "ila": {"adapter": "ila", "labels": LABELS, "pooling": "mit"},
         "sifa": {"adapter": "sifa", "labels": ["one", "two"], "num_frames": 4},
@@ -363,7 +363,7 @@ def folders(make_model, tmp_path_factory) -> dict[str, Path]:
 
 
 @torch.no_grad()
-def test_bank_shares_the_frozen_weights_and_equals_each_alone(folders):
+def test_bank_shares_weights_and_equals_single_models(folders):
     frames, (first, *others) = random_frames(), folders
     bank = AdapterBank(from_pretrained(folders[first]), first)
     before = {parameter.data_ptr() for parameter in bank.model._backbone_parameters()}
@@ -381,9 +381,9 @@ def test_bank_shares_the_frozen_weights_and_equals_each_alone(folders):
     assert whole <= sum(parameter.numel() for parameter in bank.model._backbone_parameters()) + own
 
 
-def test_bank_refuses_what_cannot_share(folders, make_model, tmp_path):
+def test_bank_refuses_other_backbones(folders, make_model, tmp_path):
     bank = AdapterBank(from_pretrained(folders["ila"]), "ila")
-    with pytest.raises(ValueError, match="'ila' is there already"):
+    with pytest.raises(ValueError, match="'ila' already exists"):
         bank.load_adapter(folders["sifa"], "ila")
     with pytest.raises(ValueError, match="no adapter 'other'; adapters: ila"):
         bank.set_adapter("other")
@@ -391,7 +391,7 @@ def test_bank_refuses_what_cannot_share(folders, make_model, tmp_path):
         with pytest.raises(ValueError, match=f"adapter '{name}': choose a word"):
             bank.load_adapter(folders["sifa"], name)
     make_model(labels=LABELS, tune=["adapters", "layernorm"]).save_pretrained(tmp_path / "tuned")
-    with pytest.raises(ValueError, match="has a backbone of its own"):
+    with pytest.raises(ValueError, match="has a trained backbone"):
         bank.load_adapter(tmp_path / "tuned", "tuned")
     other = write_clip(tmp_path / "clip", clip_config(), seed=9)
     make_model("sifa", LABELS, folder=other).save_pretrained(tmp_path / "other")

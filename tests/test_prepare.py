@@ -1,4 +1,4 @@
-"""Downloads of public data sets, as their authors arrange them, become manifests."""
+"""Downloads of public data sets in their published form, converted to manifests."""
 
 import csv
 import json
@@ -146,7 +146,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("dataset", CASES)
-def test_a_download_becomes_manifests(dataset: str, tmp_path: Path, capsys):
+def test_prepare_writes_manifests(dataset: str, tmp_path: Path, capsys):
     arrange, classes, train, val, missing = CASES[dataset]
     arrange(tmp_path)
     prepare.main([dataset, "--root", str(tmp_path)])
@@ -175,7 +175,7 @@ def test_other_splits_and_places(tmp_path: Path):
         (
             "ucf101",
             {"classInd.txt": "1 A\n", "trainlist01.txt": "B/v.avi 1\n", "testlist01.txt": ""},
-            "no class of ucf101",
+            "not classes of ucf101",
         ),
         ("k600", {"train.csv": "a,b\n1,2\n"}, "columns label and youtube_id"),
         ("ssv2", {"labels.json": {"A": "0"}, "train.json": [{"id": 1}], "validation.json": []}, "not as published"),
@@ -183,7 +183,7 @@ def test_other_splits_and_places(tmp_path: Path):
         ("imagenet", {}, "dataset='imagenet' is not one of k400"),
     ],
 )
-def test_what_is_no_download_is_refused(dataset: str, files: dict, message: str, tmp_path: Path):
+def test_prepare_refuses_other_folders(dataset: str, files: dict, message: str, tmp_path: Path):
     write(tmp_path, files)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         prepare.main([dataset, "--root", str(tmp_path)])

@@ -1,5 +1,7 @@
-"""Training without labels: what terms show, teach and draw; the loop from videos to a model folder, killed and resumed,
-on one process and on two; and a fine-tuning run that starts from it."""
+"""Training without labels: losses and draws of the terms, the run from videos to a model folder, and its use.
+
+Runs are killed and resumed, on one process and on two. A fine-tuning run starts from the result.
+"""
 
 import json
 import shutil
@@ -42,7 +44,7 @@ def world(tmp_path_factory) -> Path:
 
 
 def arguments(world: Path, output: Path, *more: str) -> list[str]:
-    """2 epochs of 2 steps of 8 clips."""
+    """Return arguments of a run with 2 epochs of 2 steps of 8 clips."""
     fixed = {
         "data.root": world,
         "output_dir": output,
@@ -56,7 +58,7 @@ def arguments(world: Path, output: Path, *more: str) -> list[str]:
         "training.save_steps": 1,
         "training.save_total_limit": 4,
         "optim.lr": 0.01,
-        "optim.eps": 0.001,  # else Adam makes whole steps of rounding errors where gradients are next to nothing
+        "optim.eps": 0.001,  # otherwise Adam turns rounding errors of tiny gradients into full steps
     }
     return [f"--{key}={value}" for key, value in fixed.items()] + list(more)
 
@@ -84,13 +86,13 @@ def batch(size=4, num_frames=4) -> dict:
 
 
 def keyed(frames: torch.Tensor, epoch: int = 0) -> dict:
-    """The clips of videos 0, 1, ... in an epoch."""
+    """Return the clips of videos 0, 1, ... in an epoch."""
     index = torch.arange(len(frames))
     return {"frames": frames, "index": index, "epoch": torch.full_like(index, epoch)}
 
 
 @pytest.mark.parametrize("objectives", [["masked"], ["order"], ["order", "distillation"], ALL])
-def test_gradients_reach_adapters_and_heads_and_not_clip(make_model, objectives) -> None:
+def test_gradients_reach_adapters_and_heads_only(make_model, objectives) -> None:
     learner = pretext_model(make_model, objectives=objectives)
     for adapter in learner.video_model.encoder.adapters():
         shake(adapter)
@@ -124,7 +126,7 @@ def test_a_fresh_student_is_its_teacher(make_model) -> None:
     assert parts["effective_rank"].item() == pytest.approx(parts["clip_effective_rank"].item(), rel=1e-5)
 
 
-def test_draws_depend_on_seed_epoch_sample_and_term_alone(make_model) -> None:
+def test_draws_depend_on_their_key_only(make_model) -> None:
     def parts(objectives, seed=0, epoch=0, order=(0, 1, 2, 3)):
         learner = pretext_model(make_model, objectives=objectives)
         for adapter in learner.video_model.encoder.adapters():
@@ -140,7 +142,7 @@ def test_draws_depend_on_seed_epoch_sample_and_term_alone(make_model) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.5, 0.99])
-def test_masks_are_tubes_of_grey(make_model, ratio) -> None:
+def test_masks_are_gray_tubes(make_model, ratio) -> None:
     learner = pretext_model(make_model, objectives=[{"name": "masked", "ratio": ratio}])
     frames = random_frames(3, 4) + 10
     changed, masks = learner.terms["masked"].change(frames, [keyed_generator(1, i) for i in range(3)])
@@ -153,7 +155,7 @@ def test_masks_are_tubes_of_grey(make_model, ratio) -> None:
     assert torch.equal(tube_mask((4, 4), ratio, keyed_generator(1, 0)), masks[0])
 
 
-def test_orders_are_forward_reversed_or_of_whole_segments() -> None:
+def test_drawn_orders() -> None:
     orders = [draw_order(8, 4, keyed_generator(0, i)) for i in range(400)]
     kinds = [
         "forward" if torch.equal(o, torch.arange(8)) else "reversed" if o[0] > o[1] else "shuffled" for o in orders
@@ -169,8 +171,8 @@ def test_orders_are_forward_reversed_or_of_whole_segments() -> None:
     assert seen_when(torch.arange(7).flip(0)[None], 3).tolist() == [[2, 1, 0]]
 
 
-def test_order_is_learnt_where_clips_run_one_way(make_model) -> None:
-    """Clips that grow lighter or darker: their order can be told, and is after a few steps."""
+def test_order_is_learned_on_directed_clips(make_model) -> None:
+    """Clips get lighter or darker. Their order can be recognized, and is after a few steps."""
     learner = pretext_model(make_model, objectives=["order"], num_frames=4)
     ramp = torch.linspace(-2, 2, 4)[None, :, None, None, None]
     sign = torch.tensor([1.0, -1.0]).repeat(8)[:, None, None, None, None]
@@ -188,7 +190,7 @@ def test_order_is_learnt_where_clips_run_one_way(make_model) -> None:
     assert segments > 0.5
 
 
-def test_collapse_metrics_fall_when_features_collapse() -> None:
+def test_collapse_metrics_detect_collapse() -> None:
     features = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
     apart, fallen = collapse_metrics(features), collapse_metrics(features[:1] + 1e-4 * features)
     assert apart["feature_std"].item() == pytest.approx(1, abs=0.05)
@@ -204,8 +206,8 @@ def test_collapse_metrics_fall_when_features_collapse() -> None:
     assert command.collapse([dict.fromkeys(entry, 1.0)]) is None
 
 
-def test_what_cannot_learn_is_refused(make_model) -> None:
-    with pytest.raises(ValueError, match="at least one beside distillation"):
+def test_invalid_objectives_are_refused(make_model) -> None:
+    with pytest.raises(ValueError, match="at least one besides distillation"):
         resolve_pretext_tasks(["distillation"])
     with pytest.raises(ValueError, match=r"unknown objective 'ordr'.*did you mean 'order'"):
         resolve_pretext_tasks(["ordr"])
@@ -213,12 +215,12 @@ def test_what_cannot_learn_is_refused(make_model) -> None:
         pretext_model(make_model, num_frames=3)
     with pytest.raises(ValueError, match="segments=1"):
         OrderConfig(segments=1)
-    with pytest.raises(ValueError, match="only adapters and pooling learn, and the model trains"):
+    with pytest.raises(ValueError, match="only adapters and pooling can be trained, but the model trains"):
         SelfSupervisedModel(make_model("st_adapter", tune=["adapters", "layernorm"]), resolve_pretext_tasks(["masked"]))
 
 
-def test_hidden_parts_leave_the_statistics_of_whole_clips_alone(make_model) -> None:
-    """With `masked` beside `order`, the stored statistics are those of `order` alone, which shows whole clips."""
+def test_masked_clips_do_not_update_statistics(make_model) -> None:
+    """With `masked` and `order`, the stored statistics are those of `order` alone, which shows whole clips."""
     ila = {"name": "ila", "hidden": 16, "norm": "batch"}
     moved = []
     for objectives in (["order"], ["order", "masked"]):
@@ -229,7 +231,7 @@ def test_hidden_parts_leave_the_statistics_of_whole_clips_alone(make_model) -> N
     assert all(torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
 
 
-def test_clips_of_one_video_are_changed_each_in_its_own_way(make_model) -> None:
+def test_clips_of_one_video_get_different_draws(make_model) -> None:
     learner = pretext_model(make_model, objectives=["masked"])
     seen = []
     change = learner.terms["masked"].change
@@ -242,13 +244,13 @@ def test_clips_of_one_video_are_changed_each_in_its_own_way(make_model) -> None:
     assert not torch.equal(first, second)
 
 
-def test_features_that_are_no_numbers_are_left_to_the_loop(make_model) -> None:
-    """A broken step is skipped by the loop, not ended by the figures for the log."""
+def test_nan_features_do_not_raise(make_model) -> None:
+    """The loop skips a broken step. The figures for the log must not raise an error."""
     broken = torch.tensor([[1.0, float("nan")], [0.5, 1.0]])
     assert all(value.isnan() for value in collapse_metrics(broken).values())
 
 
-def test_a_run_gives_a_model_folder_without_the_heads(pretrained: Path, world: Path, capsys) -> None:
+def test_run_writes_model_folder_without_heads(pretrained: Path, world: Path, capsys) -> None:
     metrics = json.loads((pretrained / "metrics.json").read_text())
     assert metrics["object"]["count"] == metrics["before"]["object"]["count"] == 8
     model = clipvid.from_pretrained(pretrained)
@@ -262,15 +264,15 @@ def test_a_run_gives_a_model_folder_without_the_heads(pretrained: Path, world: P
         0
     ].keys()
     run(arguments(world, pretrained))
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Exception in place of the end of the process."""
 
 
 @pytest.mark.parametrize("fatal_call", [1, 3])
-def test_a_killed_run_ends_equal_to_one_that_was_never_stopped(
+def test_resume_after_kill_is_equal(
     pretrained: Path, world: Path, tmp_path: Path, monkeypatch, fatal_call: int
 ) -> None:
     calls, original = 0, SelfSupervisedObjective.__call__
@@ -301,7 +303,7 @@ def _pretrain(args: list[str]) -> None:
     run("pretrain", args)
 
 
-def test_two_processes_learn_as_one(pretrained: Path, world: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one(pretrained: Path, world: Path, tmp_path: Path) -> None:
     half = arguments(world, tmp_path / "two", "--training.per_device_train_batch_size=4")
     all_end_well(together(2, tmp_path, _pretrain, half))
     assert json.loads((tmp_path / "two/metrics.json").read_text())["processes"] == 2
@@ -313,7 +315,7 @@ def test_two_processes_learn_as_one(pretrained: Path, world: Path, tmp_path: Pat
         torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=0)
 
 
-def test_videos_of_several_lists_are_learnt_from(world: Path, tmp_path: Path) -> None:
+def test_training_on_several_lists(world: Path, tmp_path: Path) -> None:
     other = shutil.copytree(world, tmp_path / "other")
     elsewhere = json.dumps([{"root": str(other), "videos": "val.csv", "classes": "classes.csv"}])
     args = arguments(world, tmp_path / "run", f"--also={elsewhere}")
@@ -330,20 +332,18 @@ def test_videos_of_several_lists_are_learnt_from(world: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_frozen_weights_in_bfloat16_give_a_folder_that_loads(world: Path, tmp_path: Path) -> None:
+def test_frozen_bf16_folder_loads(world: Path, tmp_path: Path) -> None:
     lowered = ("--training.mixed_precision=bf16", "--training.frozen_bf16=true", "--training.epochs=1")
     all_end_well(together(1, tmp_path, _pretrain, arguments(world, tmp_path, *lowered, "--data.augment.flip=true")))
     clipvid.from_pretrained(tmp_path)
 
 
-def test_a_run_on_other_videos_or_from_other_weights_is_not_taken_up(
-    pretrained: Path, world: Path, tmp_path: Path
-) -> None:
+def test_run_on_other_inputs_is_refused(pretrained: Path, world: Path, tmp_path: Path) -> None:
     start, videos = shutil.copytree(pretrained, tmp_path / "start"), shutil.copytree(world, tmp_path / "world")
     args = arguments(videos, tmp_path / "run", f"--model.init_from={start}", "--training.epochs=1")
     finetune_command.main(args)
     (start / "model.safetensors").write_bytes((tmp_path / "run/model.safetensors").read_bytes())
-    with pytest.raises(FileExistsError, match=r"holds a run on another model\.init_from"):
+    with pytest.raises(FileExistsError, match=r"contains a run on another model\.init_from"):
         finetune_command.main(args)
     lines = (videos / "val.csv").read_text().splitlines()
     (videos / "val.csv").write_text("\n".join(lines[:-1]) + "\n")
@@ -366,14 +366,14 @@ def test_fine_tuning_starts_from_the_adapters(pretrained: Path, world: Path, tmp
     clipvid.from_pretrained(tmp_path)
 
 
-def test_other_adapters_and_backbones_are_no_start(pretrained: Path, make_model, clip_folder) -> None:
+def test_start_from_other_adapter_or_backbone_is_refused(pretrained: Path, make_model, clip_folder) -> None:
     options = {"num_frames": 4, "hidden": 16, "norm": "frozen_batch"}
     same = clipvid.create_model("tiny", adapter="ila", tune=["full", "adapters"], **options)
     start_from(same, pretrained)
     assert all(torch.equal(same.temporal_state()[k], v) for k, v in load_file(pretrained / "model.safetensors").items())
     assert all(p.requires_grad for p in same.encoder.tower.parameters())
     with pytest.raises(
-        ValueError, match=r"init_from .* do not fit .* is \(16,\), expected \(32,\).*Give the run the model.adapter"
+        ValueError, match=r"init_from .* do not fit .* is \(16,\), expected \(32,\).*Use its model.adapter"
     ):
         start_from(clipvid.create_model("tiny", adapter="ila", **(options | {"hidden": 32})), pretrained)
     with pytest.raises(ValueError, match=r"missing encoder\.layers\.0\.adapters\.gta"):

@@ -1,4 +1,4 @@
-"""Several processes: they train as one does on the same clips, sharded or not, and none waits for a dead one."""
+"""Several processes: they train like one on the same clips, sharded or not, and none waits for a dead one."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ class Noise(Dataset):
 
 
 def build(name: str, folder: Path) -> VideoCLIP:
-    """A model in float64 with nothing random and no batch statistics in it; with ILA the text tower is trained too."""
+    """Build a model in float64 without randomness and batch statistics. With ILA the text tower is trained too."""
     source = f"local-dir:{folder}"
     adapter = {"name": name, **STEADY.get(name, {})}
     tune = ["adapters", "head"] + (["text"] if name == "ila" else [])
@@ -62,7 +62,7 @@ def build(name: str, folder: Path) -> VideoCLIP:
 
 
 def train(names: list[str], folder: Path, output: Path) -> None:
-    """Ten steps of every adapter, each with a checkpoint; what kind of process this was goes into a file."""
+    """Train ten steps of every adapter, each with a checkpoint. Write the kind of this process to a file."""
     training = TrainingConfig(
         epochs=1, save_steps=1, save_total_limit=STEPS, logging_steps=1, report_to="none", max_grad_norm=1.0
     )
@@ -87,7 +87,7 @@ def train(names: list[str], folder: Path, output: Path) -> None:
 
 
 def train_under_every_engine(names: list[str], clips: Path, output: Path) -> Path:
-    """Ten steps by one process, by two, and by two with everything sharded."""
+    """Train ten steps by one process, by two, and by two with everything sharded."""
     for engine, (_, count) in TYPES.items():
         folder, task = output / engine, (train, names, clips, output / engine)
         if count == 1:
@@ -99,18 +99,18 @@ def train_under_every_engine(names: list[str], clips: Path, output: Path) -> Pat
 
 @pytest.fixture(scope="module")
 def trained(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every engine makes of ILA."""
+    """Return the results of every engine for ILA."""
     return train_under_every_engine(["ila"], clip_folder, tmp_path_factory.mktemp("ila"))
 
 
 @pytest.fixture(scope="module")
 def others(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every engine makes of the other adapters."""
+    """Return the results of every engine for the other adapters."""
     return train_under_every_engine(OTHERS, clip_folder, tmp_path_factory.mktemp("others"))
 
 
 @pytest.mark.parametrize("engine", TYPES)
-def test_every_engine_is_what_it_says(trained: Path, engine: str) -> None:
+def test_every_engine_is_used(trained: Path, engine: str) -> None:
     kind, count = TYPES[engine]
     for rank in range(count):
         kinds = json.loads((trained / engine / f"kind_{rank}.json").read_text())
@@ -118,19 +118,19 @@ def test_every_engine_is_what_it_says(trained: Path, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_two_processes_train_as_one(trained: Path, engine: str) -> None:
+def test_two_processes_train_like_one(trained: Path, engine: str) -> None:
     compare(trained, engine, "ila")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", OTHERS)
-def test_two_processes_train_every_adapter_as_one(others: Path, engine: str, name: str) -> None:
+def test_two_processes_train_every_adapter_like_one(others: Path, engine: str, name: str) -> None:
     compare(others, engine, name)
 
 
 def compare(trained: Path, engine: str, name: str) -> None:
-    """Weights after each step, and losses, as one process has them."""
+    """Compare weights after each step, and losses, with those of one process."""
     moved = 0.0
     first = load_checkpoint(trained / "one" / name / "checkpoints" / "step_00000001").weights["model"]
     for step in range(1, STEPS + 1):
@@ -148,10 +148,10 @@ def compare(trained: Path, engine: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("begun", "ended"), [("fsdp", "one"), ("one", "fsdp")])
-def test_a_run_goes_on_under_another_engine(
+def test_run_resumes_under_another_engine(
     trained: Path, clip_folder: Path, tmp_path: Path, begun: str, ended: str
 ) -> None:
-    """A checkpoint holds whole tensors, whoever wrote it."""
+    """A checkpoint contains whole tensors under every engine."""
     source = trained / begun / "ila" / "checkpoints" / "step_00000006"
     shutil.copytree(source, tmp_path / "ila" / "checkpoints" / source.name)
     if ended == "one":
@@ -166,7 +166,7 @@ def test_a_run_goes_on_under_another_engine(
     assert [entry["step"] for entry in history] == list(range(1, STEPS + 1))
 
 
-def test_a_sharded_run_ends_in_a_model_folder_that_one_process_loads(arguments, tmp_path: Path) -> None:  # noqa: F811
+def test_sharded_run_writes_loadable_folder(arguments, tmp_path: Path) -> None:  # noqa: F811
     options = {
         "training__per_device_train_batch_size": 2,
         "training__per_device_eval_batch_size": 5,
@@ -186,14 +186,14 @@ def test_a_sharded_run_ends_in_a_model_folder_that_one_process_loads(arguments, 
     assert model.encode_video(torch.zeros(1, 3, 3, 64, 64, dtype=torch.uint8)).isfinite().all()
 
 
-def test_fsdp_is_never_quietly_something_else(arguments, tmp_path: Path) -> None:  # noqa: F811
+def test_fsdp_is_used_or_refused(arguments, tmp_path: Path) -> None:  # noqa: F811
     alone = finetune(arguments(tmp_path / "run"), tmp_path / "log", **SHARDED)
     assert alone.ended() == 1
-    assert "asks for FSDP, and Accelerate gives" in alone.said
+    assert "selects FSDP, but Accelerate uses" in alone.said
 
 
 @pytest.mark.parametrize(("number", "timeout"), [(signal.SIGKILL, 1800), (signal.SIGSTOP, 5)])
-def test_nobody_waits_for_a_dead_or_hanging_process(arguments, tmp_path: Path, number: int, timeout: int) -> None:  # noqa: F811
+def test_dead_or_hanging_process_ends_all(arguments, tmp_path: Path, number: int, timeout: int) -> None:  # noqa: F811
     options = {"training__per_device_train_batch_size": 2, "training__epochs": 500, "training__ddp_timeout": timeout}
     workers = finetune_together(2, arguments(tmp_path / "run", **options), tmp_path)
     assert wait_for(workers[0], lambda: bool(steps(tmp_path / "run")))
@@ -206,7 +206,7 @@ def test_nobody_waits_for_a_dead_or_hanging_process(arguments, tmp_path: Path, n
 
 
 @pytest.mark.parametrize("path", sorted(LAUNCHES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_launch_files_are_understood(path: Path) -> None:
+def test_launch_files(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))

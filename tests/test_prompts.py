@@ -1,4 +1,4 @@
-"""What text a class is known by: template sets, files, descriptions, and classes that are the same text."""
+"""Texts of classes: template sets, files, descriptions, and classes with the same text."""
 
 import json
 
@@ -10,7 +10,7 @@ from clipvid.evaluation.weight_space import check_texts_differ, set_descriptions
 from clipvid.model.prompts import TEMPLATES, class_prompts, read_descriptions, resolve_templates
 
 
-def test_the_sets_of_data_sets_are_as_many_as_clip_s_and_fit() -> None:
+def test_template_sets_match_clip() -> None:
     assert (len(TEMPLATES["kinetics"]), len(TEMPLATES["ucf101"])) == (28, 48)
     assert "a photo of a person practicing {}." in TEMPLATES["kinetics"]
     assert "a demonstration of the person {}." in TEMPLATES["ucf101"]
@@ -30,7 +30,7 @@ def test_templates_from_a_file(tmp_path) -> None:
         resolve_templates("no.txt")
 
 
-def test_names_are_put_in_words() -> None:
+def test_class_names_become_words() -> None:
     prompts = class_prompts(["ApplyEyeMakeup", "brush_hair", "TaiChi", "tying bow tie"], ["{}"])
     assert prompts == [["Apply Eye Makeup"], ["brush hair"], ["Tai Chi"], ["tying bow tie"]]
 
@@ -49,7 +49,7 @@ def test_descriptions_are_ensembled_in_feature_space(make_model, tmp_path) -> No
     assert model(frames).logits.shape == (1, 2)
 
 
-def test_one_description_a_class_is_a_class_name(make_model, tmp_path) -> None:
+def test_single_description_equals_class_name(make_model, tmp_path) -> None:
     path = tmp_path / "descriptions.json"
     path.write_text(json.dumps({"a": "first text", "b": ["second text"], "unused": "x"}))
     described, named = make_model(labels=["a", "b"]), make_model(labels=["first text", "second text"])
@@ -65,10 +65,10 @@ def test_one_description_a_class_is_a_class_name(make_model, tmp_path) -> None:
         ('{"a": "text"}', r"for 1 classes: \['b'\]"),
         ('{"a": [], "b": [3]}', r"for 2 classes: \['a', 'b'\]"),
         ('["a"]', "expected a JSON object"),
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
     ],
 )
-def test_descriptions_that_lack_something_are_refused(tmp_path, content: str, problem: str) -> None:
+def test_incomplete_descriptions_are_refused(tmp_path, content: str, problem: str) -> None:
     path = tmp_path / "descriptions.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=problem):

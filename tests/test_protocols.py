@@ -1,4 +1,4 @@
-"""What each protocol trains on and asks about."""
+"""Training and test videos of each protocol."""
 
 import os
 from dataclasses import replace
@@ -16,7 +16,7 @@ NAMES = ["jump", "run", "skip", "walk"]
 
 
 def manifest(counts: list[int], split: str = "train", groups: int = 2, names: list[str] = NAMES) -> Manifest:
-    """`counts` videos of each class."""
+    """Return a manifest with `counts` videos of each class."""
     samples = tuple(
         Sample(f"{names[label]}/{split}_{label}_{i}.mp4", label, group=f"g{i % groups}")
         for label, count in enumerate(counts)
@@ -36,7 +36,7 @@ def paths(found: Manifest) -> set[str]:
     return set(found.paths())
 
 
-def test_shots_are_so_many_of_each_class_drawn_by_seed_and_class_alone() -> None:
+def test_shots_are_drawn_by_seed_and_class() -> None:
     sets = {(shots, seed): few_shot_subset(TRAIN, shots, seed) for shots in (1, 2, 4) for seed in (0, 1)}
     for (shots, _), found in sets.items():
         assert [sum(sample.label == label for sample in found.samples) for label in range(4)] == [shots] * 4
@@ -48,7 +48,7 @@ def test_shots_are_so_many_of_each_class_drawn_by_seed_and_class_alone() -> None
         few_shot_subset(TRAIN, 5, 0)
 
 
-def test_few_shot_trains_for_every_seed_and_says_mean_and_spread() -> None:
+def test_few_shot_summary_over_seeds() -> None:
     protocol = build_protocol({"name": "few_shot", "shots": [1, 2], "seeds": [0, 7]})
     parts = protocol.parts(TRAIN, TEST, trained=True)
     assert [(part.group, part.seed, len(part.train)) for part in parts] == [
@@ -64,7 +64,7 @@ def test_few_shot_trains_for_every_seed_and_says_mean_and_spread() -> None:
     assert (untrained.group, untrained.train) == ("K=0", None)
 
 
-def test_published_lists_name_videos_by_their_stems(tmp_path) -> None:
+def test_published_lists_match_by_stem(tmp_path) -> None:
     path = tmp_path / "shots.txt"
     path.write_text("train_1_3.avi 1\ntrain_0_0.avi 0\nold/train_3_2.avi 3\ntrain_2_1.avi 2\n")
     found = published(TRAIN, path, 1)
@@ -82,14 +82,14 @@ def test_published_lists_name_videos_by_their_stems(tmp_path) -> None:
     "line", ["{}", "{} 0", "{}.avi 0", "{}.avi,0", "a b/{}.avi 0", "a/{}.mp4", '"{}.avi",0', "{} 120 0"]
 )
 @pytest.mark.parametrize("name", ["v_1", "brush hair 1", "one, two 3", "a.b c"])
-def test_published_lists_may_have_spaces_and_commas_in_names(tmp_path, line: str, name: str) -> None:
+def test_published_lists_with_spaces_and_commas(tmp_path, line: str, name: str) -> None:
     train = Manifest((Sample(f"x/{name}.mp4", 0), Sample("x/v.mp4", 0)), TRAIN.classes, Path("root"))
     (tmp_path / "list.txt").write_text(line.format(name) + "\n")
     assert list(published(train, tmp_path / "list.txt", 1).paths()) == [f"x/{name}.mp4"]
 
 
 @pytest.mark.parametrize("line", [",", " , 1", ",1", "0", '""', "'", "/"])
-def test_a_line_of_a_published_list_that_names_no_video_is_refused(tmp_path, line: str) -> None:
+def test_published_list_with_unknown_video_is_refused(tmp_path, line: str) -> None:
     (tmp_path / "list.txt").write_text(f"train_0_0.avi 0\n{line}\n")
     with pytest.raises(ManifestError, match=r"names 1 videos that data\.train does not have"):
         published(TRAIN, tmp_path / "list.txt", 1)
@@ -108,7 +108,7 @@ def test_the_lists_of_vifi_clip_are_read(shots: int) -> None:
     assert len(published(train, path, shots)) == 101 * shots
 
 
-def test_base_to_novel_learns_base_classes_alone_and_asks_each_half_by_itself(tmp_path) -> None:
+def test_base_to_novel_parts(tmp_path) -> None:
     protocol = build_protocol({"name": "base_to_novel", "shots": 2})
     base, novel = protocol.parts(TRAIN, TEST, trained=True)
     assert (base.group, novel.group, base.run) == ("base", "novel", novel.run)
@@ -134,11 +134,11 @@ def test_base_classes_from_a_file(tmp_path) -> None:
     assert parts[0].train.class_names == ["jump", "skip"]
     assert len(parts[0].train) == 9
     (tmp_path / "base.txt").write_text("skip\nhop\n")
-    with pytest.raises(ManifestError, match=r"\['hop'\] are no classes"):
+    with pytest.raises(ManifestError, match=r"\['hop'\] are not classes"):
         protocol.parts(root, asked, trained=True)
 
 
-def test_partners_follow_their_classes_and_are_gone_where_they_are_left_out() -> None:
+def test_partners_are_renumbered() -> None:
     classes = tuple(ClassInfo(i, NAMES[i], {"partner": str(i ^ 1), "pair": str(i // 2)}) for i in range(4))
     found = of_classes(Manifest(TRAIN.samples, classes, Path("root")), [1, 2, 3])
     assert [(info.id, info.name, info.attributes["partner"]) for info in found.classes] == [
@@ -146,7 +146,7 @@ def test_partners_follow_their_classes_and_are_gone_where_they_are_left_out() ->
     ]  # fmt: skip
 
 
-def test_leave_one_group_out_asks_about_every_video_once() -> None:
+def test_leave_one_group_out_tests_every_video_once() -> None:
     protocol = build_protocol("leave_one_group_out")
     parts = protocol.parts(TRAIN, TEST, trained=True)
     assert [part.run for part in parts] == ["fold_g0", "fold_g1"]
@@ -157,7 +157,7 @@ def test_leave_one_group_out_asks_about_every_video_once() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"folds": 2, "seed": 3}])
-def test_folds_know_the_place_of_each_video_in_the_pooled_manifest(options: dict) -> None:
+def test_folds_have_places_in_pooled_manifest(options: dict) -> None:
     parts = build_protocol({"name": "leave_one_group_out"} | options).parts(TRAIN, TEST, trained=True)
     pooled = TRAIN.joined(TEST)
     assert sorted(place for part in parts for place in part.places) == list(range(len(pooled)))
@@ -172,7 +172,7 @@ def test_groups_keep_their_whole_names(groups: list[str]) -> None:
     assert sorted(part.run for part in parts) == sorted(f"fold_{group}" for group in groups)
 
 
-def test_base_classes_may_have_spaces_and_commas_in_names(tmp_path) -> None:
+def test_base_classes_with_spaces_and_commas(tmp_path) -> None:
     names = ["brush hair", "climb stairs, up", "walk", "K=1 seed=0"]
     train, test = (Manifest(found.samples, manifest([0] * 4, names=names).classes, tmp_path) for found in (TRAIN, TEST))
     (tmp_path / "base.txt").write_text("climb stairs, up\nbrush hair\n")
@@ -181,7 +181,7 @@ def test_base_classes_may_have_spaces_and_commas_in_names(tmp_path) -> None:
     assert (base.test.class_names, novel.test.class_names) == (names[:2], names[2:])
 
 
-def test_overlap_sees_through_spelling() -> None:
+def test_overlap_ignores_spelling() -> None:
     assert overlap(["brush hair", "TaiChi", "run"], ["brush_hair", "Tai chi", "walk"]) == ["brush_hair", "Tai chi"]
     assert overlap(["कल", "👍"], ["काल", "👎", "की", "कल"]) == ["कल"]
 
@@ -195,12 +195,12 @@ def test_overlap_sees_through_spelling() -> None:
         ({"name": "base_to_novel", "shots": 0}, "at least one of each"),
     ],
 )
-def test_protocols_that_make_no_sense_are_refused(spec, problem: str) -> None:
+def test_invalid_protocols_are_refused(spec, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         build_protocol(spec)
 
 
-def test_folds_hold_out_every_group_once_in_sets_drawn_by_the_seed() -> None:
+def test_folds_hold_out_every_group_once() -> None:
     everyone = manifest([7, 7], groups=7)
     people = {sample.group for sample in everyone.samples}
     sets = {}
@@ -222,7 +222,7 @@ def test_folds_hold_out_every_group_once_in_sets_drawn_by_the_seed() -> None:
     assert sets[0] != sets[1]
 
 
-def test_folds_of_many_groups_have_folders_of_their_own() -> None:
+def test_folds_of_many_groups_have_distinct_folders() -> None:
     everyone = manifest([45, 45], groups=90)
     samples = tuple(replace(sample, group=f"a_name_of_a_person_{i}") for i, sample in enumerate(everyone.samples))
     protocol = build_protocol({"name": "leave_one_group_out", "folds": 3})

@@ -1,4 +1,4 @@
-"""A push publishes the model's own files with its texts unchanged; a backbone's config cannot run code."""
+"""Pushes publish only the model's files with unchanged texts, and a backbone's config cannot run code."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_paths_are_cut_only_in_path_fields(content, expected):
 
 
 @pytest.mark.parametrize("folder", ["backbone", "lora"])
-def test_push_leaves_out_files_that_the_model_does_not_own(make_model, tmp_path, folder):
+def test_push_excludes_foreign_files(make_model, tmp_path, folder):
     make_model("none", ["a", "b"]).save_pretrained(tmp_path / "m")
     before = set(files_to_push(tmp_path / "m", "u/m"))
     (tmp_path / "m" / folder).mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def test_push_refuses_a_link(make_model, tmp_path):
         ("\x1b[31mred", r"\[31mred"),
     ],
 )
-def test_class_names_show_as_they_are_in_the_card(name, shown):
+def test_card_escapes_class_names(name, shown):
     assert plain_text(name) == shown
 
 
@@ -108,7 +108,7 @@ def test_model_folder_reads_no_other_files(make_model, tmp_path, name):
 
 
 @pytest.mark.parametrize("count", [10**9, 3, -1])
-def test_num_labels_of_a_stranger_is_refused(make_model, tmp_path, count):
+def test_mismatched_num_labels_is_refused(make_model, tmp_path, count):
     make_model("none", ["a", "b"]).save_pretrained(tmp_path / "m")
     path = tmp_path / "m" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_labels": count}))
@@ -116,7 +116,7 @@ def test_num_labels_of_a_stranger_is_refused(make_model, tmp_path, count):
         AutoConfig.from_pretrained(tmp_path / "m")
 
 
-def test_frame_in_a_format_that_needs_another_program_is_refused(tmp_path):
+def test_frame_format_with_external_program_is_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     (tmp_path / "1.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     with pytest.raises(VideoError, match=r"1\.png is not a readable image"):

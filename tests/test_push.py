@@ -1,4 +1,4 @@
-"""Models to and from the Hub: the real client, in a process of its own, against an HTTP server on localhost."""
+"""Models to and from the Hub: the real client in a separate process, against an HTTP server on localhost."""
 
 import json
 import os
@@ -62,13 +62,13 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """HF_HOME of the client: its cache."""
+    """Return HF_HOME of the client, its cache."""
     return tmp_path_factory.mktemp("hf")
 
 
 @pytest.fixture(scope="module")
 def client(server: Hub, home: Path) -> Iterator[ProcessPoolExecutor]:
-    """One process that imports once; it has the environment of a user of `server`."""
+    """Start a process that imports once, with the environment of a user of `server`."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in hub_environment(server, home).items():
             patch.setenv(name, value)
@@ -86,7 +86,7 @@ def hub(server: Hub) -> Hub:
 
 @pytest.fixture
 def call(client: ProcessPoolExecutor, hub: Hub) -> Call:
-    """Run a function in the client's process, logged in as one who may write, unless `token` says otherwise."""
+    """Run a function in the client's process, logged in with write access, unless `token` is given."""
 
     def run(function: Callable, *args: Any, token: str | None = WRITER) -> Any:
         client.submit(hub_client.set_token, token).result()
@@ -97,7 +97,7 @@ def call(client: ProcessPoolExecutor, hub: Hub) -> Call:
 
 @pytest.fixture
 def saved(make_model, tmp_path) -> Path:
-    """A model folder with figures and a card."""
+    """Save a model folder with figures and a card."""
     model = make_model("ila", LABELS)
     shake(model.encoder.layers[1].adapters)
     return save(model, tmp_path / "saved")
@@ -115,11 +115,11 @@ def save(model: Any, folder: Path) -> Path:
 # Round trips
 
 
-def test_pushed_model_comes_back_to_the_bit_in_one_commit(call, hub, make_model, saved):
+def test_push_round_trip_is_bitwise(call, hub, make_model, saved):
     url, kept = call(push_to_hub, saved, NAME)
     files = hub.files(NAME)
     assert (kept, url) == (False, f"{hub.url}/{NAME}/commit/{hub.repositories[NAME].refs['main']}")
-    assert len(hub.repositories[NAME].commits) == 2  # the Hub's own first one, and ours
+    assert len(hub.repositories[NAME].commits) == 2  # the Hub's initial one, and the push
     assert files.keys() == {
         ".gitattributes", "README.md", "backbone/open_clip_config.json", "backbone/open_clip_model.safetensors",
         "config.json", "metrics.json", "model.safetensors", "video_preprocessor_config.json",
@@ -137,7 +137,7 @@ def test_pushed_model_comes_back_to_the_bit_in_one_commit(call, hub, make_model,
      {"adapter": "ila", "tune": ["adapters", "lora"]}, {"adapter": "none", "tune": ["coop"]}],
     ids=lambda spec: "-".join(str(value) for value in spec.values()),
 )  # fmt: skip
-def test_every_kind_of_model_survives_the_trip_to_the_bit(call, make_model, tmp_path, spec):
+def test_push_round_trip_of_every_kind_of_model(call, make_model, tmp_path, spec):
     model = make_model(labels=LABELS, **spec)
     shake(model, 0.05) if "tune" in spec else [
         shake(part) for part in (*model.encoder.adapters(), model.pooling, model.head)
@@ -175,11 +175,11 @@ def test_revisions_are_branches_and_commits(call, hub, make_model, tmp_path):
         for revision in (branch, hub.repositories[NAME].refs[branch]):
             assert torch.equal(call(hub_client.logits, NAME, frames, revision), expected)
     assert torch.equal(call(hub_client.logits, NAME, frames), outputs["main"])
-    with pytest.raises(FileNotFoundError, match="has no revision 'third'; give a branch, tag or commit"):
+    with pytest.raises(FileNotFoundError, match="has no revision 'third'; pass a branch, tag or commit"):
         call(hub_client.logits, NAME, frames, "third")
 
 
-def test_what_the_model_no_longer_has_goes_in_the_same_commit(call, hub, make_model, tiny_folder, saved, tmp_path):
+def test_push_deletes_stale_files_in_same_commit(call, hub, make_model, tiny_folder, saved, tmp_path):
     call(push_to_hub, saved, NAME)
     make_model("none", LABELS, is_public=True).save_pretrained(tmp_path / "other")
     call(push_to_hub, tmp_path / "other", NAME)
@@ -189,7 +189,7 @@ def test_what_the_model_no_longer_has_goes_in_the_same_commit(call, hub, make_mo
     assert len(hub.repositories[NAME].commits) == 3
 
 
-def test_nothing_new_makes_no_commit(call, hub, saved):
+def test_unchanged_push_makes_no_commit(call, hub, saved):
     first = call(push_to_hub, saved, NAME).url
     assert call(push_to_hub, saved, NAME).url == first
     assert len(hub.repositories[NAME].commits) == 2
@@ -217,7 +217,7 @@ def python_path() -> str:
     return os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent), *sys.path])
 
 
-# Refusals, and what passes
+# Refusals and retries
 
 
 @pytest.mark.parametrize(
@@ -228,18 +228,18 @@ def python_path() -> str:
         (
             READER,
             PermissionError,
-            r"refused user/model \(403: .*\): your token has no right to this; make one with write",
+            r"refused user/model \(403: .*\): your token lacks the permission; create one with write",
         ),
     ],
     ids=["no token", "unknown token", "token that reads"],
 )
-def test_who_may_not_write_is_told(call, hub, saved, token, error, message):
+def test_push_without_permission_is_refused(call, hub, saved, token, error, message):
     with pytest.raises(error, match=message):
         call(push_to_hub, saved, NAME, token=token)
     assert not hub.repositories
 
 
-def test_reader_of_an_existing_repository_is_told(call, hub, saved):
+def test_push_to_repository_of_others_is_refused(call, hub, saved):
     first = call(push_to_hub, saved, NAME).url
     (saved / "video_preprocessor_config.json").write_text("{}")
     with pytest.raises(PermissionError, match="403"):
@@ -261,7 +261,7 @@ def test_reader_of_an_existing_repository_is_told(call, hub, saved):
     ],
     ids=str,
 )
-def test_what_passes_is_tried_again(call, hub, saved, method, path, answer):
+def test_temporary_errors_are_retried(call, hub, saved, method, path, answer):
     hub.faults = [Fault(method, path, answer)]
     call(push_to_hub, saved, NAME)
     assert hub.faults[0].times == 0
@@ -269,8 +269,8 @@ def test_what_passes_is_tried_again(call, hub, saved, method, path, answer):
     assert len(hub.repositories[NAME].commits) == 2
 
 
-def test_somebody_elses_commit_in_between_is_seen(call, hub, saved):
-    """The card that somebody edits between our look and our commit is kept all the same."""
+def test_concurrent_commit_is_detected(call, hub, saved):
+    """A card that is edited between the check and the commit is kept."""
     call(push_to_hub, saved, NAME)
     repository, edited = hub.repositories[NAME], b"---\n---\nmine"
     (saved / "video_preprocessor_config.json").write_text('{"num_frames": 4}')
@@ -287,14 +287,14 @@ def test_somebody_elses_commit_in_between_is_seen(call, hub, saved):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("path", "answer"), [("/commit/", 500), ("/commit/", 409), ("/lfs/", CUT)], ids=str)
-def test_what_does_not_pass_is_told_and_nothing_is_published(call, hub, saved, path, answer):
+def test_permanent_errors_publish_nothing(call, hub, saved, path, answer):
     hub.faults = [Fault("PUT" if path == "/lfs/" else "POST", path, answer, times=100)]
     with pytest.raises(ConnectionError, match=r"failed for user/model|refused user/model"):
         call(push_to_hub, saved, NAME)
     assert hub.files(NAME).keys() == {".gitattributes"}
 
 
-def test_push_killed_in_mid_upload_publishes_nothing(call, hub, saved, tmp_path):
+def test_push_killed_during_upload_publishes_nothing(call, hub, saved, tmp_path):
     hub.faults = [Fault("PUT", "/lfs/", CUT, times=100)]
     script = "import sys; from clipvid.hub.push import push_to_hub; push_to_hub(sys.argv[1], sys.argv[2])"
     process = subprocess.Popen(
@@ -323,12 +323,12 @@ def test_private_stays_private(call, hub, saved):
         call(push_to_hub, saved, "user/public", True)
 
 
-def test_missing_repository_is_told(call):
-    with pytest.raises(FileNotFoundError, match=r"'user/nothing' is no folder here, and .* no repository user/nothing"):
+def test_missing_repository_error(call):
+    with pytest.raises(FileNotFoundError, match=r"'user/nothing' is not a local .* no repository user/nothing"):
         call(hub_client.logits, "user/nothing", random_frames())
 
 
-def test_repository_of_others_is_refused_before_its_weights_are_fetched(call, hub, saved):
+def test_foreign_repository_is_refused_before_download(call, hub, saved):
     call(push_to_hub, saved, NAME)
     repository = hub.repositories[NAME]
     foreign = json.dumps({"model_type": "vivit"}).encode()
@@ -339,7 +339,7 @@ def test_repository_of_others_is_refused_before_its_weights_are_fetched(call, hu
     assert not [request for request in hub.requests if "safetensors" in request]
 
 
-def test_only_the_models_own_files_are_fetched(call, hub, saved, tmp_path):
+def test_only_model_files_are_downloaded(call, hub, saved, tmp_path):
     call(push_to_hub, saved, NAME)
     repository = hub.repositories[NAME]
     alien = {
@@ -355,7 +355,7 @@ def test_only_the_models_own_files_are_fetched(call, hub, saved, tmp_path):
 
 
 @pytest.mark.parametrize("repo_id", ["model", "a/b/c", "user/two words", ""])
-def test_what_is_no_id_is_refused_before_anything_is_sent(call, hub, saved, repo_id):
+def test_invalid_repo_id_is_refused(call, hub, saved, repo_id):
     with pytest.raises(ValueError, match=r"repo_id='.*expected user/name"):
         call(push_to_hub, saved, repo_id)
     assert not hub.requests
@@ -372,7 +372,7 @@ def test_damaged_folder_is_not_pushed(call, hub, saved):
 # The card
 
 
-def test_card_says_what_was_measured(saved):
+def test_card_has_figures(saved):
     card = ModelCard(card_text(saved, NAME))
     data = card.data.to_dict()
     assert data["library_name"] == "clipvid"
@@ -399,7 +399,7 @@ def test_card_names_the_base_model(make_model, saved):
     assert ModelCard(card_text(saved, NAME)).data.base_model == "timm/vit_base_patch16_clip_224.openai"
 
 
-def test_edited_card_is_kept_here_and_there(call, hub, saved):
+def test_edited_card_is_kept(call, hub, saved):
     path = saved / "README.md"
     assert not is_edited(path.read_text())
     call(push_to_hub, saved, NAME)
@@ -420,14 +420,14 @@ def test_edited_card_is_kept_here_and_there(call, hub, saved):
     assert hub.files(NAME)["README.md"].decode() == mine
 
 
-def test_card_with_new_figures_replaces_one_that_nobody_touched(call, hub, saved):
+def test_unedited_card_is_replaced(call, hub, saved):
     call(push_to_hub, saved, NAME)
     (saved / "metrics.json").write_text(json.dumps(METRICS | {"nll": 0.25}))
     call(push_to_hub, saved, NAME)
     assert "| nll | 0.250 |" in hub.files(NAME)["README.md"].decode()
 
 
-def test_paths_of_this_machine_stay_here(call, hub, saved):
+def test_card_has_no_local_paths(call, hub, saved):
     record = json.loads((saved / "config.json").read_text())
     record["backbone"]["name"] = record["model"]["backbone"] = "local-dir:/home/somebody/clip"
     (saved / "config.json").write_text(json.dumps(record))
@@ -436,8 +436,8 @@ def test_paths_of_this_machine_stay_here(call, hub, saved):
     assert not [path for path, content in hub.files(NAME).items() if b"somebody" in content]
 
 
-def test_figures_of_another_kind_stay_here(call, hub, saved):
-    """Such as those of a CLIP that was trained on stills."""
+def test_other_figures_are_not_pushed(call, hub, saved):
+    """An example is a CLIP that was trained on stills."""
     (saved / "metrics.json").write_text(json.dumps({"loss": 1.0, "config": {"output_dir": "/home/somebody/clip"}}))
     call(push_to_hub, saved, NAME)
     assert "metrics.json" not in hub.files(NAME)
@@ -461,7 +461,7 @@ def test_push_command_and_its_dry_run(call, hub, saved):
     assert hub.files(NAME).keys() == {".gitattributes"}
 
 
-def test_failed_push_is_one_line_and_never_shows_the_token(call, hub, saved):
+def test_failed_push_is_one_line_without_token(call, hub, saved):
     code, out, err = call(hub_client.command, "push", "--model", str(saved), "--repo_id", NAME, token=READER)
     assert (code, out) == (1, "")
     assert err.startswith("clipvid push: the Hub refused user/model (403")
@@ -477,7 +477,7 @@ def test_failed_push_is_one_line_and_never_shows_the_token(call, hub, saved):
 
 @pytest.fixture(scope="module")
 def run_arguments(tmp_path_factory) -> list[str]:
-    """A fine-tuning of one step, in the words of the command line."""
+    """Return command-line arguments of a fine-tuning run of one step."""
     world = WorldConfig(
         objects=("ball", "star"), motions=("horizontal",), num_frames=6, image_size=48,
         train_per_class=2, val_per_class=1, test_per_class=0,
@@ -498,7 +498,7 @@ def run_arguments(tmp_path_factory) -> list[str]:
     return [f"--{key}={value}" for key, value in options.items()]
 
 
-def test_finished_run_is_pushed_and_a_refused_push_loses_nothing(call, hub, run_arguments, tmp_path):
+def test_finished_run_is_pushed(call, hub, run_arguments, tmp_path):
     arguments = [*run_arguments, f"--output_dir={tmp_path}"]
     code, _, err = call(hub_client.command, "finetune", *arguments, token=READER)
     assert code == 1
@@ -506,7 +506,7 @@ def test_finished_run_is_pushed_and_a_refused_push_loses_nothing(call, hub, run_
     assert (tmp_path / "metrics.json").is_file()
     code, out, err = call(hub_client.command, "finetune", *arguments)
     assert code == 0, err
-    assert "is finished already" in out
+    assert "is already finished" in out
     assert f"{hub.url}/{NAME}/commit/" in out
     figures = json.loads((tmp_path / "metrics.json").read_text())
     card = ModelCard(hub.files(NAME)["README.md"].decode())
@@ -522,14 +522,14 @@ def test_finished_run_is_pushed_and_a_refused_push_loses_nothing(call, hub, run_
 @pytest.mark.parametrize(
     ("options", "token", "message"),
     [
-        ([], None, "a push to the Hub was asked for, and will not work"),
+        ([], None, "the requested push to the Hub will not work"),
         ([], "hf_nobody", "401"),
-        (["--hub.repo_id=model"], WRITER, "lacks the user or organisation"),
+        (["--hub.repo_id=model"], WRITER, "lacks the user or organization"),
         (["--data.protocol=leave_one_group_out"], WRITER, "makes a model for each group"),
     ],
     ids=["no token", "unknown token", "no id", "cross-validation"],
 )
-def test_push_that_cannot_work_is_told_before_the_training(call, hub, run_arguments, tmp_path, options, token, message):
+def test_push_is_checked_before_training(call, hub, run_arguments, tmp_path, options, token, message):
     output = tmp_path / "run"
     code, _, err = call(hub_client.command, "finetune", *run_arguments, f"--output_dir={output}", *options, token=token)
     assert code == 1

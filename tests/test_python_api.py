@@ -1,4 +1,4 @@
-"""`clipvid.finetune` and `clipvid.evaluate` do what the verbs do."""
+"""`clipvid.finetune` and `clipvid.evaluate` compared with the verbs."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def training(folder: Path, world: Path, **data: Any) -> dict[str, Any]:
-    """Config of one step of training."""
+    """Return the config of a run of one step."""
     return {
         "output_dir": folder,
         "model": {"adapter": {"name": "ila", "hidden": 16}, "num_frames": 3},
@@ -77,7 +77,7 @@ def test_finetune_equals_the_verb(trained: clipvid.Run, world: Path, tmp_path: P
 def test_finished_run_is_loaded(trained: clipvid.Run, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = clipvid.finetune(read_config(FinetuneConfig, training(trained.folder, world)))
     assert again.figures == trained.figures
-    assert "is finished already" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("source", ["config", "mapping", "file", "model"])
@@ -114,7 +114,7 @@ def test_leave_one_group_out_has_no_single_model(world: Path, tmp_path: Path) ->
         ({"data": {"stride": "two"}}, r"data\.stride"),
         ({"data": {"stride": 0}}, r"data\.stride"),
         ({"data": None}, "data"),
-        ({"data": {"root": object()}}, "a mapping that YAML cannot express"),
+        ({"data": {"root": object()}}, "a mapping that YAML cannot represent"),
         (3, "config is of type int; expected a .*Config, a mapping, or the path"),
         ("no/such.yaml", "no/such.yaml.*: no such file"),
         (read_config(FinetuneConfig, {}).data, "config is of type DataConfig"),
@@ -152,7 +152,7 @@ def test_a_model_and_a_recipe_exclude_each_other(trained: clipvid.Run, world: Pa
 
 
 class Decoded(Dataset):
-    """All frames of the videos of a list."""
+    """Dataset of all frames of the videos of a list."""
 
     def __init__(self, world: Path, split: str) -> None:
         self.manifest = load_manifest(world, f"{split}.csv")
@@ -167,7 +167,7 @@ class Decoded(Dataset):
 
 
 class Noise(Dataset):
-    """Items of different numbers of frames and of different sizes; `changed` replaces parts of item `place`."""
+    """Dataset of items with different numbers of frames and sizes. `changed` replaces parts of item `place`."""
 
     def __init__(self, length: int, place: int = 0, **changed: Any) -> None:
         self.length, self.place, self.changed = length, place, changed
@@ -196,7 +196,7 @@ def test_datasets_of_decoded_videos_equal_the_list(
     assert all(torch.equal(value, state[name]) for name, value in run.model.trained_state().items())
 
 
-def test_dataset_runs_resume_and_refuse_another_length_or_other_classes(tmp_path: Path) -> None:
+def test_dataset_runs_resume(tmp_path: Path) -> None:
     config = training(tmp_path, tmp_path, augment={"flip": True}, test_clips=2, sampling="dense", stride=2)
     datasets = {"train": Noise(12), "val": Noise(3), "classes": ["a", "b"]}
     run = clipvid.finetune(config, **datasets)
@@ -206,7 +206,7 @@ def test_dataset_runs_resume_and_refuse_another_length_or_other_classes(tmp_path
         ({"val": Noise(4)}, "another val"),
         ({"classes": ["a", "c"]}, "another train and another val"),
     ):
-        with pytest.raises(InputError, match=f"holds a run on {what} "):
+        with pytest.raises(InputError, match=f"contains a run on {what} "):
             clipvid.finetune(config, **datasets | changed)
 
 
@@ -276,16 +276,14 @@ class Stream(IterableDataset):
         ({"train": [3], "val": Noise(2)}, r"train\[0\] has a value of type int; expected a mapping"),
     ],
 )
-def test_wrong_datasets_are_refused_before_anything_is_written(
-    tmp_path: Path, changed: dict[str, Any], message: str
-) -> None:
+def test_wrong_datasets_are_refused_early(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     datasets = {"train": Noise(12), "val": Noise(2), "classes": ["a", "b"]} | changed
     with pytest.raises(InputError, match=message):
         clipvid.finetune(training(tmp_path / "run", tmp_path), **datasets)
     assert not (tmp_path / "run").exists()
 
 
-def test_one_dataset_for_both_splits_and_groups_are_refused(tmp_path: Path) -> None:
+def test_same_dataset_for_both_splits_is_refused(tmp_path: Path) -> None:
     dataset = Noise(12)
     with pytest.raises(InputError, match="train and val are the same Dataset"):
         clipvid.finetune(training(tmp_path, tmp_path), dataset, dataset, ["a", "b"])

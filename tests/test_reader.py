@@ -1,4 +1,4 @@
-"""The reader against a brute-force decoding of the whole file, and against numbers painted into the frames."""
+"""Reader compared with a full decoding of the file, and with numbers painted into the frames."""
 
 import importlib.util
 import io
@@ -25,7 +25,7 @@ SHARED_DATA = Path(os.environ.get("CLIPVID_SHARED_DATA", Path(__file__).parents[
 
 
 def numbered_picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """A picture with its number in white and black squares along the top, over something that moves."""
+    """Draw a picture with its number in white and black squares along the top, over something that moves."""
     picture = np.zeros((height, width, 3), np.uint8)
     picture[..., 1] = np.arange(width) * 2
     picture[height // 2 :, number * 3 % width : number * 3 % width + BIT, 2] = 255
@@ -40,7 +40,7 @@ def number_in(picture: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to write a little video. `ticks` gives the time of frame i in hundredths of a second."""
+    """Recipe of a small video. `ticks` gives the time of frame i in hundredths of a second."""
 
     file: str
     codec: str = "libx264"
@@ -106,7 +106,7 @@ RECIPES = [
 
 
 def decode_all(path: Path) -> list[np.ndarray]:
-    """Every frame that decodes, packet by packet, in one thread: the meaning of an index."""
+    """Return every frame that decodes, packet by packet, in one thread. This defines the indices."""
     images = []
     with av.open(str(path), metadata_errors="ignore") as container:
         stream = container.streams.best("video")
@@ -125,7 +125,7 @@ def decode_all(path: Path) -> list[np.ndarray]:
 
 
 def index_sets(total: int, seed: int = 0) -> list[list[int]]:
-    """Every frame alone in random order, random clips in any order with repeats, and the whole video."""
+    """Yield every frame alone in random order, random clips in any order with repeats, and the whole video."""
     rng = random.Random(seed)
     alone = [[i] for i in rng.sample(range(total), min(total, 60))]
     clips = [[rng.randrange(total) for _ in range(8)] for _ in range(10)]
@@ -139,7 +139,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("backend", ["auto", "decord", "torchcodec"])
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.file)
-def test_every_index_is_that_frame(recipe: Recipe, backend: str, folder: Path):
+def test_every_index_returns_its_frame(recipe: Recipe, backend: str, folder: Path):
     path = recipe.write(folder)
     expected = decode_all(path)
     assert [number_in(image) for image in expected] == list(range(recipe.frames))
@@ -178,8 +178,8 @@ def test_fps(folder: Path):
 
 @pytest.mark.parametrize("backend", ["pyav", "auto"])
 @pytest.mark.parametrize(("degrees", "quarter_turns"), [(90, -1), (180, 2), (270, 1)])
-def test_frames_come_upright(degrees: int, quarter_turns: int, backend: str, folder: Path):
-    """The matrix of the track header turns the picture clockwise."""
+def test_frames_are_upright(degrees: int, quarter_turns: int, backend: str, folder: Path):
+    """The matrix of the track header rotates the picture clockwise."""
     one, minus = (1 << 16).to_bytes(4, "big"), ((1 << 32) - (1 << 16)).to_bytes(4, "big")
     a, b, c, d = {90: (0, one, minus, 0), 180: (minus, 0, 0, minus), 270: (0, minus, one, 0)}[degrees]
     path = Recipe("upright.mp4", frames=5).write(folder)
@@ -194,7 +194,7 @@ def test_frames_come_upright(degrees: int, quarter_turns: int, backend: str, fol
 
 
 def test_leading_trimmed_frames_do_not_count(folder: Path):
-    """Packets that an edit list cuts off are decoded, and not shown."""
+    """Packets that an edit list cuts off are decoded but not shown."""
     source = Recipe("whole.mp4", b_frames=0).write(folder)
     path = folder / "trimmed.mp4"
     with av.open(str(source)) as whole, av.open(str(path), "w") as out:
@@ -212,7 +212,7 @@ def test_leading_trimmed_frames_do_not_count(folder: Path):
 
 
 def test_frames_that_are_never_shown_do_not_count(folder: Path):
-    """VP8 has frames for reference only, each in a packet of its own."""
+    """VP8 has frames for reference only, each in a separate packet."""
     source, path = Recipe("shown.webm", codec="libvpx").write(folder), folder / "hidden.webm"
     with av.open(str(source)) as whole, av.open(str(path), "w") as out:
         stream = out.add_stream_from_template(whole.streams.video[0])
@@ -265,7 +265,7 @@ def test_unknown_backend_is_refused(folder: Path):
         open_video(RECIPES[0].write(folder), "opencv")  # type: ignore[arg-type]
 
 
-def test_a_far_frame_does_not_cost_the_whole_video(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_distant_frame_is_found_by_seeking(folder: Path, monkeypatch: pytest.MonkeyPatch):
     path = Recipe("many.mp4", frames=600, gop=20, b_frames=2).write(folder)
     decoded, count = demux.decoded, 0
 
@@ -281,7 +281,7 @@ def test_a_far_frame_does_not_cost_the_whole_video(folder: Path, monkeypatch: py
     assert 3 <= count <= 70
 
 
-def test_without_decord_everything_is_read_by_pyav(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_reading_without_decord(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fast_readers, "_import_decord", lambda: None)
     monkeypatch.setattr(fast_readers, "_import_torchcodec", lambda: None)
     path = RECIPES[0].write(folder)
@@ -326,7 +326,7 @@ def without_pictures(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     "kind", ["empty", "text", "folder", "playlist", "audio", "cut_before_index", "no_pictures", "missing"]
 )
-def test_undecodable_files_say_so_in_one_line(
+def test_undecodable_files_are_one_line_errors(
     kind: str, backend: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     path = undecodable(kind, tmp_path)
@@ -345,7 +345,7 @@ def test_video_error_travels_between_processes():
 
 
 def check_partial(path: Path) -> int:
-    """Every index of a damaged file can be read; the number of frames that an honest decoding gives."""
+    """Read every index of a damaged file, and return the number of frames of a full decoding."""
     expected = decode_all(path)
     with open_video(path) as video:
         frames = video.read(range(len(video))).numpy()
@@ -355,7 +355,7 @@ def check_partial(path: Path) -> int:
     return len(expected)
 
 
-def test_a_truncated_file_gives_the_frames_it_has(tmp_path: Path):
+def test_truncated_file_gives_its_frames(tmp_path: Path):
     path = Recipe("fast.mp4", frames=60, b_frames=2, container={"movflags": "faststart"}).write(tmp_path)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 7 // 10])
@@ -363,8 +363,8 @@ def test_a_truncated_file_gives_the_frames_it_has(tmp_path: Path):
 
 
 @pytest.mark.parametrize("packet_number", [13, 25])
-def test_a_packet_lost_to_damage_moves_no_index(packet_number: int, tmp_path: Path):
-    """Frames that are gone are not counted, in a codec whose packets can be checked."""
+def test_lost_packet_does_not_shift_indices(packet_number: int, tmp_path: Path):
+    """Missing frames are not counted, in a codec whose packets can be checked."""
     path = Recipe("hurt.mp4", frames=40).write(tmp_path)
     with av.open(str(path)) as container:
         packet = [packet for packet in container.demux(video=0) if packet.size][packet_number]
@@ -375,8 +375,8 @@ def test_a_packet_lost_to_damage_moves_no_index(packet_number: int, tmp_path: Pa
     assert check_partial(path) == 39
 
 
-def test_a_frame_found_lost_in_reading_is_the_one_before(tmp_path: Path):
-    """Where only decoding shows the damage, the length stays."""
+def test_lost_frame_is_replaced_by_previous(tmp_path: Path):
+    """If only decoding shows the damage, the length stays."""
     path = Recipe("hurt.mkv", codec="mjpeg", pixels="yuvj420p").write(tmp_path)
     with av.open(str(path)) as container:
         packet = bytes([packet for packet in container.demux(video=0) if packet.size][20])
@@ -395,14 +395,14 @@ def pixel_aspect(path: Path) -> float:
 
 
 def is_plain(path: Path) -> bool:
-    """Return whether pixels are square and the picture is SDR, so that a frame is shown as it is decoded."""
+    """Return True if pixels are square and the picture is SDR, so that a frame is shown as decoded."""
     with av.open(str(path), metadata_errors="ignore") as container:
         frame = next(container.decode(video=0))
         return pixel_aspect(path) == 1 and int(frame.color_trc) not in (16, 18)  # PQ, HLG
 
 
 def resembles(frame: np.ndarray, decoded: np.ndarray) -> bool:
-    """Return whether two pictures of the same height have nearly the same rows of brightness."""
+    """Return True if two pictures of the same height have nearly the same rows of brightness."""
     columns = (np.arange(decoded.shape[1]) * frame.shape[1] / decoded.shape[1]).astype(int)
     return np.corrcoef(frame[:, columns].mean(axis=2).ravel(), decoded.mean(axis=2).ravel())[0, 1] > 0.9
 
@@ -441,7 +441,7 @@ def test_difficult_files(path: Path, capfd: pytest.CaptureFixture[str]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "pyav"])
-def test_ten_thousand_clips_leave_nothing_behind(backend: str, folder: Path):
+def test_ten_thousand_clips_do_not_leak(backend: str, folder: Path):
     path = Recipe("leak.mp4", frames=24, b_frames=2).write(folder, 64, 48)
     descriptors = Path("/proc/self/fd")
     if not descriptors.is_dir():

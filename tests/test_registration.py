@@ -1,4 +1,4 @@
-"""transformers knows clipvid's models, whichever package is imported first."""
+"""Registration of clipvid's models with transformers, in any order of imports."""
 
 import json
 import os
@@ -30,7 +30,7 @@ FIRST = {
 }
 PAIRS = {(first, "AutoModelForVideoClassification") for first in FIRST} | {("clipvid", use) for use in USES}
 CASES = {f"{first}: {use}": f"{FIRST[first]}; {USES[use]}; {CHECK}" for first, use in sorted(PAIRS)}
-# Each case has a process of its own. They are forked after the slow imports that have no part in this.
+# Each case has a separate process, forked after unrelated slow imports.
 FORK = """
 import json, os, sys, traceback
 import av, huggingface_hub, PIL.Image, pyarrow, scipy.optimize, timm, torch, torchvision.transforms.v2
@@ -59,7 +59,7 @@ print(json.dumps(outcomes))
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, str]:
-    """Traceback of each case; empty for success."""
+    """Return the traceback of each case, empty for success."""
     asked = json.dumps([str(MODEL), CASES])
     run = subprocess.run([sys.executable, "-c", FORK], input=asked, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""Saving over an older model: replaced whole or left whole, and foreign files stay."""
+"""Saving over an older model: replaced completely or not at all, and foreign files stay."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def put_foreign_files(folder: Path) -> dict[str, bytes]:
     return {name: name.encode() for name in FOREIGN}
 
 
-def test_foreign_files_stay_and_own_ones_go(make_model, tiny_folder, tmp_path):
+def test_saving_keeps_foreign_files(make_model, tiny_folder, tmp_path):
     folder = tmp_path / "saved"
     foreign = put_foreign_files(folder)
     make_model(ILA, ["a", "b"], tune=LORA).save_pretrained(folder)
@@ -47,7 +47,7 @@ def test_foreign_files_stay_and_own_ones_go(make_model, tiny_folder, tmp_path):
     [b"no json", b"[]", b'{"model_type": "vit", "files": {"lora/mine.safetensors": ""}}', b"[" * 100_000],
     ids=["no json", "list", "another model", "nested"],
 )
-def test_folder_without_a_config_of_ours_loses_nothing_else(make_model, tmp_path, record):
+def test_saving_into_other_folder_keeps_files(make_model, tmp_path, record):
     foreign = put_foreign_files(tmp_path)
     (tmp_path / "config.json").write_bytes(record)
     make_model(ILA, tune=LORA).save_pretrained(tmp_path)
@@ -57,7 +57,7 @@ def test_folder_without_a_config_of_ours_loses_nothing_else(make_model, tmp_path
 @pytest.mark.parametrize(
     "name", ["../precious", "/precious", "lora/../../precious", "lora/..", "checkpoints/state.pt", "README.md", "lora"]
 )
-def test_config_that_lists_other_files_removes_none_of_them(make_model, tmp_path, name):
+def test_config_cannot_delete_foreign_files(make_model, tmp_path, name):
     folder = tmp_path / "saved"
     (tmp_path / "precious").write_bytes(b"kept")
     make_model(ILA, tune=LORA).save_pretrained(folder)
@@ -71,7 +71,7 @@ def test_config_that_lists_other_files_removes_none_of_them(make_model, tmp_path
 
 
 @pytest.mark.parametrize("existing", [True, False])
-def test_save_that_fails_anywhere_changes_nothing(make_model, tmp_path, monkeypatch, existing):
+def test_failed_save_changes_nothing(make_model, tmp_path, monkeypatch, existing):
     """The n-th write or rename fails, for every n."""
     folder = tmp_path / "saved"
     new = make_model(ILA, ["a", "b"])

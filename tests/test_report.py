@@ -1,4 +1,4 @@
-"""The report is read back the way a browser would: parsed as HTML, its pictures decoded."""
+"""Report read back as in a browser: parsed as HTML, with decoded pictures."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ NASTY = 'a <b>&"quoted"</b> $name_{x'
 
 
 class Page(HTMLParser):
-    """Elements as (tag, attributes) and text with whitespace put in order; asserts that tags are closed in order."""
+    """Elements as (tag, attributes) and text with normalized whitespace. Asserts that tags are closed in order."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -97,7 +97,7 @@ def decode(uri: str) -> bytes:
     return base64.b64decode(uri.split(",", 1)[1], validate=True)
 
 
-def test_page_needs_nothing_but_itself(render):
+def test_page_is_self_contained(render):
     page, html = render()
     assert "http://" not in html
     assert "https://" not in html
@@ -109,7 +109,7 @@ def test_page_needs_nothing_but_itself(render):
     assert "default-src 'none'" in html  # a browser would refuse anything else
 
 
-def test_every_picture_decodes_and_has_words(render):
+def test_every_picture_decodes_and_has_alt_text(render):
     page, html = render()
     assert len(page.all("img")) == 3
     for image in page.all("img"):
@@ -133,13 +133,13 @@ def test_table_shows_values_intervals_and_chance(render):
     assert html.count('class="chance"') == 4  # the pairs of two rows, in the table and by pair
 
 
-def test_figures_that_a_row_lacks_are_dashes(render):
+def test_missing_figures_are_dashes(render):
     page, _ = render(rows=[Row("plain", {"top1": proportion(1, 4)}), Row("none", {})])
     assert "plain 0.25 0.05–0.70 none – Clips" in page.text
     assert "Accuracy by motion pair" not in page.text
 
 
-def test_counts_that_differ_are_told_as_a_range(render):
+def test_different_counts_are_a_range(render):
     page, _ = render(rows=[Row("a", {"top1": proportion(1, 4), "pairs": proportion(2, 9)})])
     assert "share of 4 to 9 clips" in page.text
 
@@ -152,7 +152,7 @@ def test_sections_with_nothing_to_show_are_left_out(render, part):
             assert (heading in page.words) == (other != part)
 
 
-def test_page_of_nothing_is_still_a_page(render):
+def test_empty_report_is_a_valid_page(render):
     page, _ = render(**{part: type(FULL[part])() for part in SECTIONS}, introduction="")
     assert page.text == "A title A title"  # title and heading
 
@@ -175,7 +175,7 @@ def test_all_text_is_escaped(render):
     assert all(NASTY in alt for alt in alts)
 
 
-def test_right_and_wrong_are_told_by_symbol_word_and_colour(render):
+def test_right_and_wrong_have_symbol_word_and_color(render):
     page, html = render()
     assert "✗ zero-shot box going away 60% box coming closer 40%" in page.text
     assert "✓ ILA box coming closer 97%" in page.text
@@ -183,7 +183,7 @@ def test_right_and_wrong_are_told_by_symbol_word_and_colour(render):
     assert '<div class="right"><b role="img" aria-label="right">✓</b> <h4>ILA' in html
 
 
-def test_model_that_said_nothing_of_a_clip_is_left_out(render, tmp_path):
+def test_model_without_predictions_is_omitted(render, tmp_path):
     silent = replace(clip(), predictions={"silent": []})
     page, _ = render(clips=[silent])
     assert "silent" not in page.text
@@ -212,7 +212,7 @@ def test_confusion_that_does_not_fit_its_names_is_refused(render):
         render(confusions={"ILA": ([[1, 0], [0, 1]], ["a", "b", "c"])})
 
 
-def test_curve_of_a_run_that_diverged_or_never_evaluated(render):
+def test_curve_of_diverged_run(render):
     page, html = render(curves=[Curve("nan", [*HISTORY, {"step": 3, "loss": float("nan")}]), Curve("empty", [])])
     assert "training loss: nan from 2.50 to 0.75" in html
     assert "validation top-1" not in page.words

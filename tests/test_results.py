@@ -1,4 +1,4 @@
-"""Scores of several parts taken together, their file, and names that a figure or a file could mistake."""
+"""Pooled scores of several parts, their file, and ambiguous names."""
 
 import json
 import os
@@ -33,7 +33,7 @@ FOLDS = [(1, 4), (0, 5), (2, 3)]
 
 
 def fold(places: tuple[int, ...], condition: Condition) -> ConditionScores:
-    """Scores of a fold whose logits name the video: the first is its place in the whole group."""
+    """Return scores of a fold whose logits identify the video: the first is its place in the whole group."""
     manifest = WHOLE.subset(list(places))
     labels = torch.tensor([sample.label for sample in manifest.samples])
     logits = torch.tensor([[[float(place), 0.0]] for place in places])
@@ -47,7 +47,7 @@ def answers(lacking: int | None) -> list[ConditionScores]:
 
 
 @pytest.mark.parametrize("lacking", [None, 0, 1, 2])
-def test_scores_belong_to_their_videos_when_a_fold_lacks_a_condition(lacking):
+def test_scores_match_videos_with_missing_condition(lacking):
     group = Group.of("all", answers(lacking))
     assert [sample.path for sample in group.manifest.samples] == [sample.path for sample in WHOLE.samples]
     for condition, scores in group.conditions.items():
@@ -59,7 +59,7 @@ def test_scores_belong_to_their_videos_when_a_fold_lacks_a_condition(lacking):
         assert bool(best_answers(group.predictions(ZERO_SHOT, "probabilities"), ["a", "b"], index)) != missing
 
 
-def test_file_of_predictions_has_an_index_per_video_of_the_whole_group(tmp_path):
+def test_predictions_file_has_group_indices(tmp_path):
     path = tmp_path / "predictions.parquet"
     written = answers(None)
     write_predictions(path, written, "probabilities")
@@ -84,7 +84,7 @@ def test_file_of_predictions_has_an_index_per_video_of_the_whole_group(tmp_path)
         (Condition(alpha=1 / 3), "alpha=0.333333"),
     ],
 )
-def test_condition_is_a_name_in_the_file_and_a_typed_value_in_the_figures(tmp_path, condition, name):
+def test_conditions_are_typed_in_figures(tmp_path, condition, name):
     parts = [fold((0, 1, 2, 3, 4, 5), each) for each in dict.fromkeys((FORWARD, condition))]
     write_predictions(tmp_path / "a.parquet", parts, "probabilities")
     group = Group.of("all", parts)

@@ -1,4 +1,4 @@
-"""The lock on an output folder."""
+"""Lock on an output folder."""
 
 import json
 import multiprocessing
@@ -71,14 +71,14 @@ def test_a_lock_left_by_a_crash_is_replaced(tmp_path: Path, left: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_of_another_host_is_refused_with_the_file_to_delete(tmp_path: Path) -> None:
+def test_lock_of_another_host_is_refused(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text(json.dumps(OWN | {"host": "elsewhere"}))
     with pytest.raises(RunError, match=rf"of elsewhere, .* delete .*{NAME}"), locked(tmp_path):
         pass
     assert (tmp_path / NAME).exists()
 
 
-def test_a_lock_of_another_host_is_replaced_when_it_is_old(tmp_path: Path) -> None:
+def test_old_lock_of_another_host_is_replaced(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text(json.dumps(OWN | {"host": "elsewhere"}))
     last = time.time() - lock.SECONDS_TO_LIVE - 1
     os.utime(tmp_path / NAME, (last, last))
@@ -87,7 +87,7 @@ def test_a_lock_of_another_host_is_replaced_when_it_is_old(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_old_lock_of_a_living_process_of_this_host_is_kept(tmp_path: Path) -> None:
+def test_old_lock_of_living_process_is_kept(tmp_path: Path) -> None:
     with locked(tmp_path):
         os.utime(tmp_path / NAME, (0, 0))
         with pytest.raises(RunError, match="in use by process"), locked(tmp_path):

@@ -28,7 +28,7 @@ def test_keyed_generator_is_a_function_of_the_key():
     assert len({tuple(draw(*key)) for key in keys}) == len(keys)
 
 
-def test_keyed_generator_mixes_neighbouring_keys():
+def test_keyed_generator_separates_adjacent_keys():
     draws = torch.tensor([torch.rand((), generator=keyed_generator(7, 0, index)) for index in range(2000)])
     assert abs(draws.mean() - 0.5) < 0.03
     assert abs(torch.corrcoef(torch.stack([draws[:-1], draws[1:]]))[0, 1]) < 0.08
@@ -109,10 +109,10 @@ def test_frame_sampling_is_the_function_it_names():
         ({"name": "sparse"}, "'sparse'"),
         ({"num_frames": 0}, "num_frames 0"),
         ({"name": "dense", "stride": 0}, "stride 0"),
-        ({"name": "uniform", "stride": 2}, "no meaning"),
+        ({"name": "uniform", "stride": 2}, "not used"),
     ],
 )
-def test_frame_sampling_refuses(arguments: dict, message: str):
+def test_invalid_frame_sampling_is_refused(arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         FrameSampling(**arguments)
 

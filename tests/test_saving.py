@@ -1,4 +1,4 @@
-"""Model folders: what is saved, how it comes back, and what is refused on the way."""
+"""Model folders: content, round trips and refusals."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def edit_json(path, change):
 
 
 def edit_tensors(path, change):
-    """Edit weights as one who means it: the hash in the config follows."""
+    """Edit weights and update the hash in the config."""
     state = load_file(path)
     change(state)
     save_file(state, path)
@@ -38,7 +38,7 @@ def edit_tensors(path, change):
 @torch.no_grad()
 @pytest.mark.parametrize("is_public", [True, False])
 @pytest.mark.parametrize("tune", [["adapters", "head"], ["full", "text"]], ids=str)
-def test_model_comes_back_as_it_was(make_model, tiny_folder, tmp_path, tune, is_public):
+def test_model_round_trip(make_model, tiny_folder, tmp_path, tune, is_public):
     model = make_model(
         ILA, pooling="mit", head={"name": "text", "prompt_layers": 1}, tune=tune, is_public=is_public, image_size=96
     )
@@ -85,7 +85,7 @@ def test_embedded_backbone_needs_nothing_else(make_model, tmp_path):
     assert torch.equal(from_pretrained(moved).encode_video(random_frames()), model.encode_video(random_frames()))
 
 
-def test_linear_head_comes_back_with_its_classes(make_model, tmp_path):
+def test_linear_head_round_trip(make_model, tmp_path):
     model = make_model(labels=LABELS, head="linear")
     model.save_pretrained(tmp_path)
     loaded = from_pretrained(tmp_path)
@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(make_model, tmp_path, chang
         from_pretrained(tmp_path)
 
 
-def test_weights_of_other_type_are_taken_in_the_models(make_model, tmp_path):
+def test_weights_are_cast_to_the_model(make_model, tmp_path):
     make_model(ILA).save_pretrained(tmp_path)
     edit_tensors(
         tmp_path / "model.safetensors",
@@ -137,7 +137,7 @@ def test_weights_of_other_type_are_taken_in_the_models(make_model, tmp_path):
     assert {value.dtype for value in from_pretrained(tmp_path).parameters()} == {torch.float32}
 
 
-def test_another_backbone_is_refused_by_its_fingerprint(make_model, tiny_folder, tmp_path):
+def test_another_backbone_is_refused(make_model, tiny_folder, tmp_path):
     make_model(ILA, is_public=True).save_pretrained(tmp_path / "saved")
     assert from_pretrained(tmp_path / "saved").adapter_configs
     write_clip(tiny_folder, clip_config(), seed=2)
@@ -173,7 +173,7 @@ def test_fingerprint_is_of_the_backbone_before_training(make_model, tiny_folder,
     ],
     ids=["foreign", "no type", "future", "unknown field", "unknown adapter", "no version", "no backbone", "no hash"],
 )
-def test_config_that_is_not_ours_is_refused(make_model, tmp_path, change, message):
+def test_foreign_config_is_refused(make_model, tmp_path, change, message):
     make_model(ILA).save_pretrained(tmp_path)
     edit_json(tmp_path / "config.json", change)
     with pytest.raises(ValueError, match=message):
@@ -209,7 +209,7 @@ def test_config_that_is_not_ours_is_refused(make_model, tmp_path, change, messag
         "bit of backbone",
     ],
 )
-def test_damaged_file_is_told_by_name(make_model, tmp_path, name, damage, message):
+def test_damaged_file_is_named(make_model, tmp_path, name, damage, message):
     make_model(ILA, LABELS).save_pretrained(tmp_path)
     path = tmp_path / name
     path.write_bytes(damage(path.read_bytes()))
@@ -218,7 +218,7 @@ def test_damaged_file_is_told_by_name(make_model, tmp_path, name, damage, messag
     assert path.name in str(error.value) or name.startswith("backbone")
 
 
-def test_weights_without_a_hash_are_told_when_damaged(make_model, tmp_path):
+def test_damaged_weights_without_hash_are_refused(make_model, tmp_path):
     make_model(ILA).save_pretrained(tmp_path)
     edit_json(tmp_path / "config.json", lambda record: record.pop("files"))
     assert from_pretrained(tmp_path).adapter_configs
@@ -229,7 +229,7 @@ def test_weights_without_a_hash_are_told_when_damaged(make_model, tmp_path):
 
 def test_revision_of_a_folder_is_refused(make_model, tmp_path):
     make_model(ILA).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="a folder here, which has no revisions"):
+    with pytest.raises(ValueError, match="a local folder, which has no revisions"):
         from_pretrained(tmp_path, revision="main")
 
 
@@ -254,11 +254,11 @@ def test_folder_without_weights_is_refused(make_model, tmp_path):
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "./no/such/folder"])
 def test_neither_folder_nor_repository_is_refused(source):
-    with pytest.raises(FileNotFoundError, match="is no folder here, and no"):
+    with pytest.raises(FileNotFoundError, match="a local folder"):
         from_pretrained(source)
 
 
-def test_saved_config_is_complete_and_writes_every_option_out(make_model, tiny_folder, tmp_path):
+def test_saved_config_has_every_option(make_model, tiny_folder, tmp_path):
     tmp_path = tmp_path / "saved"
     make_model(ILA, LABELS, is_public=True).save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Every adapter under `fully_shard`: two processes (gloo, CPU) compute what one computes on the whole batch."""
+"""Every adapter under `fully_shard`: two processes (gloo, CPU) compute the result of one on the whole batch."""
 
 import itertools
 import math
@@ -32,11 +32,11 @@ every_unit = pytest.mark.parametrize("units", UNITS)
 
 
 def build(name: str, folder: Path) -> VideoCLIP:
-    """A model in float64 whose adapters are moved away from their initialisation and know no batch."""
+    """Build a model in float64 with noise added to its adapters, independent of the batch."""
     source = f"local-dir:{folder}"
     adapter = {"name": name, **STEADY.get(name, {})}
     backbone = fresh_backbone(source)
-    torch.manual_seed(6)  # after the loading, which draws numbers where it is the first of its process
+    torch.manual_seed(6)  # after loading, which draws numbers when it is the first in a process
     model = assemble_model(backbone, ModelConfig(source, adapter=adapter, num_frames=3, pooling="mit"))
     model.set_labels(["walking", "running", "jumping"])
     for seed, module in enumerate(model.encoder.adapters()):
@@ -45,8 +45,10 @@ def build(name: str, folder: Path) -> VideoCLIP:
 
 
 def shard(model: VideoCLIP, units: str) -> VideoCLIP:
-    """`model` with its blocks (in `linears` every linear of an adapter before) and the rest sharded over all
-    processes, but for scalars, which cannot be."""
+    """Shard the blocks of `model` and the rest over all processes, except scalars, which cannot be sharded.
+
+    With `linears`, every linear of an adapter is sharded first.
+    """
     mesh = init_device_mesh("cpu", (PROCESSES,))
     parts = [part for adapter in model.encoder.adapters() for part in adapter.modules() if isinstance(part, nn.Linear)]
     for part in [*(parts if units == "linears" else []), *model.encoder.layers]:
@@ -61,7 +63,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def run(model: VideoCLIP, clips: slice) -> Found:
-    """Evaluation without gradient, then a step's forward and backward on `clips` of the batch."""
+    """Run an evaluation without gradient, then a step's forward and backward pass on `clips` of the batch."""
     frames = random_frames(CLIPS).double()[clips]
     targets = torch.tensor([0, 1, 2, 1])[clips]
     with torch.no_grad():
@@ -74,7 +76,7 @@ def run(model: VideoCLIP, clips: slice) -> Found:
 
 
 def work(rank: int, folder: Path, output: Path) -> None:
-    """One of the processes: every adapter on this rank's clips, written to `output`."""
+    """Run every adapter on this rank's clips in one of the processes, and write the results to `output`."""
     dist.init_process_group("gloo", init_method=f"file://{output}/meeting", rank=rank, world_size=PROCESSES)
     share = CLIPS // PROCESSES
     results = {}
@@ -89,7 +91,7 @@ def work(rank: int, folder: Path, output: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """What each process found, by adapter and sharded units."""
+    """Return the results of each process, by adapter and sharded units."""
     output = tmp_path_factory.mktemp("sharded")
     torch.multiprocessing.spawn(work, (clip_folder, output), nprocs=PROCESSES)
     return [torch.load(output / f"{rank}.pt") for rank in range(PROCESSES)]
@@ -111,7 +113,7 @@ def test_every_parameter_is_spread_over_both_processes(ranks: Ranks, clip_folder
 
 @every_adapter
 @every_unit
-def test_sharded_processes_compute_what_one_does(ranks: Ranks, clip_folder: Path, name: str, units: str):
+def test_sharded_processes_equal_one(ranks: Ranks, clip_folder: Path, name: str, units: str):
     expected = run(build(name, clip_folder), slice(None))
     found = [rank[name, units] for rank in ranks]
     for key in ("evaluated", "logits"):

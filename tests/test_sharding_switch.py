@@ -1,4 +1,4 @@
-"""The switch of Accelerate to FSDP2 on CPUs."""
+"""Switch of Accelerate to FSDP2 on CPUs."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from clipvid import RunError, distributed
 
 
 class State:
-    """A state that follows what is written to it, or not."""
+    """State that stores writes, or ignores them."""
 
     def __init__(self, follows: bool) -> None:
         object.__setattr__(self, "follows", follows)
@@ -21,7 +21,7 @@ class State:
 
 
 class FakeAccelerator:
-    """The parts of an Accelerator that the switch uses. version: of FSDP, as it reports."""
+    """Parts of an Accelerator that the switch uses. `version` is the reported version of FSDP."""
 
     def __init__(self, state: State, version: int) -> None:
         self.state, self.version = state, version

@@ -1,4 +1,4 @@
-"""Token shift against a reference of loops, gradients included; options and what becomes of a clip's ends."""
+"""Token shift against a reference of loops with gradients; options and the ends of a clip."""
 
 import re
 
@@ -24,7 +24,7 @@ def tokens_for(frames=4, grid=(2, 3), prefix=1, seed=0):
 
 
 def slow_shift(tokens, num_prefix, share, which):
-    """The shifted stream, one frame, token and channel at a time."""
+    """Return the shifted stream, one frame, token and channel at a time."""
     frames, length = tokens.shape[1:3]
     shifted = tokens.clone()
     for n in range(length):
@@ -42,7 +42,7 @@ def slow_shift(tokens, num_prefix, share, which):
 @pytest.mark.parametrize(
     ("which", "prefix"), [("patches", 0), ("patches", 1), ("prefix", 1), ("prefix", 3), ("both", 0), ("both", 3)]
 )
-def test_update_and_gradient_meet_the_reference(frames, which, prefix, fraction, share):
+def test_update_and_gradient_equal_reference(frames, which, prefix, fraction, share):
     tokens = tokens_for(frames, prefix=prefix).requires_grad_()
     update = make_shift(fraction=fraction, tokens=which)(tokens, (2, 3)).update
     expected = slow_shift(tokens, prefix, share, which)
@@ -52,8 +52,8 @@ def test_update_and_gradient_meet_the_reference(frames, which, prefix, fraction,
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
-def test_an_eighth_comes_from_each_neighbour_by_default():
-    """Frames numbered 1, 2, 3: what each channel of each patch holds after the shift."""
+def test_default_shift_takes_an_eighth_per_side():
+    """Frames are numbered 1, 2, 3: checks the content of each channel of each patch after the shift."""
     tokens = torch.arange(1.0, 4.0).view(1, 3, 1, 1).expand(1, 3, 7, WIDTH)
     shifted = tokens + make_shift()(tokens, (2, 3)).update
     assert shifted[0, :, 1, :5].tolist() == [[0, 0, 2, 2, 1], [1, 1, 3, 3, 2], [2, 2, 0, 0, 3]]
@@ -62,7 +62,7 @@ def test_an_eighth_comes_from_each_neighbour_by_default():
     assert (shifted[:, :, 1:] == shifted[:, :, 1:2]).all()
 
 
-def test_single_frame_has_zeros_for_neighbours():
+def test_single_frame_is_padded_with_zeros():
     tokens = tokens_for(1)
     shifted = tokens + make_shift()(tokens, (2, 3)).update
     assert not shifted[:, :, 1:, :4].any()
@@ -81,7 +81,7 @@ def test_shift_twice_reaches_two_frames():
 
 
 @torch.no_grad()
-def test_model_is_no_identity_has_nothing_to_train_and_is_saved(make_model, tmp_path):
+def test_shift_model_is_saved_without_parameters(make_model, tmp_path):
     frames = random_frames()
     model = make_model("shift", ["a", "b"])
     assert not Shift.identity_at_init
@@ -103,8 +103,8 @@ def test_order_of_the_frames_matters_to_the_model(make_model):
     ("options", "message"),
     [
         ({"tokens": "class"}, "shift: tokens='class' is not one of patches, prefix, both"),
-        ({"fraction": 0}, "shift: fraction=0 must lie in (0, 0.5]"),
-        ({"fraction": 8}, "shift: fraction=8 must lie in (0, 0.5]"),
+        ({"fraction": 0}, "shift: fraction=0 must be in (0, 0.5]"),
+        ({"fraction": 8}, "shift: fraction=8 must be in (0, 0.5]"),
     ],
 )
 def test_wrong_option_is_refused_by_the_config(options, message):

@@ -1,4 +1,4 @@
-"""SIFA against a slow reference that samples tap by tap, and the authors' intermediates; its properties and errors."""
+"""SIFA against a slow reference that samples tap by tap, and the authors' intermediates; properties and errors."""
 
 import re
 
@@ -31,7 +31,7 @@ def random_tensor(*shape, seed=0, scale=1.0):
 
 
 def make_sifa(fresh=False, width=WIDTH, **options):
-    """A SIFA in float64, moved away from its initialisation unless `fresh`."""
+    """Build a SIFA in float64, with noise added unless `fresh`."""
     torch.manual_seed(0)
     adapter = SIFA(SIFAConfig(**options), BlockInfo(width, 2, 4)).double()
     if not fresh:
@@ -61,7 +61,7 @@ CASES = [  # frames, grid, kernel size, spread of the offsets in cells
 
 @pytest.mark.parametrize("normalize", [None, "softmax"])
 @pytest.mark.parametrize(("frames", "grid", "kernel", "spread"), CASES, ids=str)
-def test_operator_and_its_gradients_meet_the_reference(frames, grid, kernel, spread, normalize):
+def test_operator_and_gradients_equal_reference(frames, grid, kernel, spread, normalize):
     x = random_tensor(2, 5, frames, *grid).requires_grad_()
     offsets = random_tensor(2, 2 * kernel**2, frames, *grid, seed=1, scale=spread).requires_grad_()
     actual = inter_frame_attention(x, offsets, kernel, normalize)
@@ -73,11 +73,11 @@ def test_operator_and_its_gradients_meet_the_reference(frames, grid, kernel, spr
         torch.autograd.grad((y * weights).sum(), [x, offsets], materialize_grads=True) for y in (actual, expected)
     )
     close(ours[0], reference[0])
-    if spread:  # at a whole number of cells the derivative has two sides
+    if spread:  # at integer positions the derivative is one-sided
         close(ours[1], reference[1])
 
 
-def test_operator_meets_every_intermediate_of_the_authors(shared_fixture):
+def test_operator_equals_authors_intermediates(shared_fixture):
     expected = shared_fixture("sifa_op_tiny")
     x, grid = expected["x"], tuple(expected["x"].shape[-2:])
     adapter = make_sifa(width=x.shape[1])
@@ -115,8 +115,8 @@ def test_numeric_derivatives_of_features_and_offsets(normalize):
 
 
 @pytest.mark.parametrize(("dy", "dx"), [(1, 0), (0, 1), (-1, 2), (2, -1)])
-def test_offsets_that_follow_the_motion_find_each_patch_again(dy, dx):
-    """A frame moved by whole cells: the middle tap, offset (dy, dx), correlates as every patch does with itself."""
+def test_offsets_along_motion_find_patches(dy, dx):
+    """A frame moves by whole cells: the middle tap, at offset (dy, dx), correlates like every patch with itself."""
     grid = (6, 7)
     frame = random_tensor(5, *grid)
     moved = torch.roll(frame, (dy, dx), dims=(1, 2))
@@ -148,7 +148,7 @@ def test_kernel_without_a_middle_is_refused(kernel):
     ],
 )
 def test_offsets_of_another_shape_are_refused(x, offsets):
-    with pytest.raises(ValueError, match=re.escape(f"offsets [N, 2 * 3 * 3, T, H, W] expected, got {x} and {offsets}")):
+    with pytest.raises(ValueError, match=re.escape(f"[N, 2 * 3 * 3, T, H, W], got {x} and {offsets}")):
         inter_frame_attention(torch.zeros(x), torch.zeros(offsets))
 
 
@@ -171,7 +171,7 @@ def test_wrong_option_is_refused(options, message):
 
 @every_option
 @pytest.mark.parametrize(("frames", "grid", "prefix"), [(3, (2, 3), 1), (2, (3, 2), 0), (2, (1, 1), 3)], ids=str)
-def test_update_and_every_gradient_meet_the_reference(options, frames, grid, prefix):
+def test_update_and_every_gradient_equal_reference(options, frames, grid, prefix):
     adapter = make_sifa(**options)
     tokens = random_tensor(2, frames, prefix + grid[0] * grid[1], WIDTH, seed=3).requires_grad_()
     actual, expected = adapter(tokens, grid).update, slow_update(adapter, tokens, grid)
@@ -185,7 +185,7 @@ def test_update_and_every_gradient_meet_the_reference(options, frames, grid, pre
 
 
 @every_option
-def test_frame_sees_itself_and_the_next_only(options):
+def test_frame_depends_on_itself_and_next_only(options):
     adapter, grid = make_sifa(**options), (2, 3)
     tokens = random_tensor(1, 4, 7, WIDTH, seed=3)
     for changed in range(4):
@@ -195,7 +195,7 @@ def test_frame_sees_itself_and_the_next_only(options):
         assert moved.nonzero().flatten().tolist() == [t for t in (changed - 1, changed) if 0 <= t < 3]
 
 
-def test_prefix_tokens_are_neither_moved_nor_seen():
+def test_prefix_tokens_are_ignored():
     adapter, tokens = make_sifa(), random_tensor(2, 3, 8, WIDTH, seed=3)
     update = adapter(tokens, (2, 3)).update
     assert not update[:, :, :2].any()
@@ -211,7 +211,7 @@ def test_last_frame_gets_the_bias_of_the_norm():
 
 @every_option
 @pytest.mark.parametrize("frames", [1, 3])
-def test_every_parameter_is_reached_from_a_fresh_start_and_from_a_single_frame(options, frames):
+def test_every_parameter_gets_a_gradient(options, frames):
     adapter = make_sifa(fresh=True, **options)
     update = adapter(random_tensor(2, frames, 7, WIDTH), (2, 3)).update
     assert not update.any()
@@ -221,7 +221,7 @@ def test_every_parameter_is_reached_from_a_fresh_start_and_from_a_single_frame(o
     assert bool(adapter.norm.weight.grad.all()) == (frames > 1)
 
 
-def test_fresh_offsets_and_projections_are_those_of_the_plain_operator():
+def test_fresh_adapter_equals_plain_operator():
     tokens, grid = random_tensor(2, 3, 7, WIDTH), (2, 3)
     updates = []
     for options in ({"deformable": False}, {}, {"projected": True}, {"motion": "difference"}):
@@ -233,7 +233,7 @@ def test_fresh_offsets_and_projections_are_those_of_the_plain_operator():
         close(update, updates[0], 1e-12)
 
 
-def test_parameters_are_those_that_the_options_ask_for():
+def test_options_determine_parameters():
     assert {name: tuple(value.shape) for name, value in make_sifa(kernel_size=5).named_parameters()} == {
         "offset_conv.weight": (50, WIDTH, 3, 3),
         "norm.weight": (WIDTH,),
@@ -260,8 +260,8 @@ def test_trace_shows_offsets_and_correlation_of_each_pair(deformable):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @every_option
-def test_half_precision_bears_the_large_features_of_a_clip(options, dtype):
-    """Some channels of a CLIP's stream reach hundreds; cubed, that is beyond float16."""
+def test_half_precision_with_large_features(options, dtype):
+    """Some channels of a CLIP's stream reach hundreds. Their cube exceeds float16."""
     adapter = make_sifa(fresh=True, width=64, **options)
     nn.init.normal_(adapter.norm.weight)
     tokens = random_tensor(1, 3, 13, 64, seed=3)
@@ -274,7 +274,7 @@ def test_half_precision_bears_the_large_features_of_a_clip(options, dtype):
 
 
 @pytest.mark.parametrize("options", [OPTIONS["default"], OPTIONS["all"]], ids=["default", "all"])
-def test_nothing_kept_for_backward_grows_with_taps_times_channels(options):
+def test_backward_memory_is_bounded(options):
     adapter = make_sifa(width=64, **options)
     tokens = random_tensor(2, 3, 16, 64).requires_grad_()
     kept = []

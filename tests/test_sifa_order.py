@@ -1,4 +1,4 @@
-"""Where the order of frames goes in SIFA: its output tells it, its sum with the token does not."""
+"""Order of frames in SIFA: visible in its output, not in the sum with the token."""
 
 import pytest
 import torch
@@ -15,13 +15,13 @@ from clipvid.data.splits import eval_loader, load_split
 from clipvid.data.synthetic.world import WorldConfig
 from clipvid.model.factory import create_model
 
-BLOCKS = 2  # of the tower, after which it is looked
+BLOCKS = 2  # block of the tower whose output is used
 FEATURES = 1024
 
 
 @torch.no_grad()
 def patches(data: DataConfig, split: str) -> tuple[Tensor, Tensor]:
-    """Tokens of the untrained CLIP [V, T, N, D] and labels [V]."""
+    """Return tokens of the untrained CLIP [V, T, N, D] and labels [V]."""
     model, manifest = create_model("tiny", adapter="none").eval(), load_split(data, split)
     seen: list[Tensor] = []
     model.encoder.layers[BLOCKS - 1].register_forward_hook(lambda layer, given, output: seen.append(output[0]))
@@ -33,7 +33,7 @@ def patches(data: DataConfig, split: str) -> tuple[Tensor, Tensor]:
 
 
 def told(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-    """Share of clips whose direction a ridge on random ReLU features, pooled over patches and frames, tells right."""
+    """Return the accuracy of directions by a ridge on random ReLU features, pooled over patches and frames."""
     generator = torch.Generator().manual_seed(1)
     width = train[0].shape[-1]
     weight = torch.randn(width, FEATURES, generator=generator) / width**0.5
@@ -54,7 +54,7 @@ def told(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_order_is_in_the_output_and_hidden_in_the_sum(tmp_path):
+def test_order_is_visible_in_output_only(tmp_path):
     world = WorldConfig(
         objects=("ball", "star"), motions=("horizontal", "vertical"), train_per_class=96, val_per_class=12
     )

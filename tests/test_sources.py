@@ -1,4 +1,4 @@
-"""Every source of videos gives the same samples, and the same frames."""
+"""All sources of videos give the same samples and the same frames."""
 
 import io
 import json
@@ -36,7 +36,7 @@ LABELS = [0, 0, 1, 1]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of two videos each; video i has 8 + i frames."""
+    """Write two classes of two videos each. Video i has 8 + i frames."""
     root = tmp_path_factory.mktemp("sources")
     for i, path in enumerate(PATHS):
         (root / "train" / path).parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(manifest: Manifest, num_frames: int = 4) -> list[list[int]]:
-    """The frame numbers of the clip of each sample, through a loader with a worker."""
+    """Return the frame numbers of the clip of each sample, through a loader with a worker."""
     transforms = eval_transforms(16)
     dataset = VideoDataset(manifest, FrameSampling("uniform", num_frames), transforms, seed=0, training=False)
     batches = list(build_loader(dataset, EvalBatches(len(manifest), 2), 1))
@@ -84,7 +84,7 @@ def write_rows(file: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("large", [False, True])
-def test_tables_of_every_format_say_the_same(suffix: str, large: bool, root: Path, tmp_path: Path, monkeypatch):
+def test_all_table_formats_are_equivalent(suffix: str, large: bool, root: Path, tmp_path: Path, monkeypatch):
     file = tmp_path / f"list{suffix}"
     write_rows(file)
     if large:
@@ -104,7 +104,7 @@ def test_tables_of_every_format_say_the_same(suffix: str, large: bool, root: Pat
     assert shown(manifest, 2) == [[3, 5], [6, 7], [2, 7]]
 
 
-def test_a_part_that_is_not_there_is_a_bad_video(root: Path, tmp_path: Path, capsys):
+def test_part_beyond_the_end_is_a_bad_video(root: Path, tmp_path: Path, capsys):
     file = tmp_path / "list.csv"
     file.write_text("path,label,start,end\ntrain/up/a.mp4,up,5,6\ntrain/up/b.mp4,up,0.1,0.11\n")
     dataset = VideoDataset(
@@ -227,7 +227,7 @@ def test_shards_of_webdataset(root: Path, tmp_path: Path):
         ({"a.1.mp4": "", "a.2.mp4": "", "a.cls": "0"}, r"a\.1\.mp4 and a\.2\.mp4 have one key"),
         ({"a.mp4": "", "a.json": "[1]"}, r"\['a\.mp4'\] have no label"),
         ({"a.mp4": "", "a.json": '{"label": null}'}, r"\['a\.mp4'\] have no label"),
-        ({"._a.mp4": "", "a.cls": "0"}, "it holds no video"),
+        ({"._a.mp4": "", "a.cls": "0"}, "it contains no video"),
     ],
 )
 def test_odd_shards_are_refused(members: dict, message: str, root: Path, tmp_path: Path):
@@ -240,7 +240,7 @@ def test_odd_shards_are_refused(members: dict, message: str, root: Path, tmp_pat
         load_manifest(tmp_path, "odd.tar", root / "classes.txt")
 
 
-def test_images_beside_videos_are_no_frames(root: Path, tmp_path: Path):
+def test_images_next_to_videos_are_not_frames(root: Path, tmp_path: Path):
     for kind, names in VIDEOS.items():
         (tmp_path / "train" / kind).mkdir(parents=True)
         for name in names:
@@ -287,13 +287,13 @@ def test_a_parquet_data_set_with_the_videos_inside(root: Path, tmp_path: Path, m
         load_manifest(root, source | {"data_files": str(tmp_path / "null.parquet")}, "classes.txt")
 
 
-def test_a_row_of_datasets_without_a_label_is_told(root: Path, tmp_path: Path, monkeypatch):
+def test_datasets_row_without_label_is_refused(root: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features({"video": datasets.Video(), "label": datasets.ClassLabel(names=["side walk", "up"])})
     rows = {"video": [str(root / "train" / path) for path in PATHS[:2]], "label": [1, -1]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "some.parquet")
     source = {"name": "datasets", "path": "parquet", "data_files": str(tmp_path / "some.parquet")}
-    with pytest.raises(ManifestError, match="row 1 has the label -1, which is no class"):
+    with pytest.raises(ManifestError, match="row 1 has the label -1, which is not a class"):
         load_manifest(root, source, "classes.txt")
 
 
@@ -384,7 +384,7 @@ def test_class_lists_in_json(tmp_path: Path):
             names(wrong)
 
 
-def test_frames_of_the_loader_do_not_depend_on_the_source(root: Path):
+def test_loader_frames_are_independent_of_source(root: Path):
     manifest = load_manifest(root, "train", None)
     dataset = VideoDataset(manifest, FrameSampling("uniform", 4), eval_transforms(16), seed=0, training=False)
     media = Manifest(

@@ -1,4 +1,4 @@
-"""ST-Adapter against a reference of loops, gradients included; kernels, widths, what it reaches; options."""
+"""ST-Adapter against a reference of loops with gradients; kernels, widths, receptive field, options."""
 
 import itertools
 import re
@@ -16,7 +16,7 @@ WIDTH = 12
 
 
 def make_st(**options):
-    """An ST-Adapter of width 12 in float64 with every tensor random."""
+    """Build an ST-Adapter of width 12 in float64 with every tensor random."""
     torch.manual_seed(0)
     adapter = STAdapter(STAdapterConfig(**options), BlockInfo(WIDTH, 2, 3)).double()
     shake(adapter, 0.3)
@@ -30,7 +30,7 @@ def tokens_for(frames=3, grid=(2, 3), prefix=1, seed=1):
 
 
 def slow_st(adapter, tokens, grid):
-    """Update [B, T, P+N, D], one place at a time; whatever lies outside of the clip counts 0."""
+    """Return the update [B, T, P+N, D], one place at a time, with zeros outside the clip."""
     (frames, (rows, columns)), kernel = (tokens.shape[1], grid), adapter.config.kernel_size
     num_prefix = tokens.shape[2] - rows * columns
     low = tokens[:, :, num_prefix:] @ adapter.down.weight.T + adapter.down.bias
@@ -50,7 +50,7 @@ def slow_st(adapter, tokens, grid):
 
 @pytest.mark.parametrize("kernel_size", [(3, 1, 1), (5, 1, 1), (3, 3, 3), (1, 3, 5), (3, 1, 3), (1, 1, 1)])
 @pytest.mark.parametrize(("frames", "grid", "prefix"), [(3, (2, 3), 1), (1, (3, 2), 3), (4, (1, 4), 0), (2, (1, 1), 1)])
-def test_update_and_gradients_meet_the_reference(frames, grid, prefix, kernel_size):
+def test_update_and_gradients_equal_reference(frames, grid, prefix, kernel_size):
     adapter = make_st(channels=5, kernel_size=kernel_size)
     tokens = tokens_for(frames, grid, prefix).requires_grad_()
     updates = [adapter(tokens, grid).update, slow_st(adapter, tokens, grid)]
@@ -65,7 +65,7 @@ def test_update_and_gradients_meet_the_reference(frames, grid, prefix, kernel_si
 
 
 @pytest.mark.parametrize(("kernel_size", "reach"), [((3, 1, 1), 1), ((5, 1, 1), 2), ((3, 3, 3), 1), ((1, 1, 1), 0)])
-def test_patch_reaches_as_far_as_the_kernel(kernel_size, reach):
+def test_receptive_field_is_the_kernel(kernel_size, reach):
     adapter, grid = make_st(kernel_size=kernel_size), (3, 3)
     tokens = tokens_for(7, grid)
     changed = tokens.clone()
@@ -78,7 +78,7 @@ def test_patch_reaches_as_far_as_the_kernel(kernel_size, reach):
     assert torch.equal(touched, expected)
 
 
-def test_prefix_tokens_are_neither_read_nor_moved():
+def test_prefix_tokens_are_not_updated():
     adapter, tokens = make_st(), tokens_for(prefix=2)
     update = adapter(tokens, (2, 3)).update
     assert not update[:, :, :2].any()
@@ -88,14 +88,14 @@ def test_prefix_tokens_are_neither_read_nor_moved():
 
 
 @pytest.mark.parametrize(("width", "channels"), [(768, 384), (1024, 384), (512, 256), (64, 32), (1, 1)])
-def test_bottleneck_is_384_channels_or_half_of_the_width(width, channels):
+def test_default_bottleneck_width(width, channels):
     adapter = STAdapter(STAdapterConfig(), BlockInfo(width, 1, 3))
     assert adapter.down.weight.shape == (channels, width)
     assert adapter.conv.weight.shape == (channels, 1, 3, 1, 1)
     assert adapter.up.weight.shape == (width, channels)
 
 
-def test_bottleneck_as_wide_as_asked_for():
+def test_bottleneck_width_option():
     assert STAdapter(STAdapterConfig(channels=7), BlockInfo(WIDTH, 1, 3)).conv.weight.shape[0] == 7
 
 
@@ -108,7 +108,7 @@ def test_trace_shows_where_the_adapter_acts():
     torch.testing.assert_close(output.trace["response"][0, 1, 1, 2], output.update[0, 1, 6].norm())
 
 
-def test_fast_path_of_a_temporal_kernel_is_the_convolution():
+def test_temporal_kernel_fast_path_equals_convolution():
     adapter, grid = make_st(), (2, 3)
     maps = adapter.down(tokens_for(prefix=0)).unflatten(2, grid).permute(0, 4, 1, 2, 3)
     expected = adapter.up(adapter.conv(maps).permute(0, 2, 3, 4, 1).flatten(2, 3))

@@ -1,4 +1,4 @@
-"""A model folder of a stranger is data: it fails in one line, without waiting, allocating or leaving the folder."""
+"""Untrusted model folders: they fail in one line, without blocking, large allocations or leaving the folder."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_json_of_any_length_is_refused_unread(folder, name):
 def test_only_regular_files_are_opened(folder, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    refused(folder, "is not a regular file|is not whole")
+    refused(folder, "is not a regular file|is incomplete")
 
 
 @pytest.mark.parametrize("name", [CONFIG, PIXELS, WEIGHTS, LORA, TOWER, TOWER_CONFIG])
@@ -141,7 +141,7 @@ def test_sizes_of_a_tower_are_those_of_its_weights(folder, part, option, value):
 
 @pytest.mark.parametrize("name", [WEIGHTS, LORA, TOWER])
 @pytest.mark.parametrize("kind", ["nan", "infinity", "integers"])
-def test_weights_that_are_not_numbers_are_refused(folder, name, kind):
+def test_nonfinite_weights_are_refused(folder, name, kind):
     state = load_file(folder / name)
     key = max(state, key=lambda key: state[key].numel() if state[key].is_floating_point() else 0)
     if kind == "integers":

@@ -1,4 +1,4 @@
-"""Runs that are killed, asked to end, starved of disk or of their tracker, and go on to the same end."""
+"""Runs that are killed, interrupted by signals, or lose their disk or tracker, and resume to the same result."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def arguments(world: Path, clip_folder: Path):
-    """A run of 3 epochs of 5 steps of 4 clips with all that a resume has to bring back."""
+    """Return arguments of a run of 3 epochs of 5 steps of 4 clips, with all state that a resume must restore."""
 
     def build(output: Path, **changed: object) -> list[str]:
         fixed = {
@@ -66,7 +66,7 @@ def arguments(world: Path, clip_folder: Path):
 
 
 def result(output: Path) -> dict:
-    """All that a run ends with, but for what tells the time and its own place."""
+    """Return all results of a run, except times and its path."""
     tensors = {name: tensor.numpy().tobytes() for name, tensor in load_file(output / "model.safetensors").items()}
     metrics = json.loads((output / "metrics.json").read_text())
     metrics["config"].pop("output_dir")
@@ -83,7 +83,7 @@ def steps(output: Path) -> list[int]:
 
 
 def check_disk(output: Path, before: int) -> int:
-    """Every finished checkpoint is whole, and none was lost since the newest was `before`; the newest step."""
+    """Check that every finished checkpoint is intact and none was lost since `before`, and return the newest step."""
     found = list_checkpoints(output / "checkpoints")
     for path in found:
         load_checkpoint(path)
@@ -93,7 +93,7 @@ def check_disk(output: Path, before: int) -> int:
 
 
 def wait_for(worker, condition) -> bool:
-    """Until the condition holds; False where the process ends first."""
+    """Wait until the condition is true. Return False if the process ends first."""
     while worker.process.is_alive():
         if condition():
             return True
@@ -102,7 +102,7 @@ def wait_for(worker, condition) -> bool:
 
 
 def die(worker, output: Path, moment: str, chance: random.Random, seconds: float) -> bool:
-    """Kill a process at a random moment of the kind; whether it was still alive."""
+    """Kill a process at a random moment of the kind. Return True if it was still alive."""
     folder, begun = output / "checkpoints", steps(output)
     if moment == "anywhere":
         worker.process.join(chance.uniform(0, seconds))
@@ -127,7 +127,7 @@ def die(worker, output: Path, moment: str, chance: random.Random, seconds: float
 
 
 def kill_and_compare(arguments, tmp_path: Path, moments: list[str], seed: int) -> dict[str, int]:
-    """Runs that are killed at the moments, up to four times each, and then end; how many kills of each kind."""
+    """Kill runs at the moments, up to four times each, let them finish, and return the number of kills of each kind."""
     chance = random.Random(seed)
     began = time.monotonic()
     all_end_well([finetune(arguments(tmp_path / "whole"), tmp_path / "whole.log")])
@@ -150,7 +150,7 @@ def kill_and_compare(arguments, tmp_path: Path, moments: list[str], seed: int) -
     return done
 
 
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(arguments, tmp_path: Path) -> None:
+def test_resume_is_equal_after_random_kills(arguments, tmp_path: Path) -> None:
     done = kill_and_compare(arguments, tmp_path, ["writing", "anywhere"], 0)
     assert sum(done.values()) == 2
 
@@ -164,7 +164,7 @@ def test_thirty_kills(arguments, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_killed_end_as_if_they_had_not_been(arguments, tmp_path: Path) -> None:
+def test_resume_of_two_processes_is_equal_after_kills(arguments, tmp_path: Path) -> None:
     half = {"training__per_device_train_batch_size": 2, "data__num_workers": 1}
     all_end_well(finetune_together(2, arguments(tmp_path / "whole", **half), tmp_path / "whole_logs"))
     broken = arguments(tmp_path / "broken", **half)
@@ -174,13 +174,13 @@ def test_two_processes_killed_end_as_if_they_had_not_been(arguments, tmp_path: P
         worker.process.kill()
         worker.process.join()
     all_end_well(finetune_together(2, broken, tmp_path / "logs"))
-    assert "going on from epoch 1, step" in (tmp_path / "logs/rank_0.log").read_text()
+    assert "resuming from epoch 1, step" in (tmp_path / "logs/rank_0.log").read_text()
     metrics = json.loads((tmp_path / "broken/metrics.json").read_text())
     assert metrics["processes"] == 2
     assert result(tmp_path / "broken") == result(tmp_path / "whole")
 
 
-def test_the_number_of_workers_changes_nothing(arguments, tmp_path: Path) -> None:
+def test_number_of_workers_does_not_change_results(arguments, tmp_path: Path) -> None:
     options = {n: arguments(tmp_path / f"{n}", data__num_workers=n, training__epochs=1) for n in (0, 2)}
     all_end_well([finetune(args, tmp_path / f"{n}.log") for n, args in options.items()])
     none, two = result(tmp_path / "0"), result(tmp_path / "2")
@@ -190,13 +190,13 @@ def test_the_number_of_workers_changes_nothing(arguments, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_run_that_is_asked_to_end_saves_and_says_so(arguments, tmp_path: Path, number: int) -> None:
+def test_sigterm_saves_and_exits_75(arguments, tmp_path: Path, number: int) -> None:
     args = arguments(tmp_path / "asked", training__save_steps=0)
     worker = finetune(args, tmp_path / "asked.log")
     assert wait_for(worker, lambda: 5 in steps(tmp_path / "asked"))
     worker.signal(number)
     assert worker.ended() == EXIT_CODE == 75
-    assert "asked to end; the same command goes on from here" in worker.said
+    assert "interrupted by a signal; the same command resumes" in worker.said
     sessions = json.loads((tmp_path / "asked/run.json").read_text())["sessions"]
     assert [session["outcome"] for session in sessions] == ["preempted"]
     all_end_well([finetune(args, tmp_path / "asked.log")])
@@ -205,8 +205,8 @@ def test_a_run_that_is_asked_to_end_saves_and_says_so(arguments, tmp_path: Path,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_run(arguments, tmp_path: Path, number: int) -> None:
-    """As a scheduler sends it: to the process and to those that load its videos."""
+def test_signal_to_process_group_keeps_workers(arguments, tmp_path: Path, number: int) -> None:
+    """A scheduler sends it to the process and to those that load its videos."""
     args = arguments(tmp_path / "asked", data__num_workers=2, training__save_steps=0)
     worker = finetune(args, tmp_path / "asked.log")
     assert wait_for(worker, lambda: 5 in steps(tmp_path / "asked"))
@@ -221,7 +221,7 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_run(arguments, tm
     assert result(tmp_path / "asked")["tensors"] == result(tmp_path / "whole")["tensors"]
 
 
-def test_one_process_that_is_asked_ends_all_at_the_same_step(arguments, tmp_path: Path) -> None:
+def test_signal_to_one_process_stops_all_at_same_step(arguments, tmp_path: Path) -> None:
     args = arguments(tmp_path / "run", training__per_device_train_batch_size=2, training__epochs=200)
     workers = finetune_together(2, args, tmp_path)
     assert wait_for(workers[0], lambda: 2 in steps(tmp_path / "run"))
@@ -230,15 +230,15 @@ def test_one_process_that_is_asked_ends_all_at_the_same_step(arguments, tmp_path
 
 
 def here(args: list[str], output: Path) -> dict:
-    """A run in this process."""
+    """Run in this process."""
     config = parse_config(FinetuneConfig, args, "test")
     accelerator = build_accelerator(config.training, config.output_dir)
     train, val = load_split(config.data, "train"), load_split(config.data, "val")
     return finetune_here(config, train, val, accelerator, output)
 
 
-def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
-    """From the second epoch's end on no file can be written whole, until the last epoch begins."""
+def test_full_disk_keeps_training_and_checkpoints(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
+    """From the second epoch's end until the last epoch begins, no file can be written completely."""
     from clipvid.evaluation import loop as prediction
 
     before, seen = resource.getrlimit(resource.RLIMIT_FSIZE), []
@@ -264,9 +264,7 @@ def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(arguments, tmp_pat
     assert result(tmp_path / "full") == result(tmp_path / "whole")
 
 
-def test_a_disk_that_is_full_at_the_end_costs_only_the_last_files(
-    arguments, tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_full_disk_at_the_end(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
     from clipvid.training import finetune as module
 
     write, before = module.write_run, resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -287,12 +285,12 @@ def test_a_disk_that_is_full_at_the_end_costs_only_the_last_files(
     assert steps(tmp_path / "full") == [13, 14, 15]
     assert not (tmp_path / "full/config.json").exists()
     here(arguments(tmp_path / "full"), tmp_path / "full")
-    assert "going on from epoch 2, step 15" in capsys.readouterr().out
+    assert "resuming from epoch 2, step 15" in capsys.readouterr().out
     here(arguments(tmp_path / "whole"), tmp_path / "whole")
     assert result(tmp_path / "full") == result(tmp_path / "whole")
 
 
-def test_a_folder_that_cannot_be_written_is_said_at_once(arguments, tmp_path: Path) -> None:
+def test_unwritable_folder_is_refused_early(arguments, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     worker = finetune(arguments(tmp_path / "file" / "run"), tmp_path / "log")
     assert worker.ended() == 1
@@ -300,7 +298,7 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(arguments, tmp_path: Pa
     assert "Traceback" not in worker.said
 
 
-def test_a_lost_tracker_takes_nothing_with_it(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_failed_tracker_does_not_stop_the_run(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
     from accelerate.tracking import TensorBoardTracker
 
     def lose(self, values, step=None, **options):
@@ -308,7 +306,7 @@ def test_a_lost_tracker_takes_nothing_with_it(arguments, tmp_path: Path, capsys,
 
     monkeypatch.setattr(TensorBoardTracker, "log", lose)
     here(arguments(tmp_path / "lost", training__report_to="tensorboard"), tmp_path / "lost")
-    assert capsys.readouterr().out.count("the tracker is lost (ConnectionError('no route to host'))") == 1
+    assert capsys.readouterr().out.count("the tracker failed (ConnectionError('no route to host'))") == 1
     assert len(json.loads((tmp_path / "lost/history.json").read_text())) > 8
 
 
@@ -319,8 +317,8 @@ def test_another_number_of_clips_per_step_is_refused(arguments, tmp_path: Path) 
         here(arguments(tmp_path, training__epochs=1, training__per_device_train_batch_size=2), tmp_path)
 
 
-def test_the_batch_size_found_is_remembered_on_resume(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
-    """Less memory at first; the resumed run has enough for all clips, but mixes the same ones as before."""
+def test_found_batch_size_is_kept_on_resume(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
+    """Memory is limited at first. The resumed run has enough for all clips, but mixes the same ones as before."""
     from clipvid.training.objectives import Classification
 
     call, stop = Classification.__call__, {"after": 0}
@@ -342,11 +340,11 @@ def test_the_batch_size_found_is_remembered_on_resume(arguments, tmp_path: Path,
     monkeypatch.undo()
     capsys.readouterr()
     here(arguments(tmp_path / "broken", **args), tmp_path / "broken")
-    assert "2 clips at once on each process, 2 times per step" in capsys.readouterr().out
+    assert "batch size 2 on each process, accumulated 2 times per step" in capsys.readouterr().out
     assert result(tmp_path / "broken") == result(tmp_path / "whole")
 
 
-def test_the_run_is_on_record(arguments, tmp_path: Path) -> None:
+def test_run_record(arguments, tmp_path: Path) -> None:
     here(arguments(tmp_path), tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["config"]["optim"]["lr"] == 0.003
@@ -361,7 +359,7 @@ def test_the_run_is_on_record(arguments, tmp_path: Path) -> None:
     assert session["peak_memory_bytes"] > 1 << 24
 
 
-def test_the_average_and_the_best_are_what_is_handed_over(arguments, tmp_path: Path) -> None:
+def test_result_is_average_or_best(arguments, tmp_path: Path) -> None:
     here(arguments(tmp_path), tmp_path)
     last = load_checkpoint(tmp_path / "checkpoints/step_00000015")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -374,7 +372,7 @@ def test_the_average_and_the_best_are_what_is_handed_over(arguments, tmp_path: P
     assert not torch.equal(last.weights["ema"][name], last.weights["model"][name])
 
 
-def test_the_average_is_the_one_of_the_textbook(arguments, tmp_path: Path) -> None:
+def test_exponential_average_equals_formula(arguments, tmp_path: Path) -> None:
     here(arguments(tmp_path, training__save_total_limit=99), tmp_path)
     found = [load_checkpoint(path) for path in list_checkpoints(tmp_path / "checkpoints")]
     average = found[0].weights["ema"]["pooling.position"].double()

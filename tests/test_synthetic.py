@@ -1,4 +1,4 @@
-"""The synthetic world: what is in the files is what the names say, and order is the only clue within a pair."""
+"""Synthetic world: files match their names, and order is the only clue within a pair."""
 
 import csv
 import json
@@ -80,7 +80,7 @@ def test_second_motion_is_the_first_played_backwards(pair):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pixels_show_the_scene(shape):
-    """The object is where the state says, grows, moves and turns as the first motion of each pair is named."""
+    """The position of the object follows its state. It grows, moves and turns as in the name of the first motion."""
     for pair in MOTIONS:
         scene = draw_scene(np.random.default_rng([7, len(shape)]), shape, pair, 16, 64)
         frames = draw_frames(scene, np.arange(16), np.random.default_rng(0), noise=0).astype(np.float32)
@@ -90,7 +90,7 @@ def test_pixels_show_the_scene(shape):
         assert area.min() > 40
         rows, columns = np.mgrid[:64, :64] + 0.5
         y, x = ((drawn * grid).sum(axis=(1, 2)) / area for grid in (rows, columns))
-        slack = 0.45 * scene.radius * 64 + 1  # a moon's or a heart's pixels are not centred on its origin
+        slack = 0.45 * scene.radius * 64 + 1  # the pixels of a moon or a heart are not centered on its origin
         assert (np.abs(x - 64 * scene.x) < slack).all()
         assert (np.abs(y - 64 * scene.y) < slack).all()
         if pair == "horizontal":
@@ -106,7 +106,7 @@ def test_pixels_show_the_scene(shape):
             assert scene.colour_name == ("red",) * 8 + ("blue",) * 8
 
 
-def test_turning_clockwise_turns_the_dark_side_clockwise_on_screen():
+def test_clockwise_turns_clockwise_on_screen():
     for key in range(6):
         scene = draw_scene(np.random.default_rng(key), "ball", "rotation", 16, 64)
         frames = draw_frames(scene, np.arange(16), np.random.default_rng(0), noise=0).astype(np.float32)
@@ -214,7 +214,7 @@ def test_write_video_refuses_what_it_cannot_encode(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_build_world_writes_what_it_says(tmp_path):
+def test_build_world_writes_documented_files(tmp_path):
     root = build_world(TINY, tmp_path / "world", progress=False)
     with open(root / "classes.csv", newline="") as file:
         classes = list(csv.DictReader(file))
@@ -267,7 +267,7 @@ def test_build_world_refuses_another_world(tmp_path):
 
 
 def describe_frames(clip: np.ndarray) -> np.ndarray:
-    """[T, H, W, 3] to one descriptor per frame, [T, D]: colour, edges, and distance from the clip's median."""
+    """Return one descriptor per frame, [T, H, W, 3] -> [T, D]: color, edges, and distance from the clip's median."""
     pixels = clip.astype(np.float32) / 255
     num_frames, size = pixels.shape[:2]
     small = pixels.reshape(num_frames, 16, size // 16, 16, size // 16, 3).mean(axis=(2, 4))
@@ -279,19 +279,19 @@ def describe_frames(clip: np.ndarray) -> np.ndarray:
 
 
 def without_order(frames: np.ndarray) -> np.ndarray:
-    """Statistics of a bag of frame descriptors [T, D]: sorted values, mean and second moments."""
+    """Return statistics of a bag of frame descriptors [T, D]: sorted values, mean and second moments."""
     coarse = frames[:, :256].reshape(len(frames), 64, 4).mean(axis=1)
     moments = np.cov(np.concatenate([coarse, frames[:, -6:]], axis=1).T)
     return np.concatenate([np.sort(frames, axis=0)[::3].ravel(), frames.mean(axis=0), moments.ravel()])
 
 
 def with_order(frames: np.ndarray) -> np.ndarray:
-    """The same descriptors as they come, every third frame, and what changed from each to the next."""
+    """Return every third descriptor in order, and the change from each to the next."""
     return np.concatenate([frames[::3].ravel(), np.diff(frames[::3], axis=0).ravel()])
 
 
 def held_out_accuracies(train: np.ndarray, test: np.ndarray) -> list[float]:
-    """Accuracy of a linear classifier and of a forest; rows [N, D] alternate between the two classes."""
+    """Return the accuracy of a linear classifier and of a forest; rows [N, D] alternate between the two classes."""
     labels, truth = np.arange(len(train)) % 2, np.arange(len(test)) % 2
     reduce = make_pipeline(StandardScaler(), PCA(50, svd_solver="arpack", random_state=0, whiten=True))
     train, test = reduce.fit_transform(train), reduce.transform(test)
@@ -303,9 +303,12 @@ def held_out_accuracies(train: np.ndarray, test: np.ndarray) -> list[float]:
 
 
 @pytest.mark.parametrize("pair", MOTIONS)
-def test_a_bag_of_frames_stays_at_chance(pair):
-    """Two controls show that the test can fail: the same classifiers given order, and the same bag of frames
-    given only the first half of each clip, which is another half for either motion."""
+def test_bag_of_frames_is_at_chance(pair):
+    """Two controls show that the test can fail.
+
+    They are the same classifiers with order, and the same bag of frames of the first half of each clip, which differs
+    between the motions.
+    """
     config = WorldConfig(objects=("star",), motions=(pair,))
     clips = {
         split: [describe_frames(render_clip(config, i % 2, split, i // 2)) for i in range(200)]

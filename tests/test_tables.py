@@ -1,4 +1,4 @@
-"""The renderer of Markdown tables."""
+"""Renderer of Markdown tables."""
 
 import pytest
 

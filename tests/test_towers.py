@@ -1,4 +1,4 @@
-"""Every ViT image tower in open_clip's list: equal to open_clip's own, adapted, tuned and saved as the native ones."""
+"""Every ViT image tower in open_clip's list: equal to open_clip's, adapted, tuned and saved like the native ones."""
 
 import copy
 import functools
@@ -20,13 +20,13 @@ from clipvid.model.config import ModelConfig
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import VideoCLIP
 
-KINDS = ("vit_", "eva", "vitamin_")  # how timm's names of ViTs begin; ViTamin's upper part is one
+KINDS = ("vit_", "eva", "vitamin_")  # prefixes of timm's names of ViTs; ViTamin's upper part is one
 OTHERS = ("vit_relpos",)
 create_timm_model = timm.create_model
 
 
 def create_little(tower: str, **options) -> torch.nn.Module:
-    """In place of `timm.create_model`: two blocks, 64 wide, where the stem does not fix the width."""
+    """Create a tower with two blocks, 64 wide unless the stem fixes the width, instead of `timm.create_model`."""
     sizes = {"depth": 2} if "_mci_" in tower or "vitamin" in tower else {"depth": 2, "embed_dim": 64, "num_heads": 2}
     return create_timm_model(tower, **sizes, **options)
 
@@ -36,14 +36,14 @@ def vision_config(name: str) -> dict:
 
 
 def is_vit(name: str) -> bool:
-    """Whether open_clip's configuration of that name has an image tower of ViT blocks."""
+    """Return True if open_clip's configuration of that name has an image tower of ViT blocks."""
     vision = vision_config(name)
     if "timm_model_name" in vision:
         return vision["timm_model_name"].startswith(KINDS) and not vision["timm_model_name"].startswith(OTHERS)
     return isinstance(vision["layers"], int)
 
 
-LISTED = open_clip.list_models()  # before a test adds its own
+LISTED = open_clip.list_models()  # before a test adds another
 VITS = [name for name in LISTED if is_vit(name)]
 # One configuration of each timm tower.
 TIMM = sorted(
@@ -55,7 +55,7 @@ TIMM = sorted(
 CLASSES = ["ViT-B-16-SigLIP", "PE-Core-T-16-384", "EVA01-g-14", "EVA02-B-16", "EVA02-E-14", "MobileCLIP-B"]
 
 
-# Heading in docs/choosing.md -> what tells the names of timm's towers; the rest of these are of other kinds.
+# Heading in docs/choosing.md -> pattern of timm's tower names; other names are of other kinds.
 FAMILIES = {
     "SigLIP, SigLIP2": "siglip",
     "ViTamin": "vitamin_",
@@ -67,7 +67,7 @@ FAMILIES = {
 
 
 def tower_table() -> str:
-    """Markdown: which image towers of open_clip's list run, and how many configurations of it have them."""
+    """Return a Markdown table of supported image towers in open_clip's list, with numbers of configurations."""
     found: dict[str, list[str]] = {"open_clip's own ViT": []} | {family: [] for family in FAMILIES} | {"refused": []}
     for name in LISTED:
         timm_name = vision_config(name).get("timm_model_name")
@@ -86,14 +86,14 @@ def tower_table() -> str:
 
 
 def both(name: str) -> tuple[torch.nn.Module, Backbone]:
-    """open_clip's model with random weights and no text tower, and the backbone made of the same weights."""
+    """Return open_clip's model with random weights and no text tower, and the backbone with the same weights."""
     full = open_clip.get_model_config(name)
     config = {key: full[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in full} | {
         "text_cfg": NO_TEXT
     }
     torch.manual_seed(0)
     clip = open_clip.CLIP(**copy.deepcopy(config)).eval()
-    for parameter in clip.parameters():  # some of open_clip's are left unset
+    for parameter in clip.parameters():  # open_clip leaves some unset
         parameter.data.nan_to_num_(0.0).clamp_(-1, 1)
     shake(clip, 0.02)
     state = {key: value for key, value in clip.state_dict().items() if key.startswith("visual.")}
@@ -102,7 +102,7 @@ def both(name: str) -> tuple[torch.nn.Module, Backbone]:
 
 @functools.cache
 def little(name: str) -> tuple[torch.nn.Module, Backbone]:
-    """`both`, 64 wide and two blocks deep."""
+    """Return `both`, 64 wide and two blocks deep."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm, "create_model", create_little)
         return both(name)
@@ -122,10 +122,10 @@ def frames_of(backbone: Backbone, num_frames: int = 2) -> torch.Tensor:
 
 @torch.no_grad()
 def check_equal(clip: torch.nn.Module, backbone: Backbone) -> None:
-    """The features of a clip's frames are open_clip's image features; so are the weights, to the bit."""
+    """Check that the features of a clip's frames are open_clip's image features, and that weights are bitwise equal."""
     frames = frames_of(backbone)
     expected = clip.encode_image(frames[0])
-    expected = expected[0] if isinstance(expected, tuple) else expected  # CoCa's gives its tokens too
+    expected = expected[0] if isinstance(expected, tuple) else expected  # CoCa also returns its tokens
     found = video_model(backbone).encoder(frames)
 
     scale = expected.abs().max()
@@ -157,7 +157,7 @@ def test_timm_tower_equals_open_clips(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VITS)
 def test_every_tower_of_the_list_equals_open_clips(name, monkeypatch):
-    """At its own width; two blocks deep."""
+    """Towers have their original width and two blocks."""
     monkeypatch.setattr(timm, "create_model", lambda tower, **options: create_timm_model(tower, depth=2, **options))
     whole = open_clip.get_model_config
 
@@ -194,7 +194,7 @@ def test_fresh_adapter_changes_no_bit(name, adapter):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_lora_adapts_q_k_v_and_out_of_every_tower(name):
+def test_lora_adapts_attention_of_every_tower(name):
     _, backbone = little(name)
     frames = frames_of(backbone)
     model = video_model(backbone, tune=[LORA])
@@ -214,7 +214,7 @@ def test_lora_adapts_q_k_v_and_out_of_every_tower(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CLASSES)
-def test_partial_trains_the_last_block_and_what_follows(name):
+def test_partial_trains_last_block_and_head(name):
     _, backbone = little(name)
     model = video_model(backbone, tune=[{"name": "partial", "blocks": 1}])
     others = {name for name in trained(model) if not name.startswith("encoder.layers.1.block.")}
@@ -226,7 +226,7 @@ def test_partial_trains_the_last_block_and_what_follows(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "EVA02-B-16"])
-def test_timm_model_comes_back_from_its_folder(name, tmp_path, monkeypatch):
+def test_timm_model_round_trip(name, tmp_path, monkeypatch):
     monkeypatch.setattr(timm, "create_model", create_little)
     _, backbone = little(name)
     model = move(video_model(backbone, adapter="sifa", tune=["adapters", "head", LORA]))
@@ -256,7 +256,7 @@ def test_timm_tower_of_another_image_size(name, tmp_path, monkeypatch):
     again = load_backbone(f"local-dir:{tmp_path / 'resized'}")
     assert again.fingerprint() == resized.fingerprint()
     check_equal(clip, again)
-    with pytest.raises(ValueError, match=f"image_size={size - 1} is no multiple of the tower's patches of {patch}"):
+    with pytest.raises(ValueError, match=f"image_size={size - 1} is not a multiple of the tower's patch size, {patch}"):
         load_backbone(f"local-dir:{tmp_path / 'native'}", image_size=size - 1)
 
 

@@ -1,4 +1,4 @@
-"""Trackers of a run: refused in time, and their files in one place."""
+"""Trackers of a run: early refusal, and their files in one place."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_a_tracker_without_its_package_is_refused(name: str, tmp_path: Path, mon
         build_accelerator(TrainingConfig(report_to=name), str(tmp_path))
 
 
-def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_tracker_error_lists_known_trackers(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"training\.report_to=wand: expected one of .*tensorboard.*wandb"):
         build_accelerator(TrainingConfig(report_to="wand"), str(tmp_path))
 
@@ -33,7 +33,7 @@ def test_tensorboard_writes_to_logs(tmp_path: Path) -> None:
     assert events.parent == tmp_path / "logs"
 
 
-def test_a_tracker_that_cannot_start_is_one_clear_error(tmp_path: Path, monkeypatch) -> None:
+def test_failed_tracker_start_is_one_line(tmp_path: Path, monkeypatch) -> None:
     accelerator = build_accelerator(TrainingConfig(), str(tmp_path))
 
     def refuse(*args, **options):

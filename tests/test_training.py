@@ -1,4 +1,4 @@
-"""The loop from config to model folder: on real files, killed and resumed, on one process and on two."""
+"""Training from config to model folder: on real files, killed and resumed, on one process and on two."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def world(tmp_path_factory) -> Path:
 
 
 def arguments(world: Path, output: Path, *more: str) -> list[str]:
-    """A run of 2 epochs of 2 steps of 8 clips, in the words of the command line."""
+    """Return command-line arguments of a run of 2 epochs of 2 steps of 8 clips."""
     fixed = {
         "data.root": world,
         "output_dir": output,
@@ -77,7 +77,7 @@ def test_a_run_gives_a_model_folder(world: Path, tmp_path: Path, capsys) -> None
     before = (tmp_path / "model.safetensors").read_bytes()
     capsys.readouterr()
     command.main(arguments(world, tmp_path))
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert (tmp_path / "model.safetensors").read_bytes() == before
     with pytest.raises(FileExistsError, match="seed"):
         command.main(arguments(world, tmp_path, "--seed=1"))
@@ -100,8 +100,8 @@ def test_only_what_is_tuned_moves(world: Path, tmp_path: Path, tune: str) -> Non
     assert moved == {name for name, parameter in fresh.named_parameters() if parameter.requires_grad}
 
 
-def test_frozen_weights_in_bfloat16_give_the_same_run(world: Path, tmp_path: Path) -> None:
-    """In processes of their own: Accelerate takes one precision for each."""
+def test_frozen_bf16_run_is_bitwise_equal(world: Path, tmp_path: Path) -> None:
+    """Runs in separate processes, since Accelerate allows one precision per process."""
     plain, lowered = tmp_path / "plain", tmp_path / "lowered"
     more = ["--training.mixed_precision=bf16", "--model.tune=[adapters, lora]", "--training.epochs=1"]
     for output, option in ((plain, "false"), (lowered, "true")):
@@ -115,7 +115,7 @@ def test_frozen_weights_in_bfloat16_give_the_same_run(world: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_compiled_run_is_the_same_but_for_rounding(world: Path, tmp_path: Path) -> None:
+def test_compiled_run_is_equal_up_to_rounding(world: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "plain", tmp_path / "compiled"
     for output, more in zip(outputs, ([], ["--training.torch_compile=true"]), strict=True):
         command.main(arguments(world, output, "--model.tune=[adapters, lora]", "--optim.lr=0.001", *more))
@@ -123,22 +123,20 @@ def test_compiled_run_is_the_same_but_for_rounding(world: Path, tmp_path: Path) 
     torch.testing.assert_close(compiled, plain, atol=1e-3, rtol=0)
 
 
-def test_frozen_weights_in_bfloat16_need_its_autocast(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="frozen_bf16 needs mixed_precision: bf16; it is no"):
+def test_frozen_bf16_requires_bf16_autocast(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frozen_bf16 needs mixed_precision: bf16, got no"):
         parse(world, tmp_path, "--training.frozen_bf16=true")
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Exception in place of the end of the process."""
 
 
 @pytest.mark.parametrize(
     ("fatal_call", "tune"),
     [*((call, "[adapters, head]") for call in (1, 2, 3)), (3, "[{name: lora, towers: [image, text]}, layernorm]")],
 )
-def test_a_killed_run_ends_equal_to_one_that_was_never_stopped(
-    world: Path, tmp_path: Path, monkeypatch, fatal_call: int, tune: str
-) -> None:
+def test_resume_after_kill_is_equal(world: Path, tmp_path: Path, monkeypatch, fatal_call: int, tune: str) -> None:
     extra = (
         f"--model.tune={tune}",
         "--training.ema_decay=0.9",
@@ -179,7 +177,7 @@ def test_a_killed_run_ends_equal_to_one_that_was_never_stopped(
 
 
 def test_accumulated_steps_equal_one_large_step(world: Path, tmp_path: Path) -> None:
-    eps = "--optim.eps=0.001"  # else Adam makes whole steps of rounding errors where gradients are next to nothing
+    eps = "--optim.eps=0.001"  # otherwise Adam turns rounding errors of tiny gradients into full steps
     run(parse(world, tmp_path / "one", eps), tmp_path / "one")
     small = ("--training.per_device_train_batch_size=2", "--training.gradient_accumulation_steps=4")
     run(parse(world, tmp_path / "four", eps, *small), tmp_path / "four")
@@ -188,7 +186,7 @@ def test_accumulated_steps_equal_one_large_step(world: Path, tmp_path: Path) -> 
         torch.testing.assert_close(four[name], one[name], atol=1e-6, rtol=1e-5)
 
 
-def test_two_processes_train_and_evaluate_as_one(world: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_evaluate_like_one(world: Path, tmp_path: Path) -> None:
     run(parse(world, tmp_path / "one"), tmp_path / "one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     half = arguments(world, tmp_path / "two", "--training.per_device_train_batch_size=4")
@@ -223,10 +221,10 @@ def test_leave_one_group_out_holds_out_every_video_once(world: Path, tmp_path: P
     (tmp_path / "metrics.json").unlink()
     capsys.readouterr()
     command.main(arguments(world, tmp_path, *folds))
-    assert capsys.readouterr().out.count("finished already") == 5
+    assert capsys.readouterr().out.count("already finished") == 5
 
 
-def test_parameters_are_grouped_by_pattern_and_none_is_forgotten() -> None:
+def test_parameter_groups_are_complete() -> None:
     model = clipvid.create_model("tiny", adapter="ila", hidden=16, pooling="mit", num_frames=4)
     groups = [
         ParameterGroup("encoder.layers.*.adapters.ila.message_*", 0.5, 0.1),
@@ -244,7 +242,7 @@ def test_parameters_are_grouped_by_pattern_and_none_is_forgotten() -> None:
         build_optimizer(model, OptimConfig(groups=[ParameterGroup("*mesage*", 0.1, 0.1)]))
 
 
-def test_nothing_to_train_is_said() -> None:
+def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
         build_optimizer(clipvid.create_model("tiny", adapter="none"), OptimConfig())
 
@@ -263,6 +261,6 @@ def test_the_schedule_warms_up_and_decays() -> None:
     assert all(later < earlier for earlier, later in pairwise(rates[2:]))
 
 
-def test_random_weights_are_never_fine_tuned_by_mistake(world: Path, tmp_path: Path) -> None:
+def test_random_weights_require_explicit_option(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.pretrained is missing for ViT-B-32"):
         run(parse(world, tmp_path, "--model.backbone=ViT-B-32"), tmp_path)

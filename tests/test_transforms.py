@@ -9,7 +9,7 @@ EVERYTHING = {"rand_augment": 9, "color_jitter": 0.4, "grayscale": 0.3, "random_
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Of half the contrast, so that no interpolation leaves the range of a byte on the way."""
+    """Return noise of half the contrast, so that interpolation stays within the range of a byte."""
     return torch.randint(64, 192, shape, generator=keyed_generator(seed), dtype=torch.uint8)
 
 
@@ -29,8 +29,8 @@ def test_training_augments_all_frames_alike(seed: int):
     ("options", "probability"),
     [({"grayscale": 0.3}, 0.3), ({"random_erasing": 0.4}, 0.4), ({"color_jitter": 0.4}, 1.0)],
 )
-def test_each_option_acts_as_often_as_it_says(options: dict, probability: float):
-    """With the crop off (the whole of a square frame of the final size), what differs is the option's doing."""
+def test_augmentation_probabilities(options: dict, probability: float):
+    """Without the crop (the whole of a square frame of the final size), all differences come from the option."""
     clip = still_clip(1, 32, 32)
     crop_off = {"scale": (1.0, 1.0)}
     plain, optional = train_transform(32, **crop_off), train_transform(32, **crop_off, **options)
@@ -41,7 +41,7 @@ def test_each_option_acts_as_often_as_it_says(options: dict, probability: float)
     assert sum(changed) / 200 == pytest.approx(probability, abs=0.1)
 
 
-def test_keyed_augmentation_depends_on_the_key_and_leaves_global_state():
+def test_keyed_augmentation_keeps_global_state():
     transform, clip = train_transform(24, **EVERYTHING), noise(3, 3, 40, 50)
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -96,14 +96,14 @@ def test_impossible_views_are_refused(arguments: dict, message: str):
 
 
 def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips that are filled with their own number, one class each: pixels then say what the targets have to."""
+    """Return clips filled with their number, one class each, so that pixels determine the targets."""
     frames = torch.arange(size, dtype=torch.float32).view(size, 1, 1, 1, 1).expand(size, 2, 3, 16, 20).contiguous()
     return frames, torch.eye(size)
 
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize(("mixup_alpha", "cutmix_alpha"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_targets_say_what_was_mixed(seed: int, mixup_alpha: float, cutmix_alpha: float):
+def test_mixed_targets_match_pixels(seed: int, mixup_alpha: float, cutmix_alpha: float):
     frames, targets = batch()
     mixed, soft = mix(frames, targets, mixup_alpha, cutmix_alpha, keyed_generator(seed))
     assert mixed.shape == frames.shape

@@ -1,4 +1,4 @@
-"""What is trained: LoRA as peft has it, context tokens, parts of towers, lr by layer; what then costs nothing."""
+"""Trained parts: LoRA by peft, context tokens, parts of towers, learning rates by layer; costs of frozen parts."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def trained(model):
 
 @torch.no_grad()
 def move(model, amount=0.05):
-    """Training stands still for no trained parameter."""
+    """Add noise to every trained parameter, in place of training."""
     generator = torch.Generator().manual_seed(8)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -58,7 +58,7 @@ def test_text_tower_with_fresh_lora_gives_the_same_features(make_model, tmp_path
 
 
 @pytest.mark.parametrize("lora", [LORA, BOTH], ids=["image", "both towers"])
-def test_lora_trains_a_and_b_of_every_linear_named_and_nothing_else(make_model, lora):
+def test_lora_trains_only_a_and_b(make_model, lora):
     model = make_model(labels=LABELS, tune=[lora]).train()
     blocks = ["encoder.layers.{}.block"] + ["text.clip.transformer.resblocks.{}"] * ("towers" in lora)
     linears = ["attn.q", "attn.k", "attn.v", "attn.out"] + ["mlp.c_fc", "mlp.c_proj"] * ("targets" in lora)
@@ -82,7 +82,7 @@ def test_lora_trains_a_and_b_of_every_linear_named_and_nothing_else(make_model, 
 @pytest.mark.parametrize(
     "tune", [["adapters", "head", LORA], [BOTH], [LORA, "layernorm", {"name": "partial", "blocks": 1}]], ids=str
 )
-def test_model_with_lora_comes_back_to_the_bit(make_model, tiny_folder, tmp_path, tune, is_public):
+def test_lora_round_trip_is_bitwise(make_model, tiny_folder, tmp_path, tune, is_public):
     model = move(make_model(ILA, LABELS, pooling="mit", tune=tune, is_public=is_public))
     model.save_pretrained(tmp_path)
     assert not any("lora_" in name for name in load_file(tmp_path / "model.safetensors"))
@@ -118,7 +118,7 @@ def test_peft_reads_the_folder(make_model, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("lora", [LORA, BOTH], ids=["image", "both towers"])
-def test_merged_lora_gives_the_same_logits_and_a_model_of_its_own(make_model, tiny_folder, tmp_path, lora):
+def test_merged_lora_gives_equal_logits(make_model, tiny_folder, tmp_path, lora):
     model = move(make_model(ILA, LABELS, tune=["adapters", lora], is_public=True))
     frames = random_frames()
     before, clean = model(frames).logits, model.backbone
@@ -132,12 +132,12 @@ def test_merged_lora_gives_the_same_logits_and_a_model_of_its_own(make_model, ti
     assert not (tmp_path / "lora").exists()
     loaded = from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(frames).logits, merged, atol=1e-6, rtol=1e-6)
-    with pytest.raises(ValueError, match="there is no LoRA to merge"):
+    with pytest.raises(ValueError, match="the model has no LoRA to merge"):
         loaded.merge_lora()
 
 
 @torch.no_grad()
-def test_merging_brings_what_the_text_tower_has_learnt(make_model):
+def test_merging_includes_the_text_tower(make_model):
     model = make_model("none", LABELS, tune=[LORA | {"towers": ["text"], "dropout": 0.3}])
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -150,14 +150,14 @@ def test_merging_brings_what_the_text_tower_has_learnt(make_model):
 
 
 @torch.no_grad()
-def test_saving_over_a_model_with_lora_leaves_none_of_it(make_model, tmp_path):
+def test_saving_over_lora_removes_it(make_model, tmp_path):
     make_model(labels=LABELS, tune=[LORA]).save_pretrained(tmp_path)
     make_model(labels=LABELS).save_pretrained(tmp_path)
     assert not (tmp_path / "lora").exists()
     from_pretrained(tmp_path)
 
 
-def test_damaged_lora_is_told(make_model, tmp_path):
+def test_damaged_lora_is_refused(make_model, tmp_path):
     make_model(labels=LABELS, tune=[LORA]).save_pretrained(tmp_path)
     weights = tmp_path / "lora" / "adapter_model.safetensors"
     whole = weights.read_bytes()
@@ -165,7 +165,7 @@ def test_damaged_lora_is_told(make_model, tmp_path):
     with pytest.raises(ValueError, match=r"lora/adapter_model.safetensors is damaged or was changed"):
         from_pretrained(tmp_path)
     weights.unlink()
-    with pytest.raises(FileNotFoundError, match=r"is not whole: it has no lora/adapter_model"):
+    with pytest.raises(FileNotFoundError, match=r"is incomplete: it has no lora/adapter_model"):
         from_pretrained(tmp_path)
     weights.write_bytes(whole)
     edit_json(tmp_path / "config.json", lambda record: record["model"]["tune"][0].update(rank=2))
@@ -195,11 +195,11 @@ def test_block_with_lora_is_one_graph(make_model):
     model = move(make_model("st_adapter", LABELS, tune=["adapters", LORA]))
     tokens = torch.randn(2, 3, 17, 64)
     layer = model.encoder.layers[1]
-    whole = torch.compile(layer, backend="aot_eager", fullgraph=True)  # a break in the graph would be an error
+    whole = torch.compile(layer, backend="aot_eager", fullgraph=True)  # a graph break is an error
     torch.testing.assert_close(whole(tokens, (4, 4))[0], layer(tokens, (4, 4))[0])
 
 
-def test_compiled_blocks_share_their_graph_and_train_the_same(make_model, tmp_path):
+def test_compiled_blocks_share_a_graph(make_model, tmp_path):
     counter, folder = CompileCounter(), write_clip(tmp_path / "deep", clip_config({"layers": 4}))
     models = [move(make_model(labels=LABELS, tune=[LORA], folder=folder)).train() for _ in range(2)]
     models[1].encoder.compile_blocks(backend=counter)
@@ -233,7 +233,7 @@ def test_context_starts_as_the_words_given(make_model):
 
 
 @torch.no_grad()
-def test_context_is_trained_alone_and_comes_back(make_model, tmp_path):
+def test_context_round_trip(make_model, tmp_path):
     model = make_model(labels=LABELS, tune=[{"name": "coop", "tokens": 6, "init": "footage of"}]).train()
     assert trained(model) == {"context.vectors"}
     assert model.context.vectors.shape == (6, 32)
@@ -260,18 +260,21 @@ def test_context_is_trained_alone_and_comes_back(make_model, tmp_path):
             {"tune": [{"name": "coop", "tokens": 12}]},
             "12 context tokens leave no room for ride_bike, play the guitar in",
         ),
-        ({"tune": [LORA, "lora"]}, "each may stand once"),
+        ({"tune": [LORA, "lora"]}, "each name may be listed once"),
         ({"tune": ["partial(2)"]}, "did you mean 'partial'"),
         ({"tune": [{"name": "partial", "blocks": 3}]}, "partial has blocks=3; the image tower has 2"),
         ({"tune": [{"name": "lora", "targets": ["qkv"]}]}, "expected a list of some of q, k, v, out, c_fc, c_proj"),
-        ({"tune": [{"name": "coop", "tokens": 10**9}]}, "tokens=1000000000; a text of this tower has 16 tokens in all"),
-        ({"tune": [{"name": "lora", "rank": 10**9}]}, "rank=1000000000 is more than any linear of the model is wide"),
+        (
+            {"tune": [{"name": "coop", "tokens": 10**9}]},
+            "tokens=1000000000; a text of this tower has 16 tokens in total",
+        ),
+        ({"tune": [{"name": "lora", "rank": 10**9}]}, "rank=1000000000 exceeds the width of every linear"),
         ({"tune": [{"name": "lora", "rank": 0}]}, "rank=0 must be at least 1"),
         ({"tune": [{"name": "lora", "r": 8}]}, "has no option 'r'"),
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused(make_model, fields, message):
+def test_invalid_tuning_is_refused(make_model, fields, message):
     with pytest.raises(ValueError, match=message):
         make_model(labels=LABELS, **fields)
 
@@ -284,15 +287,15 @@ def test_templates_beside_a_context_are_refused(make_model):
 def test_lora_names_the_tower_that_has_no_such_linears(make_model, tmp_path):
     folder = write_clip(tmp_path / "clip", clip_config({"qk_norm": True}))
     with pytest.raises(
-        ValueError, match="lora: the image tower's attention or MLP is of a kind of its own and has no linear q"
+        ValueError, match="lora: the image tower's attention or MLP is not supported and has no linear q"
     ):
         make_model(folder=folder, tune=["lora"])
 
 
-# What is trained costs, the rest does not
+# Frozen parts cost nothing
 
 
-def test_only_what_stands_above_the_lowest_trained_part_keeps_a_graph(make_model):
+def test_frozen_lower_blocks_keep_no_graph(make_model):
     seen = {}
 
     def watch(model):
@@ -306,7 +309,7 @@ def test_only_what_stands_above_the_lowest_trained_part_keeps_a_graph(make_model
     assert seen == {0: False, 1: True}
     gradients = [parameter.grad.clone() for parameter in upper.parameters() if parameter.requires_grad]
     upper.zero_grad()
-    upper(random_frames().requires_grad_()).logits.mean().backward()  # whoever asks for more gets it
+    upper(random_frames().requires_grad_()).logits.mean().backward()  # gradients of frames on request
     assert seen == {0: True, 1: True}
     for found, whole in zip(gradients, (p.grad for p in upper.parameters() if p.requires_grad), strict=True):
         assert torch.equal(found, whole)
@@ -317,7 +320,7 @@ def test_only_what_stands_above_the_lowest_trained_part_keeps_a_graph(make_model
 
 
 @pytest.mark.parametrize("tune", [["adapters", "head"], [LORA], ["layernorm"], ["full"]], ids=str)
-def test_frozen_weights_in_bfloat16_change_no_bit_under_autocast(make_model, tune):
+def test_frozen_bf16_is_bitwise_equal_under_autocast(make_model, tune):
     results = []
     for lower in (False, True):
         model = move(make_model("st_adapter", LABELS, tune=tune)).train()
@@ -337,7 +340,7 @@ def test_frozen_weights_in_bfloat16_change_no_bit_under_autocast(make_model, tun
 # Learning rates
 
 
-def test_lr_decays_with_the_layers_above_pretrained_weights_only(make_model):
+def test_layer_decay_of_pretrained_weights(make_model):
     model = make_model("sifa", LABELS, tune=["adapters", "full", LORA, {"name": "coop"}])
     optimizer = build_optimizer(model, OptimConfig(lr=1.0, layer_decay=0.5))
     names = {id(value): name for name, value in model.named_parameters()}
@@ -366,7 +369,7 @@ def test_text_tower_has_layers_too(make_model):
 def test_table_counts_every_parameter_once(make_model):
     model = make_model("sifa", LABELS, tune=["adapters", LORA, {"name": "partial", "blocks": 1}])
     optimizer = build_optimizer(model, config := OptimConfig(lr=0.01, layer_decay=0.5, weight_decay=0.1))
-    build_scheduler(optimizer, config, 10)  # the warm-up begins at lr 0, which is not what one wants to read
+    build_scheduler(optimizer, config, 10)  # the warm-up starts at lr 0, which is not shown
     header, *lines = [line.split("  ") for line in describe_groups(model, optimizer).splitlines()]
     rows = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     assert [cell.strip() for cell in header if cell.strip()] == ["module", "parameters", "lr", "weight decay", "share"]

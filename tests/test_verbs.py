@@ -1,4 +1,4 @@
-"""Options and output folders of the training verbs: what is refused, and what is written before."""
+"""Options and output folders of the training verbs: refusals, and files written before them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def words(world: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """Options of a run of one epoch of two steps or one in `tmp_path`/run."""
+    """Return options of a run of one epoch of one or two steps in `tmp_path`/run."""
 
     def build(verb: str, *more: str) -> list[str]:
         common = {"output_dir": tmp_path / "run", "training.epochs": 1, "training.report_to": "none"}
@@ -118,7 +118,7 @@ def test_default_metric_is_measured(verb: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", CONFIGS)
-def test_former_default_of_the_metric_works_where_nothing_reads_it(verb: str) -> None:
+def test_former_default_metric_is_accepted_if_unused(verb: str) -> None:
     parse_config(CONFIGS[verb], ["--training.metric_for_best_model=val_top1"], "test")
 
 
@@ -148,11 +148,11 @@ def test_training_without_augmentation(words, verb: str) -> None:
     assert parse_config(CONFIGS[verb], words(verb, "--data.augment=null"), "test").data.augment is None
 
 
-SKIPPED_STEPS = "training.max_skipped_steps"  # the loop of all verbs reads it only after a step without finite loss
+SKIPPED_STEPS = "training.max_skipped_steps"  # all verbs read it, but only after a step without finite loss
 
 
 @pytest.mark.parametrize(("verb", "option"), [(verb, option) for verb in CONFIGS for option in CONFIGS[verb].UNUSED])
-def test_unused_option_is_refused_by_name(words, capsys, tmp_path, verb: str, option: str) -> None:
+def test_unused_option_is_refused(words, capsys, tmp_path, verb: str, option: str) -> None:
     more = ["--training.mixed_precision=bf16"] if option == "training.frozen_bf16" else []
     line = refusal(capsys, verb, words(verb, f"--{option}={CHANGED[option]}", *more))
     assert f"{option}=" in line
@@ -169,7 +169,7 @@ def config_classes(hint: Any) -> Iterator[type]:
 
 
 def options_of(kind: type, prefix: str = "") -> Iterator[tuple[str, type, str]]:
-    """Yield every option below a config class: its path, the class that has it, and its name there."""
+    """Yield every option below a config class: its path, its class, and its name there."""
     hints = get_type_hints(kind)
     for name in (item.name for item in dataclasses.fields(kind)):
         yield prefix + name, kind, name
@@ -178,7 +178,7 @@ def options_of(kind: type, prefix: str = "") -> Iterator[tuple[str, type, str]]:
 
 
 def is_use(frame: FrameType | None) -> bool:
-    """Return whether clipvid reads an option there to do something with it, not to check, copy or record it."""
+    """Return True if clipvid reads an option there to use it, not to check, copy or record it."""
     while frame is not None and frame.f_code.co_filename == dataclasses.__file__:
         if frame.f_code.co_name == "replace":
             return False
@@ -228,7 +228,7 @@ def test_every_option_is_used_or_refused(words, world, tmp_path, monkeypatch, ve
 
 
 def world_options(verb: str, world: Path) -> list[str]:
-    """Return the options that build `world` again, for the verbs that can."""
+    """Return the options that build `world` again, for verbs that support it."""
     if verb == "pretrain-clip":
         return []
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(WORLD).items()}
@@ -278,15 +278,15 @@ def test_run_starts_with_the_corrected_option(words, capsys, tmp_path, verb, mor
 
 
 @pytest.mark.parametrize("verb", CONFIGS)
-def test_config_of_another_run_is_refused_before_the_model_is_built(words, capsys, tmp_path, verb) -> None:
+def test_config_of_another_run_is_refused_early(words, capsys, tmp_path, verb) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.yaml").write_text("seed: 5\n")
     line = refusal(capsys, verb, words(verb, "--model.tune=[{name: partial, blocks: 99}]"))
-    assert "holds a run with another config (" in line
+    assert "contains a run with another config (" in line
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.yaml"}
 
 
-def test_folds_claim_the_folder_before_the_first_is_written(words, tmp_path, monkeypatch) -> None:
+def test_folds_record_config_first(words, tmp_path, monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(
         "clipvid.training.session.recorded", lambda folder, *args: seen.append((folder.name, folder.exists())) or 1 / 0

@@ -1,4 +1,7 @@
-"""Temporal adapters by name. A new one is a file here and a line in `ADAPTERS`."""
+"""Temporal adapters by name.
+
+To add one, write a file in this folder and add a line to `ADAPTERS`.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ AdapterSpec = Choice | list[Choice]
 
 
 def resolve_adapters(spec: AdapterSpec) -> dict[str, AdapterConfig]:
-    """Return configs by name, in the order of the list; `none` adds nothing.
+    """Return configs by name, in the order of the list, without `none`.
 
     Raises:
-        InputError: an unknown adapter or option, or the same adapter twice.
+        InputError: An adapter or option is unknown, or an adapter is listed twice.
     """
     chosen = ADAPTERS.resolve_many(spec if isinstance(spec, list) else [spec])
     return {name: config for name, config in chosen.items() if name != "none"}
@@ -45,7 +48,7 @@ def resolve_adapters(spec: AdapterSpec) -> dict[str, AdapterConfig]:
 def build_adapters(
     configs: Mapping[str, AdapterConfig], layer: int, num_layers: int, block: BlockInfo
 ) -> dict[str, Adapter]:
-    """Return fresh adapters by name for the block `layer` of `num_layers`."""
+    """Build the adapters of block `layer` in a tower of `num_layers` blocks."""
     return {
         name: ADAPTERS[name](config, block)
         for name, config in configs.items()

@@ -1,10 +1,12 @@
 """ATA, Alignment-guided Temporal Attention (Zhao et al., NeurIPS 2022, https://arxiv.org/abs/2210.00132).
 
-Patches of neighbouring frames are matched one to one by similarity, and attention over time runs along the tubes that
-the matches form, before the block's spatial attention.
-[abstract] parameter-free alignment of the patches of neighbouring frames, extending one-dimensional temporal attention,
-for any image backbone. [construction] everything else: cosine similarity, Kuhn-Munkres per pair of frames, the matches
-composed along time, and around them the block of `temporal_attention.py`, which says where its embedding stands.
+Patches of adjacent frames are matched one to one by similarity. The matches form tubes through the clip. Temporal
+attention runs along these tubes, before the block's spatial attention.
+
+Known from the paper [abstract]: the alignment of patches of adjacent frames has no parameters. It extends
+one-dimensional temporal attention and works with any image backbone. Our choice [construction]: cosine similarity, the
+Kuhn-Munkres algorithm per pair of frames, composition of matches over time, and the block of `temporal_attention.py`,
+including its temporal embedding.
 
 Shapes: B clips, T frames, P prefix tokens, N patches, L = P + N tokens per frame, D width.
 """
@@ -28,8 +30,9 @@ from clipvid.registry import check_option
 class ATAConfig(AdapterConfig):
     """Options of ATA.
 
-    solver: of the matching, `exact` (optimal; on the CPU) or `greedy` (on the device); see `matching.assign`.
-    match_on: what is compared, the tokens of the `stream` or the `normed` ones that attention sees.
+    Attributes:
+        solver: Matching algorithm, `exact` (optimal, on the CPU) or `greedy` (on the device); see `matching.assign`.
+        match_on: Tokens to compare, those of the residual `stream` or the `normed` ones that attention sees.
     """
 
     solver: Solver = "exact"
@@ -42,18 +45,22 @@ class ATAConfig(AdapterConfig):
 
 
 class ATA(TemporalAttention):
-    """One block's attention along tubes of matched patches. Prefix tokens each have a tube of their own.
+    """Temporal attention of one block along tubes of matched patches.
 
-    Gradients flow through the tokens that are gathered and not through the matching.
+    Each prefix token forms a separate tube. Gradients flow through the gathered tokens and not through the matching.
     """
 
     Config = ATAConfig
     papers = ("Zhao et al., NeurIPS 2022, https://arxiv.org/abs/2210.00132",)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
-        """See `Adapter`. trace: `tubes` [B, T, N], the patch of frame t on each tube, tube i being patch i of frame 0;
-        `similarity` [B, T-1], total cosine of the matched patches of each pair; `attention` [B, P+N, T, T] as in
-        `TemporalAttention`, by tube."""
+        """Return the update of the tokens; see `Adapter.forward`.
+
+        The trace holds:
+        - `tubes` [B, T, N]: the patch of frame t on each tube. Tube i starts at patch i of frame 0.
+        - `similarity` [B, T-1]: total cosine similarity of the matched patches of each pair of frames.
+        - `attention` [B, P+N, T, T]: attention weights by tube, as in `TemporalAttention`.
+        """
         b, t, length, width = tokens.shape
         normed = self.norm(tokens)
         _, patches = split_prefix(tokens if self.config.match_on == "stream" else normed, grid)
@@ -69,9 +76,10 @@ class ATA(TemporalAttention):
 
 
 def frame_similarity(patches: Tensor) -> Tensor:
-    """Cosine of every patch of frame t-1 (rows) with every one of frame t: [B, T, N, D] -> [B, T-1, N, N].
+    """Return the cosine similarity of the patches of adjacent frames: [B, T, N, D] -> [B, T-1, N, N].
 
-    In float32 at least, also under autocast, and without gradient.
+    Rows are patches of frame t-1, columns are patches of frame t. The result is at least float32, also under autocast,
+    and carries no gradient.
     """
     with torch.autocast(patches.device.type, enabled=False):
         exact = torch.promote_types(patches.dtype, torch.float32)
@@ -80,7 +88,7 @@ def frame_similarity(patches: Tensor) -> Tensor:
 
 
 def compose(matches: Tensor) -> Tensor:
-    """Permutations between neighbouring frames [B, T-1, N] -> tubes [B, T, N].
+    """Compose permutations between adjacent frames [B, T-1, N] into tubes [B, T, N].
 
     `tubes[:, t, i]` is the patch of frame t on the tube that starts at patch i of frame 0.
     """
@@ -92,7 +100,7 @@ def compose(matches: Tensor) -> Tensor:
 
 
 def tube_rows(tubes: Tensor, num_prefix: int) -> Tensor:
-    """Tubes [B, T, N] -> where their tokens lie in [B * T * (P+N), D]: [B, P+N, T], the prefix tokens' tubes first."""
+    """Return the rows of the tubes' tokens in a [B * T * (P+N), D] matrix: [B, T, N] -> [B, P+N, T], prefix first."""
     b, t, n = tubes.shape
     prefix = torch.arange(num_prefix, device=tubes.device).expand(b, t, num_prefix)
     slots = torch.cat([prefix, tubes + num_prefix], dim=-1)

@@ -1,7 +1,7 @@
-"""The contract that every temporal adapter keeps.
+"""Interface of temporal adapters.
 
-Shapes: B clips, T frames, P prefix tokens per frame (class token and the like, P >= 0), N = H x W patches,
-D the tower's width.
+Shapes: B clips, T frames, P prefix tokens per frame (such as the class token), N = H x W patches, D width of the tower.
+P can be 0.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ LayerSpec = str | list[int] | tuple[int, ...]
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Fields that every adapter's config has.
+    """Fields common to the configs of all adapters.
 
-    layers: which blocks get the adapter: `all`, `upper` (the upper half), `every_<k>` (every k-th, the last
-        included) or a list of indices from 0 (negative ones count from the end).
+    Attributes:
+        layers: Blocks that get the adapter: `all`, `upper` (the upper half), `every_<k>` (every k-th block, including
+            the last) or a list of indices from 0. Negative indices count from the end.
     """
 
     layers: LayerSpec = "all"
 
     def __post_init__(self) -> None:
-        """Check what does not depend on the tower. A subclass with checks calls this one."""
+        """Check the fields that do not depend on the tower. Subclasses with checks must call this method."""
         check_layers(self.layers)
 
 
 class AdapterOutput(NamedTuple):
-    """What an adapter gives back to the encoder.
+    """Output of an adapter.
 
-    update: [B, T, P+N, D], added to the residual stream.
-    loss: scalar auxiliary loss of this block, or None.
-    trace: detached tensors worth a look (points, masks, matches ...), only when asked for.
+    Attributes:
+        update: [B, T, P+N, D], added to the residual stream.
+        loss: Scalar auxiliary loss of this block, or None.
+        trace: Detached tensors for inspection (points, masks, matches and so on), or None without `trace=True`.
     """
 
     update: Tensor
@@ -50,10 +52,14 @@ class AdapterOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockInfo:
-    """What an adapter may know of the block that it joins.
+    """Properties of the block that an adapter joins.
 
-    width: D. num_heads: of its spatial attention. num_frames: T in training.
-    attn, norm: the block's spatial attention and the norm before it, to copy weights from; not to be called or kept.
+    Attributes:
+        width: D.
+        num_heads: Number of heads of the block's spatial attention.
+        num_frames: T in training.
+        attn: Spatial attention of the block, to copy weights from. Do not call or keep it.
+        norm: Norm before `attn`, to copy weights from. Do not call or keep it.
     """
 
     width: int
@@ -66,9 +72,10 @@ class BlockInfo:
 class Adapter(nn.Module):
     """Base class of temporal adapters. A subclass sets the class attributes and implements `forward`.
 
-    papers: citations, each with a link, for the card of a model that has the adapter.
-    place: where in the block the update is added to the stream.
-    identity_at_init: a fresh adapter leaves the features of CLIP as they are, to the bit.
+    Attributes:
+        papers: Citations with links, listed on the card of a model with this adapter.
+        place: Place in the block where the update is added to the stream.
+        identity_at_init: If True, a fresh adapter leaves the features of CLIP bitwise unchanged.
     """
 
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
@@ -81,15 +88,15 @@ class Adapter(nn.Module):
         self.config = config
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
-        """tokens [B, T, P+N, D] on a grid (H, W), not edited; see `AdapterOutput`."""
+        """Return the update of tokens [B, T, P+N, D] on a grid (H, W). Must not modify `tokens`."""
         raise NotImplementedError
 
     def start_epoch(self, epoch: int) -> None:
-        """Advance schedules; `epoch` counts from 0. Their state lives in buffers."""
+        """Advance schedules to `epoch`, counted from 0. Keep their state in buffers."""
 
 
 def split_prefix(tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """[B, T, P+N, D] -> prefix tokens [B, T, P, D] and patch tokens [B, T, N, D]."""
+    """Split [B, T, P+N, D] into prefix tokens [B, T, P, D] and patch tokens [B, T, N, D]."""
     num_patches = grid[0] * grid[1]
     num_prefix = tokens.shape[2] - num_patches
     if num_prefix < 0:
@@ -98,10 +105,10 @@ def split_prefix(tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]
 
 
 def check_layers(spec: LayerSpec) -> None:
-    """Refuse what no tower could have as `layers`.
+    """Check `layers` without knowledge of the tower.
 
     Raises:
-        InputError: neither a known word nor a list of indices; names the nearest word.
+        InputError: The value is neither a known word nor a list of indices.
     """
     if isinstance(spec, str):
         valid, near = spec in ("all", "upper") or _step(spec) > 0, suggest(spec, ("all", "upper", "every_2"))
@@ -113,10 +120,10 @@ def check_layers(spec: LayerSpec) -> None:
 
 
 def select_layers(spec: LayerSpec, num_layers: int) -> tuple[int, ...]:
-    """Return the indices of the blocks that `spec` names, ascending; see `AdapterConfig`.
+    """Return the indices of the blocks that `spec` selects, in ascending order; see `AdapterConfig`.
 
     Raises:
-        InputError: an unknown word, or an index outside the tower.
+        InputError: The word is unknown, or an index is out of range.
     """
     check_layers(spec)
     if isinstance(spec, str):
@@ -128,19 +135,19 @@ def select_layers(spec: LayerSpec, num_layers: int) -> tuple[int, ...]:
     outside = [index for index in indices if not -num_layers <= index < num_layers]
     if outside:
         raise InputError(
-            f"layers={indices}: {outside} outside of a tower with {num_layers} blocks (0..{num_layers - 1})"
+            f"layers={indices}: {outside} is out of range for a tower of {num_layers} blocks (0..{num_layers - 1})"
         )
     return tuple(sorted({index % num_layers for index in indices}))
 
 
 def _step(spec: str) -> int:
-    """Return k of `every_<k>`, 0 for any other word."""
+    """Return k of `every_<k>`, or 0 for any other word."""
     number = spec.removeprefix("every_")
     return int(number) if number != spec and number.isdecimal() else 0
 
 
 def zero_init(layer: LayerT) -> LayerT:
-    """`layer` with weight and bias at zero: the last map of an adapter that starts as the identity."""
+    """Set weight and bias of `layer` to zero and return it. Used as last layer, it makes an adapter the identity."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -148,10 +155,13 @@ def zero_init(layer: LayerT) -> LayerT:
 
 
 def adjacent_pair_mean(first: Tensor, second: Tensor) -> Tensor:
-    """Per-frame values from per-pair ones.
+    """Return per-frame values [B, T, ...] from per-pair values.
 
-    first, second: [B, T-1, ...], what pair (t, t+1) says of its frame t and of its frame t+1. The first and the
-    last frame take their only value, the others the mean of their two. Returns [B, T, ...].
+    The first and the last frame take their only value, other frames the mean of their two values.
+
+    Args:
+        first: [B, T-1, ...], values of pair (t, t+1) for frame t.
+        second: [B, T-1, ...], values of pair (t, t+1) for frame t+1.
     """
     inner = (first[:, 1:] + second[:, :-1]) / 2
     return torch.cat([first[:, :1], inner, second[:, -1:]], dim=1)

@@ -1,8 +1,7 @@
-"""Bilinear sampling of a k x k neighbourhood whose taps have moved, as indices and weights.
+"""Bilinear sampling of a deformable k x k neighborhood, as indices and weights.
 
-Sampling is linear: what a tap reads is a weighted sum of the four cells around it. So whatever is to be done with
-samples of many channels can be done with [N, N] matrices over cells, of which `gather_taps` and `scatter_taps` are
-the two directions.
+Sampling is linear: a sample is a weighted sum of the four cells around it. Operations on samples with many channels
+therefore reduce to [N, N] matrices over cells. `gather_taps` and `scatter_taps` are the two directions.
 
 Shapes: N = H x W cells, K = k * k taps in row-major order, 4 corners of a tap; leading axes `...` broadcast.
 """
@@ -18,10 +17,11 @@ from clipvid import InputError
 
 
 class Taps(NamedTuple):
-    """Where the taps of every cell read.
+    """Cells and weights that the taps of every cell read.
 
-    cells: [..., N, 4K] int64, the cells at the corners, corners of a tap side by side.
-    weights: [..., N, 4K], bilinear; 0 for a corner outside of the grid.
+    Attributes:
+        cells: [..., N, 4K] int64, cells at the corners. The corners of a tap are adjacent.
+        weights: [..., N, 4K], bilinear weights, 0 for a corner outside the grid.
     """
 
     cells: Tensor
@@ -29,16 +29,21 @@ class Taps(NamedTuple):
 
 
 def check_kernel_size(owner: str, kernel_size: int) -> None:
-    """Refuse a kernel without a middle tap."""
+    """Check that the kernel has a middle tap."""
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise InputError(f"{owner}: kernel_size={kernel_size} must be odd and positive, for a tap to be in the middle")
+        raise InputError(f"{owner}: kernel_size={kernel_size} must be odd and positive")
 
 
 def place_taps(offsets: Tensor, grid: tuple[int, int], kernel_size: int) -> Taps:
-    """Offsets [..., N, K, 2], (dy, dx) in cells from a tap's place in the regular k x k neighbourhood -> `Taps`.
+    """Place the taps of every cell.
 
-    In float32 at least: half precision cannot tell positions within a cell. Differentiable in the offsets; where a
-    tap lies on a cell to the digit, the derivative is the one towards growing coordinates.
+    Computed at least in float32, since half precision cannot resolve positions within a cell. The result is
+    differentiable in the offsets. For a tap exactly on a cell, the derivative is the one towards growing coordinates.
+
+    Args:
+        offsets: [..., N, K, 2], (dy, dx) in cells from the tap's place in the regular k x k neighborhood.
+        grid: (H, W).
+        kernel_size: k.
     """
     positions = _regular_taps(offsets, grid, kernel_size) + offsets
     rows, row_weights = _corners(positions[..., 0], grid[0])
@@ -49,20 +54,23 @@ def place_taps(offsets: Tensor, grid: tuple[int, int], kernel_size: int) -> Taps
 
 
 def gather_taps(matrix: Tensor, taps: Taps) -> Tensor:
-    """Each row of a matrix [..., N, N] read at that cell's taps -> [..., N, K]."""
+    """Read each row of a matrix [..., N, N] at the taps of its cell, giving [..., N, K]."""
     cells = taps.cells.expand(*matrix.shape[:-1], -1)
     return (matrix.gather(-1, cells) * taps.weights).unflatten(-1, (-1, 4)).sum(-1)
 
 
 def scatter_taps(values: Tensor, taps: Taps) -> Tensor:
-    """The transpose of `gather_taps`: [..., N, K] -> [..., N, N], with which a product over cells sums up samples."""
+    """Apply the transpose of `gather_taps`: [..., N, K] -> [..., N, N].
+
+    The product of the result with values over cells sums up samples.
+    """
     spread = values.repeat_interleave(4, dim=-1) * taps.weights
     matrix = spread.new_zeros(*values.shape[:-1], values.shape[-2])
     return matrix.scatter_add(-1, taps.cells.expand_as(spread), spread)
 
 
 def _regular_taps(offsets: Tensor, grid: tuple[int, int], kernel_size: int) -> Tensor:
-    """(y, x) of the taps that have not moved, [N, K, 2]."""
+    """Return (y, x) of the undeformed taps, [N, K, 2]."""
     dtype = torch.promote_types(offsets.dtype, torch.float32)
     lengths = (*grid, kernel_size, kernel_size)
     rows, columns, tap_rows, tap_columns = torch.meshgrid(
@@ -74,8 +82,8 @@ def _regular_taps(offsets: Tensor, grid: tuple[int, int], kernel_size: int) -> T
 
 
 def _corners(positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The two cells around each position [...] along an axis: indices and weights, both [..., 2]."""
-    positions = positions.clamp(-1, length)  # nothing is read further out, and infinity is no index
+    """Return indices and weights, both [..., 2], of the two cells around each position [...] along an axis."""
+    positions = positions.clamp(-1, length)  # positions further out read zeros; infinity has no index
     low = positions.floor()
     part = positions - low
     cells = torch.stack([low, low + 1], dim=-1).long()

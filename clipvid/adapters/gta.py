@@ -1,10 +1,10 @@
 """GTA, Global Temporal Attention (He et al., BMVC 2021, https://arxiv.org/abs/2012.08510).
 
-Known of the paper [abstract]: temporal attention on top of the spatial one, apart from it; its T x T matrix is learned
-directly, randomly initialised and shared by all samples; it is applied to pixels and to semantically similar regions
-found by a learned transformation, in a cross-channel multi-head fashion. Ours [construction]: everything that makes
-this exact, namely the norm and the two linears, the place in the block, the default sizes, the regions as a softmax
-assignment, the sum of the branches, prefix tokens as pixels like any other, and other frame counts by resampling.
+Known from the paper [abstract]: temporal attention is decoupled from spatial attention and follows it. Its T x T matrix
+is learned directly, initialized at random and shared by all samples. It applies to pixels and, after a learned
+transformation, to semantically similar regions, in a cross-channel multi-head fashion. Our choice [construction]: the
+norm and the two linears, the place in the block, and the default sizes. The same holds for regions as a softmax
+assignment, the sum of the branches, prefix tokens treated as pixels, and resampling for other frame counts.
 
 Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width, G channel groups, R regions.
 """
@@ -27,10 +27,12 @@ from clipvid.registry import check_option
 class GTAConfig(AdapterConfig):
     """Options of GTA.
 
-    groups: channel groups G, one head each; divides the width.
-    cross_channel: every group reads every group, through G x G temporal matrices; else itself alone, through G.
-    regions: R of the region branch, at least 2; 0 leaves the branch out.
-    normalize: what makes a temporal matrix of the learned numbers, `none` or `softmax` over the source frames.
+    Attributes:
+        groups: Number of channel groups G, one head each. Must divide the width.
+        cross_channel: If True, every group reads every group through G x G temporal matrices. Otherwise it reads only
+            itself, through G matrices.
+        regions: Number of regions R, at least 2. 0 disables the region branch.
+        normalize: Normalization of the temporal matrices, `none` or `softmax` over the source frames.
     """
 
     groups: int = 8
@@ -45,14 +47,15 @@ class GTAConfig(AdapterConfig):
         if self.groups < 1:
             raise InputError(f"gta: groups={self.groups} must be at least 1")
         if self.regions < 0 or self.regions == 1:
-            raise InputError(f"gta: regions={self.regions} must be at least 2, or 0 for no region branch")
+            raise InputError(f"gta: regions={self.regions} must be at least 2, or 0 to disable the region branch")
 
 
 class TemporalMix(nn.Module):
-    """Learned temporal matrices on values [B, T, M, D]: `y_g[t] = sum_h sum_s A_gh[t, s] v_h[s]` at each of M places.
+    """Learned temporal matrices on values [B, T, M, D], `y_g[t] = sum_h sum_s A_gh[t, s] v_h[s]` at each of M places.
 
-    `matrices` is [G, G, T, T] (target group, source group, target frame, source frame), or [G, T, T] where groups
-    do not cross, T the frames of training; it starts normal with a standard deviation of 1 / T.
+    `matrices` is [G, G, T, T] (target group, source group, target frame, source frame), or [G, T, T] without
+    `cross_channel`. T is the number of frames in training. The initial values are normal with a standard deviation of 1
+    / T.
     """
 
     def __init__(self, config: GTAConfig, num_frames: int):
@@ -63,18 +66,19 @@ class TemporalMix(nn.Module):
         nn.init.normal_(self.matrices, std=1 / num_frames)
 
     def matrices_for(self, num_frames: int) -> Tensor:
-        """The matrices as clips of `num_frames` frames meet them: normalised, then resampled."""
+        """Return the matrices for clips of `num_frames` frames, normalized and then resampled."""
         matrices = self.matrices.softmax(dim=-1) if self.normalize == "softmax" else self.matrices
         return resample_matrices(matrices, num_frames)
 
     def forward(self, values: Tensor) -> Tensor:
+        """Mix values [B, T, M, D] over time."""
         matrices = self.matrices_for(values.shape[1])
         equation = "ghts,bsmhc->btmgc" if matrices.ndim == 4 else "gts,bsmgc->btmgc"
         return torch.einsum(equation, matrices, values.unflatten(-1, (matrices.shape[0], -1))).flatten(-2)
 
 
 class RegionBranch(nn.Module):
-    """Values pooled to R regions, mixed over time there, and handed back to the tokens by their shares."""
+    """Values pooled to R regions, mixed over time, and distributed back to the tokens by their shares."""
 
     def __init__(self, config: GTAConfig, width: int, num_frames: int):
         super().__init__()
@@ -82,10 +86,14 @@ class RegionBranch(nn.Module):
         self.mix = TemporalMix(config, num_frames)
 
     def forward(self, hidden: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden, values [B, T, P+N, D] -> the branch [B, T, P+N, D] and every token's shares [B, T, P+N, R].
+        """Return the branch [B, T, P+N, D] and the shares of every token [B, T, P+N, R].
 
-        A region is the mean of the values weighted with the shares P. Dividing P by its sum over tokens is a softmax
-        of log P, which stays finite where no token of a frame has a share that half precision can hold.
+        A region is the mean of the values weighted by the shares. Dividing the shares by their sum over tokens equals a
+        softmax of their logarithm. The softmax stays finite when all shares in a frame underflow in half precision.
+
+        Args:
+            hidden: [B, T, P+N, D], tokens that define the shares.
+            values: [B, T, P+N, D], values to pool.
         """
         log_shares = F.log_softmax(self.assign(hidden), dim=-1)
         shares = log_shares.exp()
@@ -94,10 +102,10 @@ class RegionBranch(nn.Module):
 
 
 class GTA(Adapter):
-    """One block's global temporal attention; runs with any number of frames, see `resample_matrices`.
+    """Global temporal attention of one block, for any number of frames (see `resample_matrices`).
 
-    The trace holds `pixel_matrices` and, with a region branch, `region_matrices` as they were applied
-    ([G, G, T, T] or [G, T, T]) and `regions`, the shares [B, T, P+N, R] of each token.
+    The trace holds `pixel_matrices` and, with a region branch, `region_matrices` as applied ([G, G, T, T] or [G, T,
+    T]). It also holds `regions`, the shares [B, T, P+N, R] of each token.
     """
 
     Config = GTAConfig
@@ -105,12 +113,16 @@ class GTA(Adapter):
     place = "after_attention"
 
     def __init__(self, config: GTAConfig, block: BlockInfo):
-        """Raises ValueError where the groups do not divide the block's width."""
+        """Build the layers.
+
+        Raises:
+            InputError: The groups do not divide the block's width.
+        """
         super().__init__(config, block)
         width = block.width
         if width % config.groups:
             raise InputError(
-                f"gta: groups={config.groups} does not divide the tower's width {width}; choose a divisor of it"
+                f"gta: groups={config.groups} does not divide the tower's width {width}; choose a divisor of the width"
             )
         self.norm = nn.LayerNorm(width)
         self.value = nn.Linear(width, width)
@@ -119,7 +131,8 @@ class GTA(Adapter):
         self.out = zero_init(nn.Linear(width, width))
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
-        split_prefix(tokens, grid)  # refuses a wrong grid; otherwise all tokens are pixels here
+        """Return the update of the tokens; see `Adapter.forward`."""
+        split_prefix(tokens, grid)  # checks the grid; all tokens are treated as pixels
         num_frames = tokens.shape[1]
         hidden = self.norm(tokens)
         values = self.value(hidden)
@@ -135,11 +148,11 @@ class GTA(Adapter):
 
 
 def resample_matrices(matrices: Tensor, num_frames: int) -> Tensor:
-    """Temporal matrices [..., T, T] for another number of frames T': [..., T', T'], bilinearly.
+    """Resample temporal matrices [..., T, T] bilinearly to another number of frames T', giving [..., T', T'].
 
-    A row of a new frame is interpolated between the trained rows, and what it gives to a trained source frame is
-    divided among the new frames around that. So row sums are interpolated too: a longer clip, which sums more terms,
-    gets no larger output, a still one the same at any length, and rows that sum to 1 (softmax) go on doing so.
+    Rows of new frames are interpolated between trained rows. The weight of a trained source frame is divided among the
+    new frames around it. Row sums are therefore interpolated too: a longer clip, which sums more terms, gets no larger
+    output. A still clip gets the same output at any length, and rows that sum to 1 (softmax) still do.
     """
     trained = matrices.shape[-1]
     if num_frames == trained:
@@ -149,8 +162,11 @@ def resample_matrices(matrices: Tensor, num_frames: int) -> Tensor:
 
 
 def interpolation_weights(old: int, new: int, like: Tensor) -> Tensor:
-    """Weights [new, old] of linear interpolation along an axis, rows summing to 1; on the device, in the dtype of
-    `like`. Cells are aligned, not end points; a shorter axis averages over all old cells around a new one."""
+    """Return weights [new, old] of linear interpolation along an axis, with rows that sum to 1.
+
+    Cells are aligned, not end points. A shorter axis averages over all old cells around a new one. Device and dtype are
+    those of `like`.
+    """
     exact = torch.promote_types(like.dtype, torch.float32)
     old_cells, new_cells = (torch.arange(length, device=like.device, dtype=exact) for length in (old, new))
     centres = (new_cells + 0.5) * (old / new) - 0.5

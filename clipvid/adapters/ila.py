@@ -1,8 +1,8 @@
 """ILA, Implicit Learnable Alignment (Tu et al., ICCV 2023, https://arxiv.org/abs/2304.10465).
 
-For each pair of adjacent frames a small convolutional net predicts one interactive point per frame; patches are
-masked around the points, and the masked patches together with the net's features are added to the stream before
-the block's spatial attention. Follows the authors' code where it departs from the paper's text.
+For each pair of adjacent frames a small convolutional network predicts one interactive point per frame. Patches are
+masked around the points. The masked patches and the network's features are added to the stream before the block's
+spatial attention. Follows the authors' code where it differs from the paper.
 
 Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width, C hidden channels.
 """
@@ -41,13 +41,15 @@ JITTER_HALVING_FROM = 29
 class ILAConfig(AdapterConfig):
     """Options of ILA.
 
-    variant: the interactive block, `k400` (depthwise separable) or `ssv2` (plain 3x3 convolutions).
-    hidden: channels C of the interactive feature; the authors' 256. A multiple of 8.
-    norm: whose statistics BatchNorm uses, `batch` (the authors'), `frozen_batch`, or `group` for GroupNorm.
-    eval_batch_stats: norms of policy `batch` use the batch's statistics in evaluation too, as in the authors' K400
-        validation, whose forward switches to training mode; their K400 figures may carry it. Caveat: a clip's result
-        then depends on the clips beside it in the batch. Only the statistics follow suit, not the masks' jitter.
-    drop_path: probability of dropping an update of a clip in training.
+    Attributes:
+        variant: Interactive block, `k400` (depthwise separable) or `ssv2` (plain 3x3 convolutions).
+        hidden: Channels C of the interactive feature, a multiple of 8. The authors use 256.
+        norm: Normalization, `batch` (BatchNorm, as the authors), `frozen_batch` (stored statistics) or `group`
+            (GroupNorm).
+        eval_batch_stats: If True, norms of type `batch` use batch statistics in evaluation too. The authors' K400
+            validation does so, because its forward pass switches to training mode. The result of a clip then depends on
+            the other clips in the batch. The jitter of the masks is not affected.
+        drop_path: Probability of dropping the update of a clip in training.
     """
 
     variant: Literal["k400", "ssv2"] = "k400"
@@ -62,21 +64,21 @@ class ILAConfig(AdapterConfig):
         check_option("ila", "norm", self.norm, POLICIES)
         if self.eval_batch_stats and self.norm != "batch":
             raise InputError(
-                f"ila: eval_batch_stats=True with norm={self.norm!r}, which uses no batch statistics; expected "
-                "norm='batch': set it, or leave eval_batch_stats out"
+                f"ila: eval_batch_stats=True with norm={self.norm!r}, which uses no batch statistics; set "
+                "norm='batch' or remove eval_batch_stats"
             )
         if not 0 <= self.drop_path < 1:
-            raise InputError(f"ila: drop_path={self.drop_path} must lie in [0, 1)")
+            raise InputError(f"ila: drop_path={self.drop_path} must be in [0, 1)")
         if self.hidden <= 0 or self.hidden % 8:
             raise InputError(f"ila: hidden={self.hidden} must be a positive multiple of 8")
 
     def build_norm(self, channels: int) -> nn.Module:
-        """A normalisation of the policy asked for."""
+        """Build a norm of the configured type."""
         return build_norm(self.norm, channels, self.eval_batch_stats)
 
 
 def interactive_block(config: ILAConfig, width: int) -> nn.Sequential:
-    """Pair features [M, 2D, H, W] -> [M, C, H, W]."""
+    """Build the block that maps pair features [M, 2D, H, W] to [M, C, H, W]."""
 
     def conv(inputs: int, outputs: int, kernel: int, groups: int = 1) -> list[nn.Module]:
         convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups)
@@ -89,8 +91,11 @@ def interactive_block(config: ILAConfig, width: int) -> nn.Sequential:
 
 
 class PointPredictor(nn.Module):
-    """Interactive features [M, C, H, W] of M pairs -> points [M, 4]: (x, y) in frame t, (x, y) in frame t+1,
-    in grid coordinates from -1 to 1. Every point starts in the middle."""
+    """Predictor of interactive points from features [M, C, H, W] of M pairs.
+
+    The output [M, 4] is (x, y) in frame t and (x, y) in frame t+1, in grid coordinates from -1 to 1. Initially every
+    point is in the middle.
+    """
 
     def __init__(self, config: ILAConfig):
         super().__init__()
@@ -103,6 +108,7 @@ class PointPredictor(nn.Module):
         self.predict = zero_init(nn.Conv1d(half // 2, 4, 1, groups=2))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return the points [M, 4] of features [M, C, H, W]."""
         x = F.relu(_halve(self.norm1(self.conv1(features))))
         x = F.relu(_halve(self.norm2(self.conv2(x))))
         x = x.amax(dim=(2, 3)).unsqueeze(-1)
@@ -111,7 +117,10 @@ class PointPredictor(nn.Module):
 
 
 class ILA(Adapter):
-    """One block's alignment. `jitter` is the radius over which training averages the masks; `start_epoch` sets it."""
+    """Alignment of one block.
+
+    `jitter` is the radius over which training averages the masks. `start_epoch` sets it.
+    """
 
     Config = ILAConfig
     papers = ("Tu et al., ICCV 2023, https://arxiv.org/abs/2304.10465",)
@@ -137,9 +146,11 @@ class ILA(Adapter):
         self.register_buffer("shifts", torch.tensor((-1.0, 0.0, 1.0)), persistent=False)
 
     def start_epoch(self, epoch: int) -> None:
+        """Set the jitter of `epoch`. It is halved per epoch from `JITTER_HALVING_FROM` on."""
         self.jitter.fill_(JITTER_START * 0.5 ** max(0, epoch - JITTER_HALVING_FROM))
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
+        """Return the update of the tokens and the alignment loss; see `Adapter.forward`."""
         if tokens.shape[1] == 1:
             return AdapterOutput(torch.zeros_like(tokens), trace={} if trace else None)
         messages = self.message_ln(self.message_fc(tokens))
@@ -154,19 +165,20 @@ class ILA(Adapter):
         return AdapterOutput(update, loss, seen)
 
     def _interact(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Patches [B, T, N, D] -> features of the pairs [B, T-1, C, H, W]."""
+        """Return pair features [B, T-1, C, H, W] of patches [B, T, N, D]."""
         pairs = torch.cat([patches[:, :-1], patches[:, 1:]], dim=-1)
         maps = rearrange(pairs, "b p (h w) c -> (b p) c h w", h=grid[0])
         return self.interactive_block(maps).unflatten(0, pairs.shape[:2])
 
     def _points(self, features: Tensor) -> Tensor:
-        """[B, T-1, C, H, W] -> [B, T-1, 2, 2]: per pair, per frame of it, (x, y)."""
+        """Return points [B, T-1, 2, 2] of features [B, T-1, C, H, W]: pair, frame of the pair, (x, y)."""
         return self.point_predictor(features.flatten(0, 1)).view(*features.shape[:2], 2, 2)
 
     def _masks(self, points: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, T-1, 2, 2] -> [B, T-1, 2, N], in training the mean over nine points around each.
+        """Return masks [B, T-1, 2, N] around points [B, T-1, 2, 2].
 
-        The nine are a point shifted by -1, 0, 1 times the jitter along each axis, so the mean separates too.
+        In training, each mask is the mean over nine points, shifted by -1, 0 or 1 times the jitter along each axis. The
+        mean over this grid of shifts is separable, as the mask itself.
         """
         points = points.unsqueeze(-1)
         if self.training:
@@ -176,17 +188,17 @@ class ILA(Adapter):
         return (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
 
     def _interactive_feature(self, features: Tensor) -> Tensor:
-        """[B, T-1, C, H, W] -> [B, T, N, C/2]: each frame's half of the channels, mixed over time."""
+        """Mix each frame's half of the channels over time: [B, T-1, C, H, W] -> [B, T, N, C/2]."""
         frames = adjacent_pair_mean(*features.flatten(-2).chunk(2, dim=2))
         b, t, _, n = frames.shape
         mixed = self.temporal_conv(rearrange(frames, "b t c n -> (b n) c t"))
         return rearrange(mixed, "(b n) c t -> b t n c", b=b, n=n, t=t)
 
     def _interactive_update(self, prefix: Tensor, features: Tensor) -> Tensor:
-        """Prefix tokens [B, T, P, D] and interactive features [B, T, N, C/2] -> update [B, T, P+N, D].
+        """Return the update [B, T, P+N, D] of prefix tokens [B, T, P, D] and interactive features [B, T, N, C/2].
 
-        In evaluation without gradient the patches' two linears are one, C/2 -> D, folded anew in every call. Linears
-        that something has wrapped (LoRA, sharding of their own) do more than their weights say and are called.
+        In evaluation without gradient, the two linears of the patches are folded into one, C/2 -> D, in every call.
+        Wrapped linears (LoRA, sharding) compute more than their weights show and are called as modules.
         """
         expand, skip = self.interactive_fc, self.temporal_skip_fc
         plain = type(expand) is nn.Linear and type(skip) is nn.Linear
@@ -197,9 +209,10 @@ class ILA(Adapter):
 
 
 def point_mask(points: Tensor, length: int) -> Tensor:
-    """Coordinates [...] in [-1, 1] -> soft mask [..., length]: 1 within the radius, then falling linearly to 0.
+    """Return soft masks [..., length] around coordinates [...] in [-1, 1].
 
-    The cells lie from -1 to 1 with both ends; a single cell lies in the middle.
+    The mask is 1 within the radius and then falls linearly to 0. The cells span -1 to 1, both included. A single cell
+    is in the middle.
     """
     end = 1.0 if length > 1 else 0.0
     positions = torch.linspace(-end, end, length, device=points.device, dtype=points.dtype)
@@ -208,10 +221,15 @@ def point_mask(points: Tensor, length: int) -> Tensor:
 
 
 def align(patches: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Masked patches per frame, and how far the two frames of a pair differ where the masks look.
+    """Return masked patches per frame and the alignment loss of adjacent frames.
 
-    patches [B, T, N, D], masks [B, T-1, 2, N]. Returns aligned [B, T, N, D] and the scalar loss, 1 - cosine of the
-    mask-weighted sums, averaged over clips and pairs.
+    Args:
+        patches: [B, T, N, D].
+        masks: [B, T-1, 2, N].
+
+    Returns:
+        The aligned patches [B, T, N, D] and the scalar loss, `1 - cosine` of the mask-weighted sums of a pair's frames,
+        averaged over clips and pairs.
     """
     first, second = masks.to(patches.dtype).unbind(2)
     weights = adjacent_pair_mean(first, second)
@@ -225,5 +243,5 @@ def align(patches: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _halve(maps: Tensor) -> Tensor:
-    """Max-pool by 2 where the axis has at least 2 cells."""
+    """Max-pool by 2 along axes with at least 2 cells."""
     return F.max_pool2d(maps, (min(2, maps.shape[-2]), min(2, maps.shape[-1])))

@@ -1,7 +1,8 @@
-"""One-to-one assignment of the patches of two frames: exact, or greedy and on the device.
+"""One-to-one assignment of the patches of two frames.
 
-Kuhn-Munkres' problem (Kuhn 1955, https://doi.org/10.1002/nav.3800020109). `exact` is scipy's solver, on the CPU;
-`greedy` takes the best pair that is left, and the best after it, all matrices and many pairs at once.
+Both solvers address the assignment problem (Kuhn 1955, https://doi.org/10.1002/nav.3800020109). `exact` calls scipy's
+solver on the CPU. `greedy` repeatedly takes the best remaining pair, for all matrices and many pairs at once on the
+device.
 
 Shapes: M matrices (any leading axes), N x N similarities, row i is matched with column perm[i].
 """
@@ -24,44 +25,48 @@ SOLVERS = ("exact", "greedy")
 
 
 def assign(similarity: Tensor, solver: Solver = "exact") -> Tensor:
-    """Which column each row is matched with, so that the total similarity is large; no gradient.
+    """Match each row with one column so that the total similarity is large. Carries no gradient.
 
     Args:
         similarity: [..., N, N], floating point, on any device.
-        solver: `exact` reaches the largest total there is. It runs on the CPU, on as many threads as
-            `torch.get_num_threads()`, and waits for the device. `greedy` never leaves the device nor waits for it:
-            the best pair that is left, again and again, where equal pairs prefer the smaller (column - row) mod N.
-            After 2 log2(N) + 4 rounds of all pairs that are each other's best, what is left is paired in order.
-            `matching_gap` says what it misses.
+        solver: `exact` reaches the maximal total. It runs on the CPU, on `torch.get_num_threads()` threads, and
+            synchronizes with the device. `greedy` stays on the device without synchronization. It repeatedly takes the
+            best remaining pair; ties go to the smaller (column - row) mod N. After 2 log2(N) + 4 rounds that take all
+            mutually best pairs, the remaining rows and columns are paired in order. `matching_gap` measures the loss.
 
     Returns:
         Permutations [..., N] in int64 on the device of `similarity`.
 
     Raises:
-        ValueError: matrices that are not square or not of floating point; an unknown solver; with `exact`, NaN or
-            infinite similarities (`greedy` would have to wait for the device to see them: it gives some permutation).
+        InputError: The matrices are not square or not floating point, or the solver is unknown. `exact` also refuses
+            NaN and infinite values; `greedy` returns an arbitrary permutation, since a check would synchronize with the
+            device.
     """
     check_option("matching", "solver", solver, SOLVERS)
     sides = similarity.shape[-2:]
     if len(sides) < 2 or sides[0] != sides[1] or sides[0] < 1 or not similarity.is_floating_point():
         raise InputError(
-            f"similarity: expected matrices [..., N, N], N >= 1, of floating point, "
+            f"similarity: expected floating-point matrices [..., N, N] with N >= 1, "
             f"got {list(similarity.shape)} of {similarity.dtype}"
         )
     return (_assign_exact if solver == "exact" else _assign_greedy)(similarity.detach())
 
 
 def matched_similarity(similarity: Tensor, perm: Tensor) -> Tensor:
-    """Total similarity of matched pairs: [..., N, N] and permutations [..., N] -> [...], in float32 at least."""
+    """Sum the similarities [..., N, N] of the pairs in permutations [..., N], at least in float32."""
     matched = similarity.gather(-1, perm.unsqueeze(-1)).squeeze(-1)
     return matched.to(torch.promote_types(matched.dtype, torch.float32)).sum(-1)
 
 
 def matching_gap(similarity: Tensor, perm: Tensor) -> Tensor:
-    """What a matching misses of the largest total similarity, relative to its magnitude.
+    """Return the relative gap between a matching and the maximal total similarity.
 
-    similarity [..., N, N], perm [..., N] -> [...]: 0 for an optimal one; infinite for another where the largest total
-    is 0. Solves exactly to know, so it raises what `assign` raises.
+    The gap is 0 for an optimal matching. It is infinite for any other matching if the maximal total is 0. Calls the
+    exact solver and raises the errors of `assign`.
+
+    Args:
+        similarity: [..., N, N].
+        perm: Permutations [..., N].
     """
     best = matched_similarity(similarity, assign(similarity))
     missing = (best - matched_similarity(similarity, perm)).clamp(min=0)
@@ -69,14 +74,14 @@ def matching_gap(similarity: Tensor, perm: Tensor) -> Tensor:
 
 
 def invert(perm: Tensor) -> Tensor:
-    """The inverses of permutations [..., N]."""
+    """Invert permutations [..., N]."""
     places = torch.arange(perm.shape[-1], device=perm.device).expand_as(perm)
     return torch.zeros_like(perm).scatter(-1, perm, places)
 
 
 @torch.library.custom_op("clipvid::assign_exact", mutates_args=())
 def _assign_exact(similarity: Tensor) -> Tensor:
-    """An operator of its own, because a compiled graph cannot look into scipy."""
+    """Call scipy's solver. A custom operator, because a compiled graph cannot trace scipy."""
     from scipy.optimize import linear_sum_assignment
 
     size = similarity.shape[-1]
@@ -85,7 +90,7 @@ def _assign_exact(similarity: Tensor) -> Tensor:
     if nan or infinite:
         raise InputError(
             f"similarity: {nan} NaN and {infinite} infinite of {matrices.size} values in matrices {size} x {size}; "
-            f"expected finite ones: look for an overflow in the tokens that were compared"
+            f"expected finite values: check for an overflow in the compared tokens"
         )
     columns = np.empty(matrices.shape[:2], dtype=np.int64)
 
@@ -94,7 +99,7 @@ def _assign_exact(similarity: Tensor) -> Tensor:
             columns[index] = linear_sum_assignment(matrices[index], maximize=True)[1]
 
     threads = max(1, min(torch.get_num_threads(), len(matrices)))
-    with ThreadPoolExecutor(threads) as pool:  # scipy lets go of the interpreter's lock while it solves
+    with ThreadPoolExecutor(threads) as pool:  # scipy releases the GIL while it solves
         list(pool.map(solve, np.array_split(np.arange(len(matrices)), threads)))
     return torch.from_numpy(columns).view(similarity.shape[:-1]).to(similarity.device)
 
@@ -118,10 +123,10 @@ def _assign_greedy(similarity: Tensor) -> Tensor:
 
 
 def _rank(matrices: Tensor) -> Tensor:
-    """Distinct integers [M, N, N] in the order of the similarities; of equal ones the smaller offset ranks higher."""
+    """Rank similarities as distinct integers [M, N, N]. Among equal ones the smaller offset ranks higher."""
     count, size, _ = matrices.shape
     places = torch.arange(size, device=matrices.device)
-    column = (places + places.unsqueeze(-1)) % size  # [offset, row]: of the pair at that offset
+    column = (places + places.unsqueeze(-1)) % size  # [offset, row] -> column of the pair
     by_offset = matrices.transpose(-1, -2).gather(1, column.expand(count, -1, -1))
     order = by_offset.flatten(1).argsort(dim=-1, descending=True, stable=True)
     rank = (size * size - 1 - invert(order)).view(count, size, size)
@@ -130,7 +135,7 @@ def _rank(matrices: Tensor) -> Tensor:
 
 
 def _complete(perm: Tensor) -> Tensor:
-    """Permutations [M, N] whose rows without a column (-1) get the free columns, both in order."""
+    """Fill rows without a column (-1) of permutations [M, N] with the free columns, both in order."""
     free_row = perm < 0
     rows = free_row.long().argsort(dim=-1, descending=True, stable=True)
     used = torch.zeros_like(perm).scatter_reduce(-1, perm.clamp(min=0), (~free_row).long(), "amax")

@@ -1,8 +1,8 @@
-"""Token shift: some channels of every frame come from its neighbours in time. No parameters, next to no cost.
+"""Token shift, which takes some channels of every frame from adjacent frames. No parameters, almost no cost.
 
-The baseline "temporal shift" on CLIP of ILA's comparison (https://arxiv.org/abs/2304.10465) [paper: that it is one];
-shifting channels in time is of TSM (Lin et al., ICCV 2019, https://arxiv.org/abs/1811.08383). Ours [construction]: the
-place in the block, the shift of the residual stream itself, and which tokens take part by default.
+ILA's paper compares with the baseline "temporal shift" on CLIP (https://arxiv.org/abs/2304.10465) [paper]. The channel
+shift itself is from TSM (Lin et al., ICCV 2019, https://arxiv.org/abs/1811.08383). Our choice [construction]: the place
+in the block, shifting the residual stream, and the default tokens.
 
 Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width.
 """
@@ -28,9 +28,10 @@ LAST_FRAME = (0, 0, 0, 0, 0, 1)
 class ShiftConfig(AdapterConfig):
     """Options of the token shift.
 
-    fraction: share of the channels taken from the frame before, and again from the frame after, rounded down to whole
-        channels; at most 0.5.
-    tokens: what is shifted, `patches`, `prefix` (class token and the like) or `both`.
+    Attributes:
+        fraction: Share of channels taken from the previous frame, and again from the next one, in (0, 0.5]. Rounded
+            down to whole channels.
+        tokens: Tokens to shift, `patches`, `prefix` (such as the class token) or `both`.
     """
 
     fraction: float = 0.125
@@ -40,15 +41,15 @@ class ShiftConfig(AdapterConfig):
         super().__post_init__()
         check_option("shift", "tokens", self.tokens, ("patches", "prefix", "both"))
         if not 0 < self.fraction <= 0.5:
-            raise InputError(f"shift: fraction={self.fraction} must lie in (0, 0.5]")
+            raise InputError(f"shift: fraction={self.fraction} must be in (0, 0.5]")
 
 
 class Shift(Adapter):
-    """Shifts the stream before the block's spatial attention.
+    """Shift of the residual stream before the block's spatial attention.
 
-    The first channels come from the frame before, as many after them from the frame after, zeros at the ends of the
-    clip (a single frame has no neighbours, so these channels of it become 0); the others stay. The update is the
-    shifted stream less the stream. There is nothing to trace.
+    The first channels come from the previous frame, the same number after them from the next frame. The others stay.
+    The ends of the clip are padded with zeros, so these channels of a single frame become 0. The update is the shifted
+    stream minus the stream. The trace is empty.
     """
 
     Config = ShiftConfig
@@ -60,7 +61,11 @@ class Shift(Adapter):
     identity_at_init = False
 
     def __init__(self, config: ShiftConfig, block: BlockInfo):
-        """Raises ValueError where the fraction is less than one channel of the block's width."""
+        """Compute the number of shifted channels.
+
+        Raises:
+            InputError: The fraction is less than one channel of the block's width.
+        """
         super().__init__(config, block)
         self.channels = int(config.fraction * block.width)
         if self.channels < 1:
@@ -70,6 +75,7 @@ class Shift(Adapter):
             )
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
+        """Return the update of the tokens; see `Adapter.forward`."""
         num_prefix = split_prefix(tokens, grid)[0].shape[2]
         if self.config.tokens == "prefix" and num_prefix == 0:
             raise InputError("shift: tokens='prefix', but this tower has no prefix tokens; use tokens='patches'")

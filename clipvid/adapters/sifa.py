@@ -1,14 +1,15 @@
 """SIFA, Stand-alone Inter-Frame Attention (Long et al., CVPR 2022, https://arxiv.org/abs/2206.06931).
 
-Every location of a frame queries a deformable k x k neighbourhood in the next frame; where the taps lie is predicted
-from the motion between the two. Features are their own queries, keys and values.
+Every location of a frame attends to a deformable k x k neighborhood in the next frame. The places of the taps are
+predicted from the motion between the two frames. Features serve as queries, keys and values.
 
 Known from the authors' code: the operator (`motion_feature`, offsets, `correlate`, `aggregate`, the shift by one
 frame), its place after the attention residual, and the LayerNorm that starts at zero. Known from the paper: offsets
-from the motion feature (75.4) beat those from the plain difference (75.0) and none (74.6). The paper's motion feature
-lacks the `+ x`; we follow the code. The authors' Swin has the offsets switched off: `deformable: false`.
-Chosen here: offsets on, from a convolution that starts at zero; prefix tokens left alone; softmax and projections as
-options; samples never formed, since bilinear sampling is linear and two products with [N, N] matrices do the same.
+from the motion feature (75.4) outperform those from the plain difference (75.0) and none (74.6). The paper's motion
+feature has no `+ x`; the implementation follows the code. The authors' Swin uses no offsets, `deformable: false`.
+
+Our choice: offsets on, from a convolution that starts at zero; no update of prefix tokens; softmax and projections as
+options. Samples are never materialized: bilinear sampling is linear, so two products with [N, N] matrices suffice.
 
 Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width (C channels), K = k * k taps in row-major order.
 """
@@ -36,11 +37,12 @@ MOTIONS = ("feature", "difference")
 class SIFAConfig(AdapterConfig):
     """Options of SIFA.
 
-    kernel_size: k, odd; the authors' 3.
-    deformable: whether taps move. Without it, the authors' Swin: taps in their regular places.
-    motion: what the offsets are predicted from, `feature` (the authors') or the plain `difference` of the frames.
-    normalize: `softmax` over the k * k taps (those outside of the grid, of correlation 0, included), or None.
-    projected: queries, keys and values through a linear map each, which start as the identity.
+    Attributes:
+        kernel_size: k, odd. The authors use 3.
+        deformable: If False, taps keep their regular places, as in the authors' Swin.
+        motion: Input of the offset convolution, `feature` (the authors') or the plain `difference` of the frames.
+        normalize: `softmax` over the k * k taps or None. Taps outside the grid take part with correlation 0.
+        projected: Apply a linear map to each of queries, keys and values. The maps start as the identity.
     """
 
     kernel_size: int = 3
@@ -57,22 +59,23 @@ class SIFAConfig(AdapterConfig):
 
 
 class ZeroLayerNorm(nn.LayerNorm):
-    """LayerNorm whose weight and bias start at zero; computes in the dtype of its input."""
+    """LayerNorm with weight and bias that start at zero. Computes in the dtype of its input."""
 
     def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last axis of `x`."""
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class SIFA(Adapter):
-    """One block's inter-frame attention, `LN0(SIFA(x))` on patches; the update of prefix tokens is zero.
+    """Inter-frame attention of one block, `LN0(SIFA(x))` on patches; the update of prefix tokens is zero.
 
-    The trace of T frames holds T-1 pairs, pair t being frames t and t+1: `offsets` [B, T-1, N, K, 2], (dy, dx) in
-    patches, and `correlation` [B, T-1, N, K] of frame t's patches with what the taps read in frame t+1, before any
-    softmax.
+    The trace of T frames holds T-1 pairs; pair t is frames t and t+1. `offsets` [B, T-1, N, K, 2] is (dy, dx) in
+    patches. `correlation` [B, T-1, N, K] compares frame t's patches with the samples of frame t+1, before any softmax.
     """
 
     Config = SIFAConfig
@@ -89,6 +92,7 @@ class SIFA(Adapter):
         self.norm = ZeroLayerNorm(width)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
+        """Return the update of the tokens; see `Adapter.forward`."""
         prefix, patches = split_prefix(tokens, grid)
         frames, following = patches[:, :-1], patches[:, 1:]
         offsets = self.predict_offsets(frames, following, grid)
@@ -103,9 +107,9 @@ class SIFA(Adapter):
         return AdapterOutput(update, trace={name: value.detach() for name, value in seen.items()})
 
     def predict_offsets(self, frames: Tensor, following: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Patches [B, T-1, N, D] of both frames of a pair -> offsets [B, T-1, N, K, 2], (dy, dx) in patches.
+        """Predict offsets [B, T-1, N, K, 2], (dy, dx) in patches, from both frames of each pair [B, T-1, N, D].
 
-        Zeros, of the shape [1, 1, N, K, 2], where the taps do not move.
+        Without `deformable`, return zeros of shape [1, 1, N, K, 2].
         """
         num_taps = self.config.kernel_size**2
         if self.offset_conv is None:
@@ -119,30 +123,30 @@ class SIFA(Adapter):
 def inter_frame_attention(
     x: Tensor, offsets: Tensor, kernel_size: int = 3, normalize: Literal["softmax"] | None = None
 ) -> Tensor:
-    """The SIFA operator: at frame t, what frame t's features find in frame t+1; zero at the last frame.
+    """Apply the SIFA operator: features of frame t attend to frame t+1. The last frame gets zeros.
 
-    Holds matrices of (HW)^2 per pair of frames: for grids up to about 32 x 32.
+    Stores matrices of (HW)^2 per pair of frames, which limits grids to about 32 x 32.
 
     Args:
         x: [N, C, T, H, W], N clips.
-        offsets: [N, 2 * k * k, T, H, W] in cells, of taps read in frame t (those of frame 0 serve nothing); (dy, dx)
-            per tap, taps row-major.
+        offsets: [N, 2 * k * k, T, H, W] in cells, of taps read in frame t; (dy, dx) per tap, taps row-major. Offsets of
+            frame 0 are ignored.
         kernel_size: k, odd.
         normalize: `softmax` over taps or None.
 
     Returns:
-        [N, C, T, H, W] in x's dtype. It is cubic in x: float16 holds it for features up to about 20.
+        [N, C, T, H, W] in the dtype of `x`. The result is cubic in `x`: float16 overflows for features above about 20.
 
     Raises:
-        ValueError: a kernel size that is even, another `normalize`, or offsets of another shape.
+        InputError: `kernel_size` is even, `normalize` is unknown, or the offsets have another shape.
     """
     check_kernel_size("inter_frame_attention", kernel_size)
     check_option("inter_frame_attention", "normalize", normalize, NORMALIZE)
     expected = (x.shape[0], 2 * kernel_size**2, *x.shape[2:])
     if x.ndim != 5 or offsets.shape != expected:
         raise InputError(
-            f"inter_frame_attention: x [N, C, T, H, W] and offsets [N, 2 * {kernel_size} * {kernel_size}, T, H, W] "
-            f"expected, got {tuple(x.shape)} and {tuple(offsets.shape)}"
+            f"inter_frame_attention: expected x [N, C, T, H, W] and offsets "
+            f"[N, 2 * {kernel_size} * {kernel_size}, T, H, W], got {tuple(x.shape)} and {tuple(offsets.shape)}"
         )
     height, width = x.shape[3:]
     frames = rearrange(x, "n c t h w -> n t (h w) c")
@@ -154,31 +158,29 @@ def inter_frame_attention(
 
 
 def motion_feature(frames: Tensor, following: Tensor) -> Tensor:
-    """Features of the following frames, raised where they differ from the frames before; any shape, the same for
-    both."""
+    """Return features of the following frames, amplified where they differ from `frames`. Both have the same shape."""
     return torch.sigmoid(following - frames) * following + following
 
 
 def correlate(query: Tensor, key: Tensor, taps: Taps) -> Tensor:
-    """Mean over channels of query times sampled key: [..., N, C] twice -> [..., N, K], in float32 at least.
+    """Return the mean over channels of query times sampled key, [..., N, C] twice -> [..., N, K], at least in float32.
 
-    The query carries the mean's 1 / C, so that float16 overflows only where the mean itself would.
+    The factor 1 / C of the mean is applied to the query, so that float16 overflows only where the mean itself would.
     """
     matrix = (query / query.shape[-1]) @ key.transpose(-1, -2)
     return gather_taps(matrix.to(torch.promote_types(matrix.dtype, torch.float32)), taps)
 
 
 def normalized(correlation: Tensor, normalize: str | None) -> Tensor:
-    """Correlation [..., N, K], or its softmax over taps."""
+    """Return correlation [..., N, K], or its softmax over taps."""
     return correlation.softmax(dim=-1) if normalize == "softmax" else correlation
 
 
 def aggregate(correlation: Tensor, value: Tensor, taps: Taps) -> Tensor:
-    """Sum over taps of correlation [..., N, K] times sampled value, value [..., N, C] -> [..., N, C], in the
-    correlation's dtype.
+    """Sum sampled values over taps, weighted by correlation: [..., N, K] and [..., N, C] -> [..., N, C].
 
-    The product runs in the value's dtype on rows scaled to 1: it is cubic in the features, and float16 ends at 65504.
-    The scale cancels, so no gradient goes through it.
+    The result has the dtype of the correlation. The product runs in the dtype of the value, on rows scaled to 1: it is
+    cubic in the features, and float16 ends at 65504. The scale cancels and carries no gradient.
     """
     largest = correlation.detach().abs().amax(dim=-1, keepdim=True)
     largest = largest.clamp(min=torch.finfo(correlation.dtype).tiny)
@@ -187,12 +189,12 @@ def aggregate(correlation: Tensor, value: Tensor, taps: Taps) -> Tensor:
 
 
 def append_empty_frame(frames: Tensor) -> Tensor:
-    """[B, T-1, N, C] -> [B, T, N, C] with zeros for the last frame, which no frame follows."""
+    """Append zeros for the last frame, which has no next frame: [B, T-1, N, C] -> [B, T, N, C]."""
     return torch.cat([frames, frames.new_zeros(frames.shape[0], 1, *frames.shape[2:])], dim=1)
 
 
 def identity_linear(width: int) -> nn.Linear:
-    """A linear map of `width` channels that starts as the identity, without bias."""
+    """Build a linear map of `width` channels without bias that starts as the identity."""
     layer = nn.Linear(width, width, bias=False)
     nn.init.eye_(layer.weight)
     return layer

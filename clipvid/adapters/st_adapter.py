@@ -1,8 +1,8 @@
 """ST-Adapter (Pan et al., NeurIPS 2022, https://arxiv.org/abs/2206.13559).
 
-Known [paper]: a bottleneck of two linears with a depthwise 3-D convolution between them, a residual around
-it, 384 channels for ViT-B. Ours [construction]: the place before the spatial attention, no nonlinearity, a
-zero-initialised up-projection, the width of other towers' bottlenecks, and prefix tokens left alone.
+Known from the paper [paper]: two linears form a bottleneck with a depthwise 3-D convolution and a residual around it,
+with 384 channels for ViT-B. Our choice [construction]: the place before the spatial attention, no nonlinearity, a
+zero-initialized up-projection, the bottleneck width of other towers, and no update of prefix tokens.
 
 Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width, C bottleneck channels.
 """
@@ -25,8 +25,9 @@ PAPER_CHANNELS = 384
 class STAdapterConfig(AdapterConfig):
     """Options of ST-Adapter.
 
-    channels: C of the bottleneck; unset, 384 or half of the tower's width, whichever is less.
-    kernel_size: of the convolution, [frames, rows, columns], each odd.
+    Attributes:
+        channels: C of the bottleneck. By default 384 or half of the tower's width, whichever is less.
+        kernel_size: Size of the convolution, [frames, rows, columns], each odd.
     """
 
     channels: int | None = None
@@ -44,10 +45,10 @@ class STAdapterConfig(AdapterConfig):
 
 
 class STAdapter(Adapter):
-    """One block's adapter: `up(conv(down(patches)))`, zero at first; the update of prefix tokens is 0.
+    """Adapter of one block, `up(conv(down(patches)))`, zero at initialization; the update of prefix tokens is 0.
 
-    The clip is padded with zeros on all sides, after the down-projection. The trace holds `response` [B, T, H, W],
-    the length of every patch's update.
+    The clip is padded with zeros on all sides, after the down-projection. The trace holds `response` [B, T, H, W], the
+    norm of every patch's update.
     """
 
     Config = STAdapterConfig
@@ -64,13 +65,14 @@ class STAdapter(Adapter):
         self.up = zero_init(nn.Linear(channels, block.width))
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
+        """Return the update of the tokens; see `Adapter.forward`."""
         prefix, patches = split_prefix(tokens, grid)
         update = self.up(self._convolve(self.down(patches), grid))
         seen = {"response": update.detach().norm(dim=-1).unflatten(2, grid)} if trace else None
         return AdapterOutput(F.pad(update, (0, 0, prefix.shape[2], 0)), trace=seen)
 
     def _convolve(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, T, N, C] -> [B, T, N, C]. A kernel of one patch runs as a 2-D one over (T, N), many times as fast."""
+        """Convolve [B, T, N, C]. A kernel of one patch runs as a 2-D one over (T, N), which is many times faster."""
         maps = patches.permute(0, 3, 1, 2)
         if self.conv.kernel_size[1:] == (1, 1):
             weight, bias, padding = self.conv.weight.squeeze(-1), self.conv.bias, self.conv.padding[:2]
@@ -81,7 +83,7 @@ class STAdapter(Adapter):
 
 
 def _is_kernel(sizes: object) -> bool:
-    """Whether `sizes` are three odd positive integers."""
+    """Return True if `sizes` are three odd positive integers."""
     if not isinstance(sizes, Sequence) or isinstance(sizes, str) or len(sizes) != 3:
         return False
     return all(isinstance(size, int) and size > 0 and size % 2 for size in sizes)

@@ -1,10 +1,11 @@
 """Divided space-time attention (TimeSformer, Bertasius et al., ICML 2021, https://arxiv.org/abs/2102.05095).
 
-Every token attends over time to the tokens at its own place in the other frames, before the block's spatial attention.
-[paper] attention over time, then over space, in one block. [construction] everything else: the baseline is ATA without
-its matching, `update = Linear0(MHA(LN(x) + e))` with the linear at zero, the embedding `e` of time [T, D] learned from
-zero, attention and norm starting from the block's own. `e` is added after the norm, so that it weighs the same in every
-block: the stream grows with depth, and before the norm the growth would drown it.
+Every token attends over time to the tokens at the same place in other frames, before the block's spatial attention.
+
+Known from the paper [paper]: attention over time and then over space in one block. Our choice [construction]: the
+baseline is ATA without its matching, `update = Linear0(MHA(LN(x) + e))`. The linear starts at zero, attention and norm
+start from the block's weights. The temporal embedding `e` [T, D] is learned and starts at zero. It is added after the
+norm, so that it has the same weight in every block. Before the norm, the stream that grows with depth would drown it.
 
 Shapes: B clips, T frames, P prefix tokens, N patches, L = P + N tokens per frame, D width.
 """
@@ -22,11 +23,11 @@ from clipvid.layers.attention import SelfAttention
 
 
 class TemporalAttention(Adapter):
-    """One block's attention over time. Prefix tokens attend as patches do, each to itself in the other frames.
+    """Temporal attention of one block. Prefix tokens attend like patches, each to itself in the other frames.
 
-    Weights are copied from the block's attention and norm where these are `SelfAttention` and `nn.LayerNorm`, and
-    fresh otherwise. Other numbers of frames than `BlockInfo.num_frames` resample the embedding linearly, each frame
-    being the middle of an equal part of the clip.
+    Weights are copied from the block's attention and norm if these are `SelfAttention` and `nn.LayerNorm`, and fresh
+    otherwise. For other numbers of frames than `BlockInfo.num_frames`, the embedding is resampled linearly. Each frame
+    is then the middle of an equal part of the clip.
     """
 
     papers = ("Bertasius et al., ICML 2021, https://arxiv.org/abs/2102.05095",)
@@ -40,27 +41,29 @@ class TemporalAttention(Adapter):
         self.temporal_fc = zero_init(nn.Linear(block.width, block.width))
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
-        """See `Adapter`. trace: `attention` [B, P+N, T, T], the weight of each frame (last axis) for each, mean of
-        the heads."""
-        split_prefix(tokens, grid)  # refuses a grid that does not fit
+        """Return the update of the tokens; see `Adapter.forward`.
+
+        The trace holds `attention` [B, P+N, T, T], the mean over heads of the weight of each frame (last axis).
+        """
+        split_prefix(tokens, grid)  # checks the grid
         update, seen = self.attend(self.norm(tokens).transpose(1, 2), trace)
         return AdapterOutput(update.transpose(1, 2), trace=seen)
 
     def attend(self, tubes: Tensor, trace: bool) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Normed tokens [B, L, T, D], a row per tube -> their updates [B, L, T, D], and the trace if asked for."""
+        """Return the updates of normed tokens [B, L, T, D], one row per tube, and the trace or None."""
         x = (tubes + self._embed_of(tubes.shape[2])).flatten(0, 1)
         update = self.temporal_fc(self.attn(x)).view(tubes.shape)
         return update, {"attention": self._weights(x).unflatten(0, tubes.shape[:2])} if trace else None
 
     def _embed_of(self, num_frames: int) -> Tensor:
-        """The embedding of time for any number of frames [T, D]."""
+        """Return the temporal embedding for any number of frames, [T, D]."""
         if num_frames == len(self.temporal_embed):
             return self.temporal_embed
         return F.interpolate(self.temporal_embed.mT.unsqueeze(0), num_frames, mode="linear").squeeze(0).mT
 
     @torch.no_grad()
     def _weights(self, x: Tensor) -> Tensor:
-        """Sequences [M, T, D] -> attention weights [M, T, T], mean of the heads."""
+        """Return attention weights [M, T, T] of sequences [M, T, D], averaged over heads."""
         q, k = (part(x).unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for part in (self.attn.q, self.attn.k))
         return (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
 
@@ -69,7 +72,7 @@ def _copied_attention(block: BlockInfo) -> SelfAttention:
     attention = SelfAttention(block.width, block.num_heads)
     if isinstance(block.attn, SelfAttention):
         attention.load_state_dict(block.attn.state_dict())
-    # Adds the same to all scores of a query: no output depends on it, and its gradient would be rounding noise.
+    # A key bias adds the same value to all scores of a query: outputs do not depend on it, its gradient is noise.
     attention.k.register_parameter("bias", None)
     return attention
 

@@ -1,8 +1,8 @@
-"""CLIP towers through open_clip; nothing outside of this folder imports it.
+"""CLIP towers through open_clip, which only this package imports.
 
-A tower is taken apart into what a video encoder needs: patch embedding, blocks in two halves (attention, MLP) with
-the residual stream between them, and the tower's own pooling head. Fused attention is replaced once by q, k, v and
-out linears around `scaled_dot_product_attention`; state dicts map both ways.
+A tower is split into the parts of a video encoder: patch embedding, blocks in two halves (attention and MLP), and the
+pooling head. The residual stream between the halves is exposed. Fused attention is replaced once by q, k, v and out
+linears around `scaled_dot_product_attention`. State dicts convert both ways.
 
 Shapes: M images, P prefix tokens, N = H x W patches, D width, E embedding, K texts, L text length.
 """

@@ -1,4 +1,4 @@
-"""Weights of transformers' `CLIPModel` and `SiglipModel` under open_clip's names."""
+"""Conversion of the weights of transformers' `CLIPModel` and `SiglipModel` to open_clip's names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from clipvid import InputError
 
-# What stands around the layers, by the beginning of its name.
+# Prefixes of parameter names outside the layers.
 _CLIP = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
     "vision_model.embeddings.patch_embedding.": "visual.conv1.",
@@ -45,26 +45,26 @@ _SIGLIP = {
     "logit_scale": "logit_scale",
     "logit_bias": "logit_bias",
 }
-# Within a layer: of open_clip's blocks, and of timm's.
+# Parts of parameter names within a layer, for blocks of open_clip and of timm.
 _RESBLOCK = {"layer_norm": "ln_", "self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 _TIMM_BLOCK = {"layer_norm": "norm", "self_attn.out_proj": "attn.proj"}
 
 
 def read_hugging_face(folder: Path) -> tuple[dict[str, Tensor], bool]:
-    """Weights under open_clip's names, and whether the model was trained with QuickGELU.
+    """Read weights under open_clip's names, and return True as second value if the model uses QuickGELU.
 
     Args:
-        folder: what `CLIPModel.save_pretrained` or `SiglipModel.save_pretrained` wrote, or a copy of such a repository.
+        folder: Output of `CLIPModel.save_pretrained` or `SiglipModel.save_pretrained`, or a copy of such a repository.
 
     Raises:
-        ValueError: another kind of model, or no safetensors in the folder.
+        InputError: The model has another type, or the folder has no safetensors file.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     names = {"clip": _CLIP, "siglip": _SIGLIP}.get(config.model_type)
     files = sorted(folder.glob("*.safetensors"))
     if names is None or not files:
         raise InputError(
-            f"{folder} holds a model of type {config.model_type!r} in {len(files)} safetensors files; expected `clip` "
+            f"{folder} has a model of type {config.model_type!r} in {len(files)} safetensors files; expected `clip` "
             "or `siglip` (transformers' CLIPModel, SiglipModel) and at least one file"
         )
     stored = {name: value for file in files for name, value in load_file(file).items()}
@@ -88,7 +88,7 @@ def read_hugging_face(folder: Path) -> tuple[dict[str, Tensor], bool]:
 def _rename(name: str, names: dict[str, str]) -> str:
     start = next((start for start in names if name.startswith(start)), None)
     if start is None:
-        return name  # open_clip refuses it by this name
+        return name  # open_clip reports it under this name
     renamed = names[start] + name.removeprefix(start)
     if start.endswith(".layers."):
         for old, new in (_TIMM_BLOCK if ".trunk." in renamed else _RESBLOCK).items():

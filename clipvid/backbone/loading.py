@@ -1,4 +1,4 @@
-"""CLIP models by name, from open_clip's tags, files, folders and the Hub."""
+"""Loading of CLIP models by open_clip's tags, from files, folders and the Hub."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ _TINY_FOLDER = Path(__file__).parent.parent / "weights" / TINY
 
 
 def load_backbone(name: str, pretrained: str | None = None, image_size: int | None = None) -> Backbone:
-    """A CLIP model by open_clip's name.
+    """Load a CLIP model by open_clip's name.
 
     Args:
         name: `tiny` (the small CLIP inside this package), a name of `open_clip.list_models()`, `hf-hub:org/repo` or
             `local-dir:/path` with open_clip's config and weights.
-        pretrained: tag of `open_clip.list_pretrained()`, a file, a folder of transformers' `CLIPModel` or
-            `SiglipModel`, or `random`; None leaves a named tower random, with a warning.
-        image_size: side in pixels, when it is not the pretrained one; position embeddings are resampled.
+        pretrained: A tag of `open_clip.list_pretrained()`, a file, a folder of transformers' `CLIPModel` or
+            `SiglipModel`, or `random`. None leaves a named tower random, with a warning.
+        image_size: Side in pixels, if it differs from the pretrained one. Position embeddings are resampled.
 
     Raises:
-        ValueError: unknown name or tag, a tower that is no ViT, or an image size that it cannot have.
-        RuntimeError: weights that cannot be fetched or do not fit; says where they were looked for.
+        InputError: The name or tag is unknown, the tower is not a ViT, or the image size does not fit it.
+        RunError: The weights cannot be downloaded or do not fit. The message lists the places that were tried.
     """
     source = f"local-dir:{_TINY_FOLDER}" if name == TINY else name
     config = _find_config(name, source)
@@ -58,10 +58,12 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     if pretrained is not None and _is_folder(name, pretrained):
         state, quick_gelu = read_hugging_face(Path(pretrained))
         if config.get("quick_gelu") and not quick_gelu:
-            raise InputError(f"{pretrained} was trained with GELU, {name} has QuickGELU: take the name without it")
+            raise InputError(
+                f"{pretrained} was trained with GELU, {name} has QuickGELU: choose the backbone without quickgelu"
+            )
         options["force_quick_gelu"] = quick_gelu
     if not options.get("load_weights", True):
-        logging.disable(logging.WARNING)  # open_clip warns of random weights
+        logging.disable(logging.WARNING)  # open_clip warns about random weights
     try:
         clip = open_clip.create_model(source, force_patch_dropout=0.0, **options)
         if state is not None:
@@ -78,24 +80,26 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
         _resize(clip.visual, image_size)
     try:
         tokenizer = open_clip.get_tokenizer(source, **without_code)
-    except Exception as error:  # a model that never reads text does without one
+    except Exception as error:  # models that never read text work without a tokenizer
         tokenizer = MissingTokenizer(name, str(error).splitlines()[0] if str(error) else type(error).__name__)
     return split_clip(clip.eval(), tokenizer, name, pretrained, _is_public(name, pretrained), config)
 
 
 def _refuse_code(name: str, config: dict[str, Any]) -> dict[str, bool]:
-    """Return safe options for the tokenizer of a config that a stranger may have written.
+    """Return safe tokenizer options for an untrusted config.
 
-    open_clip passes `tokenizer_kwargs`, `hf_model_name` and `timm_model_name` on to transformers and timm. Some values
-    run code from a folder or fetch another repository.
+    open_clip passes `tokenizer_kwargs`, `hf_model_name` and `timm_model_name` to transformers and timm. Some values run
+    code from a folder or download another repository.
 
     Raises:
-        InputError: the config has values that open_clip's own configs do not have.
+        InputError: The config has values that do not occur in open_clip's configs.
     """
     text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
     unsafe = sorted((text.get("tokenizer_kwargs") or {}).keys() - TOKENIZER_OPTIONS)
     if unsafe:
-        raise InputError(f"{name}: its config hands the tokenizer {unsafe}, which could run code; it is not loaded")
+        raise InputError(
+            f"{name}: its config passes {unsafe} to the tokenizer, which could run code; expected none of these"
+        )
     tower = text.get("hf_model_name")
     if tower is not None and (tower not in _text_towers() or Path(tower).exists()):
         raise InputError(
@@ -110,16 +114,16 @@ def _refuse_code(name: str, config: dict[str, Any]) -> dict[str, bool]:
 
 @cache
 def _text_towers() -> set[str]:
-    """Return the text towers of transformers that open_clip's own configs name."""
+    """Return the text towers of transformers in open_clip's configs."""
     configs = (open_clip.get_model_config(name) or {} for name in open_clip.list_models())
     names = {config.get("text_cfg", {}).get("hf_model_name") for config in configs}
     return {name for name in names if name is not None}
 
 
 def _require_safetensors(name: str, source: str) -> None:
-    """Raise RunError unless a `local-dir:` holds its weights as a regular safetensors file.
+    """Raise RunError unless a `local-dir:` contains its weights as a regular safetensors file.
 
-    open_clip would otherwise look for pickled weights beside it.
+    open_clip would otherwise fall back to pickled weights in the same folder.
     """
     if source.startswith("local-dir:"):
         folder = Path(source.removeprefix("local-dir:"))
@@ -129,9 +133,9 @@ def _require_safetensors(name: str, source: str) -> None:
 
 
 def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: str) -> Backbone:
-    """A CLIP model from open_clip's `model_cfg` and weights under open_clip's names, all of them.
+    """Build a CLIP model from open_clip's `model_cfg` and a complete state dict with open_clip's names.
 
-    Without text tower: `config["text_cfg"]` is `NO_TEXT`, and the weights of the image tower suffice.
+    If `config["text_cfg"]` is `NO_TEXT`, the weights of the image tower suffice.
     """
     clip = open_clip.CLIP(**config)
     if config["text_cfg"] == NO_TEXT:
@@ -146,7 +150,7 @@ def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: 
 
 
 def hub_repository(name: str, pretrained: str | None) -> str | None:
-    """The repository on the Hub that a backbone's weights come from, None where there is none."""
+    """Return the Hub repository of a backbone's weights, or None."""
     if name.startswith("hf-hub:"):
         return name.removeprefix("hf-hub:")
     tag = get_pretrained_cfg(name, pretrained) if pretrained else None
@@ -154,7 +158,7 @@ def hub_repository(name: str, pretrained: str | None) -> str | None:
 
 
 def _own_weights(source: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Tensor] | None:
-    """Weights of a folder with a tower of timm, whose image size may be another than timm's: open_clip fits none."""
+    """Load the weights of a folder with a timm tower. open_clip cannot load them if the image size is not timm's."""
     if not source.startswith("local-dir:") or "timm_model_name" not in config["vision_cfg"]:
         return None
     options |= {"load_weights": False, "require_pretrained": False}
@@ -162,16 +166,16 @@ def _own_weights(source: str, config: dict[str, Any], options: dict[str, Any]) -
 
 
 def _resize(visual: nn.Module, image_size: int | tuple[int, int]) -> None:
-    """Resample position embeddings; in float32, since on CPU half precision cannot be.
+    """Resample position embeddings, in float32, since half precision is not supported on CPU.
 
     Raises:
-        ValueError: a size that is no multiple of the patches'.
+        InputError: The size is not a multiple of the patch size.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if isinstance(visual, TimmModel):
         embed: Any = getattr(visual.trunk, "patch_embed", None)
         if hasattr(visual.trunk, "set_input_size") and tuple(embed.img_size) != size:
-            _check_patches(size, tuple(map(floordiv, embed.img_size, embed.grid_size)))  # with those of a stem
+            _check_patches(size, tuple(map(floordiv, embed.img_size, embed.grid_size)))  # includes the stride of a stem
             visual.set_input_size(size)
     elif isinstance(visual, VisionTransformer) and tuple(visual.image_size) != size:
         _check_patches(size, visual.patch_size)
@@ -186,7 +190,7 @@ def _resize(visual: nn.Module, image_size: int | tuple[int, int]) -> None:
 
 def _check_patches(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
     if any(side % step for side, step in zip(size, patch, strict=True)):
-        raise InputError(f"image_size={size[0]} is no multiple of the tower's patches of {patch[0]} pixels")
+        raise InputError(f"image_size={size[0]} is not a multiple of the tower's patch size, {patch[0]} pixels")
 
 
 def _is_public(name: str, pretrained: str | None) -> bool:
@@ -196,7 +200,7 @@ def _is_public(name: str, pretrained: str | None) -> bool:
 
 
 def _is_folder(name: str, pretrained: str) -> bool:
-    """Whether the weights lie in a folder; a tag of that name goes first."""
+    """Return True if `pretrained` is a folder of weights. A tag of the same name takes precedence."""
     return not get_pretrained_cfg(name, pretrained) and Path(pretrained).is_dir()
 
 
@@ -215,27 +219,27 @@ def _find_config(name: str, source: str) -> dict[str, Any]:
 
 
 def _nearest(name: str) -> str:
-    """Return a suggestion of the nearest backbone; letter case does not count."""
+    """Return a suggestion with the nearest backbone name, ignoring case."""
     names = {TINY: TINY} | {model.lower(): model for model in open_clip.list_models()}
     close = difflib.get_close_matches(name.lower(), names, n=1)
     return f" (did you mean {names[close[0]]!r}?)" if close else ""
 
 
 def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -> dict[str, Any]:
-    """open_clip's arguments that make sure of the weights asked for, with the activation they were trained with."""
+    """Return arguments that make open_clip load exactly the requested weights, with their activation."""
     own_weights = ":" in name or name == TINY
     if pretrained == RANDOM:
         return {"load_weights": False, "pretrained_text": False}
     if own_weights and pretrained:
-        raise InputError(f"backbone {name!r} brings its own weights; leave pretrained={pretrained!r} out")
+        raise InputError(f"backbone {name!r} includes its weights; remove pretrained={pretrained!r}")
     if pretrained is not None and _is_folder(name, pretrained):
         return _weight_options(name, config, RANDOM)
     if own_weights:
         return {"require_pretrained": True}
     if pretrained is None:
         warnings.warn(
-            f"{name} has RANDOM weights: no `pretrained` was given (for example pretrained='openai'); "
-            f"pretrained='{RANDOM}' says that it is meant",
+            f"{name} has RANDOM weights: no `pretrained` was given (for example pretrained='openai'). "
+            f"Set pretrained='{RANDOM}' if this is intended",
             stacklevel=4,
         )
         return _weight_options(name, config, RANDOM)
@@ -253,18 +257,18 @@ def _weight_options(name: str, config: dict[str, Any], pretrained: str | None) -
 
 
 def _misfit(name: str, pretrained: str | None, state: dict[str, Tensor] | None) -> str:
-    """Names and shapes in which weights given by hand differ from the model's; nothing for others."""
+    """Return names and shapes in which user-provided weights differ from the model's, or an empty string."""
     try:
         if state is None and pretrained is not None and Path(pretrained).is_file():
             state = load_state_dict(pretrained)
         if state is None:
             return ""
-        logging.disable(logging.WARNING)  # the caller ends it
+        logging.disable(logging.WARNING)  # the caller enables it again
         own = open_clip.create_model(name, load_weights=False, pretrained_text=False).state_dict()
-    except Exception:  # they cannot be read at all, as the first error says
+    except Exception:  # unreadable weights are reported by the first error
         return ""
     problems = mismatches(own, state)
-    return f"they are of another model: {shortened(problems)}" if problems else ""
+    return f"they belong to another model: {shortened(problems)}" if problems else ""
 
 
 def _fetch_advice(name: str, pretrained: str | None, error: Exception | str) -> str:
@@ -273,8 +277,8 @@ def _fetch_advice(name: str, pretrained: str | None, error: Exception | str) -> 
     places = [tag[key] for key in ("hf_hub", "url") if tag and tag.get(key)] if tag else [name]
     return (
         f"the weights of {title} could not be loaded from {' or '.join(places)}: {error}\n"
-        "With a copy on this machine: pretrained=/path/to/weights (.safetensors or .pt of that model, or a folder of "
+        "With a local copy, use pretrained=/path/to/weights (.safetensors or .pt of that model, or a folder of "
         "transformers' CLIPModel or SiglipModel), or "
         f"backbone=local-dir:/path (a folder with {CONFIG_FILE} and {WEIGHTS_FILE}), "
-        "or a filled cache and HF_HUB_OFFLINE=1."
+        "or a filled cache with HF_HUB_OFFLINE=1."
     )

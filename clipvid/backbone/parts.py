@@ -1,7 +1,4 @@
-"""A CLIP model in parts.
-
-Shapes: see `clipvid.backbone`.
-"""
+"""`Backbone`, a CLIP model split into parts. For shapes see `clipvid.backbone`."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from clipvid.files import replacing, write_text
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
-# Files of a saved backbone: config, weights, and those of a tokenizer of transformers.
+# Files of a saved backbone: config, weights, and the files of a transformers tokenizer.
 BACKBONE_FILES = (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -38,13 +35,16 @@ BACKBONE_FILES = (
 
 @dataclass
 class Backbone:
-    """A CLIP model in parts. The parts are registered by the model that uses them, not here.
+    """CLIP model split into parts. The parts are registered by the model that uses them, not here.
 
-    name, pretrained: how open_clip finds it.
-    is_public: name and pretrained bring the same weights again, anywhere; if not, only a copy of them does.
-    mean, std: normalisation constants of the pixels, on the scale 0..1.
-    config: open_clip's `model_cfg`.
-    cast_fingerprint: fingerprint before the weights were cast to another floating type, see `keep_fingerprint`.
+    Attributes:
+        name: Name of the model in open_clip.
+        pretrained: Tag or path of the weights in open_clip.
+        is_public: True if name and pretrained load the same weights on any machine. Otherwise they are saved as a copy.
+        config: open_clip's `model_cfg`.
+        mean: Mean of the pixels, in 0..1.
+        std: Standard deviation of the pixels, in 0..1.
+        cast_fingerprint: Fingerprint before the weights were cast to another floating type, see `keep_fingerprint`.
     """
 
     name: str
@@ -60,26 +60,26 @@ class Backbone:
 
     @property
     def image_size(self) -> int:
-        """Side of the square images, in pixels; the height where a tower's images are not square."""
+        """Side of the square images in pixels. For other images, the height."""
         return self.vision.image_shape[0]
 
     @property
     def num_heads(self) -> int:
-        """Attention heads of a block."""
+        """Number of attention heads of a block."""
         heads: int = self.blocks[0].attn.num_heads
         return heads
 
     def clone_sharing_weights(self) -> Backbone:
-        """The same weights in modules of its own: what is put into these is not in the others."""
+        """Return a copy with new modules and shared weights. Layers added to the copy do not change the original."""
         parts: Any = nn.ModuleList([self.vision, *self.blocks, self.text])
         kept: list[Any] = [*parts.parameters(), *parts.buffers(), self.text.tokenizer]
         vision, *blocks, text = copy.deepcopy(list(parts), {id(item): item for item in kept})
         return dataclasses.replace(self, vision=vision, blocks=blocks, text=text)
 
     def stages(self) -> list[list[list[nn.Parameter]]]:
-        """Image tower and text tower, each as its stages from input to output: embedding, every block, the rest.
+        """Return image tower and text tower, each as its stages from input to output: embedding, every block, the rest.
 
-        A text tower that is not open_clip's own is one stage.
+        A text tower of another library is one stage.
         """
         text_blocks = getattr(getattr(self.text.clip, "text", self.text.clip), "transformer", None)
         towers = (self.vision, self.blocks), (self.text, getattr(text_blocks, "resblocks", []))
@@ -90,7 +90,7 @@ class Backbone:
         return stages
 
     def open_clip_state_dict(self) -> dict[str, Tensor]:
-        """All weights under open_clip's names, attention fused again."""
+        """Return all weights under open_clip's names, with fused attention."""
         state = {key: value for key, value in self.text.clip.state_dict().items() if not key.startswith("visual.")}
         state |= {f"visual.{key}": value for key, value in self.vision.visual.state_dict().items()}
         for index, block in enumerate(self.blocks):
@@ -109,12 +109,12 @@ class Backbone:
         return digest.hexdigest()
 
     def keep_fingerprint(self) -> None:
-        """Remember the fingerprint of public weights, which are about to be cast to another floating type."""
+        """Store the fingerprint of public weights before a cast to another floating type."""
         if self.is_public:
             self.cast_fingerprint = self.fingerprint()
 
     def open_clip_model(self) -> nn.Module:
-        """open_clip's own model with a copy of the image tower's weights and no text tower, to compare with."""
+        """Return open_clip's model with a copy of the image tower's weights and no text tower, as a reference."""
         config = {key: self.config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in self.config}
         clip: Any = open_clip.CLIP(**config, text_cfg=NO_TEXT)
         state = self.open_clip_state_dict().items()
@@ -122,7 +122,7 @@ class Backbone:
         return clip.eval()
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write a folder that `local-dir:` loads, in open_clip or here; weights in `dtype` where one is given."""
+        """Write a folder for `local-dir:`, here and in open_clip. Weights are cast to `dtype` if it is given."""
         folder.mkdir(parents=True, exist_ok=True)
         preprocess = {"mean": self.mean, "std": self.std, "size": self.image_size}
         config = {"model_cfg": self.config, "preprocess_cfg": preprocess}
@@ -132,7 +132,7 @@ class Backbone:
         }
         with replacing(folder / WEIGHTS_FILE) as aside:
             save_file(state, aside, metadata={"format": "pt"})
-        if isinstance(self.text.tokenizer, HFTokenizer):  # `local-dir:` looks for it beside the weights
+        if isinstance(self.text.tokenizer, HFTokenizer):  # `local-dir:` reads it from the folder of the weights
             self.text.tokenizer.save_pretrained(folder)
 
 
@@ -144,10 +144,10 @@ def split_clip(
     is_public: bool,
     config: dict[str, Any],
 ) -> Backbone:
-    """The parts of an open_clip model, which is left empty.
+    """Split an open_clip model into parts. The model itself is left empty.
 
     Raises:
-        ValueError: an image tower without ViT blocks.
+        InputError: The image tower has no ViT blocks.
     """
     visual = clip.visual
     vision: VisionTower | TimmTower

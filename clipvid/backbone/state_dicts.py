@@ -1,4 +1,4 @@
-"""Weights by name: whether two sets of them fit each other."""
+"""Comparison and strict loading of state dicts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipvid import InputError
 
 
 def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state` from being loaded into `own`: names that are missing or unexpected, shapes that differ."""
+    """Return the reasons why `state` cannot be loaded into `own`: missing or unexpected names, and different shapes."""
     shapes = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
         for name in own.keys() & state.keys()
@@ -23,7 +23,7 @@ def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[s
 
 
 def shortened(problems: list[str]) -> str:
-    """The first eight, and how many more there are."""
+    """Join the first eight problems and the number of further ones."""
     return "; ".join(problems[:8]) + (f" and {len(problems) - 8} more" if len(problems) > 8 else "")
 
 
@@ -31,7 +31,7 @@ def load_strictly(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Non
     """Copy `state` into the tensors of `own`, a model's `trained_state()` or `saved_state()`.
 
     Raises:
-        ValueError: names or shapes that differ; lists them.
+        InputError: Names or shapes differ. The message lists them.
     """
     problems = mismatches(own, state)
     if problems:

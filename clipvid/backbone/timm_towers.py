@@ -1,6 +1,7 @@
-"""timm's ViTs as open_clip uses them (SigLIP, PE-Core, EVA), taken apart like open_clip's own.
+"""timm's ViTs in open_clip (SigLIP, PE-Core, EVA), split into parts like open_clip's native towers.
 
-Fused projections are split into linears, as timm's attention knows them too. Shapes: see `clipvid.backbone.towers`.
+Fused projections become separate linears, a form that timm's attention supports too. For shapes see
+`clipvid.backbone.towers`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from clipvid.layers.attention import SelfAttention
 
 
 class TimmBlock(nn.Module):
-    """A block of a timm ViT, in halves. Both return what is added to the stream.
+    """Block of a timm ViT, in halves. Both return an update of the stream.
 
-    rope: rotary position embedding of the patches, where the tower has one.
+    Attributes:
+        rope: Rotary position embedding of the patches, or None.
     """
 
     rope: Tensor | None
@@ -42,11 +44,11 @@ class TimmBlock(nn.Module):
 
     @property
     def ln_1(self) -> nn.Module:
-        """The norm that belongs to the attention."""
+        """Norm of the attention."""
         return self.norm1
 
     def attention(self, x: Tensor) -> Tensor:
-        """[M, P+N, D] -> update [M, P+N, D]."""
+        """Return the update [M, P+N, D] of tokens [M, P+N, D]."""
         options = {} if self.rope is None else {"rope": self.rope}
         if self.post_norm:
             return self.norm1(self.attn(x, **options))
@@ -54,14 +56,14 @@ class TimmBlock(nn.Module):
         return update if self.gamma_1 is None else self.gamma_1 * update
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """[M, P+N, D] -> update [M, P+N, D]."""
+        """Return the update [M, P+N, D] of tokens [M, P+N, D]."""
         if self.post_norm:
             return self.norm2(self.mlp(x))
         update = self.ls2(self.mlp(self.norm2(x)))
         return update if self.gamma_2 is None else self.gamma_2 * update
 
     def open_clip_state(self) -> dict[str, Tensor]:
-        """Weights under timm's names, attention fused again where it was."""
+        """Return weights under timm's names, with attention fused if it was fused before."""
         state = self.state_dict()
         if not self.was_split:
             return state
@@ -81,7 +83,7 @@ class TimmBlock(nn.Module):
 
 
 class TimmTower(nn.Module):
-    """What stands before and after the blocks of a timm ViT: embedding, and pooling head with projection."""
+    """Parts of a timm ViT outside its blocks: embedding, and pooling head with projection."""
 
     blocks_prefix = "trunk.blocks"
 
@@ -100,7 +102,7 @@ class TimmTower(nn.Module):
             self.embed_dim: int = self.head(tokens).shape[-1]
 
     def train(self, mode: bool = True) -> TimmTower:
-        """A stem's BatchNorm keeps the statistics that it was pretrained with."""
+        """Set the mode. The BatchNorm of a stem keeps its pretrained statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -108,35 +110,35 @@ class TimmTower(nn.Module):
         return self
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalised images [M, 3, S, S] -> tokens [M, P+N, D]."""
+        """Embed normalized images [M, 3, S, S] as tokens [M, P+N, D]."""
         trunk = self.visual.trunk
         tokens = trunk._pos_embed(trunk.patch_embed(images))
         return trunk.norm_pre(tokens[0] if isinstance(trunk, Eva) else tokens)
 
     def head(self, tokens: Tensor) -> Tensor:
-        """Tokens of the last block [M, P+N, D] -> image features [M, E], not normalised."""
+        """Pool tokens of the last block [M, P+N, D] to image features [M, E], not normalized."""
         trunk = self.visual.trunk
         return self.visual.head(trunk.forward_head(trunk.norm(tokens)))
 
     def ends(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters before the blocks, and after them."""
+        """Return the parameters before and after the blocks."""
         last = ("trunk.norm.", "trunk.fc_norm.", "trunk.attn_pool.", "trunk.head.", "head.")
         return split_parameters(self.visual, last)
 
 
 def take_timm_apart(visual: TimmModel, name: str) -> tuple[TimmTower, list[Any]]:
-    """Embedding and head, and the blocks; `visual` is left without its blocks.
+    """Return embedding and head, and the blocks. `visual` is left without its blocks.
 
     Raises:
-        ValueError: a tower without the blocks of a ViT.
+        InputError: The tower does not consist of ViT blocks.
     """
     trunk: Any = visual.trunk
     block_types = (ViTBlock, ResPostBlock, EvaBlock, EvaBlockPostNorm)
     if not isinstance(trunk, VisionTransformer | Eva) or any(type(block) not in block_types for block in trunk.blocks):
         kinds = {type(trunk).__name__, *(type(block).__name__ for block in getattr(trunk, "blocks", []))}
         raise InputError(
-            f"backbone {name!r} has an image tower of timm that is no plain ViT ({', '.join(sorted(kinds))}); those of "
-            "SigLIP, SigLIP2, PE-Core, MobileCLIP-B and EVA are"
+            f"backbone {name!r} has an image tower of timm that is not a plain ViT ({', '.join(sorted(kinds))}); "
+            "supported: SigLIP, SigLIP2, PE-Core, MobileCLIP-B and EVA"
         )
     if getattr(trunk, "rope_mixed", False):
         raise InputError(f"backbone {name!r} has rotary embeddings that differ between its blocks: not supported")
@@ -149,7 +151,7 @@ def take_timm_apart(visual: TimmModel, name: str) -> tuple[TimmTower, list[Any]]
 
 
 def _split_attention(attention: Any) -> Any:
-    """The same map with a linear each for q, k and v; attention without norms and gates becomes `SelfAttention`."""
+    """Split the fused projection into linears for q, k and v. Plain attention becomes `SelfAttention`."""
     kind = type(attention)
     if attention.qkv is None or kind not in (Attention, AttentionRope, EvaAttention):
         return attention

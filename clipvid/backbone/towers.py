@@ -1,4 +1,4 @@
-"""open_clip's own towers taken apart: the image tower before, in and after its blocks, and the text tower.
+"""open_clip's native towers in parts: the image tower before, in and after its blocks, and the text tower.
 
 Shapes: M images, P prefix tokens, N = H x W patches, D width, E embedding, K texts, L text length.
 """
@@ -21,7 +21,7 @@ NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers
 
 
 class Block(nn.Module):
-    """A transformer block of a native open_clip tower, in halves. Both return what is added to the stream."""
+    """Transformer block of a native open_clip tower, in halves. Both return an update of the stream."""
 
     def __init__(self, source: ResidualAttentionBlock | CustomResidualAttentionBlock):
         super().__init__()
@@ -32,20 +32,20 @@ class Block(nn.Module):
         self.ln_2, self.mlp, self.ls_2 = source.ln_2, source.mlp, source.ls_2
 
     def attention(self, x: Tensor) -> Tensor:
-        """[M, P+N, D] -> update [M, P+N, D]."""
+        """Return the update [M, P+N, D] of tokens [M, P+N, D]."""
         return self.ls_1(self.ln_attn(self.attn(self.ln_1(x))))
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """[M, P+N, D] -> update [M, P+N, D]."""
+        """Return the update [M, P+N, D] of tokens [M, P+N, D]."""
         return self.ls_2(self.mlp(self.ln_2(x)))
 
     def open_clip_state(self) -> dict[str, Tensor]:
-        """Weights under open_clip's names, attention fused again."""
+        """Return weights under open_clip's names, with fused attention."""
         return fuse_projection(self.state_dict())
 
 
 class VisionTower(nn.Module):
-    """What stands before and after the blocks of a native open_clip ViT: embedding and pooling head."""
+    """Parts of a native open_clip ViT outside its blocks: embedding and pooling head."""
 
     num_prefix = 1
     blocks_prefix = "transformer.resblocks"
@@ -62,38 +62,41 @@ class VisionTower(nn.Module):
         self.image_shape: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalised images [M, 3, S, S] -> tokens [M, P+N, D]."""
+        """Embed normalized images [M, 3, S, S] as tokens [M, P+N, D]."""
         return self.visual._embeds(images)
 
     def head(self, tokens: Tensor) -> Tensor:
-        """Tokens of the last block [M, P+N, D] -> image features [M, E], not normalised."""
+        """Pool tokens of the last block [M, P+N, D] to image features [M, E], not normalized."""
         pooled, _ = self.visual._pool(tokens)
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
 
     def ends(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters before the blocks, and after them."""
+        """Return the parameters before and after the blocks."""
         return split_parameters(self.visual, ("ln_post", "proj", "attn_pool"))
 
 
 class MissingTokenizer:
-    """Placeholder for a tokenizer that could not be loaded; it fails when a text is to be read.
+    """Placeholder for a tokenizer that could not be loaded. It raises an error when called.
 
-    name: of the backbone. reason: of the failure.
+    Args:
+        name: Name of the backbone.
+        reason: Reason of the failure.
     """
 
     def __init__(self, name: str, reason: str):
         self.name, self.reason = name, reason
 
     def __call__(self, texts: list[str]) -> Tensor:
+        """Raise RunError."""
         raise RunError(
-            f"backbone {self.name}: its tokenizer could not be loaded ({self.reason}), and texts such as class names "
-            "need it. Put its files (tokenizer.json, tokenizer_config.json) beside the weights or fill the cache of "
-            "the Hub; a model with head=linear needs no text"
+            f"backbone {self.name}: its tokenizer could not be loaded ({self.reason}), and class names need it. "
+            "Put tokenizer.json and tokenizer_config.json into the folder of the weights, fill the cache of "
+            "the Hub, or use head=linear, which needs no text"
         )
 
 
 class TextTower(nn.Module):
-    """The CLIP text tower with its tokenizer and the learned scale (and bias) of the logits."""
+    """CLIP text tower with its tokenizer and the learned scale (and bias) of the logits."""
 
     clip: Any
     tokenizer: Any
@@ -105,39 +108,39 @@ class TextTower(nn.Module):
 
     @property
     def present(self) -> bool:
-        """False for a checkpoint that came without text tower, see `NO_TEXT`."""
+        """False for a checkpoint without text tower, see `NO_TEXT`."""
         return getattr(self.clip, "vocab_size", None) != NO_TEXT["vocab_size"]
 
     @property
     def logit_scale(self) -> Tensor:
-        """Scalar that multiplies cosines."""
+        """Scalar factor of the cosines."""
         return self.clip.logit_scale.exp()
 
     @property
     def logit_bias(self) -> Tensor | float:
-        """Scalar added to the logits (SigLIP); 0 elsewhere."""
+        """Scalar added to the logits (SigLIP), otherwise 0."""
         bias = getattr(self.clip, "logit_bias", None)
         return 0.0 if bias is None else bias
 
     @property
     def transformer(self) -> Any:
-        """What holds open_clip's own text blocks and token embedding.
+        """Module with open_clip's native text blocks and token embedding.
 
         Raises:
-            ValueError: the tower is of another library (`hf_model_name` in its config).
+            InputError: The tower belongs to another library (`hf_model_name` in its config).
         """
         tower = getattr(self.clip, "text", self.clip)
         if not hasattr(tower, "token_embedding") or not hasattr(tower.transformer, "resblocks"):
             raise InputError(
                 f"the text tower is a {type(tower).__name__}, which can only be frozen or trained whole; LoRA and "
-                "context tokens need one of open_clip's own"
+                "context tokens need a native text tower of open_clip"
             )
         return tower
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Return token ids int64 [K, L] of K texts. Warn about texts that are too long, with the words that are cut."""
         tokens: Tensor = self.tokenizer(texts)
-        if not self.present:  # the encoder itself refuses texts then
+        if not self.present:  # the encoder refuses texts in this case
             return tokens
         full = (tokens[:, -1] != self._pad_token()).nonzero().flatten().tolist()
         cut = {texts[index]: words for index in full if (words := self._words_cut(texts[index], tokens.shape[1]))}
@@ -172,14 +175,14 @@ class TextTower(nn.Module):
         return rest.strip() if rest.startswith(" ") else (kept.rsplit(" ", 1)[-1] + rest).strip()
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of a text, without those that mark its start and end.
+        """Count the tokens of a text, without start and end tokens.
 
         Raises:
-            ValueError: a tokenizer that marks no start.
+            InputError: The tokenizer has no start token.
         """
         if not isinstance(self.tokenizer, open_clip.SimpleTokenizer):
             raise InputError(
-                f"context tokens follow the token that starts a text; a {type(self.tokenizer).__name__} gives none"
+                f"context tokens follow the start token of a text; a {type(self.tokenizer).__name__} has none"
             )
         return len(self.tokenizer.encode(text))
 
@@ -189,8 +192,8 @@ class TextTower(nn.Module):
         Without gradients, long lists are encoded in parts, so that memory does not grow with the list.
 
         Args:
-            tokens: token ids.
-            context: [C, width] in place of the embeddings of the C tokens after the first.
+            tokens: Token ids.
+            context: [C, width], replaces the embeddings of the C tokens after the first.
         """
         if not self.present:
             raise RunError("this model has no text tower (it was converted from a checkpoint without one)")
@@ -211,7 +214,7 @@ class TextTower(nn.Module):
             return self.clip.encode_text(tokens, normalize=False)
 
     def ends(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters before the blocks, and after them."""
+        """Return the parameters before and after the blocks."""
         after = ("ln_final", "text_projection", "logit_scale", "logit_bias")
         return split_parameters(self.clip, (*after, *(f"text.{name}" for name in after)), skip=".resblocks.")
 
@@ -223,7 +226,7 @@ def _shortened(text: str) -> str:
 def split_parameters(
     module: nn.Module, last: tuple[str, ...], skip: str | None = None
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters by whether their names begin with one of `last`; those with `skip` in their names in neither."""
+    """Split parameters by names that begin with one of `last`. Omit names that contain `skip`."""
     named = [(name, value) for name, value in module.named_parameters() if skip is None or skip not in name]
     before = [value for name, value in named if not name.startswith(last)]
     return before, [value for name, value in named if name.startswith(last)]

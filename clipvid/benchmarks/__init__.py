@@ -1,1 +1,1 @@
-"""One file per subject of `clipvid benchmark`, the cost model and the statistics over seeds."""
+"""Subjects of `clipvid benchmark`, one module each, the cost model and statistics over seeds."""

@@ -1,6 +1,6 @@
-"""`clipvid benchmark adapters`: what every adapter costs around one backbone, in time, multiply-adds and memory.
+"""`clipvid benchmark adapters`: cost of every adapter around one backbone, in time, multiply-adds and memory.
 
-All is measured in one run and told relative to the forward pass of the plain backbone (`none`).
+Everything is measured in one run and reported relative to the forward pass of the plain backbone (`none`).
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ from clipvid.runs.config_files import parse_config
 from clipvid.training.objectives import Classification
 
 BASELINE = "none"
-ENCODE_IMAGE = "encode_image"  # of open_clip, on the same frames
+ENCODE_IMAGE = "encode_image"  # open_clip's method, on the same frames
 NUM_CLASSES = 400
 
-Key = tuple[str, bool]  # a row, and whether its training pass
+Key = tuple[str, bool]  # row, and True for its training pass
 
 
 @dataclass(frozen=True)
 class Bar:
-    """The most time that a row should take, relative to the forward pass of `none`.
+    """Target for the time of a row, relative to the forward pass of `none`.
 
-    forward, training: of the two passes; unset, no bar. above: a row whose own relative times are added.
+    Attributes:
+        forward: Target of the forward pass, or None.
+        training: Target of the training pass, or None.
+        above: Row whose relative times are added to the targets.
     """
 
     forward: float | None = None
@@ -65,14 +68,19 @@ BARS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class AdapterBenchmark:
-    """Adapters around one backbone, with nothing but the adapter trained.
+    """Options of the benchmark. Adapters share one backbone, and only they are trained.
 
-    backbone, pretrained: see `clipvid.backbone.load_backbone`. Random weights cost what trained ones do, but for the
-        search of `ata`, which is quicker where frames are alike.
-    adapters: names of `clipvid.ADAPTERS` or `{name: ..., options}`, a row each; `none` is always measured.
-    batch_size: clips of noise. repeats: of each measurement, of which the median counts.
-    threads: of the CPU; unset, as many as torch takes by itself.
-    bars: by row, each with fields of `Bar`. Those given stand for ViT-B-32 with 8 frames.
+    Attributes:
+        output_dir: Folder of table.md and metrics.json.
+        backbone: See `clipvid.backbone.load_backbone`.
+        pretrained: See `clipvid.backbone.load_backbone`. Random weights cost the same as trained ones, except for the
+            matching of `ata`, which is faster for similar frames.
+        adapters: Names of `clipvid.ADAPTERS` or `{name: ..., options}`, one per row. `none` is always measured.
+        num_frames: Number of frames per clip.
+        batch_size: Number of random clips.
+        repeats: Repeats of each measurement. The median is reported.
+        threads: CPU threads. By default torch chooses.
+        bars: Fields of `Bar` by row. The defaults are for ViT-B-32 with 8 frames.
     """
 
     output_dir: str = "outputs/benchmark/adapters"
@@ -94,17 +102,23 @@ class AdapterBenchmark:
             resolve_adapters(choice)
         names = [row_name(choice) for choice in self.adapters]
         if len(set(names)) < len(names):
-            raise InputError(f"adapters: each may stand once, got {names}")
+            raise InputError(f"adapters: each name may be listed once, got {names}")
         for name, options in self.bars.items():
             build_config(Bar, options, f"the bar of {name!r}")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One kind of pass.
+    """Cost of one kind of pass.
 
-    seconds: of each repeat. macs: multiply-adds for one clip. time_ratio, mac_ratio: to the forward pass of `none`, the
-    times by their medians. time_per_mac: the one ratio over the other. bar: for time_ratio, if there is one.
+    Attributes:
+        seconds: Seconds of each repeat.
+        macs: Multiply-adds of one clip.
+        time_ratio: Median time relative to the forward pass of `none`.
+        mac_ratio: Multiply-adds relative to the forward pass of `none`.
+        time_per_mac: Time ratio over multiply-add ratio.
+        bar: Target of the time ratio, or None.
+        missed: True if the target is exceeded.
     """
 
     seconds: list[float]
@@ -118,11 +132,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class AdapterCost:
-    """What one adapter costs.
+    """Cost of one adapter.
 
-    forward: in evaluation mode, without gradients. training: forward and backward pass in training mode.
-    peak_memory: bytes at most during the latter, beyond weights and frames, see `clipvid.benchmarks.cost.peak_memory`.
-    Training and memory are None where nothing is trained.
+    Attributes:
+        forward: Forward pass in evaluation mode, without gradients.
+        training: Forward and backward pass in training mode, or None if nothing is trained.
+        peak_memory: Peak memory of the training pass in bytes, without weights and frames, see
+            `clipvid.benchmarks.cost.peak_memory`. None if nothing is trained.
     """
 
     name: str
@@ -133,18 +149,19 @@ class AdapterCost:
 
 
 def main(args: list[str]) -> None:
-    """Run the subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    """Run the benchmark. Print the table, and write table.md and metrics.json."""
     config = parse_config(AdapterBenchmark, args, "clipvid benchmark adapters")
     run_cost_benchmark(config, measure_adapters, render_table)
 
 
 def measure_adapters(config: AdapterBenchmark) -> list[AdapterCost]:
-    """Rows for `none`, open_clip's `encode_image` and the adapters in their order.
+    """Return rows for `none`, open_clip's `encode_image` and the adapters in their order.
 
-    All models share the frozen parts of one backbone; each has fresh adapters.
+    All models share the frozen parts of one backbone. Each has fresh adapters.
 
     Raises:
-        ValueError, RuntimeError: see `load_backbone`; an adapter that does not fit the backbone.
+        InputError: An adapter does not fit the backbone; see also `load_backbone`.
+        RunError: See `load_backbone`.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -165,7 +182,7 @@ def measure_adapters(config: AdapterBenchmark) -> list[AdapterCost]:
 
 
 def row_name(choice: Choice) -> str:
-    """`ila`, or with options `ila variant=ssv2`."""
+    """Return the name of a row: `ila`, or with options `ila variant=ssv2`."""
     options = {"name": choice} if isinstance(choice, str) else choice
     return " ".join([options["name"], *(f"{key}={value}" for key, value in options.items() if key != "name")])
 
@@ -190,7 +207,7 @@ def _passes(models: dict[str, VideoCLIP], open_clip_model: Any) -> dict[Key, Pas
 
 
 def training_loss(model: VideoCLIP, frames: Tensor) -> Tensor:
-    """Cross-entropy of a model of `NUM_CLASSES` on frames [B, T, 3, S, S]."""
+    """Return the cross-entropy of a model with `NUM_CLASSES` classes on frames [B, T, 3, S, S]."""
     batch = {"frames": frames, "label": torch.zeros(len(frames), dtype=torch.long, device=frames.device)}
     loss, _ = Classification(NUM_CLASSES, seed=0)(model, batch, epoch=0)
     return loss
@@ -203,7 +220,7 @@ def compare(
     sizes: dict[str, int],
     bars: dict[str, Bar],
 ) -> list[AdapterCost]:
-    """Rows from what was measured of the passes, of which (`none`, False) is the measure of all."""
+    """Build rows from measurements, relative to the pass (`none`, False)."""
     base = (BASELINE, False)
     medians = {key: statistics.median(values) for key, values in seconds.items()}
     ratios = {key: median / medians[base] for key, median in medians.items()}
@@ -229,7 +246,7 @@ def _limit(bar: Bar | None, training: bool, ratios: dict[Key, float]) -> float |
 
 
 def render_table(rows: list[AdapterCost], config: AdapterBenchmark) -> str:
-    """Return the rows and, below them, the settings. `1.62 > 1.6 ✗` is a missed bar."""
+    """Return the rows, and the settings below them. `1.62 > 1.6 ✗` is a missed target."""
     titles = ["", "forward", "forward + backward", "MACs", "time/MACs", "MiB", "trained"]
     table = []
     for row in rows:
@@ -250,7 +267,7 @@ def render_table(rows: list[AdapterCost], config: AdapterBenchmark) -> str:
     lines = [markdown_table(titles, table)]
     lines += [f"{what}; {', '.join(describe_machine().values())}."]
     lines += [f"1 is the forward pass of `{BASELINE}`: {seconds}, {base.macs / 1e9:.3g} G MACs (multiply-adds) a clip."]
-    lines += ["MiB: what a training step holds at most, beyond weights and frames."]
+    lines += ["MiB: peak memory of a training step, without weights and frames."]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What a pass through a model costs: seconds, multiply-adds, memory.
+"""Cost of a pass through a model: seconds, multiply-adds, memory.
 
 Shapes: B clips, T frames, S image side.
 """
@@ -34,10 +34,13 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 
 @dataclass(frozen=True)
 class Pass:
-    """A call of a model on frames [B, T, 3, S, S].
+    """Call of a model on frames [B, T, 3, S, S].
 
-    call: returns any tensor, or in training the scalar loss, from which the backward pass starts.
-    training: forward and backward pass in training mode; else a forward pass in evaluation mode, without gradients.
+    Attributes:
+        model: The model.
+        call: Function that returns any tensor, or in training the scalar loss for the backward pass.
+        training: Run forward and backward pass in training mode, instead of a forward pass in evaluation mode without
+            gradients.
     """
 
     model: nn.Module
@@ -45,12 +48,12 @@ class Pass:
     training: bool = False
 
     def prepare(self) -> None:
-        """Set the mode and drop old gradients: what is not measured."""
+        """Set the mode and drop old gradients. Not measured."""
         self.model.train(self.training)
         self.model.zero_grad(set_to_none=True)
 
     def run(self, frames: Tensor) -> None:
-        """What is measured."""
+        """Run the measured part."""
         with torch.set_grad_enabled(self.training):
             result = self.call(frames)
             if self.training:
@@ -58,9 +61,10 @@ class Pass:
 
 
 def time_passes(passes: Mapping[KeyT, Pass], frames: Tensor, repeats: int) -> dict[KeyT, list[float]]:
-    """Seconds of every pass, `repeats` times each.
+    """Return the seconds of every pass, `repeats` times each.
 
-    Goes in rounds over all passes, so that a slow spell of the machine meets them all; a first round is not counted.
+    Rounds iterate over all passes, so that temporary load of the machine affects all of them. A first round is not
+    counted.
     """
     seconds: dict[KeyT, list[float]] = {key: [] for key in passes}
     for _ in track(range(repeats + 1), "timing, in rounds", console=Console(stderr=True), transient=True):
@@ -76,9 +80,9 @@ def time_passes(passes: Mapping[KeyT, Pass], frames: Tensor, repeats: int) -> di
 
 
 def count_macs(one: Pass, frames: Tensor) -> int:
-    """Multiply-adds of the matrix products and convolutions of a pass: half of what torch calls FLOPs.
+    """Count the multiply-adds of matrix products and convolutions in a pass, half of torch's FLOPs.
 
-    Counted with gradients and unfused attention, since fused kernels can escape the counter.
+    Uses gradients and unfused attention, since fused kernels can escape the counter.
     """
     one.prepare()
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
@@ -91,10 +95,10 @@ def count_macs(one: Pass, frames: Tensor) -> int:
 
 
 def _convolution_backward_flops(grad: Any, x: Any, weight: Any, *args: Any, **_: Any) -> int:
-    """The gradient of the input and that of the weight each cost what the forward pass does.
+    """Count the FLOPs of a convolution's backward pass, where input and weight gradient each cost a forward pass.
 
-    torch's own formula (2.15) takes a grouped convolution's weight gradient for an ungrouped one: for a depthwise
-    convolution of C channels, C times too much. Arguments are the shapes of aten::convolution_backward.
+    torch's formula (2.15) treats the weight gradient of a grouped convolution as ungrouped. For a depthwise convolution
+    of C channels, its count is C times too large. Arguments are the shapes of aten::convolution_backward.
     """
     transposed, output_mask = args[4], args[7]
     places = x[2:] if transposed else grad[2:]
@@ -102,11 +106,11 @@ def _convolution_backward_flops(grad: Any, x: Any, weight: Any, *args: Any, **_:
 
 
 def peak_memory(one: Pass, frames: Tensor) -> int | None:
-    """Bytes that torch holds at most during a pass beyond what it held before: activations, gradients, temporaries.
+    """Return the peak memory of a pass in bytes, minus the memory before: activations, gradients, temporaries.
 
-    Asked of the allocator: CUDA's own count, and for the CPU the profiler's record of it. Unlike a process's resident
-    size this knows nothing of imports and weights and is the same in every run; buffers that BLAS or scipy take for
-    themselves are not seen. None on other devices.
+    Reported by the allocator: CUDA's counter, and the profiler's record on CPU. Unlike resident memory, the result does
+    not include imports and weights, and is the same in every run. Internal buffers of BLAS or scipy are not included.
+    Other devices return None.
     """
     one.prepare()
     measure = {"cpu": _peak_on_cpu, "cuda": _peak_on_cuda}.get(frames.device.type)
@@ -116,7 +120,7 @@ def peak_memory(one: Pass, frames: Tensor) -> int | None:
 
 
 def _peak_on_cpu(one: Pass, frames: Tensor) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells stderr of itself
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler on stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         one.run(frames)
     assert record.profiler is not None
@@ -132,18 +136,18 @@ def _peak_on_cuda(one: Pass, frames: Tensor) -> int:
 
 
 def _wait_for(device: torch.device) -> None:
-    """Return when the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def trained_parameters(model: nn.Module) -> int:
-    """How many numbers a training step changes."""
+    """Count the trained parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def describe_machine() -> dict[str, str]:
-    """Device, threads and torch's version."""
+    """Return device, threads and torch's version."""
     device = Accelerator().device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -159,9 +163,9 @@ def run_cost_benchmark(
     """Measure, print the table, and write table.md and metrics.json to `config.output_dir`.
 
     Args:
-        config: config of the benchmark.
-        measure: makes the rows, which are dataclasses.
-        render: makes the Markdown table of rows and config.
+        config: Config of the benchmark.
+        measure: Function that returns the rows, which are dataclasses.
+        render: Function from rows and config to the Markdown table.
     """
     output = Path(config.output_dir)
     with locked(output):

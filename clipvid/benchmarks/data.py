@@ -1,5 +1,8 @@
-"""What reading videos costs: the training loader beside the plainest loop, views beside views decoded one by one, and
-the opening of a very long manifest."""
+"""`clipvid benchmark data`: cost of reading videos.
+
+Compares the training loader with a plain loop, shared decoding of views with separate decoding, and opens a very long
+manifest.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +60,13 @@ print(json.dumps([opened, peak() - before, time.perf_counter() - middle, len(man
 
 @dataclass(frozen=True)
 class DataBenchmark:
-    """Reading videos, in ratios of one run.
+    """Options of the benchmark. Results are ratios within one run.
 
-    videos: a folder of videos; unset, 24 are made of 320 x 240 pixels and 250 frames.
-    processes: of the loader and of the plain loop. repeats: of each measurement, of which the median counts.
-    lines: of the manifest, a CSV of path and label; 0 to leave it out.
+    Attributes:
+        videos: Folder of videos. By default 24 videos of 320 x 240 pixels and 250 frames are generated.
+        processes: Processes of the loader and of the plain loop.
+        repeats: Repeats of each measurement. The median is reported.
+        lines: Lines of the manifest, a CSV of path and label, or 0 to skip it.
     """
 
     output_dir: str = "outputs/benchmark/data"
@@ -76,7 +81,12 @@ class DataBenchmark:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Median seconds of ours and of theirs for the same videos; ratio: how many times faster ours is, and its bar."""
+    """Median seconds of clipvid (`ours`) and of a plain loop for the same videos.
+
+    Attributes:
+        ratio: Speedup of clipvid.
+        bar: Target of the ratio.
+    """
 
     name: str
     ours: float
@@ -86,7 +96,7 @@ class Comparison:
 
 
 def main(args: list[str]) -> None:
-    """The subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    """Run the benchmark. Print the table, and write table.md and metrics.json."""
     config = parse_config(DataBenchmark, args, "clipvid benchmark data")
     output = Path(config.output_dir)
     with locked(output):
@@ -113,8 +123,10 @@ def main(args: list[str]) -> None:
 def compare_training(
     manifest: Manifest, config: DataBenchmark, processes: int, first_epoch: bool = False
 ) -> Comparison:
-    """Training clips of the loader, with its random crop, beside a loop that decodes the same frames and resizes
-    them whole, each on so many processes. In a first epoch no file has been looked through before."""
+    """Compare training clips of the loader, with random crops, with a loop that decodes and resizes the same frames.
+
+    Both use the same number of processes. In a first epoch, no file has been scanned before.
+    """
     sampling = FrameSampling("uniform", config.num_frames)
     dataset = VideoDataset(manifest, sampling, train_transform(config.image_size), seed=0, training=True)
     passes = 1 if first_epoch else 4
@@ -138,7 +150,7 @@ def compare_training(
 
 
 def compare_views(manifest: Manifest, config: DataBenchmark) -> Comparison:
-    """4 x 3 views of the first videos, beside opening and decoding each view by itself."""
+    """Compare 4 x 3 views of the first videos with separate opening and decoding of each view."""
     sampling, chosen = FrameSampling("uniform", config.num_frames), range(min(4, len(manifest)))
     transforms = eval_transforms(config.image_size, num_crops=CROPS)
     dataset = VideoDataset(manifest, sampling, transforms, seed=0, training=False, clips=CLIPS, crops=CROPS)
@@ -160,7 +172,7 @@ def compare_views(manifest: Manifest, config: DataBenchmark) -> Comparison:
 
 
 def measure_manifest(folder: Path, lines: int) -> dict[str, Any]:
-    """Seconds and MiB to open a CSV of so many lines, first and again, and seconds to shuffle it and take a batch."""
+    """Return seconds and MiB to open a CSV of this many lines twice, and seconds to shuffle it and take a batch."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "list.csv").open("w") as out:
         out.write("path,label\n")
@@ -190,14 +202,14 @@ def render_table(rows: list[Comparison], manifest: dict[str, Any] | None, config
     if manifest is not None:
         lines.append(
             f"A CSV manifest of {manifest['lines']:,} lines opens in {manifest['first_s']:.2f} s with "
-            f"{manifest['memory_mib']:.0f} MiB more memory at most, again in {manifest['second_s']:.2f} s; shuffling "
+            f"a peak of {manifest['memory_mib']:.0f} MiB more memory, again in {manifest['second_s']:.2f} s; shuffling "
             f"it and taking a batch: {manifest['shuffle_s']:.2f} s."
         )
     return "\n".join(lines) + "\n"
 
 
 def _compared(name: str, ours: Callable[[], None], plain: Callable[[], None], repeats: int, bar: float) -> Comparison:
-    """Both in turns, after a round that does not count."""
+    """Measure both in turns, after a warm-up round."""
     ours()
     plain()
     seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -216,7 +228,7 @@ def _indices(manifest: Manifest, key: Key, sampling: FrameSampling) -> list[int]
 
 
 def _plain(job: tuple[str, list[int], int]) -> Tensor:
-    """Decode the frames and resize them, by the shortest way there is."""
+    """Decode and resize frames in the simplest way."""
     path, indices, size = job
     try:
         import decord
@@ -234,7 +246,7 @@ def _consume(items: Iterable[object]) -> None:
 
 
 def _made_videos(folder: Path) -> Path:
-    """24 videos of a picture that drifts, 320 x 240 pixels, 250 frames, coded as downloaded ones usually are."""
+    """Generate 24 videos of a drifting picture, 320 x 240 pixels, 250 frames, in a typical encoding."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(24):
         path = folder / f"{number:02d}.mp4"

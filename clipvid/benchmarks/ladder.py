@@ -1,7 +1,7 @@
-"""`clipvid benchmark ladder`: every adapter under one recipe and several seeds, hypotheses and their outcomes.
+"""`clipvid benchmark ladder`: every adapter under one recipe and several seeds, with hypotheses and their outcomes.
 
-A trial is a row and a seed: an evaluation with its own training, in `trials/<row>_seed<seed>`, that is never run
-twice. `clipvid evaluate --config <that folder>/run.yaml --output_dir elsewhere` runs one again.
+A trial is a row and a seed: an evaluation with its training, in `trials/<row>_seed<seed>`, that is never repeated.
+`clipvid evaluate --config <that folder>/run.yaml --output_dir elsewhere` repeats one.
 """
 
 from __future__ import annotations
@@ -41,16 +41,17 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True, kw_only=True)
 class LadderConfig(GridConfig):
-    """Rows x seeds.
+    """Options of a ladder, rows x seeds.
 
-    trial: options of `clipvid evaluate` that all trials share, with a `recipe`. The ladder sets `name`, `output_dir`,
-        and the seeds of the recipe and of a protocol that draws by one. `cell` is its former name.
-    rows: name -> options of the recipe by dotted name (`model.adapter`, `optim.lr`) in which the row differs. Each
-        option is a column of the table. The row `none` is required: costs are relative to it.
-    predictions: see `seed_statistics.Hypothesis`. Each is kept with the number of trials that were finished when it
-        was first read.
-    repeat: row whose first seed is run a second time, in another folder, to check that all scores are the same.
-    cost_repeats: repeats of each measurement of time, of which the median counts.
+    Attributes:
+        trial: Options of `clipvid evaluate` for all trials, with a `recipe`. The ladder sets `name`, `output_dir`, and
+            the seeds of the recipe and of a protocol with a seed. `cell` is its former name.
+        rows: Name -> options of the recipe that differ in this row, by dotted name (`model.adapter`, `optim.lr`). Each
+            option is a column of the table. The row `none` is required, since costs are relative to it.
+        predictions: See `seed_statistics.Hypothesis`. Each is stored with the number of trials that had finished when
+            it was first read.
+        repeat: Row whose first seed is run a second time, in another folder, to check that all scores are the same.
+        cost_repeats: Repeats of each measurement of time. The median is reported.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"cell": "trial"}
@@ -68,17 +69,17 @@ class LadderConfig(GridConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.trial.recipe is None:
-            raise InputError("trial.recipe is missing: a ladder trains its rows")
+            raise InputError("trial.recipe is missing, which a ladder needs to train its rows")
         protocol = build_protocol(self.trial.protocol or self.trial.data.protocol)
         if not isinstance(protocol, Holdout | LeaveOneGroupOut):
             raise InputError(
-                f"trial.protocol={self.trial.protocol}: a ladder's seeds are those of its trainings; choose holdout or "
-                "leave_one_group_out, or `clipvid evaluate` for the others"
+                f"trial.protocol={self.trial.protocol} has separate seeds; choose holdout or "
+                "leave_one_group_out, or use `clipvid evaluate` for other protocols"
             )
         if BASELINE not in self.rows:
-            raise InputError(f"rows: {BASELINE!r}, which the others are measured by, is missing from {list(self.rows)}")
+            raise InputError(f"rows: {BASELINE!r}, the reference of the others, is missing from {list(self.rows)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds={self.seeds}: expected one or more different ones")
+            raise InputError(f"seeds={self.seeds}: expected one or more different seeds")
         if self.cost_repeats < 1:
             raise InputError(f"cost_repeats={self.cost_repeats} must be at least 1")
         named = [("repeat", self.repeat)]
@@ -96,9 +97,11 @@ class LadderConfig(GridConfig):
 
 @dataclass(frozen=True)
 class LadderTrial(Trial):
-    """A row under a seed.
+    """Row under a seed.
 
-    again: True for the second run of the same row and seed.
+    Attributes:
+        row: Name of the row.
+        again: True for the second run of the same row and seed.
     """
 
     row: str = BASELINE
@@ -106,10 +109,10 @@ class LadderTrial(Trial):
 
 
 def main(args: list[str]) -> None:
-    """Run the subject: table.md, ladder.png and metrics.json after every trial, the table on the terminal at the end.
+    """Run the benchmark. Write table.md, ladder.png and metrics.json after every trial, and print the table at the end.
 
     Raises:
-        RunError: trials that failed. The others are kept.
+        RunError: Trials failed. The others are kept.
     """
     config = parse_config(LadderConfig, args, "clipvid benchmark ladder")
     trials = ladder_trials(config)
@@ -140,13 +143,15 @@ def main(args: list[str]) -> None:
 
 
 def ladder_trials(config: LadderConfig) -> list[LadderTrial]:
-    """Return all trials, seed by seed, every config checked. The second run comes last.
+    """Return all trials, seed by seed, with checked configs. The second run comes last.
+
+    Invalid options end the program.
 
     Raises:
-        InputError: rows whose folders would be the same. Options that do not exist end the program.
+        InputError: Two rows have the same folder.
     """
     if len({folder_name(row) for row in config.rows}) < len(config.rows):
-        raise InputError(f"rows: two of {list(config.rows)} give the same folder; let them differ in letters or digits")
+        raise InputError(f"rows: two of {list(config.rows)} give the same folder; use different letters or digits")
     chosen = [(row, seed, False) for seed in config.seeds for row in config.rows]
     chosen += [(config.repeat, config.seeds[0], True)] if config.repeat is not None else []
     return [
@@ -163,7 +168,7 @@ def ladder_trials(config: LadderConfig) -> list[LadderTrial]:
 def _trial_config(config: LadderConfig, row: str, seed: int, again: bool) -> EvaluateConfig:
     record = config_record(config.trial)
     output, folder = Path(config.output_dir), f"{folder_name(row)}_seed{seed}" + ("_again" if again else "")
-    trials = "cells" if (output / "cells").is_dir() else "trials"  # earlier versions wrote the former
+    trials = "cells" if (output / "cells").is_dir() else "trials"  # earlier versions wrote cells/
     record |= {"name": row, "output_dir": str(output / trials / folder)}
     record["recipe"]["seed"] = seed
     protocol = record["protocol"] or record["data"]["protocol"]
@@ -197,7 +202,7 @@ def _recipes(trials: list[LadderTrial]) -> dict[str, Recipe]:
 
 
 def tested_videos(trial: EvaluateConfig) -> Manifest:
-    """Return all videos that a trial tests on; build the synthetic world first."""
+    """Return all test videos of a trial. Build the synthetic world first."""
     if not build_protocol(trial.protocol or trial.data.protocol).train_is_asked:
         return load_split(trial.data, "val")
     train, test = load_splits(trial.data)
@@ -205,7 +210,7 @@ def tested_videos(trial: EvaluateConfig) -> Manifest:
 
 
 def note_hypotheses(file: Path, hypotheses: list[Hypothesis], finished: int) -> dict[str, int]:
-    """Record how many trials were finished when each hypothesis was first read; return that by hypothesis."""
+    """Record the number of finished trials when each hypothesis was first read, and return it by hypothesis."""
     counts: dict[str, int] = json.loads(file.read_text()) if file.is_file() else {}
     counts |= {key: finished for each in hypotheses if (key := json.dumps(asdict(each))) not in counts}
     write_json(file, counts)
@@ -230,7 +235,7 @@ class _Ladder:
         self.results: dict[str, Any] = {}
 
     def write(self) -> None:
-        """Write table, picture and figures of the finished trials."""
+        """Write table, plot and figures of the finished trials."""
         config, output = self.config, Path(self.config.output_dir)
         clusters = {sample.path: sample.group or sample.path for sample in self.manifest.samples}
         results = Results(self.manifest.classes, clusters)

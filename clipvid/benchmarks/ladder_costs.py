@@ -1,4 +1,4 @@
-"""What the rows of a ladder cost: parameters, multiply-adds, time and memory, all measured in one run."""
+"""Cost of the rows of a ladder: parameters, multiply-adds, time and memory, measured in one run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measured_once(
 ) -> dict[str, dict[str, Any]]:
     """Return costs by row, from `file` if it has those of the same models. New ones are written to it.
 
-    Every row is measured again where one is new: a ratio is of one run.
+    A new row causes a new measurement of all rows, since ratios are valid within one run.
     """
     key = {row: asdict(recipe.model) | {"batch": _batch_size(recipe)} for row, recipe in recipes.items()}
     asked = {"models": json.loads(json.dumps(key)), "repeats": repeats, "machine": describe_machine()}
@@ -57,8 +57,8 @@ def _measure(
     other = [row for row in shapes if shapes[row] != shapes[BASELINE]]
     if other:
         raise InputError(
-            f"rows: costs are measured side by side on the same clips, {BASELINE!r} takes {shapes[BASELINE]} [B, T, 3, "
-            f"S, S] and {other[0]!r} {shapes[other[0]]}; compare other sizes in a ladder of their own"
+            f"rows: costs are measured on the same clips, but {BASELINE!r} takes {shapes[BASELINE]} [B, T, 3, S, S] "
+            f"and {other[0]!r} {shapes[other[0]]}; compare other sizes in a separate ladder"
         )
     frames = torch.randn(shapes[BASELINE], device=device)
     macs = {key: count_macs(one, frames[:1]) for key, one in passes.items()}
@@ -78,9 +78,11 @@ def _loss(model: VideoCLIP, classes: int, frames: Tensor) -> Tensor:
 
 
 def _costs_by_row(rows: list[AdapterCost]) -> dict[str, dict[str, Any]]:
-    """parameters: trained. gflops: of a clip's forward pass, twice its multiply-adds. forward, training: clips/s
-    relative to `none`. memory: bytes a training step holds at most beyond weights and frames; memory_ratio: relative
-    to `none`. None is what could not be measured.
+    """Return the reported costs by row. None is a cost that could not be measured.
+
+    `parameters` is the number of trained parameters. `gflops` is the cost of a clip's forward pass, twice its
+    multiply-adds. `forward` and `training` are clips/s relative to `none`. `memory` is the peak of a training step in
+    bytes, without weights and frames, and `memory_ratio` is relative to `none`.
     """
     base = next(row for row in rows if row.name == BASELINE)
     return {

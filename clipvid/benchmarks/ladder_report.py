@@ -1,4 +1,4 @@
-"""The table of a ladder, in Markdown, and its picture: accuracy against cost."""
+"""Markdown table of a ladder, and its plot of accuracy against cost."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _pair_table(rows: dict[str, Any]) -> str:
     lines = [
         [name, *(f"{own[pair]['mean']:.2f}" if pair in own else "-" for pair in pairs)] for name, own in figures.items()
     ]
-    return markdown_table(["motion told from its reverse", *pairs], lines, text_columns=1)
+    return markdown_table(["motion against its reverse", *pairs], lines, text_columns=1)
 
 
 def _hypotheses(hypotheses: list[dict[str, Any]]) -> str:
@@ -131,7 +131,7 @@ def _escaped(text: str) -> str:
 
 
 def draw_ladder(results: dict[str, Any], file: Path) -> None:
-    """A picture for each measure: accuracy with its interval against the GFLOPs of a clip; nothing without trials."""
+    """Plot accuracy with its interval against the GFLOPs of a clip, one panel per measure. Nothing without trials."""
     rows = {name: row for name, row in results["rows"].items() if row["figures"]}
     if not rows:
         return

@@ -1,6 +1,6 @@
-"""`clipvid benchmark pretraining`: what training without labels is worth, by adapter, objectives and labels per class.
+"""`clipvid benchmark pretraining`: value of training without labels, by adapter, objectives and labels per class.
 
-Everything is kept as it is made: the same command goes on from where it was interrupted.
+All results are kept, and the same command resumes an interrupted study.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ MOST_LOST = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingBenchmark(GridConfig):
-    """Few-shot accuracy of adapters that start fresh, and of adapters that start from training without labels.
+    """Options of the study: few-shot accuracy of fresh adapters and of adapters trained without labels.
 
-    adapters: by name. stages: the objectives of each training without labels, by name; `fresh` is always there.
-    pretrain: how it trains; `model.adapter`, `objectives` and `output_dir` are the benchmark's. Trained once for each
-        adapter and stage.
-    evaluate: how it is measured: a recipe, whose `model.adapter` and `model.init_from` are the benchmark's, and a
-        protocol `few_shot`. `name` and `output_dir` are the benchmark's.
-    epochs: of the fine-tuning, by labels per class; without, those of the recipe.
-    fewer, more: the hypothesis is that `fewer` labels per class after a stage do what `more` do without, while the
-        zero-shot accuracy of objects falls by at most 0.02; where classes tell no objects, the zero-shot top-1 is told
-        and not judged.
+    Attributes:
+        adapters: Adapters by name.
+        stages: Objectives of each training without labels, by name. `fresh` is always included.
+        pretrain: Training without labels, once per adapter and stage. The benchmark sets `model.adapter`, `objectives`
+            and `output_dir`.
+        evaluate: Evaluation with a recipe and a protocol `few_shot`. The benchmark sets `name`, `output_dir`, and
+            `model.adapter` and `model.init_from` of the recipe.
+        epochs: Epochs of fine-tuning by labels per class. By default those of the recipe.
+        fewer: Labels per class after a stage, in the hypothesis.
+        more: Labels per class of the fresh adapter, in the hypothesis. It holds if `fewer` after a stage reach the
+            accuracy of `more`. The zero-shot accuracy of objects must not fall by more than 0.02. For classes without
+            objects, zero-shot top-1 is reported and not judged.
     """
 
     output_dir: str = "outputs/benchmark/pretraining"
@@ -74,32 +77,37 @@ class PretrainingBenchmark(GridConfig):
         if not {self.fewer, self.more} <= set(protocol.shots):
             raise InputError(f"fewer={self.fewer}, more={self.more}: both must be among shots={protocol.shots}")
         if not set(self.epochs) <= set(protocol.shots):
-            raise InputError(f"epochs={self.epochs}: by labels per class, which are {protocol.shots}")
+            raise InputError(f"epochs={self.epochs}: expected keys among shots={protocol.shots}")
         if FRESH in self.stages:
-            raise InputError(f"stages: {FRESH!r} is the name of the start without any; choose another")
+            raise InputError(f"stages: {FRESH!r} is reserved for adapters without pretraining; choose another name")
         if self.pretrain.training.load_best_model_at_end:
             raise InputError(
-                "pretrain.training.load_best_model_at_end would choose the weights on the very videos that are asked "
-                "about; leave it off"
+                "pretrain.training.load_best_model_at_end would select the weights on the test videos; disable it"
             )
         precision = self.pretrain.training.mixed_precision, self.evaluate.mixed_precision
         if len(set(precision)) > 1:
-            raise InputError(f"mixed_precision of pretrain.training and evaluate: {precision}; let them be the same")
+            raise InputError(f"mixed_precision of pretrain.training and evaluate: {precision}; expected equal values")
         for objectives in self.stages.values():
             replace(self.pretrain, objectives=objectives)
 
 
 def shots_of(config: PretrainingBenchmark) -> FewShot:
-    """The protocol of a study."""
+    """Return the protocol of a study."""
     protocol: Any = build_protocol(config.evaluate.protocol or config.evaluate.data.protocol)
     return protocol
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One adapter after one stage. shots: top-1 by labels per class (`seed_statistics.accuracy_over_seeds`). gain:
-    accuracy with `fewer` labels less that of the fresh adapter with `more` (`difference_over_seeds`). before, after:
-    zero-shot accuracy of CLIP and of the stage, of `kind` (`object` or `top1`); None without a stage."""
+    """Adapter after one stage.
+
+    Attributes:
+        shots: Top-1 by labels per class (`seed_statistics.accuracy_over_seeds`).
+        gain: Accuracy with `fewer` labels minus that of the fresh adapter with `more` (`difference_over_seeds`).
+        kind: Kind of zero-shot accuracy, `object` or `top1`. None without a stage.
+        before: Zero-shot accuracy of CLIP.
+        after: Zero-shot accuracy after the stage.
+    """
 
     adapter: str
     stage: str
@@ -111,13 +119,13 @@ class StudyRow:
 
     @property
     def held(self) -> bool:
-        """Whether the hypothesis did."""
+        """True if the hypothesis holds."""
         lost = (self.before or 0) - (self.after or 0) if self.kind == "object" else 0
         return self.gain is not None and self.gain["mean"] >= 0 and lost <= MOST_LOST + 1e-9
 
 
 def main(args: list[str]) -> None:
-    """Run the subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    """Run the benchmark. Print the table, and write table.md and metrics.json."""
     config = parse_config(PretrainingBenchmark, args, "clipvid benchmark pretraining")
     output, grid = Path(config.output_dir), Grid(study_trials(config), config)
 
@@ -176,7 +184,8 @@ def study_rows(config: PretrainingBenchmark, results: dict[str, dict[str, Any]])
     """Return the rows whose trials are finished.
 
     Args:
-        results: content of `metrics.json` by name of the trial.
+        config: Config of the study.
+        results: Content of `metrics.json` by name of the trial.
     """
     rows, protocol = [], shots_of(config)
     for adapter in config.adapters:
@@ -202,7 +211,7 @@ def study_rows(config: PretrainingBenchmark, results: dict[str, dict[str, Any]])
 
 
 def read_right(folder: Path, shots: int, seeds: list[int]) -> np.ndarray:
-    """Which answers of an evaluation are right: float [seeds, videos]."""
+    """Return the correct predictions of an evaluation: float [seeds, videos], 0 or 1."""
     columns = ["group", "condition", "label", "scores", "readable"]
     table = pq.read_table(folder / "predictions.parquet", columns=columns).to_pylist()
     groups = [
@@ -214,7 +223,7 @@ def read_right(folder: Path, shots: int, seeds: list[int]) -> np.ndarray:
 
 
 def render_table(rows: list[StudyRow], config: PretrainingBenchmark) -> str:
-    """Return a line for each adapter and stage, and below them the outcome of the hypothesis."""
+    """Return a row per adapter and stage, and below them the outcome of the hypothesis."""
     shots, fewer, more = shots_of(config).shots, config.fewer, config.more
     objects = any(row.kind == "object" for row in rows)
     zero_shot = f"zero-shot {'object' if objects else 'top-1'}"

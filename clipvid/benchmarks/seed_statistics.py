@@ -1,4 +1,4 @@
-"""What the rows of a ladder reached over seeds, and the outcomes of hypotheses.
+"""Results of a ladder's rows over seeds, and outcomes of hypotheses.
 
 Shapes: S seeds, V videos, C clusters of videos, K classes.
 """
@@ -25,13 +25,16 @@ TOP1, PAIRS, FORWARD = "top1", "pairs", "forward"
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """An expected result of a row, written down before it is measured.
+    """Expected result of a row, recorded before it is measured.
 
-    row, over: names of rows; with `over`, it is the difference of their accuracies that is expected, else the accuracy.
-    measure: `top1`, `pairs` (a motion told from its reverse), or the name of one of the pairs.
-    under: `forward`, or a control (`reversed`, `shuffled`, `single`), for both rows.
-    at_least, at_most: between them the figure should lie. Without both, the hypothesis is words and is not judged.
-    why: the reason to expect it.
+    Attributes:
+        row: Name of the row.
+        why: Reason to expect the result.
+        over: Second row, or None. With it, the hypothesis is about the difference of their accuracies.
+        measure: `top1`, `pairs` (a motion against its reverse), or the name of one of the pairs.
+        under: `forward`, or a control (`reversed`, `shuffled`, `single`), for both rows.
+        at_least: Lower bound of the figure, or None.
+        at_most: Upper bound of the figure, or None. A hypothesis without bounds is not judged.
     """
 
     row: str
@@ -50,7 +53,7 @@ class Hypothesis:
         return f"{what} on {where} {limits}".rstrip()
 
     def judge(self, value: float) -> bool | None:
-        """Whether `value` is as expected; None where no bounds are given."""
+        """Return True if `value` is as expected, or None without bounds."""
         if self.at_least is None and self.at_most is None:
             return None
         low = -math.inf if self.at_least is None else self.at_least
@@ -58,14 +61,19 @@ class Hypothesis:
 
 
 class Hits(NamedTuple):
-    """What one evaluation got right: right [V] of 0 and 1 for the videos `names` (sorted), by condition and measure."""
+    """Correct predictions of one evaluation.
+
+    Attributes:
+        right: [V], 0 or 1, by condition and measure.
+        names: Names of the videos (sorted), by measure.
+    """
 
     right: dict[tuple[str, str], np.ndarray]
     names: dict[str, list[str]]
 
 
 def read_hits(predictions: Path, classes: Sequence[ClassInfo]) -> Hits:
-    """From a `predictions.parquet`; see `measures_of`."""
+    """Read the correct predictions in a `predictions.parquet`; see `measures_of`."""
     table = pq.read_table(predictions, columns=["condition", "path", "label", "scores"])
     right, names = {}, {}
     for condition in table["condition"].unique().to_pylist():
@@ -78,7 +86,7 @@ def read_hits(predictions: Path, classes: Sequence[ClassInfo]) -> Hits:
 
 
 def measures_of(classes: Sequence[ClassInfo]) -> list[str]:
-    """`top1` and, where classes have `partner` and `pair`, `pairs` and the name of each pair."""
+    """Return `top1` and, if classes have `partner` and `pair`, `pairs` and the name of each pair."""
     attributes = [info.attributes for info in classes]
     if not all({"partner", "pair"} <= own.keys() for own in attributes):
         return [TOP1]
@@ -87,7 +95,7 @@ def measures_of(classes: Sequence[ClassInfo]) -> list[str]:
 
 
 def measures(scores: Tensor, labels: Tensor, classes: Sequence[ClassInfo]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Which videos each measure asks about, and which are right: two of bool [V] by measure, from scores [V, K]."""
+    """Return by measure the included videos and the correct ones, two tensors bool [V], for scores [V, K]."""
     results = {TOP1: (torch.ones(len(labels), dtype=torch.bool), top1_hits(scores, labels))}
     pairs = measures_of(classes)[2:]
     if pairs:
@@ -99,7 +107,12 @@ def measures(scores: Tensor, labels: Tensor, classes: Sequence[ClassInfo]) -> di
 
 
 class Results:
-    """What the rows reached, seed by seed. clusters: by path of a video, what it comes from."""
+    """Results of the rows by seed.
+
+    Args:
+        classes: Classes of the evaluation.
+        clusters: Path of a video -> its source, such as a person.
+    """
 
     def __init__(self, classes: Sequence[ClassInfo], clusters: dict[str, str]) -> None:
         self.classes, self.clusters = classes, clusters
@@ -110,7 +123,7 @@ class Results:
         self.hits.setdefault(row, {})[seed] = read_hits(predictions, self.classes)
 
     def figures(self, row: str) -> dict[str, Any]:
-        """`seeds` that are there, and `figures`: by condition and measure, `accuracy_over_seeds`."""
+        """Return the available `seeds`, and `figures`: `accuracy_over_seeds` by condition and measure."""
         hits = self.hits.get(row, {})
         figures: dict[str, dict[str, Any]] = {}
         for condition, measure in next(iter(hits.values())).right if hits else []:
@@ -119,8 +132,7 @@ class Results:
         return {"seeds": sorted(hits), "figures": figures}
 
     def outcome(self, hypothesis: Hypothesis) -> dict[str, Any]:
-        """`found`, the figure that is spoken of, over the seeds that its rows share, and whether the hypothesis
-        `held`; both None where there is nothing yet."""
+        """Return `found`, the figure of a hypothesis over common seeds of its rows, and `held`. Both may be None."""
         rows = [self.hits.get(row, {}) for row in (hypothesis.row, hypothesis.over) if row is not None]
         seeds = sorted(set.intersection(*(set(row) for row in rows)))
         if not seeds:
@@ -139,21 +151,21 @@ class Results:
 
 
 def same_answers(first: Path, second: Path) -> bool:
-    """Whether two `predictions.parquet` hold the same logits of the same videos, to the bit."""
+    """Return True if two `predictions.parquet` have bitwise equal logits for the same videos."""
     columns = ["group", "condition", "path", "label", "readable", "view_logits"]
     return pq.read_table(first, columns=columns).equals(pq.read_table(second, columns=columns))
 
 
 def accuracy_over_seeds(right: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
-    """`mean`, `std` and `values` over seeds (`mean_and_spread`), and the 95% interval `low` to `high` of the mean.
+    """Return `mean`, `std` and `values` over seeds (`mean_and_spread`), and a 95% interval of the mean.
 
-    The interval is about seeds and videos together, for both are drawn: Wilson's, at the number of videos that would
-    make a plain share as uncertain as `mean_variance` says (Kish's effective sample size, never more than V), with
-    Student's t in place of the normal quantile (Dean and Pagano, https://doi.org/10.1093/jssam/smv024).
+    The interval, `low` to `high`, covers the variation of both seeds and videos. It is Wilson's interval at Kish's
+    effective sample size, where a simple proportion has the variance of `mean_variance` (at most V). Student's t
+    replaces the normal quantile (Dean and Pagano, https://doi.org/10.1093/jssam/smv024).
 
     Args:
         right: [S, V] of 0 and 1.
-        clusters: [V], what videos come from that cannot be taken for independent (a person, a source).
+        clusters: [V], sources (a person, a recording) whose videos are not independent.
     """
     summary = mean_and_spread(right.mean(axis=1).tolist())
     share, count = summary["mean"], right.shape[1]
@@ -170,7 +182,10 @@ def accuracy_over_seeds(right: np.ndarray, clusters: Sequence[str]) -> dict[str,
 
 
 def difference_over_seeds(right: np.ndarray, over: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
-    """Of two rows on the same seeds and videos, [S, V] each: as `accuracy_over_seeds`, with a t interval."""
+    """Return the difference of two rows on the same seeds and videos, [S, V] each, with a t interval.
+
+    The keys are those of `accuracy_over_seeds`.
+    """
     summary = mean_and_spread((right - over).mean(axis=1).tolist())
     variance, quantile = mean_variance(right - over, clusters)
     half = quantile * math.sqrt(variance)
@@ -178,15 +193,15 @@ def difference_over_seeds(right: np.ndarray, over: np.ndarray, clusters: Sequenc
 
 
 def mean_variance(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, float]:
-    """Variance of the mean of values [S, V] as seeds and clusters of videos vary, and the quantile for 95%.
+    """Return the variance of the mean of values [S, V] over seeds and clusters of videos, and the quantile for 95%.
 
-    Two-way analysis of variance without replicates, seeds x clusters, both random; a component below zero counts as
-    zero, and with it goes what it was reckoned from; degrees of freedom after Satterthwaite. With one seed nothing is
-    known of seeds, and the videos alone vary.
+    The model is a two-way analysis of variance without replicates, seeds x clusters, both random. A negative component
+    counts as zero and is excluded from the degrees of freedom, which follow Satterthwaite. With one seed, only the
+    variance over videos is known.
     """
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.stack([np.bincount(place, row, len(names)) for row in values])
-    cells = sums * len(names) / values.shape[1]  # their plain mean is that of the values
+    cells = sums * len(names) / values.shape[1]  # so that their mean equals that of the values
     seeds, count = cells.shape
     rows, columns, mean = cells.mean(axis=1), cells.mean(axis=0), cells.mean()
     rest = cells - rows[:, None] - columns + mean

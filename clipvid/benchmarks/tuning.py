@@ -1,6 +1,6 @@
-"""`clipvid benchmark tuning`: what a training step costs by what of the model is trained, in time and memory.
+"""`clipvid benchmark tuning`: cost of a training step by trained parts of the model, in time and memory.
 
-All is measured in one run and told relative to tuning the whole image tower.
+Everything is measured in one run and reported relative to tuning the whole image tower.
 """
 
 from __future__ import annotations
@@ -49,10 +49,13 @@ ROWS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TuningSpec:
-    """One way of tuning.
+    """Trained parts of a model, with targets.
 
-    tune, adapter: see `clipvid.model.ModelConfig`. time, memory: the most that a training step should take, relative
-    to `full`; unset, no bar.
+    Attributes:
+        tune: See `clipvid.model.ModelConfig`.
+        adapter: See `clipvid.model.ModelConfig`.
+        time: Target for the time of a training step relative to `full`, or None.
+        memory: Target for the memory of a training step relative to `full`, or None.
     """
 
     tune: list[Any]
@@ -63,12 +66,15 @@ class TuningSpec:
 
 @dataclass(frozen=True)
 class TuningBenchmark:
-    """Training steps (forward and backward pass of a linear head's loss) around one kind of tower.
+    """Options of the benchmark. A step is forward and backward pass with the loss of a linear head.
 
-    backbone, pretrained: see `clipvid.backbone.load_backbone`; random weights cost what trained ones do.
-    rows: by name, each with fields of `TuningSpec`; `full` must be one. Bars stand for ViT-B-16, 8 frames, batch 4.
-    batch_size: clips of noise. repeats: of each measurement, of which the median counts. threads: of the CPU; unset, as
-    many as torch takes by itself.
+    Attributes:
+        backbone: See `clipvid.backbone.load_backbone`.
+        pretrained: See `clipvid.backbone.load_backbone`. Random weights cost the same as trained ones.
+        rows: Fields of `TuningSpec` by name, including `full`. The default targets are for ViT-B-16, 8 frames, batch 4.
+        batch_size: Number of random clips.
+        repeats: Repeats of each measurement. The median is reported.
+        threads: CPU threads. By default torch chooses.
     """
 
     output_dir: str = "outputs/benchmark/tuning"
@@ -82,15 +88,21 @@ class TuningBenchmark:
 
     def __post_init__(self) -> None:
         if BASELINE not in self.rows:
-            raise InputError(f"rows: {BASELINE!r}, which the others are measured by, is missing from {list(self.rows)}")
+            raise InputError(f"rows: {BASELINE!r}, the reference of the others, is missing from {list(self.rows)}")
         for name, options in self.rows.items():
             _model_config(self, build_config(TuningSpec, options, f"row {name!r}"))
 
 
 @dataclass(frozen=True)
 class Step:
-    """seconds of each repeat; peak_memory: bytes at most beyond weights and frames, see `cost.peak_memory`;
-    both relative to `full`, the times by their medians."""
+    """Cost of a training step.
+
+    Attributes:
+        seconds: Seconds of each repeat.
+        peak_memory: Peak memory in bytes, without weights and frames, see `cost.peak_memory`.
+        time_ratio: Median time relative to `full`.
+        memory_ratio: Peak memory relative to `full`.
+    """
 
     name: str
     trained_parameters: int
@@ -101,13 +113,13 @@ class Step:
 
 
 def main(args: list[str]) -> None:
-    """Run the subject: a table on the terminal and in table.md, all figures in metrics.json."""
+    """Run the benchmark. Print the table, and write table.md and metrics.json."""
     config = parse_config(TuningBenchmark, args, "clipvid benchmark tuning")
     run_cost_benchmark(config, measure_tuning, render_table)
 
 
 def measure_tuning(config: TuningBenchmark) -> list[Step]:
-    """A step of every row, each with a tower of its own."""
+    """Measure a step of every row, each with a separate tower."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = Accelerator().device
@@ -144,7 +156,7 @@ def _model_config(config: TuningBenchmark, row: TuningSpec) -> ModelConfig:
 
 
 def render_table(steps: list[Step], config: TuningBenchmark) -> str:
-    """Return the rows and, below them, the settings. `0.7 > 0.6 ✗` is a missed bar."""
+    """Return the rows, and the settings below them. `0.7 > 0.6 ✗` is a missed target."""
     table = []
     for step in steps:
         row = TuningSpec(**config.rows[step.name])
@@ -156,7 +168,7 @@ def render_table(steps: list[Step], config: TuningBenchmark) -> str:
     lines = [markdown_table(["", "time", "memory", "MiB", "trained"], table)]
     lines += [f"{what}; {', '.join(describe_machine().values())}."]
     lines += [f"1 is a step that tunes the whole image tower: {statistics.median(base.seconds):.3g} s."]
-    lines += ["MiB: what a step holds at most, beyond weights, gradients of earlier steps and frames."]
+    lines += ["MiB: peak memory of a step, without weights, gradients of earlier steps and frames."]
     return "\n".join(lines) + "\n"
 
 

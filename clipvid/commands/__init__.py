@@ -1,4 +1,4 @@
-"""`clipvid <verb>`: one module per verb, each with `main(args)`."""
+"""Command line `clipvid <verb>`, one module per verb with `main(args)`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from clipvid.registry import import_plugin, suggest
 from clipvid.runs.preemption import EXIT_CODE, Preempted
 
 VERBS = {
-    "finetune": "train a model on labelled video",
+    "finetune": "train a model on labeled video",
     "pretrain": "train adapters on video without labels",
     "pretrain-clip": "train a small CLIP from scratch",
     "evaluate": "measure a model, zero-shot or fine-tuned",
-    "predict": "say what videos show",
+    "predict": "classify videos",
     "push": "upload a model folder to the Hugging Face Hub",
-    "convert": "bring in a checkpoint of a paper's authors",
+    "convert": "convert a checkpoint of a paper's authors",
     "prepare": "turn a download of a public data set into manifests",
-    "check-videos": "read every video of a list or folder, and say which cannot be",
-    "benchmark": "what adapters reach and cost, and reading videos",
+    "check-videos": "read every video of a list or folder, and report unreadable ones",
+    "benchmark": "measure accuracy and cost of adapters, and reading of videos",
     "completion": "print a script that completes verbs and options in the shell",
     "configs": "list the configs of the package, or copy them",
-    "demo": "the whole way on a synthetic world, with a report",
+    "demo": "run training and evaluation on a synthetic world, with a report",
 }
 
 
@@ -35,7 +35,7 @@ INTERRUPTED, READER_LEFT = 130, 141  # 128 + the number of SIGINT and of SIGPIPE
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the verb that the first word names."""
+    """Run the verb in the first word."""
     words = sys.argv[1:] if args is None else args
     rest, plugins = split_plugins(words)
     if rest and rest[0] in VERBS:
@@ -54,8 +54,9 @@ def run(verb: str, args: list[str] | None = None, plugins: Sequence[str] = ()) -
     """Run one verb.
 
     Args:
-        args: options of the verb; None for those of this process. They may name plugins too.
-        plugins: modules and Python files to import first.
+        verb: Name of the verb.
+        args: Options of the verb, or None for those of this process. May include plugins.
+        plugins: Modules and Python files to import first.
     """
     with exit_cleanly(f"clipvid {verb}"):
         rest, others = split_plugins(sys.argv[1:] if args is None else args)
@@ -81,16 +82,16 @@ def split_plugins(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def exit_cleanly(prog: str) -> Iterator[None]:
-    """End expected failures, a full disk among them, in one line without a traceback.
+    """Report expected failures, including a full disk, in one line without a traceback.
 
-    Exit codes: 1 for errors meant for users, 75 for a run that a signal asked to end, 130 for Ctrl-C, 141 if the
-    reader of standard output has left (`clipvid ... | head`), which is not reported.
+    Exit codes: 1 for errors meant for users, 75 for a run interrupted by a signal, 130 for Ctrl-C. 141 means that the
+    reader of standard output has exited (`clipvid ... | head`), which is not reported.
     """
     try:
         try:
             yield
         except Preempted:
-            print(f"{prog}: asked to end; the same command goes on from here", file=sys.stderr)
+            print(f"{prog}: interrupted by a signal; the same command resumes", file=sys.stderr)
             sys.exit(EXIT_CODE)
         except KeyboardInterrupt:
             print(f"\n{prog}: interrupted", file=sys.stderr)
@@ -106,13 +107,13 @@ def exit_cleanly(prog: str) -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again on exit
         sys.exit(READER_LEFT)
 
 
 def _reader_left() -> bool:
-    """Return whether nobody reads standard output any more. A broken pipe may be another one, such as a worker's."""
-    if sys.platform == "win32":  # it has no poll
+    """Return True if standard output has no reader. A broken pipe may be another one, such as a worker's."""
+    if sys.platform == "win32":  # without poll
         return True
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)

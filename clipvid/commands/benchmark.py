@@ -1,4 +1,4 @@
-"""What things cost and reach on this machine: `clipvid benchmark <subject>`, a module of `clipvid.benchmarks` each."""
+"""Benchmarks on this machine, `clipvid benchmark <subject>`, one module of `clipvid.benchmarks` each."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ SUBJECTS = ("adapters", "cache", "data", "ladder", "pretraining", "tuning")
 
 
 def main(args: list[str] | None = None) -> None:
-    """The verb; its first word says what is measured.
+    """Run the verb. The first word is the subject.
 
     Raises:
-        ValueError: no such subject.
+        InputError: The subject is unknown.
     """
     subject, *options = (sys.argv[1:] if args is None else args) or [""]
     subjects = ", ".join(SUBJECTS)
     if subject in ("-h", "--help"):
-        print(f"usage: clipvid benchmark <subject> [options], of the subjects {subjects}")
+        print(f"usage: clipvid benchmark <subject> [options]; subjects: {subjects}")
     elif subject in SUBJECTS:
         importlib.import_module(f"clipvid.benchmarks.{subject}").main(options)
     else:
-        raise InputError(f"the first word {subject!r} is no subject{suggest(subject, SUBJECTS)}; known: {subjects}")
+        raise InputError(f"unknown subject {subject!r}{suggest(subject, SUBJECTS)}; expected one of {subjects}")

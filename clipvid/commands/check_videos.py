@@ -1,4 +1,4 @@
-"""Read every video of a list or folder, and say which cannot be: `clipvid check-videos train.csv --root videos`."""
+"""Check of every video in a list or folder: `clipvid check-videos train.csv --root videos`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipvid.runs.config_files import parse_config
 
 
 def main(args: list[str] | None = None) -> None:
-    """The verb. Ends the program with exit code 1 where a video cannot be read."""
+    """Run the verb. Exit with code 1 if a video cannot be read."""
     config = parse_config(CheckVideosConfig, args, "clipvid check-videos", as_positional=True)
 
     from clipvid.data.broken import BadVideos, Failure
@@ -25,7 +25,7 @@ def main(args: list[str] | None = None) -> None:
 
     root, source = _source(config)
     if config.fix and not isinstance(source, ListSource | EveryVideo):
-        raise InputError(f"--fix writes lists and folders anew, but not {source.title}")
+        raise InputError(f"--fix supports lists and folders, but not {source.title}")
     class_list = AnyClass() if config.classes is None else read_classes(root / config.classes)
     rows = checked_rows(source, root, class_list, allow_outside_root=config.allow_outside_root)
     manifest = Manifest(rows, class_list.classes, root)

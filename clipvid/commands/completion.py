@@ -1,6 +1,6 @@
-"""Print a script that completes verbs and options in the shell: `source <(clipvid completion bash)`.
+"""Shell completion of verbs and options: `source <(clipvid completion bash)`.
 
-The script holds all words. It starts no program, so completing a word imports nothing.
+The script contains all words. It starts no program, so completing a word imports nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bring in authors' checkpoints: `clipvid convert ila --checkpoint x.pth --num_frames 8 --output_dir d`."""
+"""Conversion of authors' checkpoints: `clipvid convert ila --checkpoint x.pth --num_frames 8 --output_dir d`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ METHODS = ("ila",)
 def main(args: list[str] | None = None) -> None:
     """Run the verb."""
     parser = ArgumentParser(prog="clipvid convert", description="Convert a checkpoint of a paper's authors.")
-    parser.add_argument("method", choices=METHODS, help="whose checkpoint it is")
+    parser.add_argument("method", choices=METHODS, help="method of the checkpoint")
     parser.add_argument("--checkpoint", type=Path, required=True, help=".pth or .safetensors as released")
-    parser.add_argument("--num_frames", type=int, required=True, help="frames per clip that it was trained with")
+    parser.add_argument("--num_frames", type=int, required=True, help="frames per clip in its training")
     parser.add_argument("--output_dir", type=Path, required=True, help="the model folder to write")
     options = parser.parse_args(args)
 
@@ -32,11 +32,11 @@ def main(args: list[str] | None = None) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Tensors of a checkpoint; pickled code is refused.
+    """Read the tensors of a checkpoint. Pickled code is refused.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is no checkpoint, or one that holds more than tensors and plain values.
+        FileNotFoundError: The file does not exist.
+        InputError: The file is not a checkpoint, or has more than tensors and plain values.
     """
     import torch
 
@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path} is no checkpoint of tensors alone: {error}") from error
+        raise InputError(f"{path} is not a checkpoint of tensors only: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict")
+        raise InputError(f"{path} contains a {type(content).__name__}, expected a state dict")
     return content

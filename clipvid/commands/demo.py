@@ -1,4 +1,4 @@
-"""The main job from end to end on the synthetic world: zero-shot, fine-tuning, evaluation, report."""
+"""Demo on the synthetic world: zero-shot, fine-tuning, evaluation, report."""
 
 from __future__ import annotations
 

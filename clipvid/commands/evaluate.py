@@ -1,4 +1,4 @@
-"""Measure a model on labelled video under a protocol: `clipvid evaluate --model outputs/demo/ila --data.root ...`.
+"""Evaluation on labeled video under a protocol: `clipvid evaluate --model outputs/demo/ila --data.root ...`.
 
 `clipvid evaluate --suite configs/eval/suite.yaml` measures several models under several protocols.
 """

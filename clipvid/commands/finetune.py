@@ -1,4 +1,4 @@
-"""Fine-tune on labelled video: `accelerate launch scripts/finetune.py --config configs/demo.yaml`."""
+"""Fine-tuning on labeled video: `accelerate launch scripts/finetune.py --config configs/demo.yaml`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What do videos show: `clipvid predict --model outputs/my_videos clip.mp4 folder/ 'more/**/*.avi'`."""
+"""Classification of videos: `clipvid predict --model outputs/my_videos clip.mp4 folder/ 'more/**/*.avi'`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def main(args: list[str] | None = None) -> None:
-    """The verb. Exit code 1 where a video could not be read; the others are done all the same."""
+    """Run the verb. Exit with code 1 if a video cannot be read, after processing the others."""
     options = build_parser().parse_args(args)
     labels, videos = separate(options.labels, options.videos)
     if not videos:
-        raise InputError("no video was named: give files, folders, patterns, or - for standard input")
+        raise InputError("no video was given; expected files, folders, patterns, or - for standard input")
     if labels is not None and options.labels_file is not None:
-        raise InputError("--labels and --labels_file exclude each other; give one")
+        raise InputError("--labels and --labels_file exclude each other; use one")
     if options.top_k < 1:
         raise InputError(f"--top_k {options.top_k}: expected at least 1")
 
@@ -53,8 +53,8 @@ def main(args: list[str] | None = None) -> None:
 
 
 def build_parser() -> ArgumentParser:
-    """The options of the verb."""
-    parser = ArgumentParser(prog="clipvid predict", description="Say what videos show: JSON lines, or a table.")
+    """Build the parser of the verb."""
+    parser = ArgumentParser(prog="clipvid predict", description="Classify videos: JSON lines, or a table on terminals.")
     parser.add_argument("videos", nargs="*", type=str, help="files, folders, patterns, or - for standard input")
     parser.add_argument(
         "--model", type=str, required=True, help="model folder, repository on the Hub, or a CLIP (tiny, ViT-B-16 ...)"
@@ -62,20 +62,20 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--revision", type=str | None, help="branch, tag or commit of the repository")
     parser.add_argument("--pretrained", type=str | None, help="weights of a plain CLIP: openai, laion2b_s34b_b79k ...")
     parser.add_argument("--num_frames", type=int, default=8, help="frames per clip of a plain CLIP")
-    parser.add_argument("--labels", nargs="+", type=str, help="class names; those of the model where left out")
+    parser.add_argument("--labels", nargs="+", type=str, help="class names; by default those of the model")
     parser.add_argument("--labels_file", type=Path | None, help="class names, one per line, or CSV with id,name")
-    parser.add_argument("--templates", type=str | list[str] | None, help="prompt templates, or a set of them by name")
-    parser.add_argument("--top_k", type=int, default=5, help="classes shown")
+    parser.add_argument("--templates", type=str | list[str] | None, help="prompt templates, or the name of a set")
+    parser.add_argument("--top_k", type=int, default=5, help="number of classes to show")
     parser.add_argument("--views", type=int, default=1, help="clips per video, averaged")
-    parser.add_argument("--timeline", action="store_true", help="scores over time too, as JSON and PNG")
-    parser.add_argument("--window", type=float, default=2.0, help="seconds that a point of the timeline sees")
+    parser.add_argument("--timeline", action="store_true", help="also write scores over time, as JSON and PNG")
+    parser.add_argument("--window", type=float, default=2.0, help="seconds per point of the timeline")
     parser.add_argument("--hop", type=float, default=1.0, help="seconds between points of the timeline")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/timeline"), help="where timelines go")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/timeline"), help="folder for timelines")
     return parser
 
 
 def separate(labels: list[str] | None, videos: list[str]) -> tuple[list[str] | None, list[str]]:
-    """`--labels a b clip.mp4` takes the video for a label: with no other video, files at its end are the videos."""
+    """Split labels and videos in `--labels a b clip.mp4`. Without other videos, files at the end are videos."""
     if videos or labels is None:
         return labels, videos
     count = len(labels)
@@ -85,11 +85,11 @@ def separate(labels: list[str] | None, videos: list[str]) -> tuple[list[str] | N
 
 
 def report(name: str, predictor: Predictor, options: Any) -> None:
-    """Print the predictions for one video, and write its timeline where that is asked for."""
+    """Print the predictions for one video, and write its timeline if requested."""
     from clipvid.data.reader import VideoError
 
     if Path(name).is_dir():
-        raise VideoError(name, f"there is no video in this folder; looked for {', '.join(SUFFIXES)}")
+        raise VideoError(name, f"the folder has no video; expected one of {', '.join(SUFFIXES)}")
     source: Source = sys.stdin.buffer.read() if name == STDIN else name
     predictions = predictor(source, options.top_k)
     if sys.stdout.isatty():
@@ -106,7 +106,7 @@ def report(name: str, predictor: Predictor, options: Any) -> None:
 
 
 def show_table(name: str, predictions: list[LabelScore]) -> None:
-    """One video's predictions, for people."""
+    """Print the predictions for one video as a table."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Turn a download of a public data set into checked manifests: `clipvid prepare ucf101 --root /data/ucf101`."""
+"""Manifests of a downloaded public data set: `clipvid prepare ucf101 --root /data/ucf101`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from clipvid.runs.config_files import parse_config
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Manifests of a public data set.
+    """Options of `clipvid prepare`.
 
-    dataset: k400, k600, k700, ssv2, ucf101, hmdb51, diving48 or jester.
-    root: folder with the videos, or folders of frames, in any arrangement: they are found by name.
-    annotations: folder of the authors' annotation files; unset, they are looked for in `root`.
-    split: which of the three splits of ucf101 and hmdb51.
-    output_dir: where train.csv, val.csv and classes.csv go; unset, `root`/clipvid. What is missing goes to missing.txt.
+    Attributes:
+        dataset: k400, k600, k700, ssv2, ucf101, hmdb51, diving48 or jester.
+        root: Folder with the videos, or folders of frames, in any arrangement. They are found by name.
+        annotations: Folder of the authors' annotation files. By default `root`.
+        split: One of the three splits of ucf101 and hmdb51.
+        output_dir: Folder for train.csv, val.csv and classes.csv, by default `root`/clipvid. Missing videos are listed
+            in missing.txt.
     """
 
     dataset: str
@@ -35,12 +37,12 @@ class PrepareConfig:
 
 
 def main(args: list[str] | None = None) -> None:
-    """The verb."""
+    """Run the verb."""
     config = parse_config(PrepareConfig, args, "clipvid prepare", as_positional=True)
     check_option("prepare", "dataset", config.dataset, tuple(READERS))
     root = Path(config.root)
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}; --root is where the videos are")
+        raise FileNotFoundError(f"no folder {root}; set --root to the folder of the videos")
     output = root / "clipvid" if config.output_dir is None else Path(config.output_dir)
     annotations = read_public_dataset(config.dataset, Path(config.annotations or root), config.split)
     output.mkdir(parents=True, exist_ok=True)
@@ -57,7 +59,7 @@ def main(args: list[str] | None = None) -> None:
             written[split] = load_manifest(root, str(absolute / f"{split}.csv"), absolute / "classes.csv")
     write_text(output / "missing.txt", "".join(f"{name}\n" for name in missing))
     if not written:
-        raise ManifestError(f"none of the videos of {config.dataset} lies below {root}; one is named {missing[0]}")
+        raise ManifestError(f"none of the videos of {config.dataset} was found below {root}; one is named {missing[0]}")
     if {"train", "val"} <= written.keys():
         check_splits(written["train"], written["val"])
     print(
@@ -65,7 +67,7 @@ def main(args: list[str] | None = None) -> None:
     )
     if missing:
         print(f"{len(missing)} videos are missing -> {output}/missing.txt")
-    print(f"that every video can be read, says: clipvid check-videos {output}/train.csv --root {root}")
+    print(f"to check that every video can be read: clipvid check-videos {output}/train.csv --root {root}")
 
 
 def _write(path: Path, header: tuple[str, ...], rows: Iterable[Iterable[object]]) -> None:

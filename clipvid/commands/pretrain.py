@@ -1,6 +1,6 @@
-"""Learn motion from video without labels: `accelerate launch scripts/pretrain.py --config configs/pretrain/video.yaml`.
+"""Training on video without labels: `accelerate launch scripts/pretrain.py --config configs/pretrain/video.yaml`.
 
-The result is a model folder that `clipvid finetune --model.init_from FOLDER` starts from.
+The result is a model folder for `clipvid finetune --model.init_from FOLDER`.
 """
 
 from __future__ import annotations

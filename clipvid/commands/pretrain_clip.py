@@ -1,4 +1,4 @@
-"""Train a CLIP from scratch on captioned stills: `clipvid pretrain-clip --config configs/pretrain/tiny_clip.yaml`."""
+"""Training of a CLIP on captioned stills: `clipvid pretrain-clip --config configs/pretrain/tiny_clip.yaml`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model folder onto the Hugging Face Hub: `clipvid push --model outputs/my_videos --repo_id user/name`."""
+"""Upload of a model folder to the Hugging Face Hub: `clipvid push --model outputs/my_videos --repo_id user/name`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def main(args: list[str] | None = None) -> None:
         return
     pushed = push_to_hub(options.model, options.repo_id, options.private, options.revision, options.overwrite_card)
     if pushed.kept_card:
-        print("the card on the Hub was edited there and stays as it is; --overwrite_card replaces it")
+        print("the card on the Hub was edited there and is kept; --overwrite_card replaces it")
     print(pushed.url)
 
 
 def build_parser() -> ArgumentParser:
-    """The options of the verb. There is none for the token: it is that of `hf auth login`, or HF_TOKEN."""
+    """Build the parser of the verb. The token is that of `hf auth login`, or HF_TOKEN, and not an option."""
     parser = ArgumentParser(prog="clipvid push", description="Upload a model folder to the Hub, in one commit.")
     parser.add_argument("--model", type=Path, required=True, help="the model folder")
-    parser.add_argument("--repo_id", type=str, required=True, help="user/name; made where it does not exist")
-    parser.add_argument("--private", action="store_true", help="make it private; an existing public one is refused")
-    parser.add_argument("--revision", type=str | None, help="branch to commit to, made where it does not exist")
-    parser.add_argument("--overwrite_card", action="store_true", help="replace a card that was edited, here or there")
+    parser.add_argument("--repo_id", type=str, required=True, help="user/name; created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="create it as private; refuse an existing public one")
+    parser.add_argument("--revision", type=str | None, help="branch to commit to, created if it does not exist")
+    parser.add_argument("--overwrite_card", action="store_true", help="replace an edited card, here or on the Hub")
     parser.add_argument(
-        "--dry_run", action="store_true", help="show what would be uploaded, and ask nothing of the Hub"
+        "--dry_run", action="store_true", help="show what would be uploaded, without contacting the Hub"
     )
     return parser
 
@@ -49,6 +49,6 @@ def show(options: Any) -> None:
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         total += size
         print(f"{size:>13,}  {path}")
-    print(f"{total:>13,}  bytes in all\n")
+    print(f"{total:>13,}  bytes in total\n")
     card = files["README.md"]
     print(card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8"))

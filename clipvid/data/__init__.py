@@ -1,0 +1,1 @@
+"""Videos as data: lists, decoding, sampling, augmentation, loaders and a synthetic world."""

@@ -1,4 +1,4 @@
-"""The order of samples: which (epoch, index) each process takes in which batch, in training and in evaluation."""
+"""Order of samples: the (epoch, index) keys of each process and batch, in training and evaluation."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ Key: TypeAlias = tuple[int, int]
 
 
 class TrainBatches(Sampler[list[Key]]):
-    """Micro-batches of one rank, an epoch per iteration, each epoch in an order keyed by (seed, epoch).
+    """Micro-batches of one rank. Each iteration is one epoch, in an order keyed by (seed, epoch).
 
-    A step takes G = per_device_batch x world_size x accumulation clips, perm[step * G : (step + 1) * G], and
-    micro-batch j of rank r is its slice of per_device_batch clips at (j * world_size + r) * per_device_batch: the
-    clips of an optimiser step depend on G alone. The last, partial global batch of an epoch is dropped.
+    A step takes G = per_device_batch x world_size x accumulation clips, perm[step * G : (step + 1) * G]. Micro-batch j
+    of rank r is its slice of per_device_batch clips at (j * world_size + r) * per_device_batch. The clips of an
+    optimizer step therefore depend on G alone. The last, partial global batch of an epoch is dropped.
 
-    Under repeated sampling (https://arxiv.org/abs/1901.09335) each video of an epoch comes `repeats` times in a row,
-    as different clips: their keys count epochs `repeats` times as fast.
+    Under repeated sampling (https://arxiv.org/abs/1901.09335) each video of an epoch appears `repeats` times in a row,
+    as different clips. Their keys count epochs `repeats` times as fast.
 
-    Iterating to the end of an epoch moves on to the next. `set_position` goes to any (epoch, step), where a
-    checkpoint was taken; the loader draws batches ahead, so the trainer counts its steps itself.
+    Iterating to the end of an epoch advances to the next. `set_position` moves to the (epoch, step) of a checkpoint.
+    The loader draws batches ahead, so the trainer counts its steps itself.
 
     Args:
-        num_samples: videos in the data set.
-        per_device_batch: clips per micro-batch.
-        seed: the run's seed.
-        world_size: processes.
-        rank: this one.
-        accumulation: micro-batches per optimiser step.
-        repeats: clips of each video in an epoch.
-        epoch: epoch to begin with.
-        step: optimiser step of that epoch to begin with.
+        num_samples: Number of videos in the data set.
+        per_device_batch: Clips per micro-batch.
+        seed: Seed of the run.
+        world_size: Number of processes.
+        rank: Index of this process.
+        accumulation: Micro-batches per optimizer step.
+        repeats: Clips of each video in an epoch.
+        epoch: First epoch.
+        step: First optimizer step in that epoch.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class TrainBatches(Sampler[list[Key]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in an epoch."""
+        """Number of optimizer steps in an epoch."""
         return self.num_samples * self.repeats // self.global_batch
 
     def set_position(self, epoch: int, step: int = 0) -> None:
-        """Begin the next iteration at optimiser step `step` of `epoch`; its end is the start of the next epoch."""
+        """Start the next iteration at optimizer step `step` of `epoch`. The last step + 1 means the next epoch."""
         if epoch < 0 or not 0 <= step <= self.steps_per_epoch:
             raise InputError(f"epoch {epoch}, step {step}: expected epoch >= 0, step in 0..{self.steps_per_epoch}")
         self.epoch, self.step = (epoch, step) if step < self.steps_per_epoch else (epoch + 1, 0)
 
     def __len__(self) -> int:
-        """Micro-batches that the next iteration gives."""
+        """Return the number of micro-batches in the next iteration."""
         return (self.steps_per_epoch - self.step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -103,10 +103,10 @@ class TrainBatches(Sampler[list[Key]]):
 
 
 class EvalBatches(Sampler[list[Key]]):
-    """Batches of rank r of w: the samples in order are cut into batches, which the ranks take in turn.
+    """Batches of one rank: the samples in order are cut into batches, which the ranks take in turn.
 
-    Each sample comes once over all ranks, and its batch is the same whatever their number and whatever was skipped:
-    so are the digits that a model gives it. A rank may have a batch less than another, or none.
+    Each sample appears once over all ranks. Its batch does not depend on the number of ranks or on skipped batches, so
+    model outputs are bitwise the same. A rank may have one batch less than another, or none.
     """
 
     def __init__(self, num_samples: int, batch_size: int, *, world_size: int = 1, rank: int = 0) -> None:
@@ -117,7 +117,7 @@ class EvalBatches(Sampler[list[Key]]):
         self.skipped: frozenset[int] = frozenset()
 
     def skip(self, starts: Iterable[int]) -> None:
-        """Leave out the batches whose first samples are `starts`; all ranks must be told the same."""
+        """Skip the batches with first samples `starts`. All ranks must pass the same values."""
         self.skipped = frozenset(starts)
 
     def _starts(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Videos that cannot be read: said once, written down, counted, and past a limit the end of the run."""
+"""Handling of unreadable videos. Each one is logged once, and the run stops past a limit."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from typing import NamedTuple
 from clipvid import InputError
 
 _SHOWN = 20
-_FLOOR = 3  # one video of a small set is more than the usual share
+_FLOOR = 3  # in small sets, one video already exceeds the usual share
 
 
 class Failure(NamedTuple):
-    """A video that could not be read: its path as the manifest has it, and a one-line reason."""
+    """Video that could not be read: its path in the manifest and a one-line reason."""
 
     path: str
     reason: str
 
 
 class TooManyBadVideos(InputError):
-    """More of the videos than the run allows cannot be read; the message lists them."""
+    """Error for more unreadable videos than allowed. The message lists them."""
 
 
 @dataclass
 class BadVideos:
-    """What could not be read of one split.
+    """Unreadable videos of one split.
 
-    Each video is said once, in a line on standard error, and appended once to `file` as
-    `{"split", "path", "reason"}`; several processes may share the file.
+    Each video is logged once to standard error and appended once to `file` as `{"split", "path", "reason"}`. Several
+    processes may share the file.
 
     Args:
-        split: name of the split, for the record.
-        total: videos in it.
-        max_fraction: share of them that may be unreadable, 0 to 1; None for any. Unless it is 0, three videos may
-            be, or a quarter of them if that is fewer.
-        file: JSON lines; None for none.
+        split: Name of the split in log lines.
+        total: Number of videos in the split.
+        max_fraction: Allowed share of unreadable videos, 0 to 1, or None for any. Unless it is 0, three videos are
+            allowed, or a quarter of them if that is fewer.
+        file: JSON lines file, or None.
     """
 
     split: str = "data"
@@ -49,9 +49,10 @@ class BadVideos:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def add(self, failures: Iterable[Failure]) -> None:
-        """Take up failures, those known already included.
+        """Add failures. Known ones are ignored.
 
-        Raises TooManyBadVideos where a new one goes past the limit.
+        Raises:
+            TooManyBadVideos: A new failure exceeds the limit.
         """
         new = {path: reason for path, reason in failures if path not in self.reasons}
         if not new:
@@ -64,7 +65,7 @@ class BadVideos:
             raise TooManyBadVideos(self._complaint(self.max_fraction))
 
     def _allowed(self, fraction: float) -> float:
-        """Return the number of unreadable videos at which a run continues; a fraction of 0 allows none."""
+        """Return the allowed number of unreadable videos. A fraction of 0 allows none."""
         return max(fraction * self.total, min(_FLOOR, self.total // 4)) if fraction else 0
 
     def _write(self, new: dict[str, str]) -> None:
@@ -73,7 +74,7 @@ class BadVideos:
         text = self.file.read_text() if self.file.is_file() else ""
         written = set()
         for line in text.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off when the run was killed
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # line cut off by a killed run
                 entry = json.loads(line)
                 written.add((entry["split"], entry["path"]))
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +93,7 @@ class BadVideos:
                 f"data.max_bad_fraction allows ({limit:g}):",
                 *listed,
                 *more,
-                "Mend them, list the others (clipvid check-videos LIST --fix), or raise data.max_bad_fraction.",
+                "Repair them, remove them from the list (clipvid check-videos LIST --fix), or raise "
+                "data.max_bad_fraction.",
             ]
         )

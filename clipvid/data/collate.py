@@ -15,9 +15,9 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the batch of some samples.
 
     Returns:
-        One tensor for each figure of the samples, and `failures` of all. `frames` and `features` hold the clips that
-        have them, in order. If features are stored, `is_stored` [B] says which clips have them, and `keys` and
-        `mirrored` are lists, with None for stored clips and for those that are not to be stored.
+        One tensor for each figure of the samples, and `failures` of all. `frames` and `features` contain the clips that
+        have them, in order. If features are stored, `is_stored` [B] is True for clips with `features`. `keys` and
+        `mirrored` are then lists, with None for clips that are stored already or not to be stored.
     """
     batch = default_collate([{name: item[name] for name in item if name not in SEPARATE} for item in items])
     for name in ("frames", "features"):

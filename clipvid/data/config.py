@@ -1,7 +1,7 @@
-"""The `data` part of a run's config, and the config of `clipvid check-videos`.
+"""The `data` section of a run's config, and the config of `clipvid check-videos`.
 
-Command lines import this module to print their help, so it imports no library that is slow to load. It has no
-`TYPE_CHECKING` block either: jsonargparse runs those of modules whose classes it parses.
+Command lines import this module to print their help, so it imports no slow libraries. It has no `TYPE_CHECKING` block
+either, since jsonargparse executes those of modules whose classes it parses.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from clipvid.registry import FINITE, Choice, check_ranges
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training clips are varied, the same way for all frames of a clip; see `clipvid.data.transforms`.
+    """Augmentation of training clips, the same for all frames of a clip; see `clipvid.data.transforms`.
 
-    flip: mirror half of the clips. A class whose name tells left from right, or clockwise from anticlockwise, takes the
-        label of its opposite, and is never mirrored where there is none. label_map_flip: class names that a mirror
-        exchanges, in place of what the names say.
+    Attributes:
+        scale: Minimum and maximum share of the area that the random crop takes.
+        flip: Mirror half of the clips. A class with left, right or a direction of rotation in its name takes the label
+            of its opposite. It is never mirrored if there is none.
+        label_map_flip: Class names that a mirror exchanges, instead of the opposites found in the names.
+        rand_augment: Magnitude of RandAugment, 1 to 30, or 0 for none.
+        color_jitter: Strength of random changes of brightness, contrast, saturation and hue.
+        grayscale: Probability of converting a clip to grayscale.
+        random_erasing: Probability of one black rectangle in a clip.
     """
 
     scale: tuple[float, float] = (0.8, 1.0)
@@ -36,7 +42,7 @@ class AugmentConfig:
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise InputError(
-                f"data.augment.scale={self.scale}: expected two shares of the area, 0 < least <= most <= 1"
+                f"data.augment.scale={self.scale}: expected two shares of the area, 0 < minimum <= maximum <= 1"
             )
         check_ranges("data.augment", self, rand_augment=(0, 30), color_jitter=(0, 1))
         check_ranges("data.augment", self, grayscale=(0, 1), random_erasing=(0, 1))
@@ -44,27 +50,34 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where videos are and how clips are taken from them.
+    """Videos, and how clips are sampled from them.
 
-    root: folder that paths are relative to.
-    train, val: lists `path label`; manifests in CSV, JSON, JSON lines or Parquet; folders with a folder per class;
-        `shards-{000..009}.tar`; or `{name: datasets, path: ...}`. See `clipvid.data.manifest.load_manifest`.
-    classes: names of the classes: one per line (.txt), CSV with `id,name`, or as data sets publish them; null for the
-        names that `train` gives. The default means null if there is no such file.
-    allow_outside_root: let lists and links name files outside of `root`.
-    check_files: look that every file exists, and where links lead.
-    world: a synthetic world to build in `root` first.
-    group_pattern: regular expression whose first group, matched on a path, names the video's group (a person, ...).
-    protocol: `holdout` trains on train and evaluates on val; `leave_one_group_out` pools both and holds out each
-        group in turn.
-    sampling, stride: `uniform` segments over the video, or a `dense` window with `stride` frames between.
-    repeats: clips of each video in an epoch of training, side by side (repeated sampling).
-    augment: random variations of training clips; null to train on the clips of the evaluation, the same ones in every
-        epoch.
-    resize: `shortest_center` or `squash`, for evaluation. test_clips, test_crops: views per video in evaluation.
-    max_bad_fraction: share of the training videos that may be unreadable before the run stops; up to it, others are
-        shown in their place. Unless it is 0, three may be, or a quarter of the videos if that is fewer. In evaluation
-        an unreadable video counts as wrong.
+    Attributes:
+        root: Folder that paths are relative to.
+        train: Training videos. Lists `path label`; manifests in CSV, JSON, JSON lines or Parquet; folders with one
+            folder per class; `shards-{000..009}.tar`; or `{name: datasets, path: ...}`. See
+            `clipvid.data.manifest.load_manifest`.
+        val: Validation videos, in the same forms.
+        classes: Names of the classes: one per line (.txt), CSV with `id,name`, or the published file of a data set.
+            Null takes the names in `train`. The default means null if the file does not exist.
+        allow_outside_root: Allow lists and links to files outside `root`.
+        check_files: Check that every file exists, and where links lead.
+        world: Synthetic world to build in `root` first.
+        group_pattern: Regular expression whose first group, matched on a path, is the video's group (such as a person).
+        protocol: `holdout` trains on train and evaluates on val. `leave_one_group_out` pools both and holds out each
+            group in turn.
+        sampling: `uniform` segments over the video, or a `dense` window.
+        stride: Distance between frames of a `dense` window.
+        repeats: Clips of each video in an epoch of training, in the same batch (repeated sampling).
+        resize: `shortest_center` or `squash`, for evaluation.
+        test_clips: Clips per video in evaluation.
+        test_crops: Crops per clip in evaluation.
+        augment: Augmentation of training clips. Null trains on the clips of the evaluation, the same ones in every
+            epoch.
+        num_workers: Worker processes of each loader.
+        max_bad_fraction: Share of unreadable training videos at which the run stops. Below it, they are replaced by
+            other videos. Unless it is 0, three are allowed, or a quarter of the videos if that is fewer. In evaluation
+            an unreadable video counts as wrong.
     """
 
     root: str = "data"
@@ -92,21 +105,23 @@ class DataConfig:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How clips are taken for evaluation."""
+        """Preprocessing of clips in evaluation."""
         return Preprocessing(self.sampling, self.stride, self.resize)
 
 
 @dataclass(frozen=True)
 class CheckVideosConfig:
-    """A scan of videos, several at a time.
+    """Options of `clipvid check-videos`.
 
-    path: a list or manifest, a folder (of all videos below it), or another source of videos.
-    root: folder that the paths start from; unset, the folder of the list.
-    classes: class list, against which labels are checked; unset, labels may be anything.
-    frames: frames to decode of each video, spread over it; 0 for every frame.
-    report: JSON lines `{"path", "reason"}` of what cannot be read.
-    fix: write the list without them, as `<name>.fixed.<suffix>` beside it (of a folder: `manifest.fixed.csv` in it).
-    num_workers: processes; unset, one per core.
+    Attributes:
+        path: List, manifest, folder (with all videos below it), or another source of videos.
+        root: Folder that paths are relative to. By default the folder of the list.
+        classes: Class list to check labels against. By default any label is accepted.
+        frames: Number of frames to decode in each video, spread over it, or 0 for all frames.
+        report: JSON lines file `{"path", "reason"}` of unreadable videos.
+        fix: Write the list without unreadable videos, as `<name>.fixed.<suffix>` (for a folder, `manifest.fixed.csv`).
+        allow_outside_root: Allow lists and links to files outside `root`.
+        num_workers: Number of processes. By default one per core.
     """
 
     path: str

@@ -28,16 +28,16 @@ def cache_folder() -> Path:
 
 @dataclass
 class FeatureStore:
-    """A folder of features by key, at most `limit` bytes.
+    """Folder of features by key, at most `limit` bytes.
 
     Several processes and runs may share a folder: a file is whole or absent. The least recently used files make room
-    for new ones. A file that was used since this store was opened stays, so that a set of clips larger than the limit
+    for new ones. Files that were used since this store was opened stay. A set of clips larger than the limit therefore
     keeps the part that fits.
 
     Attributes:
-        folder: made if it does not exist.
-        limit: size in bytes.
-        full: a clip was not kept, because the limit is reached.
+        folder: Folder, created if it does not exist.
+        limit: Size in bytes.
+        full: True if a clip was not kept because of the limit.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class FeatureStore:
         return features, facts
 
     def write(self, key: str, features: Tensor, facts: dict[str, str] | None = None) -> bool:
-        """Keep features and facts under `key`. Return False if there is no room for them."""
+        """Keep features and facts under `key`. Return False if the limit does not allow it."""
         needed = features.nbytes + 4096
         if not self._make_room(needed):
             self.full = True

@@ -1,7 +1,7 @@
-"""From a manifest to batches: the dataset, and the loader.
+"""Dataset and loader of clips from a manifest.
 
-Letters: B clips in a batch, V views of a video (clips x crops), T frames, S pixels. Samples are asked for by
-(epoch, index), so workers keep no state and any of them gives the same sample.
+Shapes: B clips in a batch, V views of a video (clips x crops), T frames, S pixels. Samples are requested by (epoch,
+index), so workers keep no state and all of them return the same sample.
 """
 
 import hashlib
@@ -56,25 +56,25 @@ class VideoItem(TypedDict):
 class VideoDataset(Dataset[VideoItem]):
     """Clips of the videos of a manifest, by key (epoch, index).
 
-    In training, one random clip: frames and augmentation are drawn from (seed, epoch, index). In place of a video
-    that cannot be read another is shown, drawn from (seed, epoch, index, number of the draw).
+    In training, an item is one random clip, with frames and augmentation drawn from (seed, epoch, index). An unreadable
+    video is replaced by another one, drawn from (seed, epoch, index, number of the draw).
 
-    In evaluation, `clips` x `crops` fixed views, clip by clip, of which every frame needed is read once per video;
-    the epoch plays no part. A video that cannot be read is black, and marked as not `readable`.
+    In evaluation, an item has `clips` x `crops` fixed views, ordered by clip. Each required frame is read once per
+    video, and the epoch is ignored. An unreadable video is black and has `readable=False`.
 
     Args:
-        manifest: the videos.
-        sampling: how a clip is drawn from a video.
-        transform: uint8 [T, 3, H, W] -> uint8 [T, 3, S, S]; for several crops, one transform per crop.
-        seed: the run's seed.
-        training: random clips, or fixed views.
-        clips: evaluation clips per video.
-        crops: evaluation crops per clip.
-        frame_order: evaluation on clips with time destroyed: `reversed`, `shuffled` (keyed by seed, index and
-            clip), or `single` (the first frame repeated).
-        mirror: for training, the class that a mirrored clip of each class shows, None where it is not to be mirrored
-            (`clipvid.data.lists.classes.mirror_map`); half of the others are. Without it no clip is.
-        backend: video reader, see `open_video`.
+        manifest: The videos.
+        sampling: Sampling of a clip from a video.
+        transform: uint8 [T, 3, H, W] -> uint8 [T, 3, S, S]. With several crops, one transform per crop.
+        seed: Seed of the run.
+        training: Random clips instead of fixed views.
+        clips: Evaluation clips per video.
+        crops: Evaluation crops per clip.
+        frame_order: Order of frames in evaluation: `forward`, `reversed`, `shuffled` (keyed by seed, index and clip),
+            or `single` (the first frame repeated).
+        mirror: For each class, the class of its mirrored clips, or None if it must not be mirrored. Half of the other
+            training clips are mirrored. See `clipvid.data.lists.classes.mirror_map`.
+        backend: Video reader, see `open_video`.
         fixed: in training, show the same clip of a video in every epoch, as an evaluation does.
         views: in training, draw from this many clips of each video in turn. They depend on the path of the video
             alone, not on the run's seed. 0 for new clips in every epoch.
@@ -134,7 +134,7 @@ class VideoDataset(Dataset[VideoItem]):
                 continue
             return {**clip, "index": shown, "epoch": epoch, "readable": True, "failures": failures}  # type: ignore[typeddict-item]
         raise InputError(
-            f"{MAX_DRAWS} videos drawn in place of each other cannot be read, the last being {failures[-1].path} "
+            f"{MAX_DRAWS} videos in a row cannot be read, the last is {failures[-1].path} "
             f"({failures[-1].reason}); run clipvid check-videos on the list"
         )
 
@@ -206,7 +206,7 @@ class VideoDataset(Dataset[VideoItem]):
         """Return clips of video `index`, each uint8 [T, 3, H, W], and its label.
 
         Raises:
-            VideoError: the video cannot be read.
+            VideoError: The video cannot be read.
         """
         sample = self.manifest.samples[index]
         if sample.item is not None:
@@ -216,7 +216,7 @@ class VideoDataset(Dataset[VideoItem]):
         try:
             source = self.manifest.video(index)
         except (OSError, ValueError, RuntimeError) as error:
-            raise VideoError(sample.path, f"it cannot be fetched ({error})") from None
+            raise VideoError(sample.path, f"it cannot be downloaded ({error})") from None
         with open_video(source, self.backend) as video:
             part = video.frames_between(sample.start, sample.end)
             needed, row = self._draw_frames(part, index, generator)
@@ -224,10 +224,10 @@ class VideoDataset(Dataset[VideoItem]):
         return [frames[rows] for rows in row], sample.label
 
     def _draw_frames(self, part: range, index: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Return the frames of `part` that the clips of video `index` need, and the place of each frame among them.
+        """Draw the frames of `part` for the clips of video `index`.
 
         Returns:
-            Sorted frame numbers int64 [U] without repeats, and places int64 [clips, T] in them.
+            Sorted frame numbers int64 [U] without repeats, and positions int64 [clips, T] in them.
         """
         drawn = [
             self.sampling.indices(len(part), generator=generator, clip=clip, num_clips=self.clips)
@@ -248,7 +248,7 @@ class VideoDataset(Dataset[VideoItem]):
 
 
 class ReportingLoader(DataLoader[Any]):
-    """A loader that hands the `failures` of each batch to `bad_videos` when the batch is taken."""
+    """Loader that passes the `failures` of each batch to `bad_videos` when the batch is consumed."""
 
     bad_videos: BadVideos
 
@@ -264,12 +264,14 @@ def build_loader(
     num_workers: int,
     bad_videos: BadVideos | None = None,
 ) -> DataLoader[Any]:
-    """Loader of batches {frames: uint8 [B, T, 3, S, S] or [B, V, T, 3, S, S], label: int64 [B], index: int64 [B],
-    readable: bool [B]}, in training also epoch: int64 [B], that of the clip's key (`TrainBatches`).
+    """Build a loader of batches with `frames`, `label` int64 [B], `index` int64 [B] and `readable` bool [B].
 
-    Workers stay alive from epoch to epoch and compute in one thread each; the samples do not depend on their
-    number. Ranks are already split by the batch sampler: the loader is not for `accelerator.prepare`.
-    Videos that cannot be read are told to `bad_videos`, by default on standard error alone.
+    Frames are uint8 [B, T, 3, S, S] or [B, V, T, 3, S, S]. Training batches also have `epoch` int64 [B] of the clips'
+    keys (see `TrainBatches`).
+
+    Workers persist over epochs and compute in one thread each. The samples do not depend on their number. The batch
+    sampler already splits the ranks, so do not pass the loader to `accelerator.prepare`. Unreadable videos are reported
+    to `bad_videos`, by default only on standard error.
     """
     loader = ReportingLoader(
         dataset,
@@ -280,7 +282,7 @@ def build_loader(
         prefetch_factor=2 if num_workers > 0 else None,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
-        # The seeds that a loader draws for its workers would otherwise move torch's global state.
+        # Without a generator, the seeds of the workers would advance torch's global state.
         generator=keyed_generator(0),
     )
     loader.bad_videos = bad_videos or BadVideos()
@@ -290,8 +292,8 @@ def build_loader(
 def _start_worker(worker: int) -> None:
     """Use one thread, and leave signals to the parent process.
 
-    A scheduler sends its signals to all processes, but the current step still needs its batch. Workers keep the
-    default if the system cannot tell which process a signal came from, as on macOS and Windows.
+    A scheduler sends its signals to all processes, but the current step still needs its batch. Workers keep the default
+    on systems that cannot identify the sender of a signal, such as macOS and Windows.
     """
     torch.set_num_threads(1)
     if sys.platform != "linux" or not hasattr(signal, "sigwaitinfo"):

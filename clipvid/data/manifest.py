@@ -1,4 +1,4 @@
-"""Labelled videos of one split: read from any source, checked, hashed, and split by group."""
+"""Labeled videos of one split: read from any source, checked, hashed, and split by group."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _CACHE_FORMAT = 2
 
 @dataclass(frozen=True)
 class Manifest:
-    """Samples in the order of their source, classes in id order, and the folder that the paths start from."""
+    """Samples in the order of their source, classes in id order, and the folder that paths are relative to."""
 
     samples: Sequence[Sample]
     classes: tuple[ClassInfo, ...]
@@ -53,11 +53,12 @@ class Manifest:
 
     @property
     def class_names(self) -> list[str]:
+        """Names of the classes in id order."""
         return [info.name for info in self.classes]
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of samples and classes. Root, file format, line ends and spelling of labels do not enter."""
+        """SHA-256 of samples and classes, independent of root, file format, line ends and spelling of labels."""
         digest = hashlib.sha256()
         for info in self.classes:
             digest.update(json.dumps([info.id, info.name, sorted(info.attributes.items())]).encode())
@@ -69,21 +70,22 @@ class Manifest:
         """Return the path or the bytes of the video of sample `index`.
 
         Raises:
-            OSError: the video cannot be fetched, or the system refuses its path.
-            ValueError: the path has a null character.
+            OSError: The video cannot be downloaded, or the system refuses its path.
+            ValueError: The path has a null character.
         """
         sample = self.samples[index]
         if sample.media is not None:
             return sample.media()
         path = self.root / sample.path
-        with contextlib.suppress(FileNotFoundError):  # which the reader reports
+        with contextlib.suppress(FileNotFoundError):  # reported by the reader
             path.stat()
         return path
 
     def joined(self, other: Manifest) -> Manifest:
-        """The samples of both, which must share classes and root.
+        """Return the samples of both manifests, which must share classes and root.
 
-        Raises ManifestError where they do not, or where a video is in both.
+        Raises:
+            ManifestError: Classes or root differ, or a video is in both.
         """
         if (self.classes, self.root) != (other.classes, other.root):
             raise ManifestError("two lists with different classes or roots cannot be joined")
@@ -91,11 +93,11 @@ class Manifest:
         return replace(self, samples=(*self.samples, *other.samples))
 
     def subset(self, indices: Sequence[int]) -> Manifest:
-        """The samples at `indices`, in that order, with all classes."""
+        """Return the samples at `indices`, in that order, with all classes."""
         return replace(self, samples=tuple(self.samples[index] for index in indices))
 
     def paths(self) -> Iterator[str]:
-        """Paths of the samples, in order."""
+        """Yield the paths of the samples in order."""
         if isinstance(self.samples, Rows):
             return (path for chunk in self.samples.table["path"].chunks for path in chunk.to_pylist())
         return (sample.path for sample in self.samples)
@@ -111,30 +113,30 @@ def load_manifest(
     check_files: bool = True,
     split: Literal["train", "val"] | None = None,
 ) -> Manifest:
-    r"""Read labelled videos from a source and check every one of its lines.
+    r"""Read labeled videos from a source and check every line.
 
-    Lists of 16 MB and more are kept, checked, as an Arrow file in `$CLIPVID_CACHE` (`~/.cache/clipvid`), which is
-    mapped into memory, and taken up again while neither they nor the arguments change.
+    Checked lists of 16 MB and more are stored as an Arrow file in `$CLIPVID_CACHE` (`~/.cache/clipvid`) and
+    memory-mapped. The file is reused until the list or the arguments change.
 
     Args:
-        root: folder that the paths in the list start from, and `source` and `classes` unless absolute.
-        source: a file with lines `path label`, or with columns `path`, `label` and perhaps `start`, `end` (seconds),
-            `caption`, `group`, `split` in CSV, JSON, JSON lines or Parquet; a folder of folders named as the classes;
-            `name-{000..009}.tar` of WebDataset; or `{name: datasets, ...}`. See `clipvid.data.lists.sources`.
-            A label is a class id or a class name.
-        classes: a class list, see `classes.read_classes`, or the classes themselves. None: the labels
-            are names, and the classes are those of the source, in sorted order.
-        group_pattern: regular expression, searched in each path; its first group is the sample's group, in place
-            of the column. Weizmann by person: `[^/]+/([a-z]+)_`.
-        allow_outside_root: accept absolute paths, `..` and links that lead out of `root`.
-        check_files: look that every video exists, and where links lead.
-        split: rows to take from a list with a column `split`: those with `train`, or those with `val`, `validation`
-            or `test`. None for all.
+        root: Folder that the paths in the list are relative to, and `source` and `classes` unless absolute.
+        source: A file with lines `path label`, or with columns `path`, `label` and optionally `start`, `end` (seconds),
+            `caption`, `group`, `split` in CSV, JSON, JSON lines or Parquet; a folder with one folder per class;
+            `name-{000..009}.tar` of WebDataset; or `{name: datasets, ...}`. See `clipvid.data.lists.sources`. A label
+            is a class id or a class name.
+        classes: A class list, see `classes.read_classes`, or the classes themselves. With None, labels are names, and
+            the classes are those of the source in sorted order.
+        group_pattern: Regular expression, searched in each path. Its first group is the sample's group, instead of the
+            column. Weizmann by person: `[^/]+/([a-z]+)_`.
+        allow_outside_root: Accept absolute paths, `..` and links that lead out of `root`.
+        check_files: Check that every video exists, and where links lead.
+        split: Rows to read from a list with a column `split`: those with `train`, or those with `val`, `validation` or
+            `test`. None reads all.
 
     Raises:
-        ManifestError: with file and line, for lines, labels, groups or classes that make no sense, unknown columns,
-            videos that are missing or listed twice, and paths outside of the root.
-        FileNotFoundError: a list itself is missing.
+        ManifestError: A line, label, group, class or column is invalid, a video is missing or repeated, or a path is
+            outside the root. The message has file and line.
+        FileNotFoundError: The list itself is missing.
     """
     root = Path(root)
     listing = resolve_source(source, root)
@@ -188,7 +190,7 @@ def checked_rows(
 
 
 def _cache_file(file: Path, checks: Checks) -> Path:
-    """Where the rows of a list lie once they are checked; another place for everything that they depend on."""
+    """Return the cache path of a checked list. It depends on everything that affects the rows."""
     stat, classes = file.stat(), checks.classes
     key = [
         *(_CACHE_FORMAT, str(file.absolute()), stat.st_size, stat.st_mtime_ns),
@@ -206,7 +208,9 @@ def _write_cache(file: Path, batches: Batches) -> None:
         try:
             aside = stack.enter_context(replacing(file))
         except OSError as error:
-            raise ManifestError(f"cannot keep the list as it was read ({error}); CLIPVID_CACHE says where to") from None
+            raise ManifestError(
+                f"cannot write the list to the cache ({error}); set CLIPVID_CACHE to another folder"
+            ) from None
         first = next(batches)
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
             for batch in itertools.chain([first], batches):
@@ -214,9 +218,10 @@ def _write_cache(file: Path, batches: Batches) -> None:
 
 
 def leave_one_group_out(manifest: Manifest) -> Iterator[tuple[str, Manifest, Manifest]]:
-    """For each group in sorted order: (group, all samples of the others, its own samples).
+    """Yield (group, samples of the other groups, samples of the group) for each group in sorted order.
 
-    Raises ManifestError where a sample has no group, or all have the same.
+    Raises:
+        ManifestError: A sample has no group, or all have the same.
     """
     groups = [sample.group for sample in manifest.samples]
     named = sorted({group for group in groups if group is not None})
@@ -232,8 +237,10 @@ def leave_one_group_out(manifest: Manifest) -> Iterator[tuple[str, Manifest, Man
 
 
 def check_splits(first: Manifest, second: Manifest) -> None:
-    """Raise ManifestError where a video is in both manifests, whichever part of it: by name below one root, by
-    file where the roots differ."""
+    """Raise ManifestError if a video is in both manifests, even with different parts.
+
+    Videos are compared by path below one root, and by file if the roots differ.
+    """
     smaller, larger = sorted((first, second), key=len)
     if first.root.absolute() == second.root.absolute():
         seen = set(smaller.paths())
@@ -246,7 +253,7 @@ def check_splits(first: Manifest, second: Manifest) -> None:
 
 
 def _classes_in(batches: Iterable[pa.RecordBatch], title: str) -> tuple[ClassInfo, ...]:
-    """Return the classes that the labels name.
+    """Return the classes named by the labels.
 
     Raises:
         ManifestError: a label is a number.

@@ -1,6 +1,6 @@
-"""Map-style Datasets of labelled frames as manifests.
+"""Manifests of map-style Datasets with labeled frames.
 
-Letters: N frames of an item, K classes.
+Shapes: N frames of an item, K classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clipvid.data.manifest import Manifest
 
 
 class MapDataset(Protocol):
-    """A map-style Dataset, such as a `torch.utils.data.Dataset` with a length."""
+    """Map-style Dataset, such as a `torch.utils.data.Dataset` with a length."""
 
     def __len__(self) -> int: ...
 
@@ -31,17 +31,18 @@ class MapDataset(Protocol):
 def dataset_manifest(dataset: MapDataset, name: str, classes: Sequence[str]) -> Manifest:
     """Return a manifest of the items of a Dataset.
 
-    An item is `{"frames": uint8 [N, 3, H, W], "label": int}` with N >= 1 and a label in 0..K-1. Items are read and
-    checked when a clip is drawn from them, except for the first one, which is checked here. The hash of the manifest
-    covers the number of items and the classes. It cannot cover frames and labels.
+    An item is `{"frames": uint8 [N, 3, H, W], "label": int}` with N >= 1 and a label in 0..K-1. The first item is
+    checked here, others when a clip is drawn from them. The hash of the manifest covers the number of items and the
+    classes, but not frames and labels.
 
     Args:
-        dataset: the Dataset. Worker processes get copies of it.
-        name: prefix of the names of the samples: `train` gives `train[17]`.
-        classes: names of the K classes in the order of their labels.
+        dataset: The Dataset. Worker processes get copies of it.
+        name: Prefix of the sample names: `train` gives `train[17]`.
+        classes: Names of the K classes in the order of their labels.
 
     Raises:
-        InputError: not a map-style Dataset, a Dataset without items, a wrong first item, or unusable class names.
+        InputError: The object is not a map-style Dataset, has no items or an invalid first item, or class names are
+            invalid.
     """
     infos = _class_infos(classes)
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
@@ -58,12 +59,12 @@ def dataset_manifest(dataset: MapDataset, name: str, classes: Sequence[str]) -> 
 
 @dataclass(frozen=True)
 class DatasetSamples(Samples):
-    """One sample per item of a Dataset.
+    """Samples of a Dataset, one per item.
 
     Attributes:
-        dataset: the Dataset.
-        name: prefix of the names of the samples.
-        num_classes: K.
+        dataset: The Dataset.
+        name: Prefix of the sample names.
+        num_classes: Number of classes K.
     """
 
     dataset: MapDataset
@@ -81,7 +82,7 @@ class DatasetSamples(Samples):
         """Return frames uint8 [N, 3, H, W] and label of an item.
 
         Raises:
-            InputError: the item has another form.
+            InputError: The item has another form.
         """
         item = self.dataset[index]
         if not (isinstance(item, Mapping) and {"frames", "label"} <= item.keys()):

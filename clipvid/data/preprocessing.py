@@ -1,4 +1,4 @@
-"""How a clip is taken from a video and resized, as a model folder records it."""
+"""Sampling and resizing of evaluation clips, as recorded in a model folder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How clips are taken from videos for evaluation.
+    """Sampling and resizing of clips for evaluation.
 
-    sampling, stride: `uniform` segments over the video, or a `dense` window with `stride` frames between.
-    resize: `shortest_center` or `squash`, see `eval_transform`.
+    Attributes:
+        sampling: `uniform` segments over the video, or a `dense` window.
+        stride: Distance between frames of a `dense` window.
+        resize: `shortest_center` or `squash`, see `eval_transform`.
     """
 
     sampling: Literal["uniform", "dense"] = "uniform"
@@ -35,7 +37,7 @@ class Preprocessing:
         return FrameSampling(self.sampling, num_frames, self.stride)
 
     def transform(self, image_size: int) -> Transform:
-        """Return the resizing to `image_size` pixels."""
+        """Return the transform that resizes to `image_size` pixels."""
         from clipvid.data.transforms import eval_transform
 
         return eval_transform(image_size, self.resize)
@@ -46,10 +48,10 @@ class Preprocessing:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], owner: str) -> Preprocessing | None:
-        """Return the inverse of `record`; None where `sampling` and `resize` are both absent or null.
+        """Return the inverse of `record`, or None if `sampling` and `resize` are both absent or null.
 
         Raises:
-            InputError: options or values that are unknown; `owner` names their file.
+            InputError: An option or value is unknown. The message names the file, `owner`.
         """
         sampling, resize = record.get("sampling"), record.get("resize")
         if sampling is None and resize is None:

@@ -1,11 +1,12 @@
-"""The one door to video files: `open_video` and `read_frames`, over decord, torchcodec and PyAV.
+"""`open_video` and `read_frames`, the interface to video files, over decord, torchcodec and PyAV.
 
-An index is a position in the presentation order of the frames that decode, the same in all backends; frames
-come as a player shows them (`clipvid.data.decoding.pictures`). The packets are walked first (`demux.scan`):
-- where time stamps tell frames apart, a frame is found by its own, decoding from the keyframe before it;
-- where they do not (damage, B-frames in AVI, raw streams), frames are counted as the decoder gives them, from
-  the start, once when opening and once per read. Slow and right.
-decord and torchcodec are used on request, for the files where they return exactly these frames; see
+An index is a position in the presentation order of decodable frames, the same in all backends. Frames look as in a
+player (`clipvid.data.decoding.pictures`). The packets are walked first (`demux.scan`):
+- If time stamps distinguish frames, a frame is found by its time, decoding from the keyframe before it.
+- Otherwise (damage, B-frames in AVI, raw streams), frames are counted by decoding from the start, once when opening and
+  once per read. This is slow but correct.
+
+decord and torchcodec are used on request, for files where they return exactly these frames; see
 `clipvid.data.decoding.fast_readers`.
 """
 
@@ -45,25 +46,26 @@ BACKENDS = ("auto", "decord", "torchcodec", "pyav")
 
 
 def read_frames(source: Source, indices: Sequence[int] | Tensor, *, backend: Backend = "auto") -> Tensor:
-    """Frames at `indices`, in the order asked, repeats allowed: uint8 [T, H, W, 3] RGB.
+    """Read the frames at `indices`, in any order, repeats allowed: uint8 [T, H, W, 3] RGB.
 
-    Raises `VideoError` where the video cannot be read, IndexError for an index outside of it.
+    Raises:
+        VideoError: The video cannot be read.
+        IndexError: An index is out of range.
     """
     with open_video(source, backend) as video:
         return video.read(indices)
 
 
 def open_video(source: Source, backend: Backend = "auto") -> "Video | FrameFolder":
-    """Open a path, the bytes of a file, a binary file object (which is read whole, from its start), or a folder of
-    images.
+    """Open a path, the bytes of a file, a binary file object (read completely) or a folder of images.
 
     Args:
-        source: the video. A path must name a regular file.
-        backend: `auto` is PyAV, which survives any file. `decord` and `torchcodec` are for files that you trust:
-            their libraries can end the process on a damaged file.
+        source: The video. A path must point to a regular file.
+        backend: `auto` is PyAV, which is robust to any file. Use `decord` and `torchcodec` only for trusted files:
+            their libraries can crash the process on a damaged file.
 
     Raises:
-        VideoError: the video cannot be read (by that backend).
+        VideoError: The video cannot be read (by that backend).
     """
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         return FrameFolder(source)
@@ -71,11 +73,11 @@ def open_video(source: Source, backend: Backend = "auto") -> "Video | FrameFolde
 
 
 class Video:
-    """An open video: `len()`, `fps`, `read(indices)`; a context manager. Made by `open_video`.
+    """Open video with `len()`, `fps` and `read(indices)`; a context manager. Use `open_video` to create it.
 
-    `fps` is the average frame rate, None where the file does not say; `backend` is the one in use. Every index
-    in range(len(video)) can be read. Where damage shows only in reading (sound packets that do not decode), the
-    length stays, and a lost frame is what a player would show: the last one before it that did decode.
+    `fps` is the average frame rate, or None if unknown. `backend` is the backend in use. Every index in
+    range(len(video)) can be read. If damage only appears while reading, the length stays. A lost frame is then replaced
+    as in a player, by the last decodable one before it.
     """
 
     def __init__(self, source: Source, backend: Backend = "auto") -> None:
@@ -92,15 +94,17 @@ class Video:
 
     @property
     def fps(self) -> float | None:
+        """Average frame rate, or None if the file does not store it."""
         return self._scan.fps
 
     @property
     def backend(self) -> str:
+        """Name of the backend in use."""
         return "pyav" if self._fast is None else self._fast.name
 
     @functools.cached_property
     def times(self) -> list[float] | None:
-        """Presentation times of the frames in seconds from the first; None where the file does not tell them."""
+        """Presentation times of the frames in seconds from the first, or None if unknown."""
         frame_times = self._scan.frame_times
         if frame_times is not None:
             return [(time - frame_times.times[0]) * frame_times.time_base for time in frame_times.times]
@@ -108,7 +112,7 @@ class Video:
 
     @property
     def duration(self) -> float | None:
-        """Seconds from the first frame to the end of the last, which is shown as long as the one before it."""
+        """Seconds from the first frame to the end of the last, which lasts as long as the one before it."""
         if self.times is None:
             return None
         last = self.times[-1] - self.times[-2] if self._length > 1 else 1 / (self.fps or 1.0)
@@ -116,7 +120,7 @@ class Video:
 
     @property
     def has_varying_rate(self) -> bool:
-        """True if the frame rate of some parts is over twice that of others, each a tenth of the time or more."""
+        """True if the frame rate varies by more than a factor of two between parts of at least a tenth of the time."""
         if self.times is None or self._length < 3:
             return False
         gaps = np.sort(np.diff(self.times))
@@ -135,14 +139,16 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Release the file."""
         self._fast = None
 
     def read(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Frames at `indices` (any order, repeats allowed): uint8 [T, H, W, 3] RGB.
+        """Read the frames at `indices` (any order, repeats allowed): uint8 [T, H, W, 3] RGB.
 
-        Raises IndexError for an index outside of [0, len), ValueError for no index, `VideoError` where nothing
-        can be decoded.
+        Raises:
+            IndexError: An index is outside [0, len).
+            InputError: There are no indices.
+            VideoError: No frame can be decoded.
         """
         wanted = checked_indices(self.name, indices, self._length)
         unique = sorted(set(wanted))
@@ -155,29 +161,31 @@ class Video:
         return torch.from_numpy(frames[[row[index] for index in wanted]])
 
     def frames_between(self, start: float | None, end: float | None) -> range:
-        """Frames shown from `start` to before `end`, in seconds from the first frame; None for the video's own ends.
+        """Return the frames shown from `start` to before `end`, in seconds from the first frame, at least one.
 
-        At least one: the frame that is on screen at `start`. Raises `VideoError` where the video is over by then, or
-        does not tell its times.
+        None means the start or end of the video. Without a frame in between, return the frame shown at `start`.
+
+        Raises:
+            VideoError: The video ends before `start`, or has no times.
         """
         if start is None and end is None:
             return range(self._length)
         times, begin = self.times, start or 0.0
         if times is None:
-            raise VideoError(self.name, f"it has no times to take {start} to {end} seconds by")
+            raise VideoError(self.name, f"it has no times; {start} to {end} seconds cannot be selected")
         interval = times[-1] / (len(times) - 1) if len(times) > 1 else 1 / (self.fps or 1.0)
         if begin >= times[-1] + interval:
             raise VideoError(
                 self.name, f"it ends after {times[-1] + interval:.2f} s, before its part from {begin:.2f} s"
             )
-        # Times in files are rounded: what begins within a tenth of a frame counts as begun.
+        # Times in files are rounded: allow a tolerance of a tenth of a frame.
         first = bisect_left(times, begin - interval / 10)
         last = len(times) if end is None else bisect_left(times, end - interval / 10)
         shown = max(bisect_right(times, begin) - 1, 0)
         return range(first, last) if first < last else range(shown, shown + 1)
 
     def _open_fast(self, backend: Backend) -> FastReader | None:
-        """Open the reader that `backend` names, where it is exact for this file."""
+        """Open the reader of `backend` if it is exact for this file."""
         if backend in ("auto", "pyav"):
             return None
         try:
@@ -191,7 +199,7 @@ class Video:
         return reader
 
     def _read_fast(self, indices: list[int]) -> np.ndarray | None:
-        """Frames [T, H, W, 3], or None, for this read and all later ones, where the fast reader fails on them."""
+        """Return frames [T, H, W, 3], or None for this and all later reads if the fast reader fails."""
         if self._fast is None:
             return None
         try:
@@ -220,7 +228,7 @@ class Video:
         return images if len(images) == len(indices) else self._read_held(indices)
 
     def _read_held(self, indices: list[int]) -> dict[int, np.ndarray]:
-        """Frames of a damaged video: each the last at or before its time that decodes, or else the first."""
+        """Return frames of a damaged video: for each, the last decodable one at or before its time, or the first."""
         assert self._scan.frame_times is not None
         times = sorted({frame.pts for frame in self._decode() if frame.pts is not None})
         if not times:
@@ -232,7 +240,7 @@ class Video:
         return {index: images[time] for index, time in shown.items()}
 
     def _runs(self, entries: list[int]) -> list[list[int]]:
-        """Keyframes to decode from: each by a seek of its own, but neighbours in one go where seeking is slow."""
+        """Group keyframes to decode from. Adjacent ones form one run if seeking is slow."""
         runs: list[list[int]] = []
         for entry in entries:
             if runs and entry == runs[-1][-1] + 1 and self._scan.format not in INDEXED_FORMATS:
@@ -250,7 +258,7 @@ class Video:
             yield from decoded(stream, packets(container, stream))
 
     def _decode_from(self, keyframe: Keyframe, container_and_stream: Opened) -> Iterator[av.VideoFrame]:
-        """Frames from `keyframe` on. The decoder is given no packet before it, wherever a seek lands."""
+        """Yield frames from `keyframe` on. The decoder gets no packet before it, wherever a seek lands."""
         container, stream = container_and_stream
         if self._scan.format in INDEXED_FORMATS:
             container.seek(keyframe.seek_time, stream=stream)
@@ -264,7 +272,7 @@ class Video:
 
 
 def _resolve(source: Source) -> tuple[str, str | bytes]:
-    """A name for messages, and the source as an absolute path or as bytes."""
+    """Return a name for messages, and the source as an absolute path or bytes."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>", source
     if isinstance(source, str | os.PathLike):
@@ -283,7 +291,7 @@ def _resolve(source: Source) -> tuple[str, str | bytes]:
 
 @contextlib.contextmanager
 def _reported(name: str) -> Iterator[None]:
-    """Errors of the libraries underneath as one `VideoError`."""
+    """Convert errors of the underlying libraries to VideoError."""
     try:
         yield
     except (av.FFmpegError, OSError, ValueError, OverflowError, MemoryError) as error:

@@ -1,6 +1,6 @@
-"""Which frames of a video make a clip: pure index arithmetic, and the keyed randomness every draw comes from.
+"""Frame indices of clips, and the keyed generator behind every random draw.
 
-Letters: N frames in the video, T frames in the clip. Indices count frames in presentation order from 0.
+Shapes: N frames in the video, T frames in the clip. Indices count frames in presentation order from 0.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from clipvid import InputError
 
 
 def keyed_generator(*key: int) -> torch.Generator:
-    """CPU generator whose state is a function of the integers of `key` alone, e.g. (seed, epoch, sample index).
+    """Return a CPU generator whose state depends only on the integers in `key`, e.g. (seed, epoch, sample index).
 
-    The key is hashed, so neighbouring keys and keys of different lengths give unrelated streams. Every random
-    draw of the project comes from such a generator: order, workers, processes and resumes change no sample.
-    torch's CPU engine keeps 32 bits of a seed: about one pair of keys in four billion shares a stream.
+    The key is hashed, so adjacent keys and keys of different lengths give unrelated streams. Every random draw of the
+    project uses such a generator: order, workers, processes and resumes do not change a sample. torch's CPU engine
+    keeps 32 bits of a seed: about one pair of keys in four billion shares a stream.
     """
     if not key:
-        raise InputError("keyed_generator got an empty key; give at least one integer, e.g. the seed")
+        raise InputError("keyed_generator got an empty key; pass at least one integer, e.g. the seed")
     digest = hashlib.blake2b(",".join(str(int(part)) for part in key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
@@ -29,10 +29,11 @@ def keyed_generator(*key: int) -> torch.Generator:
 def uniform_indices(
     total: int, num_frames: int, *, generator: torch.Generator | None = None, clip: int = 0, num_clips: int = 1
 ) -> Tensor:
-    """One frame from each of T equal segments of the video (TSN, https://arxiv.org/abs/1608.00859): int64 [T].
+    """Return one frame from each of T equal segments of the video (TSN, https://arxiv.org/abs/1608.00859): int64 [T].
 
-    With a generator, a random frame of each segment; without, the point (clip + 0.5) / num_clips of each
-    segment, which is its centre for a single clip. Monotone and in [0, total); frames repeat when total < T.
+    With a generator, frames are random within each segment. Without one, the point (clip + 0.5) / num_clips of each
+    segment is used, which is its center for a single clip. Indices are monotone and in [0, total). Frames repeat if
+    total < T.
     """
     _check(total, num_frames, clip, num_clips)
     segment = torch.arange(num_frames)
@@ -51,12 +52,12 @@ def dense_indices(
     clip: int = 0,
     num_clips: int = 1,
 ) -> Tensor:
-    """T frames, `stride` apart, from one window of the video: int64 [T].
+    """Return T frames, `stride` apart, from one window of the video: int64 [T].
 
-    With a generator the window starts anywhere it fits; without, the windows of `num_clips` clips are spread
-    evenly from the start of the video to its end (a single one lies in the middle). Where the window of
-    (T - 1) * stride + 1 frames is longer than the video, the stride shrinks, to a fraction if need be, until
-    the clip spans the whole video. Monotone and in [0, total); frames repeat when total < T.
+    With a generator the window starts at random. Without one, the windows of `num_clips` clips are spread evenly from
+    the start of the video to its end. A single window is in the middle. A window of (T - 1) * stride + 1 frames may be
+    longer than the video. The stride then shrinks, possibly to a fraction, until the clip spans the whole video.
+    Indices are monotone and in [0, total). Frames repeat if total < T.
     """
     _check(total, num_frames, clip, num_clips)
     if stride < 1:
@@ -76,12 +77,12 @@ def dense_indices(
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """How a clip is drawn from a video: `uniform` segments over all of it, or a `dense` window of it.
+    """Sampling of a clip from a video.
 
     Args:
-        name: `uniform` or `dense`.
-        num_frames: T, frames in a clip.
-        stride: frames from one to the next in a dense window; `uniform` has none and wants 1.
+        name: `uniform` segments over the whole video, or a `dense` window.
+        num_frames: Number of frames T in a clip.
+        stride: Distance between frames in a dense window. Must be 1 for `uniform`.
     """
 
     name: Literal["uniform", "dense"] = "uniform"
@@ -94,12 +95,12 @@ class FrameSampling:
         if self.num_frames < 1 or self.stride < 1:
             raise InputError(f"num_frames {self.num_frames} and stride {self.stride} must be at least 1")
         if self.name == "uniform" and self.stride != 1:
-            raise InputError(f"stride {self.stride} has no meaning in uniform sampling; leave it at 1, or use 'dense'")
+            raise InputError(f"stride {self.stride} is not used by uniform sampling; set it to 1, or use 'dense'")
 
     def indices(
         self, total: int, *, generator: torch.Generator | None = None, clip: int = 0, num_clips: int = 1
     ) -> Tensor:
-        """Frame indices int64 [T] of one clip of a video of `total` frames; random with a generator."""
+        """Return frame indices int64 [T] of one clip of a video of `total` frames, random with a generator."""
         if self.name == "uniform":
             return uniform_indices(total, self.num_frames, generator=generator, clip=clip, num_clips=num_clips)
         return dense_indices(total, self.num_frames, self.stride, generator=generator, clip=clip, num_clips=num_clips)
@@ -107,6 +108,6 @@ class FrameSampling:
 
 def _check(total: int, num_frames: int, clip: int, num_clips: int) -> None:
     if total < 1 or num_frames < 1:
-        raise InputError(f"cannot take {num_frames} frames of a video of {total}; both must be at least 1")
+        raise InputError(f"cannot take {num_frames} frames from a video of {total}; both must be at least 1")
     if not 0 <= clip < num_clips:
         raise InputError(f"clip is {clip} of num_clips {num_clips}; expected 0 <= clip < num_clips")

@@ -1,4 +1,4 @@
-"""Reading every video of a list or folder, several at a time, and which of them cannot be read."""
+"""Check of every video of a list or folder, several at a time."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from clipvid.files import replacing
 
 
 def check_all(manifest: Manifest, num_frames: int, num_workers: int | None = None) -> Iterator[tuple[int, str | None]]:
-    """(index, None or why it cannot be read) of every video, in any order.
+    """Yield (index, None or the reason why it cannot be read) of every video, in any order.
 
-    A video whose decoder takes its process down is found by itself, and the rest goes on.
+    A video whose decoder crashes its process is identified, and the others are still checked.
     """
     workers = num_workers or os.cpu_count() or 1
     waiting = iter(range(len(manifest)))
@@ -77,7 +77,7 @@ def _check(index: int) -> str | None:
     try:
         source = manifest.video(index)
     except (OSError, ValueError, RuntimeError) as error:
-        return f"it cannot be fetched ({error})"
+        return f"it cannot be downloaded ({error})"
     try:
         with open_video(source) as video:
             part = video.frames_between(sample.start, sample.end)
@@ -92,22 +92,28 @@ def _check(index: int) -> str | None:
 
 
 class AnyClass(ClassList):
-    """Stands in where there is no class list: every label will do."""
+    """Class list that accepts every label."""
 
     def __init__(self) -> None:
         super().__init__(())
 
     def id_of(self, label: str) -> int:
+        """Return 0 for any label."""
         return 0
 
 
 @dataclass(frozen=True)
 class EveryVideo:
-    """All videos below a folder; the label is the first folder on the way."""
+    """Source of all videos below a folder. The label is the first folder of the path."""
 
     title: str
 
     def batches(self, root: Path, names: Collection[str]) -> Batches:
+        """Yield one batch of all videos.
+
+        Raises:
+            ManifestError: There are no videos.
+        """
         paths = [video.relative_to(root) for video in find_videos(root)]
         if not paths:
             raise ManifestError(f"no video in or below {root}")
@@ -115,7 +121,7 @@ class EveryVideo:
 
 
 def _source(config: CheckVideosConfig) -> tuple[Path, Source]:
-    """The root of the videos, and what lists them."""
+    """Return the root of the videos, and their source."""
     path = Path(config.path)
     if config.root is None and path.is_dir():
         return path, EveryVideo(config.path)
@@ -125,7 +131,7 @@ def _source(config: CheckVideosConfig) -> tuple[Path, Source]:
 
 
 def _write_fixed(source: ListSource | EveryVideo, root: Path, dropped: Collection[int]) -> Path:
-    """A list without the entries at the lines `dropped`."""
+    """Write a list without the entries at the lines `dropped`."""
     if isinstance(source, ListSource):
         file = root / source.file
         target = file.with_name(f"{file.stem}.fixed{file.suffix}")

@@ -1,4 +1,4 @@
-"""Manifests and loaders of the splits that a `DataConfig` describes."""
+"""Manifests and loaders of the splits in a `DataConfig`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ FeatureRecipe: TypeAlias = Callable[..., StoredFeatures]
 
 
 class ClipShape(Protocol):
-    """Frames per clip and side of a frame in pixels, as a model has them."""
+    """Number of frames per clip and side of a frame in pixels, as attributes of a model."""
 
     @property
-    def num_frames(self) -> int: ...
+    def num_frames(self) -> int:
+        """Number of frames T per clip."""
 
     @property
-    def image_size(self) -> int: ...
+    def image_size(self) -> int:
+        """Side S of the square frames, in pixels."""
 
 
 def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
-    """Return the manifest of one split; build the synthetic world first if the config has one.
+    """Return the manifest of one split. Build the synthetic world first if the config has one.
 
     The default list of classes is used if it exists. Otherwise, and for null, classes are the labels of `train`.
     """
@@ -45,7 +47,7 @@ def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
         build_world(config.world, config.root)
     classes: str | tuple[ClassInfo, ...] | None = _class_list(config)
     if classes is None and split != "train":
-        with contextlib.suppress(FileNotFoundError):  # evaluation alone needs no training set
+        with contextlib.suppress(FileNotFoundError):  # evaluation works without a training set
             outside = config.allow_outside_root
             train = load_manifest(
                 config.root, config.train, None, allow_outside_root=outside, check_files=False, split="train"

@@ -1,6 +1,6 @@
 """Augmentation and resizing of clips, uint8 [T, 3, H, W] in and out, the same for every frame of a clip.
 
-Normalisation is not done here: bytes travel to the device, and become floats there.
+Pixels are normalized later: bytes are copied to the device and become floats there.
 """
 
 from collections.abc import Callable
@@ -26,15 +26,15 @@ def train_transform(
     grayscale: float = 0.0,
     random_erasing: float = 0.0,
 ) -> v2.Compose:
-    """Random augmentation: uint8 [T, 3, H, W] -> uint8 [T, 3, S, S]. To be applied by `apply_keyed`.
+    """Return random augmentation, uint8 [T, 3, H, W] -> uint8 [T, 3, S, S]. Apply it with `apply_keyed`.
 
     Args:
-        image_size: S, pixels.
-        scale: least and greatest share of the area that the random crop takes.
-        rand_augment: magnitude, 1 to 30, of two random operations (https://arxiv.org/abs/1909.13719); 0 for none.
-        color_jitter: strength of brightness, contrast and saturation changes, and of hue by a quarter of it.
-        grayscale: probability of losing all colour.
-        random_erasing: probability of one black rectangle, in the same place in all frames.
+        image_size: Side S in pixels.
+        scale: Minimum and maximum share of the area that the random crop takes.
+        rand_augment: Magnitude, 1 to 30, of two random operations (https://arxiv.org/abs/1909.13719), or 0 for none.
+        color_jitter: Strength of brightness, contrast and saturation changes. Hue changes by a quarter of it.
+        grayscale: Probability of converting to grayscale.
+        random_erasing: Probability of one black rectangle, in the same place in all frames.
     """
     steps: list[nn.Module] = [
         v2.RandomResizedCrop(image_size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
@@ -57,10 +57,10 @@ def eval_transform(
     crop: int = 0,
     num_crops: int = 1,
 ) -> v2.Compose:
-    """Fixed view of a clip: uint8 [T, 3, H, W] -> uint8 [T, 3, S, S].
+    """Return a fixed view of a clip, uint8 [T, 3, H, W] -> uint8 [T, 3, S, S].
 
-    `shortest_center` resizes the shorter side to S and takes the centre, or with several crops the crop-th of
-    `num_crops` squares spread evenly along the longer side. `squash` resizes both sides to S, whatever the shape.
+    `shortest_center` resizes the shorter side to S and takes the center. With several crops, it takes square number
+    `crop` of `num_crops`, spread evenly along the longer side. `squash` resizes both sides to S.
     """
     if not 0 <= crop < num_crops:
         raise InputError(f"crop is {crop} of num_crops {num_crops}; expected 0 <= crop < num_crops")
@@ -78,14 +78,14 @@ def eval_transform(
 def eval_transforms(
     image_size: int, resize: Literal["shortest_center", "squash"] = "shortest_center", num_crops: int = 1
 ) -> list[v2.Compose]:
-    """One `eval_transform` for each of `num_crops` crops."""
+    """Return one `eval_transform` for each of `num_crops` crops."""
     return [eval_transform(image_size, resize, crop, num_crops) for crop in range(num_crops)]
 
 
 def apply_keyed(transform: Transform, clip: Tensor, generator: torch.Generator) -> Tensor:
-    """Apply a transform that draws from torch's global CPU state as if it drew from `generator`.
+    """Apply a transform that draws from torch's global CPU state, with draws from `generator` instead.
 
-    The global state is put back afterwards, and the state of other devices is not touched.
+    The global state is restored afterwards, and the state of other devices is not touched.
     """
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
@@ -96,15 +96,17 @@ def apply_keyed(transform: Transform, clip: Tensor, generator: torch.Generator) 
 def mix(
     frames: Tensor, targets: Tensor, mixup_alpha: float, cutmix_alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """MixUp (https://arxiv.org/abs/1710.09412) or CutMix (https://arxiv.org/abs/1905.04899) of a batch of clips.
+    """Mix a batch of clips by MixUp (https://arxiv.org/abs/1710.09412) or CutMix (https://arxiv.org/abs/1905.04899).
 
-    torchvision draws one ratio for the whole batch from Beta(alpha, alpha) and mixes each clip with its neighbor.
-    The batch is shuffled first, since clips of the same video are neighbors under repeated sampling. With both alphas
-    above 0, each kind is used half of the time; with both 0, nothing is mixed.
+    torchvision draws one ratio for the whole batch from Beta(alpha, alpha) and mixes each clip with its neighbor. The
+    batch is shuffled first, since clips of the same video are neighbors under repeated sampling. With both alphas above
+    0, each kind is used half of the time; with both 0, nothing is mixed.
 
     Args:
-        frames: floating point [B, T, 3, H, W], on any device.
-        targets: floating point [B, K], rows that sum to 1.
+        frames: Floating point [B, T, 3, H, W], on any device.
+        targets: Floating point [B, K], rows that sum to 1.
+        mixup_alpha: Alpha of MixUp, or 0.
+        cutmix_alpha: Alpha of CutMix, or 0.
         generator: CPU generator, e.g. keyed by (seed, epoch, step).
 
     Returns:
@@ -129,13 +131,14 @@ def mix(
 
 
 class _SideCrop(nn.Module):
-    """The crop-th of several squares spread evenly along the longer side."""
+    """Crop number `crop` of several squares spread evenly along the longer side."""
 
     def __init__(self, size: int, crop: int, num_crops: int) -> None:
         super().__init__()
         self.size, self.crop, self.num_crops = size, crop, num_crops
 
     def forward(self, clip: Tensor) -> Tensor:
+        """Crop a clip [T, 3, H, W]."""
         height, width = clip.shape[-2:]
         top, left = ((side - self.size) * self.crop // (self.num_crops - 1) for side in (height, width))
         return F.crop(clip, top, left, self.size, self.size)

@@ -1,4 +1,4 @@
-"""Conditions: the model and the order of frames that scores belong to."""
+"""Conditions of scores: model and order of frames."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ ALL_CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "single", "bag")
 
 @dataclass(frozen=True)
 class Condition:
-    """Model and order of frames of an evaluation. At most one field is set; none is the model on forward clips.
+    """Model and order of frames of an evaluation. At most one field is set; none means the model on forward clips.
 
     Attributes:
-        control: order of frames other than forward.
-        zero_shot: the plain CLIP in place of the model.
-        alpha: the weight-space ensemble with this alpha in place of the model.
+        control: Order of frames other than forward.
+        zero_shot: The plain CLIP instead of the model.
+        alpha: The weight-space ensemble with this alpha instead of the model.
     """
 
     control: Control | None = None

@@ -1,4 +1,4 @@
-"""One evaluation loop, on one process or many: every view of every video once, and what was scored is kept.
+"""Evaluation loop, on one process or many, with cached scores of every view of every video.
 
 Shapes: V videos, C views of each, T frames, K classes, S image side.
 """
@@ -30,8 +30,13 @@ Average = Literal["probabilities", "logits"]
 
 
 class Predictions(NamedTuple):
-    """indices [V] into the manifest, ascending; labels [V]; scores [V, K], probabilities, all zero for a video that
-    could not be read."""
+    """Predictions for videos.
+
+    Attributes:
+        indices: [V], indices into the manifest, ascending.
+        labels: [V].
+        scores: [V, K], probabilities, all zero for an unreadable video.
+    """
 
     indices: Tensor
     labels: Tensor
@@ -39,7 +44,14 @@ class Predictions(NamedTuple):
 
 
 class ViewScores(NamedTuple):
-    """indices [V] into the manifest, ascending; labels [V]; readable [V], bool; logits [V, C, K], float32."""
+    """Logits of every view of videos.
+
+    Attributes:
+        indices: [V], indices into the manifest, ascending.
+        labels: [V].
+        readable: [V], bool.
+        logits: [V, C, K], float32.
+    """
 
     indices: Tensor
     labels: Tensor
@@ -47,36 +59,38 @@ class ViewScores(NamedTuple):
     logits: Tensor
 
     def averaged(self, average: Average = "probabilities") -> Predictions:
-        """One answer per video: the mean over its views of their probabilities, or of their logits."""
+        """Return one prediction per video: the mean over its views of probabilities or logits."""
         logits = self.logits
         scores = logits.softmax(-1).mean(1) if average == "probabilities" else logits.mean(1).softmax(-1)
         return Predictions(self.indices, self.labels, scores * self.readable[:, None])
 
     def views(self) -> list[Predictions]:
-        """What each view alone says, C of them."""
+        """Return the predictions of each view alone, C of them."""
         alone = (self._replace(logits=view[:, None]) for view in self.logits.unbind(1))
         return [view.averaged() for view in alone]
 
     @classmethod
     def joined(cls, parts: Iterable[ViewScores]) -> ViewScores:
-        """Several in one, in the order of their indices."""
+        """Concatenate several, in the order of their indices."""
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         order = columns[0].argsort(stable=True)
         return cls(*(column[order] for column in columns))
 
 
 class PredictionCache:
-    """The batches of an evaluation that are scored already, a file each in `folder`.
+    """Cache of scored batches of an evaluation, one file each in `folder`.
 
-    key: of all that the scores depend on; files of another key are not taken up.
+    `key` is a hash of everything that the scores depend on. Files with another key are ignored.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
 
     def read(self) -> dict[int, ViewScores]:
-        """What is there, by the first index of the batch. Damaged files, and batches with unreadable videos, are left
-        out: these are done again."""
+        """Return the cached batches by their first index.
+
+        Damaged files, and batches with unreadable videos, are omitted, so that they are computed again.
+        """
         batches = {}
         for path in sorted(self.folder.glob("batch_*.safetensors")):
             try:
@@ -90,20 +104,20 @@ class PredictionCache:
         return batches
 
     def write(self, scored: ViewScores) -> None:
-        """Write a batch; the file is whole or absent."""
+        """Write a batch atomically."""
         tensors = {name: tensor.contiguous() for name, tensor in scored._asdict().items()}
         with replacing(self.folder / f"batch_{int(scored.indices[0]):08d}.safetensors") as aside:
             save_file(tensors, aside, metadata={"key": self.key})
 
     def clear(self) -> None:
-        """Forget all."""
+        """Delete all batches."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def predict(
     accelerator: Accelerator, model: VideoCLIP, loader: DataLoader, features: FeatureCache | None = None
 ) -> Predictions:
-    """Every video of the loader once, whatever the number of processes; the same on all of them."""
+    """Predict every video of the loader once, over all processes, with the same result on each of them."""
     return predict_views(accelerator, model, loader, features=features).averaged()
 
 
@@ -116,18 +130,21 @@ def predict_views(
     bag_of_frames: bool = False,
     features: FeatureCache | None = None,
 ) -> ViewScores:
-    """Logits of every view of every video of the loader, whose sampler is `EvalBatches`; the same on all processes,
-    and to the bit the same for any number of them.
+    """Return the logits of every view of every video of the loader, whose sampler is `EvalBatches`.
 
-    The loader's batches hold `frames [B, C, T, 3, S, S]`, `label [B]`, `index [B]` and `readable [B]`.
+    The result is the same on all processes, and bitwise the same for any number of them. Batches have `frames [B, C, T,
+    3, S, S]`, `label [B]`, `index [B]` and `readable [B]`.
 
     Args:
-        cache: where batches are kept as they are scored, and from where they are taken up again.
-        bag_of_frames: show each frame alone, as a clip of one: C x T views.
-        features: stored features, which a loader made with them returns.
+        accelerator: The Accelerator.
+        model: The model.
+        loader: The loader.
+        cache: Cache that batches are read from and written to.
+        bag_of_frames: Show each frame alone, as a clip of one frame: C x T views.
+        features: Stored features, which a loader made with them returns.
 
     Raises:
-        ValueError: nothing to evaluate.
+        InputError: The evaluation set is empty.
     """
     held = cache.read() if cache is not None and accelerator.is_main_process else {}
     batches: EvalBatches = loader.batch_sampler  # type: ignore[assignment]
@@ -144,12 +161,12 @@ def predict_views(
             try:
                 cache.write(scored)
             except OSError as error:
-                print(f"what is scored cannot be kept ({error}); the evaluation goes on without")
+                print(f"scores cannot be cached ({error}); the evaluation continues without")
                 cache = None
     if is_sharded(model):
         height, width = model.backbone.vision.image_shape
         clip = torch.zeros(1, model.num_frames, 3, height, width, dtype=torch.uint8, device=accelerator.device)
-        for _ in range(rounds - len(loader)):  # sharded forwards are made by all together
+        for _ in range(rounds - len(loader)):  # sharded forward passes need all processes
             model(clip)
     model.train(training)
     batches.skip(())

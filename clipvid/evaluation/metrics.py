@@ -1,7 +1,7 @@
-"""Figures of merit from scores: pure functions over tensors on the CPU.
+"""Metrics of scores, as pure functions of tensors on the CPU.
 
-Shapes: V videos, K classes. Scores are probabilities [V, K], labels int64 [V]. A row of zeros is a video that could
-not be read: it counts as wrong.
+Shapes: V videos, K classes. Scores are probabilities [V, K], labels int64 [V]. A row of zeros is an unreadable video
+and counts as wrong.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from clipvid import InputError
 
 
 def proportion(hits: int, total: int) -> dict[str, Any]:
-    """A share with its 95% Wilson score interval: `value`, `low`, `high`, `count`."""
+    """Return a share with its 95% Wilson score interval: `value`, `low`, `high`, `count`."""
     if total == 0:
-        raise InputError("no videos to take a share of: the evaluation set is empty")
+        raise InputError("the evaluation set is empty; expected at least one video")
     interval = binomtest(hits, total).proportion_ci(method="wilson")
     return {"value": hits / total, "low": float(interval.low), "high": float(interval.high), "count": total}
 
 
 def top_k(scores: Tensor, labels: Tensor, k: int) -> dict[str, Any]:
-    """Share of videos whose label is among the k highest scores (all K where K < k)."""
+    """Return the share of videos whose label is among the k highest scores (all K if K < k)."""
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     hits = (best == labels[:, None]).any(dim=1) & answered(scores)
     return proportion(int(hits.sum()), len(labels))
 
 
 def answered(scores: Tensor) -> Tensor:
-    """Which rows hold an answer at all: bool [V]."""
+    """Return the rows with scores: bool [V]."""
     return (scores != 0).any(dim=1)
 
 
@@ -43,8 +43,10 @@ def top1_hits(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
-    """top1, top5 and mean_class with intervals or values, nll, ece (15 bins), the confusion matrix [K][K] and the
-    number of unreadable videos. These count as wrong in the shares, and have no part in nll, ece and confusion."""
+    """Return top1, top5, mean_class, nll, ece (15 bins), the confusion matrix [K][K] and `unreadable`, a count.
+
+    Unreadable videos count as wrong in the shares, and are excluded from nll, ece and confusion.
+    """
     if not torch.isfinite(scores).all():
         rows = (~torch.isfinite(scores)).any(dim=1).nonzero()[:5, 0].tolist()
         raise InputError(f"scores with NaN or infinity for videos {rows}: the model gives no usable output")
@@ -57,7 +59,7 @@ def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def _averages(scores: Tensor, labels: Tensor) -> dict[str, float | None]:
-    """`mean_class`, `nll` and `ece`, as `classification_metrics` has them."""
+    """Return `mean_class`, `nll` and `ece` of `classification_metrics`."""
     shares = [share for share in class_accuracy(scores, labels) if share is not None]
     readable = answered(scores)
     scores, labels = scores[readable], labels[readable]
@@ -71,9 +73,9 @@ def _averages(scores: Tensor, labels: Tensor) -> dict[str, float | None]:
 
 
 def bootstrap_intervals(scores: Tensor, labels: Tensor, resamples: int = 1000) -> dict[str, tuple[float, float]]:
-    """95% percentile intervals of `mean_class`, `nll` and `ece` of `classification_metrics` over resampled videos.
+    """Return 95% percentile intervals of `mean_class`, `nll` and `ece` over resampled videos.
 
-    The draws are keyed: the same scores have the same intervals. Empty where fewer than two videos could be read.
+    The draws are keyed: the same scores have the same intervals. Empty if fewer than two videos could be read.
     """
     readable = answered(scores)
     if int(readable.sum()) < 2:
@@ -97,8 +99,10 @@ def bootstrap_intervals(scores: Tensor, labels: Tensor, resamples: int = 1000) -
 
 
 def calibration_curve(scores: Tensor, labels: Tensor) -> dict[str, list[float]]:
-    """`count`, mean `confidence` and `accuracy` of the videos whose highest score lies in each of 15 equal bins of
-    (0, 1]; empty bins are left out, and so are unreadable videos."""
+    """Return `count`, mean `confidence` and `accuracy` of the videos in each of 15 equal bins of the highest score.
+
+    Empty bins and unreadable videos are omitted.
+    """
     readable = answered(scores)
     confidence, guess = scores[readable].double().max(dim=1)
     columns = _calibration(confidence, guess == labels[readable])
@@ -106,7 +110,7 @@ def calibration_curve(scores: Tensor, labels: Tensor) -> dict[str, list[float]]:
 
 
 def _calibration(confidence: Tensor, right: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean confidence and accuracy of each bin with anything in it, from float64 [V] and bool [V]."""
+    """Return count, mean confidence and accuracy of each nonempty bin, from float64 [V] and bool [V]."""
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
     counts = place.bincount()
     filled = counts > 0
@@ -115,19 +119,19 @@ def _calibration(confidence: Tensor, right: Tensor, bins: int = 15) -> tuple[Ten
 
 
 def class_accuracy(scores: Tensor, labels: Tensor) -> list[float | None]:
-    """Share of the videos of each class that are answered right, None for a class without videos."""
+    """Return the accuracy of each class, or None for a class without videos."""
     counts = labels.bincount(minlength=scores.shape[1])
     hits = labels.bincount(top1_hits(scores, labels).double(), scores.shape[1])
     return [hit / count if count else None for hit, count in zip(hits.tolist(), counts.tolist(), strict=True)]
 
 
 def harmonic_mean(first: float, second: float) -> float:
-    """Of two shares; 0 where one of them is."""
+    """Return the harmonic mean of two shares, 0 if one of them is 0."""
     return 2 * first * second / (first + second) if first and second else 0.0
 
 
 def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
-    """`mean`, `std` (of the sample: over n - 1; None for one value) and the `values`."""
+    """Return `mean`, `std` (of the sample, over n - 1; None for one value) and the `values`."""
     sample = torch.tensor(values, dtype=torch.float64)
     return {
         "mean": float(sample.mean()),
@@ -137,7 +141,7 @@ def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def pair_accuracy(scores: Tensor, labels: Tensor, partners: Sequence[int]) -> dict[str, Any]:
-    """Share of videos that score their class above its partner (-1: no partner, left out). Chance is one half."""
+    """Return the share of videos that score their class above its partner (-1: no partner, omitted). Chance is 0.5."""
     paired, hits = pair_hits(scores, labels, partners)
     return proportion(int(hits[paired].sum()), int(paired.sum()))
 
@@ -150,7 +154,7 @@ def pair_hits(scores: Tensor, labels: Tensor, partners: Sequence[int]) -> tuple[
 
 
 def attribute_accuracy(scores: Tensor, labels: Tensor, attribute: Sequence[str]) -> dict[str, Any]:
-    """Share of videos whose attribute (one value per class, such as the object) gets the highest total score."""
+    """Return the share of videos whose attribute (one per class, such as the object) gets the highest total score."""
     values = sorted(set(attribute))
     membership = torch.tensor([values.index(value) for value in attribute])
     totals = torch.zeros(len(scores), len(values)).index_add_(1, membership, scores.float())

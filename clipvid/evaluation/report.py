@@ -1,4 +1,4 @@
-"""What a comparison of models found, as one self-contained HTML page, a Markdown table and a picture of clips.
+"""Comparison of models as a self-contained HTML page, a Markdown table and a picture of clips.
 
 Shapes: T frames of a clip, H x W their pixels, K classes.
 """
@@ -33,12 +33,12 @@ PALETTE = ("#76839b", "#d97706", "#2456d6", "#0f9488", "#9d3fae", "#be3a4a", "#5
 MOST_NAMED_CLASSES = 110  # in a confusion matrix; UCF101 is the largest that can be read
 DASHES = ("dashed", "solid", "dotted")
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f6f8fd", "#a9c0f5", "#2456d6", "#0b1f5c"])
-INK, RIGHT, WRONG = "#1b2333", ("right", "✓", "#16794a"), ("wrong", "✗", "#c2293d")  # a word, a symbol, a colour
+INK, RIGHT, WRONG = "#1b2333", ("right", "✓", "#16794a"), ("wrong", "✗", "#c2293d")  # a word, a symbol, a color
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a name and the figures of `metrics.json`, of which any may be absent."""
+    """Line of the table: a name and the figures of `metrics.json`, any of which may be absent."""
 
     name: str
     figures: dict[str, Any]
@@ -46,8 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ClipStrip:
-    """A clip to look at: frames uint8 [T, 3, H, W], its class, per model labels with probabilities, best first, and
-    what the clip goes by."""
+    """Clip to show: frames uint8 [T, 3, H, W], class, labels with probabilities by model (best first), and a name."""
 
     frames: Tensor
     truth: str
@@ -62,7 +61,7 @@ class ClipStrip:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's history: entries with `step` and `loss`, and entries with `step` and `val_top1` (a share)."""
+    """History of a run: entries with `step` and `loss`, and entries with `step` and `val_top1` (a share)."""
 
     name: str
     history: list[dict[str, Any]]
@@ -80,12 +79,12 @@ def render_rows(rows: list[Row]) -> str:
 
 
 def _columns(rows: list[Row]) -> dict[str, str]:
-    """Those of `COLUMNS` that any row has."""
+    """Return the entries of `COLUMNS` that any row has."""
     return {key: name for key, name in COLUMNS.items() if any(row.figures.get(key) for row in rows)}
 
 
 def strip_image(strip: ClipStrip, scale: int = 1) -> bytes:
-    """A PNG of the frames side by side, bicubically enlarged: T * W * scale by H * scale pixels."""
+    """Return a PNG of the frames side by side, enlarged bicubically: T * W * scale by H * scale pixels."""
     frames, target = strip.frames.cpu(), io.BytesIO()
     if scale > 1:
         large = torch.nn.functional.interpolate(frames.float(), scale_factor=scale, mode="bicubic")
@@ -95,7 +94,7 @@ def strip_image(strip: ClipStrip, scale: int = 1) -> bytes:
 
 
 def save_strips(path: Path, clips: list[ClipStrip]) -> None:
-    """A PNG with a row per clip: its frames, an inch high, and beside them its class and each model's best label."""
+    """Write a PNG with a row per clip: its frames, an inch high, its class and each model's best label."""
     if not clips:
         raise InputError("no clips to draw: expected at least one ClipStrip")
     strips = max(len(clip.frames) * clip.frames.shape[3] / clip.frames.shape[2] for clip in clips)
@@ -130,17 +129,18 @@ def write_report(
     details: dict[str, str],
     more: Sequence[str] = (),
 ) -> None:
-    """One HTML page that needs nothing else; sections with nothing to show are left out.
+    """Write one self-contained HTML page. Empty sections are omitted.
 
-    introduction: plain text, an empty line between paragraphs.
-    confusions: by model, counts [K][K] (true class, predicted class) and the K class names.
-    more: further sections, as `section` makes them.
+    Args:
+        introduction: Plain text, with an empty line between paragraphs.
+        confusions: Counts [K][K] (true class, predicted class) and the K class names, by model.
+        more: Further sections, as returned by `section`.
     """
     names = dict.fromkeys([row.name for row in rows] + [curve.name for curve in curves])
     colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(names)}
     sections = [_table(rows, colours), _by_pair(rows, colours), *more, _clips(clips), _curves(curves, colours)]
     lines = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in details.items())
-    how = section("Details", "What it takes to get these numbers again.", f"<dl>{lines}</dl>" if lines else "")
+    how = section("Details", "How to reproduce these numbers.", f"<dl>{lines}</dl>" if lines else "")
     sections += [_confusions(confusions), how]
     opening = "".join(f"<p>{escape(text)}</p>" for text in introduction.split("\n\n") if text.strip())
     header = f"<header><h1>{escape(title)}</h1>{opening}</header>"
@@ -169,7 +169,7 @@ def _table(rows: list[Row], colours: dict[str, str]) -> str:
 
 
 def _bar(figure: dict[str, Any], colour: str, chance: float | None) -> str:
-    """A bar from 0 to 1 with its interval and chance; the numbers stand beside it in words."""
+    """Return a bar from 0 to 1 with its interval and chance. The numbers are given as text too."""
     value, low, high = (100 * figure[key] for key in ("value", "low", "high"))
     fill = f'<i style="width:{value:.1f}%;background:{colour}"></i>'
     mark = f'<i class="chance" style="left:{100 * chance:.1f}%"></i>' if chance is not None else ""
@@ -184,7 +184,9 @@ def _by_pair(rows: list[Row], colours: dict[str, str]) -> str:
             words = f"<span>{escape(row.name)}</span> <b>{figure['value']:.2f}</b>"
             lines[pair] = lines.get(pair, "") + f"<li>{words}{_bar(figure, colours[row.name], 0.5)}</li>"
     cards = (f'<div class="card"><h3>{escape(pair)}</h3><ul>{bars}</ul></div>' for pair, bars in lines.items())
-    read = "Is a motion told from its reverse? The dotted line is chance, 0.50; a bar that ends left of it says that "
+    read = (
+        "Is a motion preferred to its reverse? The dotted line is chance, 0.50; a bar that ends left of it says that "
+    )
     read += "the reverse is named more often. Dark strokes are 95% intervals."
     return section("Accuracy by motion pair", read, f'<div class="cards">{"".join(cards)}</div>' if lines else "")
 
@@ -256,16 +258,17 @@ def _confusions(confusions: dict[str, tuple[list[list[int]], list[str]]]) -> str
         alt = f"Confusion matrix of {name}: {recall:.0%} on the diagonal, on average over classes"
         pictures += picture(axes, name, alt, "svg" if named else "png")
     read = "Each row says how the clips of one class were answered, from pale (none) to dark (all): a dark diagonal is "
-    read += "perfect, and two equally dark neighbours are two classes that the model cannot tell apart."
+    read += "perfect, and two equally dark neighbors are two classes that the model cannot distinguish."
     return section("Confusion matrices", read, f'<div class="pictures">{pictures}</div>' if pictures else "")
 
 
 def section(heading: str, read: str, body: str) -> str:
+    """Return a section of the page, or an empty string without a body."""
     return f'<section><h2>{heading}</h2><p class="read">{read}</p>{body}</section>\n' if body else ""
 
 
 def blank_axes(width: float, height: float) -> Axes:
-    """Axes without a frame, alone on a figure of that many inches."""
+    """Return axes without a frame, alone on a figure of this size in inches."""
     axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, colors="#4a5468")
@@ -273,7 +276,7 @@ def blank_axes(width: float, height: float) -> Axes:
 
 
 def picture(axes: Axes, caption: str, alt: str, kind: Literal["svg", "png"] = "svg") -> str:
-    """The figure at its natural size, on a narrow page down to 0.68 of it and then scrolled."""
+    """Return the figure at its natural size. A narrow page shrinks it to 0.68 of it and then scrolls."""
     figure, target = axes.get_figure(root=True), io.BytesIO()
     assert figure is not None
     figure.savefig(target, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)

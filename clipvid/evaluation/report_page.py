@@ -1,4 +1,4 @@
-"""The report of an evaluation: zero-shot beside the model, gains by class, calibration, ensembles, hardest clips.
+"""Report of an evaluation: zero-shot and the model, gains by class, calibration, ensembles, hardest clips.
 
 Shapes: V videos, K classes.
 """
@@ -38,8 +38,10 @@ def write_evaluation_report(
     clips: list[ClipStrip],
     details: dict[str, str],
 ) -> None:
-    """One self-contained page. metrics: as in metrics.json, with the figures of the groups under `groups`; the last
-    group is the one that is shown in detail. clips: its hardest ones."""
+    """Write one self-contained page. The last group is shown in detail, with its hardest `clips`.
+
+    `metrics` is the content of metrics.json, with the figures of the groups under `groups`.
+    """
     last = groups[-1]
     figures = metrics["groups"][last.name]
     many = len(groups) > 1
@@ -66,14 +68,14 @@ def write_evaluation_report(
 
 
 def conditions(name: str, figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Labels and figures of what was measured on a group: zero-shot, the model, the model under each control."""
+    """Return labels and figures of a group's conditions: zero-shot, the model, the model under each control."""
     found = [("zero-shot CLIP", figures["zero_shot"])] if "zero_shot" in figures else []
     controls = figures.get("controls", {})
     return [*found, (name, figures), *((f"{name} {CONTROLS[control]}", own) for control, own in controls.items())]
 
 
 def hardest(group: Group, average: Average, count: int) -> list[int]:
-    """Indices of the readable videos whose class the model gives the least probability, the worst first."""
+    """Return indices of the readable videos with the least probability of their class, worst first."""
     predictions = group.predictions(FORWARD, average)
     given = answered(predictions.scores)
     truth = predictions.scores.gather(1, predictions.labels[:, None])[:, 0].masked_fill(~given, 2.0)

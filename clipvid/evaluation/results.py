@@ -1,4 +1,4 @@
-"""Scores of an evaluation by group and condition, the figures from them, and `predictions.parquet`, which holds them.
+"""Scores of an evaluation by group and condition, their figures, and `predictions.parquet`.
 
 Shapes: V videos, C views, K classes.
 """
@@ -28,7 +28,7 @@ from clipvid.evaluation.metrics import proportion, top1_hits, top_k
 from clipvid.evaluation.summary import summarise, summarise_thoroughly
 from clipvid.files import replacing
 
-MOST_CLASSES = 100  # whose confusion matrix is written to metrics.json
+MOST_CLASSES = 100  # limit for confusion matrices in metrics.json
 PREDICTIONS = "predictions.parquet"
 _UNITS = b"clipvid"
 
@@ -38,9 +38,9 @@ class ConditionScores:
     """Scores of one model on one manifest under one condition.
 
     Attributes:
-        key: hash of everything that the scores depend on.
-        scores: with indices into `manifest`.
-        places: index of each video of `manifest` in the manifest of the whole group. None where that is `manifest`.
+        key: Hash of everything that the scores depend on.
+        scores: Scores with indices into `manifest`.
+        places: Index of each video of `manifest` in the manifest of the whole group, or None if that is `manifest`.
     """
 
     group: str
@@ -57,7 +57,10 @@ class ConditionScores:
 
 
 def write_predictions(path: Path, condition_scores: Sequence[ConditionScores], average: Average) -> None:
-    """A row per video and condition: group, condition, path, label, class, readable, scores [K], view_logits [C][K]."""
+    """Write a row per video and condition.
+
+    The columns are group, condition, index, path, label, class, readable, scores [K] and view_logits [C][K].
+    """
     units = [{"group": each.group, "condition": str(each.condition), "key": each.key} for each in condition_scores]
     tables = [_table(each, average) for each in condition_scores]
     schema = tables[0].schema.with_metadata({_UNITS: json.dumps(units).encode()})
@@ -67,7 +70,7 @@ def write_predictions(path: Path, condition_scores: Sequence[ConditionScores], a
 
 
 def read_predictions(path: Path) -> dict[str, ViewScores]:
-    """The scores of each key in a file of `write_predictions`; nothing where there is none, or a damaged one."""
+    """Read the scores of each key in a file of `write_predictions`, or an empty dict if missing or damaged."""
     try:
         file = pq.ParquetFile(path)
         units = json.loads(file.schema_arrow.metadata[_UNITS])
@@ -77,7 +80,7 @@ def read_predictions(path: Path) -> dict[str, ViewScores]:
 
 
 def read_conditions(path: Path) -> dict[str, Predictions]:
-    """Return the predictions of each condition in a file of `write_predictions` with one group."""
+    """Read the predictions of each condition in a file of `write_predictions` with one group."""
     table = pq.read_table(path, columns=["condition", "index", "label", "scores"])
     predictions = {}
     for condition in table["condition"].unique().to_pylist():
@@ -123,13 +126,13 @@ def _scores(table: pa.Table) -> ViewScores:
     flat = table["view_logits"].combine_chunks().flatten().flatten().to_numpy()
     classes = len(table["scores"][0])
     logits = torch.from_numpy(flat.copy()).view(len(table), -1, classes)
-    # The file has indices into the whole group. A unit holds every video of its own manifest, in order.
+    # The file has indices into the whole group. A unit has every video of its manifest, in order.
     return ViewScores(torch.arange(len(table)), column("label"), column("readable"), logits)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Scores of all parts of a group together, by condition. A condition may lack the videos of some parts."""
+    """Scores of all parts of a group, by condition. A condition may lack the videos of some parts."""
 
     name: str
     manifest: Manifest
@@ -151,7 +154,7 @@ class Group:
         return cls(name, manifest, {condition: _renumbered(parts, order) for condition, parts in by_condition.items()})
 
     def predictions(self, condition: Condition, average: Average) -> Predictions:
-        """One answer per video."""
+        """Return one prediction per video."""
         return self.conditions[condition].averaged(average)
 
 
@@ -163,12 +166,13 @@ def _renumbered(parts: Sequence[ConditionScores], places: Tensor) -> ViewScores:
 
 
 def group_figures(group: Group, average: Average, trained_on: Sequence[str]) -> dict[str, Any]:
-    """`summarise_thoroughly` of the forward clips and, where they are there, `zero_shot` likewise, `controls` by name
-    (`summarise`), `by_view` (top-1 of each view alone), `sweep` (top-1 by alpha), and `overlap` with the classes
-    that the model was trained on.
+    """Return the figures of a group, see `summarise_thoroughly`.
+
+    Optional entries are `zero_shot` (in the same form), `controls` by name (`summarise`) and `by_view` (top-1 of each
+    view alone). `sweep` is top-1 by alpha, and `overlap` is about the classes of the model's training.
 
     Raises:
-        ValueError: scores with NaN; names the videos.
+        InputError: Scores have NaN or infinity. The message names the videos.
     """
     classes = group.manifest.classes
     for condition, scores in group.conditions.items():
@@ -191,8 +195,10 @@ def group_figures(group: Group, average: Average, trained_on: Sequence[str]) -> 
 
 
 def _overlap(forward: Predictions, classes: Sequence[ClassInfo], trained_on: Sequence[str]) -> dict[str, Any]:
-    """`overlap`: classes that were trained on, and top-1 on the videos of the others; nothing for a model that was
-    trained on exactly these classes, or on none."""
+    """Return `overlap`: classes of the training, and top-1 on the videos of the other classes.
+
+    Empty for a model trained on exactly these classes, or on none.
+    """
     names = [info.name for info in classes]
     shared = overlap(trained_on, names)
     if not trained_on or len(shared) == len(names) == len(trained_on):
@@ -208,13 +214,13 @@ def _check_finite(group: Group, condition: Condition, scores: ViewScores) -> Non
     if broken.any():
         paths = [group.manifest.samples[index].path for index in scores.indices[broken].tolist()]
         raise InputError(
-            f"the model's scores ({condition}) hold NaN or infinity for {len(paths)} of {len(scores.indices)} videos, "
+            f"the model's scores ({condition}) have NaN or infinity for {len(paths)} of {len(scores.indices)} videos, "
             f"such as {paths[:3]}: its weights are damaged, or mixed_precision overflows (try `no` or `bf16`)"
         )
 
 
 def metrics_record(metrics: dict[str, Any]) -> dict[str, Any]:
-    """For metrics.json: the figures of a single group at the top, as a fine-tuning run has them; no huge confusions."""
+    """Return the content of metrics.json: the figures of a single group at the top level, without large confusions."""
     groups = {name: _without_large(figures) for name, figures in metrics["groups"].items()}
     others = {name: value for name, value in metrics.items() if name != "groups"}
     return (next(iter(groups.values())) if len(groups) == 1 else {"groups": groups}) | others
@@ -232,16 +238,16 @@ def _without_large(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_confusion(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures without their matrix. Names of classes, which are keys further below, stay."""
+    """Return the figures without their matrix, at the top level only, since names of classes are keys below."""
     return {name: own for name, own in figures.items() if name != "confusion"}
 
 
 def overlap(trained_on: Sequence[str], asked: Sequence[str]) -> list[str]:
-    """Names of `asked` that a model has been trained on: equal but for case, spaces, underscores and CamelCase."""
+    """Return names of `asked` that a model was trained on, ignoring case, spaces, underscores and CamelCase."""
     trained = {_plain(name) for name in trained_on}
     return [name for name in asked if _plain(name) in trained]
 
 
 def _plain(name: str) -> str:
-    """Letters with their marks, digits and symbols; spaces, dashes and other punctuation make no difference."""
+    """Return the letters with their marks, digits and symbols, without spaces, dashes and other punctuation."""
     return "".join(sign for sign in name.lower() if unicodedata.category(sign)[0] in "LMNS")

@@ -1,4 +1,4 @@
-"""From predictions to the figures that a report shows."""
+"""Figures of predictions for reports."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from clipvid.model.video_clip import VideoCLIP
 
 
 def summarise(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
-    """`clipvid.evaluation.metrics.classification_metrics`, and what the attributes of the classes allow besides.
+    """Return `classification_metrics` and figures that depend on attributes of the classes.
 
-    `pairs`: share scored above the class's `partner`, over all and by `pair`; `object`: share whose object is right.
+    `pairs` is the share scored above the class's `partner`, in total and by `pair`. `object` is the share with the
+    right object.
     """
     labels, scores = predictions.labels, predictions.scores
     figures = classification_metrics(scores, labels)
@@ -45,10 +46,10 @@ def summarise(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[st
 
 
 def summarise_thoroughly(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
-    """`summarise`, and what one wants of a finished evaluation.
+    """Return `summarise` with additional figures of a finished evaluation.
 
-    `intervals`: 95% bootstrap intervals of mean_class, nll and ece; `calibration`: `metrics.calibration_curve`;
-    `by_class`: accuracy by class name, None for a class without videos.
+    `intervals` are 95% bootstrap intervals of mean_class, nll and ece. `calibration` is `metrics.calibration_curve`.
+    `by_class` is the accuracy by class name, None for a class without videos.
     """
     labels, scores = predictions.labels, predictions.scores
     names = [info.name for info in classes]
@@ -72,7 +73,7 @@ def evaluate(
 
 
 def describe(figures: dict[str, Any]) -> str:
-    """The headline figures in one line, with 95% intervals."""
+    """Return the main figures in one line, with 95% intervals."""
     names = {"top1": "top-1", "pairs": "motion pairs", "object": "object"}
     shares = [(name, figures[key]) for key, name in names.items() if key in figures]
     parts = [f"{name} {share['value']:.3f} ({share['low']:.3f}-{share['high']:.3f})" for name, share in shares]

@@ -1,7 +1,7 @@
-"""Weight-space ensembling (WiSE-FT), and the zero-shot model that belongs to a fine-tuned one.
+"""Weight-space ensembling (WiSE-FT), and the zero-shot counterpart of a fine-tuned model.
 
-WiSE-FT (https://arxiv.org/abs/2109.01903): weights `(1 - alpha) * zero_shot + alpha * fine_tuned`; alpha 0 is the
-zero-shot model, alpha 1 the fine-tuned one. Beware that ratios elsewhere also run the other way.
+WiSE-FT (https://arxiv.org/abs/2109.01903) uses weights `(1 - alpha) * zero_shot + alpha * fine_tuned`. Alpha 0 is the
+zero-shot model, alpha 1 the fine-tuned one. Other publications define the ratio in the opposite direction.
 
 Shapes: K classes, E embedding, S image side.
 """
@@ -26,10 +26,11 @@ from clipvid.model.video_clip import VideoCLIP
 
 
 def zero_shot_model(model: VideoCLIP) -> VideoCLIP:
-    """Build the plain CLIP that a model is made from, with the same class names: frames averaged, nothing trained.
+    """Build the plain CLIP of a model, with the same class names: mean over frames, nothing trained.
 
     Raises:
-        InputError, RunError: see `base_backbone`.
+        InputError: See `base_backbone`.
+        RunError: See `base_backbone`.
     """
     config = dataclasses.replace(model.config, adapter="none", pooling="mean", head="text", tune=["head"])
     plain = assemble_model(base_backbone(model), config).eval().to(model.pixel_mean.device)
@@ -39,11 +40,11 @@ def zero_shot_model(model: VideoCLIP) -> VideoCLIP:
 
 
 def base_backbone(model: VideoCLIP) -> Backbone:
-    """Return the CLIP that a model is made from: in memory if the model leaves it frozen, else loaded by its name.
+    """Return the CLIP that a model was made from: in memory if the model keeps it frozen, otherwise loaded by name.
 
     Raises:
-        InputError: the name stands for other weights than those that the model started from.
-        RunError: the weights cannot be loaded.
+        InputError: The name now refers to other weights.
+        RunError: The weights cannot be loaded.
     """
     if model.has_base_backbone:
         return model.backbone
@@ -60,22 +61,22 @@ def base_backbone(model: VideoCLIP) -> Backbone:
 
 
 class WeightSpace:
-    """The line of models from zero-shot (alpha 0) to a fine-tuned one (alpha 1), which `at` moves along in place.
+    """Line of models from zero-shot (alpha 0) to fine-tuned (alpha 1). `at` moves the model along it in place.
 
-    What started from a known value (CLIP's own weights, projections that begin at zero) moves from there. What was
-    drawn at random when the model was made has no zero-shot value: it stays as it was trained, behind the zeros that
-    hide it at alpha 0. Buffers stay, too. The model is for evaluation then: its weights are frozen, since torch takes
-    other kernels for attention, with other last digits, where gradients are wanted.
+    Weights with a known initial value (CLIP's weights, projections that start at zero) are interpolated from it.
+    Weights with a random initial value have no zero-shot value and stay as trained; zeros hide them at alpha 0. Buffers
+    stay, too. The weights are frozen, since torch uses other attention kernels with gradients, which changes the last
+    digits.
 
     Raises:
-        ValueError: the model has no zero-shot state: a linear head, or parts that are not the identity when they are
+        InputError: The model has no zero-shot state: a linear head, or parts that are not the identity when they are
             new (MIT pooling, video-specific prompts, context tokens, temporal shift).
     """
 
     def __init__(self, model: VideoCLIP) -> None:
         if not model.head.needs_text:
             raise InputError(
-                "weight-space ensembling goes from zero-shot to fine-tuned, and a linear head has no zero-shot"
+                "weight-space ensembling needs a zero-shot model, which a linear head does not have; use head=text"
             )
         self.model = model.requires_grad_(False)
         self.end = {name: tensor.detach().clone() for name, tensor in model.trained_state().items()}
@@ -87,8 +88,10 @@ class WeightSpace:
         self._check()
 
     def at(self, alpha: float) -> VideoCLIP:
-        """The model at `alpha`; at 0 and 1 the zero-shot and the fine-tuned one: to the bit, but for LoRA in the text
-        tower, within 1e-5 at 0."""
+        """Return the model at `alpha`. Alpha 0 and 1 give bitwise the zero-shot and the fine-tuned model.
+
+        With LoRA in the text tower, alpha 0 is equal within 1e-5.
+        """
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha={alpha}: expected 0 (zero-shot) to 1 (fine-tuned)")
         weights = {
@@ -100,7 +103,7 @@ class WeightSpace:
         return self.model
 
     def _fresh(self, seed: int, base: Backbone) -> dict[str, Tensor]:
-        """Return the weights of the model before it was trained, with random ones drawn from `seed`."""
+        """Return the weights of the model before training, with random ones drawn from `seed`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             fresh = assemble_model(base, self.model.config, self.model.head.num_classes)
@@ -109,7 +112,7 @@ class WeightSpace:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """That alpha 0 is zero-shot, seen on a clip of noise."""
+        """Check on a clip of noise that alpha 0 is zero-shot."""
         height, width = self.model.backbone.vision.image_shape
         generator = torch.Generator().manual_seed(0)
         clip = torch.randint(256, (1, self.model.num_frames, 3, height, width), dtype=torch.uint8, generator=generator)
@@ -117,25 +120,25 @@ class WeightSpace:
         expected = zero_shot_model(self.model)(clip).logits
         logits = self.at(0)(clip).logits
         self.at(1)
-        # LoRA in the text tower comes with another kernel for attention, and so with other last digits.
+        # LoRA in the text tower uses another attention kernel, which changes the last digits.
         if not torch.allclose(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
             apart = float((logits - expected).abs().max())
             raise InputError(
-                "weight-space ensembling needs a model that is zero-shot CLIP before training, and this one is not "
-                f"(its logits differ by up to {apart:.3g}): MIT pooling, video-specific prompts, context tokens "
+                "weight-space ensembling needs a model that equals zero-shot CLIP before training, but its "
+                f"logits differ by up to {apart:.3g}: MIT pooling, video-specific prompts, context tokens "
                 "(`coop`) and the adapter `shift` change a model from the start"
             )
 
 
 @torch.no_grad()
 def set_descriptions(model: VideoCLIP, names: Sequence[str], file: str) -> None:
-    """Know K classes by descriptions from a JSON file (`prompts.read_descriptions`) in place of their names.
+    """Replace the names of K classes by descriptions from a JSON file (`prompts.read_descriptions`).
 
-    Each description goes into each template; a class is the mean direction of its descriptions, at their mean length.
-    The model is for evaluation then: its weights are frozen.
+    Each description is inserted into each template. A class is the mean direction of its descriptions, at their mean
+    length. The weights are frozen afterwards.
     """
     if not model.head.needs_text:
-        raise InputError(f"descriptions={file}: a linear head knows no text")
+        raise InputError(f"descriptions={file}: a linear head uses no text")
     texts, templates = read_descriptions(file, names), model.templates
     model.set_labels([text for group in texts for text in group], templates)
     assert model.label_features is not None
@@ -146,7 +149,7 @@ def set_descriptions(model: VideoCLIP, names: Sequence[str], file: str) -> None:
 
 
 def _mean_direction(features: Tensor) -> Tensor:
-    """[n, E] -> [E]; one is itself, to the bit."""
+    """Return the mean direction [E] of features [n, E], at their mean length. A single feature is returned bitwise."""
     if len(features) == 1:
         return features[0]
     return F.normalize(F.normalize(features, dim=-1).mean(dim=0), dim=-1) * features.norm(dim=-1).mean()
@@ -154,7 +157,7 @@ def _mean_direction(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_texts_differ(model: VideoCLIP) -> None:
-    """Raise ValueError where two classes are the same text to the model, so that no score could tell them apart."""
+    """Raise InputError if two classes have the same text features, so that no score can distinguish them."""
     if not model.head.needs_text or model.label_features is None:
         return
     directions = F.normalize(model.label_features.float(), dim=-1)
@@ -162,13 +165,13 @@ def check_texts_differ(model: VideoCLIP) -> None:
     if same:
         pairs = [(model.labels[i], model.labels[j]) for i, j in same]
         raise InputError(
-            f"{len(pairs)} pairs of classes are one and the same text to this model, such as {pairs[:3]}: rename them "
-            "in the class list, or give --descriptions"
+            f"{len(pairs)} pairs of classes have the same text features, such as {pairs[:3]}: rename them "
+            "in the class list, or add --descriptions"
         )
 
 
 def model_key(model: VideoCLIP) -> str:
-    """SHA-256 over all that decides what a model answers: config, class names, texts, weights."""
+    """Return the SHA-256 of everything that determines a model's output: config, class names, texts, weights."""
     names = [dataclasses.asdict(model.config), model.labels, model.templates]
     digest = hashlib.sha256(json.dumps(names, sort_keys=True, default=str).encode())
     tensors = dict(model.state_dict())

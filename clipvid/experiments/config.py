@@ -1,4 +1,4 @@
-"""Typed configs of evaluations, suites and the demo. Command lines import them to print their help."""
+"""Typed configs of evaluations, suites and the demo, without slow imports, since command lines import them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipvid.training.optim import OptimConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the protocol trains a model on its own training videos; see `clipvid.training.config.FinetuneConfig`."""
+    """Training of a model on the protocol's training videos; see `clipvid.training.config.FinetuneConfig`."""
 
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -27,25 +27,31 @@ class Recipe:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """A model under a protocol.
+    """Options of `clipvid evaluate`.
 
-    name: what the model is called in reports; null for `model`, or the adapter of the recipe.
-    model: a model folder, a repository on the Hub, or the name of a plain CLIP (`tiny`, `ViT-B-16` with `pretrained`).
-    num_frames: of a plain CLIP.
-    recipe: train under the protocol, in place of `model`.
-    templates: for the class names: a set of `prompts.TEMPLATES`, a text file, or a list; null keeps those of a
-        saved model (`single` for a plain CLIP and for a recipe).
-    descriptions: JSON file, class name -> description or descriptions, which take the places of the names.
-    protocol: `holdout`, `leave_one_group_out`, `few_shot` or `base_to_novel`, or a mapping with options
-        (`clipvid.experiments.protocols`); null for `data.protocol`.
-    average: what is averaged over the views of a video.
-    controls: orders of frames to measure the model on besides: `reversed`, `shuffled`, `single` (the first, repeated),
-        `bag` (each frame alone).
-    zero_shot: measure the plain CLIP that the model stands on, too.
-    alpha: the model is the weight-space ensemble `(1 - alpha) * zero-shot + alpha * fine-tuned`.
-    sweep: further alphas to measure, for the curve.
-    hardest_clips: how many the report shows.
-    torch_compile: compile the blocks of the image tower with their adapters; the last digits are others then.
+    Attributes:
+        name: Name of the model in reports. By default `model`, or the adapter of the recipe.
+        model: A model folder, a repository on the Hub, or the name of a plain CLIP (`tiny`, `ViT-B-16` with
+            `pretrained`).
+        pretrained: Weights of a plain CLIP.
+        num_frames: Number of frames of a plain CLIP.
+        recipe: Training under the protocol, instead of `model`.
+        templates: Templates of the class names: a name of `TEMPLATES`, a text file, or a list. By default those of a
+            saved model, and `single` for a plain CLIP and a recipe.
+        descriptions: JSON file, class name -> description or descriptions, which replace the names.
+        protocol: `holdout`, `leave_one_group_out`, `few_shot` or `base_to_novel`, or a mapping with options
+            (`clipvid.experiments.protocols`). By default `data.protocol`.
+        average: Average over the views of a video.
+        controls: Additional orders of frames: `reversed`, `shuffled`, `single` (the first, repeated), `bag` (each frame
+            alone).
+        zero_shot: Measure the underlying plain CLIP too.
+        alpha: Evaluate the weight-space ensemble `(1 - alpha) * zero-shot + alpha * fine-tuned`.
+        sweep: Further alphas, for the curve.
+        hardest_clips: Number of clips in the report.
+        batch_size: Videos per forward pass of each process.
+        mixed_precision: `no`, `bf16` or `fp16`.
+        torch_compile: Compile the blocks of the image tower with their adapters. This changes the last digits.
+        output_dir: Output folder. An interrupted evaluation in it is resumed.
     """
 
     name: str | None = None
@@ -68,37 +74,37 @@ class EvaluateConfig:
     torch_compile: bool = False
     output_dir: str = "outputs/evaluate"
 
-    EXTENDABLE: ClassVar = frozenset({"controls", "sweep", "zero_shot"})  # a finished evaluation may be given more
+    EXTENDABLE: ClassVar = frozenset({"controls", "sweep", "zero_shot"})  # extendable after an evaluation
 
     def __post_init__(self) -> None:
         _check_repeated("controls", self.controls)
         _check_repeated("sweep", [f"{alpha:g}" for alpha in self.sweep])
         outside = [alpha for alpha in (self.alpha, *self.sweep) if not 0 <= alpha <= 1]
         if outside:
-            raise InputError(f"alpha or sweep: {outside} lie outside of 0 (zero-shot) to 1 (fine-tuned)")
+            raise InputError(f"alpha or sweep: {outside} is outside of 0 (zero-shot) to 1 (fine-tuned)")
         if self.recipe is not None and self.recipe.training.mixed_precision != self.mixed_precision:
             raise InputError(
                 f"mixed_precision={self.mixed_precision} and recipe.training.mixed_precision="
-                f"{self.recipe.training.mixed_precision}: training and evaluation share it, let them be the same"
+                f"{self.recipe.training.mixed_precision}: training and evaluation share it, so use equal values"
             )
         if self.recipe is not None and self.recipe.training.load_best_model_at_end:
             raise InputError(
-                "recipe.training.load_best_model_at_end would choose the weights on the very videos that are asked "
-                "about; leave it off"
+                "recipe.training.load_best_model_at_end would select the weights on the test videos; disable it"
             )
 
 
 def _check_repeated(option: str, names: Sequence[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise InputError(f"{option}: {', '.join(repeated)} is given more than once; name each value once")
+        raise InputError(f"{option}: {', '.join(repeated)} is repeated; list each value once")
 
 
 def extend_evaluation(config: EvaluateConfig, finished: Mapping[str, Any]) -> EvaluateConfig:
     """Return the config with the controls and alphas of a finished evaluation before the new ones.
 
     Args:
-        finished: record of the config of the finished evaluation.
+        config: Config of the new evaluation.
+        finished: Recorded config of the finished evaluation.
     """
     return replace(
         config,
@@ -110,12 +116,13 @@ def extend_evaluation(config: EvaluateConfig, finished: Mapping[str, Any]) -> Ev
 
 @dataclass(frozen=True, kw_only=True)
 class GridConfig:
-    """How the trials of a grid run.
+    """Options of the runner of a grid.
 
-    output_dir: gets the tables of the grid, and the folders of its trials.
-    jobs: trials at a time, each in its own process. By default they run one after another in this process, or in all
-        processes of `accelerate launch`.
-    threads: CPU threads of each process. By default torch chooses.
+    Attributes:
+        output_dir: Folder of the tables and the trials.
+        jobs: Number of parallel trials, each in a separate process. By default they run one after another in this
+            process, or in all processes of `accelerate launch`.
+        threads: CPU threads of each process. By default torch chooses.
     """
 
     output_dir: str = "outputs/grid"
@@ -131,10 +138,12 @@ class GridConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteConfig(GridConfig):
-    """Every model under every protocol.
+    """Options of a suite, which evaluates every model under every protocol.
 
-    models, protocols: name -> YAML with options of `clipvid evaluate`; those of the model win. The suite sets `name`
-        and `output_dir`.
+    Attributes:
+        models: Name -> YAML with options of `clipvid evaluate`. They override those of the protocol. The suite sets
+            `name` and `output_dir`.
+        protocols: Name -> YAML with options of `clipvid evaluate`.
     """
 
     models: dict[str, str]
@@ -144,7 +153,7 @@ class SuiteConfig(GridConfig):
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The demo's runs: an adapter and, as the baseline, mean pooling, each by its fine-tuning config."""
+    """Options of the demo: the fine-tuning configs of an adapter and of mean pooling as the baseline."""
 
     adapter: str = "configs/demo.yaml"
     baseline: str = "configs/demo_mean_pooling.yaml"

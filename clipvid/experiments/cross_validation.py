@@ -1,4 +1,4 @@
-"""Fine-tuning under `data.protocol`: one run, or one for each held-out group."""
+"""Fine-tuning under `data.protocol`, as one run or one run per held-out group."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def finetune_protocol(
 ) -> dict[str, Any]:
     """Fine-tune under `data.protocol` and return the figures.
 
-    `holdout` trains once, in `output`. `leave_one_group_out` trains once for each fold, in a folder below `output`,
-    and writes predictions and figures for all videos together.
+    `holdout` trains once, in `output`. `leave_one_group_out` trains once per fold, in a folder below `output`, and
+    writes predictions and figures for all videos together.
     """
     protocol = build_protocol(config.data.protocol)
     parts = protocol.parts(train, val, trained=True)
@@ -51,7 +51,7 @@ def _finetune_fold(config: FinetuneConfig, part: Part, accelerator: Accelerator,
     accelerator.wait_for_everyone()
     done = finished(folder)
     if done is None:
-        raise RunError(f"{folder} has no metrics.json although its run has ended; it was removed. Run it again")
+        raise RunError(f"{folder} has no metrics.json although its run has ended; start the same command again")
     accelerator.free_memory()
     predictions = done[0]
     return predictions._replace(indices=torch.tensor(part.places)[predictions.indices])

@@ -1,8 +1,8 @@
-"""The runner of grids: suites, ladders and the pretraining study.
+"""Runner of grids: suites, ladders and the pretraining study.
 
 A grid is a list of trials. Finished trials are kept, interrupted ones resume, and folders of other configs are refused
-before anything starts. `run.yaml` in the output folder holds the config, and `trials.json` the state and the cost of
-every trial.
+before anything starts. `run.yaml` in the output folder contains the config. `trials.json` contains the state and the
+cost of every trial.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from clipvid.runs.record import locked_by_main_process
 
 
 class Grid:
-    """Trials and what is known of them.
+    """Trials and their results.
 
     Attributes:
-        results: content of `metrics.json` by name of the trial, for finished trials.
-        errors: one line by name of the trial, for trials that failed in this process.
-        is_main_process: False in all but one process of `accelerate launch`. Only the main process knows the results.
+        results: Content of `metrics.json` by name of the trial, for finished trials.
+        errors: One line by name of the trial, for trials that failed in this process.
+        is_main_process: False in all but one process of `accelerate launch`. Only the main process has the results.
     """
 
     def __init__(self, trials: Sequence[Trial], config: GridConfig) -> None:
         """Check all folders, build synthetic worlds once, and find the finished trials.
 
         Raises:
-            InputError: two trials with one name or folder, or `jobs` under `accelerate launch`.
-            OtherRunError: the folder of a trial holds a run with another config.
+            InputError: Two trials have the same name or folder, or `jobs` is set under `accelerate launch`.
+            OtherRunError: The folder of a trial contains a run with another config.
         """
         self.trials, self.config = list(trials), config
         self.results: dict[str, dict[str, Any]] = {}
@@ -54,11 +54,11 @@ class Grid:
         for what, values in (("name", [t.name for t in trials]), ("folder", [str(t.folder) for t in trials])):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
-                raise InputError(f"two trials have the same {what} {twice[0]!r}; let their names differ in letters")
+                raise InputError(f"two trials have the same {what} {twice[0]!r}; choose names that differ in letters")
         if config.jobs is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(
-                f"jobs={config.jobs}: each trial gets its own process, and `accelerate launch` has started several; "
-                "start the command without it, or leave jobs out"
+                f"jobs={config.jobs}: each trial gets its own process, but `accelerate launch` has started several; "
+                "start the command without it, or remove jobs"
             )
         self._accelerator = None if config.jobs is not None else Accelerator(mixed_precision=_precision(self.trials))
         self.is_main_process = self._accelerator is None or self._accelerator.is_main_process
@@ -72,20 +72,20 @@ class Grid:
         """Hold the lock of the output folder within the block.
 
         Raises:
-            RunError: another run uses the folder.
+            RunError: Another run uses the folder.
         """
         folder = Path(self.config.output_dir)
         with locked(folder) if self._accelerator is None else locked_by_main_process(folder, self._accelerator):
             yield
 
     def run(self, report: Callable[[], None]) -> None:
-        """Run the trials that are not finished, and call `report` in the main process before the first and after each.
+        """Run unfinished trials. Call `report` in the main process before the first one and after each.
 
-        A trial that fails does not stop the others, except under `accelerate launch` with several processes.
+        A failed trial does not stop the others, except under `accelerate launch` with several processes.
 
         Raises:
-            RunError: trials that failed, after all others have ended.
-            Preempted: a signal asked to end. The same command resumes.
+            RunError: Trials failed. Raised after all others have ended.
+            Preempted: A signal requested the end. The same command resumes.
         """
         with Preemption():
             if self.config.threads is not None:
@@ -118,13 +118,13 @@ class Grid:
             raise RunError(f"{count}; the results of the others are kept:\n{lines}")
 
     def seconds(self) -> float:
-        """Return the wall time of all finished trials, over all their sessions."""
+        """Return the wall time of all finished trials over all their sessions, in seconds."""
         return sum(trial.cost()["seconds"] or 0.0 for trial in self.trials if trial.name in self.results)
 
     def _find_finished(self) -> None:
         for trial in self.trials:
             inputs = None
-            with suppress(ValueError, OSError, ClipvidError):  # the trial reports it when it runs
+            with suppress(ValueError, OSError, ClipvidError):  # reported when the trial runs
                 inputs = trial.inputs()
             result = None if inputs is None else trial.result(inputs)
             if result is not None and all(name in self.results for name in trial.after):
@@ -133,7 +133,7 @@ class Grid:
     def _run_here(
         self, waiting: list[Trial], accelerator: Accelerator, ended: Callable[[Trial, float, str | None], None]
     ) -> None:
-        """Run one trial after another in this process and those that `accelerate launch` started with it."""
+        """Run trials one after another in this process and the other processes of `accelerate launch`."""
         names = broadcast_object_list([[trial.name for trial in waiting]])[0]
         for trial in [each for each in self.trials if each.name in names]:
             begun = time.monotonic()
@@ -181,7 +181,7 @@ def _precision(trials: Sequence[Trial]) -> str:
 
 
 def _try(trial: Trial, accelerator: Accelerator) -> str | None:
-    """Run a trial and return its error in one line; raise it if other processes may wait for this one."""
+    """Run a trial and return its error in one line. Raise it if other processes may wait for this one."""
     try:
         trial.run(accelerator)
     except Preempted:

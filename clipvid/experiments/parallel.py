@@ -1,4 +1,4 @@
-"""Trials side by side, each in its own process."""
+"""Parallel trials, each in a separate process."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ def run_side_by_side(
 ) -> None:
     """Run all trials, `jobs` at a time, and call `ended` with trial, seconds and error as each ends.
 
-    The output of a trial goes to `log.txt` in its folder. A trial that fails, in any way, does not stop the others,
-    except those that start from it. If the caller raises or dies, the running trials end too.
+    The output of a trial goes to `log.txt` in its folder. A failed trial does not stop the others, except those that
+    start from it. If the caller raises or dies, the running trials end too.
 
     Args:
-        threads: CPU threads of each process; None for torch's default.
-        ended: its error is one line, or None for a finished trial.
+        trials: Trials to run.
+        jobs: Number of parallel trials.
+        threads: CPU threads of each process, or None for torch's default.
+        ended: Callback. Its error is one line, or None for a finished trial.
 
     Raises:
-        Preempted: a trial was asked to end by a signal.
+        Preempted: A signal requested the end of a trial.
     """
     has_server = "forkserver" in multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if has_server else "spawn")
@@ -97,7 +99,7 @@ def _end_with_parent() -> None:
 
 
 def _error(code: int, log: Path) -> str | None:
-    """Return the error of a process that ended, in one line."""
+    """Return the error of an ended process in one line, or None."""
     if code == 0:
         return None
     if code == EXIT_CODE:

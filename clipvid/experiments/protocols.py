@@ -1,7 +1,7 @@
 """Protocols of training and evaluation: hold-out, few-shot, base-to-novel, leave-one-group-out.
 
-A protocol turns two manifests into parts. A part names the training and the test videos of one model.
-Parts of one group are evaluated together, and the protocol summarizes the figures of its groups.
+A protocol converts two manifests into parts. A part contains the training and the test videos of one model. Parts of
+one group are evaluated together, and the protocol summarizes the figures of its groups.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from clipvid.evaluation.metrics import harmonic_mean, mean_and_spread
 from clipvid.experiments.subsets import few_shot_subset, of_classes, published
 from clipvid.registry import Choice, Registry
 
-Figures = dict[str, dict[str, Any]]  # of each group, by its name
+Figures = dict[str, dict[str, Any]]  # by name of the group
 
 
 @dataclass(frozen=True)
 class Part:
-    """One model and the videos that it is tested on.
+    """One model and its test videos.
 
     Attributes:
-        group: name of the group that the part belongs to.
-        test: videos to test on.
-        run: name of the training that makes the model; parts may share one.
-        train: videos to train on. None where nothing is trained.
-        seed: seed of the training. None for the one of the recipe.
-        shots: training videos per class, in few-shot.
-        half: the half of the classes that is tested, in base-to-novel.
-        places: index of each test video in the manifest of the whole group. None where `test` is that manifest.
+        group: Name of the part's group.
+        test: Test videos.
+        run: Name of the training of the model. Parts may share one.
+        train: Training videos, or None without training.
+        seed: Seed of the training, or None for that of the recipe.
+        shots: Training videos per class, in few-shot.
+        half: The tested half of the classes, in base-to-novel.
+        places: Index of each test video in the manifest of the whole group, or None if `test` is that manifest.
     """
 
     group: str
@@ -50,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Holdout:
-    """Train on `data.train`, test on `data.val`."""
+    """Training on `data.train` and test on `data.val`."""
 
     train_is_asked: ClassVar[bool] = False
 
@@ -59,20 +59,20 @@ class Holdout:
         return [Part("all", test, "model", train if trained else None)]
 
     def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
-        """Return nothing: the figures of the only group are the result."""
+        """Return an empty dict, since the figures of the only group are the result."""
         return {}
 
 
 @dataclass(frozen=True)
 class LeaveOneGroupOut:
-    """Pool `data.train` and `data.val` and hold out each group (a person, a source) in turn.
+    """Cross-validation on `data.train` and `data.val` together, with each group (a person, a source) held out in turn.
 
     The predictions for all videos are evaluated together.
 
     Attributes:
-        folds: hold out this many sets of groups instead of each group alone, for fewer trainings. The sets differ in
-            size by one group at most.
-        seed: draws the sets.
+        folds: Number of sets of groups to hold out, instead of each group alone. Their sizes differ by one group at
+            most.
+        seed: Seed of the sets.
     """
 
     folds: int | None = None
@@ -84,10 +84,10 @@ class LeaveOneGroupOut:
             raise InputError(f"folds={self.folds}: expected at least 2, or null to hold out each group alone")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
-        """Return a part per fold, or one part with all videos where nothing is trained.
+        """Return a part per fold, or one part with all videos without training.
 
         Raises:
-            ManifestError: videos without a group, or fewer groups than folds.
+            ManifestError: A video has no group, or there are fewer groups than folds.
         """
         assert train is not None
         pooled = train.joined(test)
@@ -102,27 +102,27 @@ class LeaveOneGroupOut:
             yield from ((f"fold_{name}", {name}) for name in names)
             return
         if self.folds > len(names):
-            raise ManifestError(f"folds={self.folds}, but there are {len(names)} groups; ask for fewer, or for null")
+            raise ManifestError(f"folds={self.folds}, but there are {len(names)} groups; choose fewer folds, or null")
         order = torch.randperm(len(names), generator=keyed_generator(self.seed, len(names))).tolist()
         for fold in range(self.folds):
             held_out = {names[place] for place in order[fold :: self.folds]}
             yield f"fold_{fold}_{'_'.join(sorted(held_out))[:50]}", held_out
 
     def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
-        """Return nothing: the figures of the only group are the result."""
+        """Return an empty dict, since the figures of the only group are the result."""
         return {}
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """Train on `shots` videos of each class, once for each seed.
+    """Training on `shots` videos of each class, once for each seed.
 
     Attributes:
-        shots: numbers of training videos per class.
-        seeds: seeds of the trainings and of the subsets.
-        lists: file name of published subsets, with `{shots}` and perhaps `{seed}` in it, relative to `data.root`
-            unless absolute. A line starts with the name of a video, which is searched in `data.train` by its file
-            name. Without lists the videos are drawn by (seed, class), and the 2-shot set contains the 1-shot set.
+        shots: Numbers of training videos per class.
+        seeds: Seeds of the trainings and of the subsets.
+        lists: File name of published subsets, with `{shots}` and optionally `{seed}`, relative to `data.root` unless
+            absolute. A line starts with the name of a video, which is found in `data.train` by its file name. Without
+            lists, videos are drawn by (seed, class), and the 2-shot set contains the 1-shot set.
     """
 
     shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
@@ -132,7 +132,7 @@ class FewShot:
 
     def __post_init__(self) -> None:
         if not self.shots or not self.seeds or min(self.shots) < 1:
-            raise InputError(f"shots={self.shots}, seeds={self.seeds}: expected at least one of each, shots from 1 up")
+            raise InputError(f"shots={self.shots}, seeds={self.seeds}: expected at least one of each, with shots >= 1")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
         """Return a part for each number of shots and each seed."""
@@ -165,14 +165,13 @@ class FewShot:
 
 @dataclass(frozen=True)
 class BaseToNovel:
-    """Train on the base classes only; test base and novel classes separately, each half among its own names.
+    """Training on the base classes only, and separate tests of base and novel classes, each half among its names.
 
     Attributes:
-        base: file with the names of the base classes, one per line, relative to `data.root`. By default the half of
-            the classes with the most training videos (ties by id), as in ViFi-CLIP
-            (https://arxiv.org/abs/2212.03640).
-        shots: training videos per base class, drawn as in `few_shot`; null for all.
-        seeds: one training for each.
+        base: File with the names of the base classes, one per line, relative to `data.root`. By default the half of the
+            classes with the most training videos (ties by id), as in ViFi-CLIP (https://arxiv.org/abs/2212.03640).
+        shots: Training videos per base class, drawn as in `few_shot`, or null for all.
+        seeds: Seeds, with one training each.
     """
 
     base: str | None = None
@@ -188,7 +187,7 @@ class BaseToNovel:
         """Return two parts per seed, one for each half of the classes.
 
         Raises:
-            ManifestError: base classes that do not exist, or a half without classes or videos.
+            ManifestError: A base class does not exist, or a half has no classes or videos.
         """
         assert train is not None
         base = self._base(train)
@@ -217,13 +216,13 @@ class BaseToNovel:
             listed = [line.strip() for line in read_lines(train.root / self.base, "list of base classes")]
             unknown = [name for name in listed if name and name not in names]
             if unknown:
-                raise ManifestError(f"{train.root / self.base}: {unknown[:5]} are no classes of this data set")
+                raise ManifestError(f"{train.root / self.base}: {unknown[:5]} are not classes of this data set")
             base = sorted(names.index(name) for name in set(listed) if name)
         else:
             counts = torch.tensor([sample.label for sample in train.samples]).bincount(minlength=len(names)).tolist()
             base = sorted(sorted(range(len(names)), key=lambda i: (-counts[i], i))[: (len(names) + 1) // 2])
         if not 0 < len(base) < len(names):
-            raise ManifestError(f"{len(base)} base classes of {len(names)}: base and novel need one at least")
+            raise ManifestError(f"{len(base)} base classes of {len(names)}: base and novel need at least one each")
         return base
 
     def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
@@ -248,7 +247,7 @@ PROTOCOLS = Registry(
 
 
 def build_protocol(spec: Choice) -> Protocol:
-    """Return the protocol that a name, or a mapping of `name` and options, describes."""
+    """Return the protocol of a name, or of a mapping with `name` and options."""
     protocol: Protocol = PROTOCOLS.resolve(spec)[1]
     return protocol
 

@@ -1,4 +1,4 @@
-"""`clipvid.finetune` and `clipvid.evaluate`: what the verbs of these names do, called from Python."""
+"""Python API: `clipvid.finetune` and `clipvid.evaluate`, equivalent to the verbs of these names."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Run:
     """Result of a finished run.
 
     Attributes:
-        model: the model in evaluation mode; None where the protocol trains several.
-        figures: content of `metrics.json`.
-        folder: output folder with all files of the run.
+        model: The model in evaluation mode, or None if the protocol trains several.
+        figures: Content of `metrics.json`.
+        folder: Output folder with all files of the run.
     """
 
     model: VideoCLIP | None
@@ -54,28 +54,28 @@ def finetune(
     val: MapDataset | None = None,
     classes: Sequence[str] | None = None,
 ) -> Run:
-    """Fine-tune on labelled video, as `clipvid finetune` does.
+    """Fine-tune on labeled video, like `clipvid finetune`.
 
     An interrupted run in `output_dir` is resumed, and a finished one is loaded.
 
-    Datasets take the place of the lists of videos in the config. An item is `{"frames": uint8 [N, 3, H, W],
-    "label": int}`. Its N frames, any number, are treated as the frames of a video: `data.sampling`, `data.augment` and
-    `data.resize` apply. The content of a Dataset cannot be hashed. A resumed run refuses another length or other
-    classes only, so keep the items the same, or choose another `output_dir`.
+    Datasets replace the lists of videos in the config. An item is `{"frames": uint8 [N, 3, H, W], "label": int}`. Its N
+    frames are treated as the frames of a video: `data.sampling`, `data.augment` and `data.resize` apply. The content of
+    a Dataset cannot be hashed. A resumed run only refuses another length or other classes, so keep the items the same,
+    or choose another `output_dir`.
 
     Args:
-        config: a `FinetuneConfig`, a nested mapping with the keys of a YAML config, or the path of a YAML file.
-        train: map-style Dataset to train on. None for `data.train`.
-        val: map-style Dataset to evaluate on. None for `data.val`.
-        classes: class names of the Datasets in the order of the labels.
+        config: A `FinetuneConfig`, a nested mapping with the keys of a YAML config, or the path of a YAML file.
+        train: Map-style Dataset for training, or None for `data.train`.
+        val: Map-style Dataset for evaluation, or None for `data.val`.
+        classes: Class names of the Datasets in the order of the labels.
 
     Returns:
         The run. Its model is None under `data.protocol: leave_one_group_out`, which trains a model for each group.
 
     Raises:
-        InputError: a config, list of videos or Dataset that cannot be used, or a folder with another run.
-        RunError: the folder is in use, or the push to the Hub failed.
-        OSError: a file is missing or cannot be read.
+        InputError: A config, list of videos or Dataset is invalid, or the folder contains another run.
+        RunError: The folder is in use, or the push to the Hub failed.
+        OSError: A file is missing or cannot be read.
     """
     config = read_config(FinetuneConfig, config)
     run_finetuning(config, _dataset_manifests(config, train, val, classes))
@@ -87,32 +87,32 @@ def finetune(
 def evaluate(
     subject: EvaluateConfig | ConfigSource | VideoCLIP, config: EvaluateConfig | ConfigSource | None = None
 ) -> Run:
-    """Measure a model on labelled video, as `clipvid evaluate` does.
+    """Measure a model on labeled video, like `clipvid evaluate`.
 
     Args:
-        subject: an `EvaluateConfig`, a nested mapping with the keys of a YAML config, the path of a YAML file, or a
-            model in memory. The model is saved to `output_dir`/model, and replaces `model` of the config.
-        config: the config if `subject` is a model. None for the defaults.
+        subject: An `EvaluateConfig`, a nested mapping with the keys of a YAML config, the path of a YAML file, or a
+            model in memory. A model is saved to `output_dir`/model, and replaces `model` of the config.
+        config: The config if `subject` is a model, or None for the defaults.
 
     Returns:
-        The run. Its model is the measured one without `alpha` and `descriptions`; None if the protocol measures
+        The run. Its model is the measured one without `alpha` and `descriptions`, or None if the protocol measures
         several.
 
     Raises:
-        InputError: a config, a model or a list of videos that cannot be used, or a folder with another run.
-        RunError: the folder is in use.
-        OSError: a file is missing or cannot be read.
+        InputError: A config, model or list of videos is invalid, or the folder contains another run.
+        RunError: The folder is in use.
+        OSError: A file is missing or cannot be read.
     """
     if not isinstance(subject, VideoCLIP):
         if config is not None:
             raise InputError(
-                f"two arguments, and the first is of type {type(subject).__name__}; expected a VideoCLIP before a "
-                "config, or the config alone"
+                f"got two arguments, and the first is of type {type(subject).__name__}; expected a VideoCLIP and a "
+                "config, or only a config"
             )
         return _evaluate(read_config(EvaluateConfig, subject))
     parsed = read_config(EvaluateConfig, {} if config is None else config)
     if parsed.recipe is not None:
-        raise InputError("recipe trains a model, and a model was given: leave one of them out")
+        raise InputError("recipe trains a model, but a model was given; remove one of them")
     parsed = replace(parsed, model=str(Path(parsed.output_dir) / "model"))
     check_output(Path(parsed.output_dir), parsed)
     accelerator = _evaluation_accelerator(parsed)
@@ -129,7 +129,7 @@ def _evaluate(config: EvaluateConfig) -> Run:
 
 
 def _measured_model(config: EvaluateConfig) -> VideoCLIP | None:
-    """Load the only model of a finished evaluation; return None if it measured several."""
+    """Load the only model of a finished evaluation, or return None if it measured several."""
     protocol = build_protocol(config.protocol or config.data.protocol)
     if config.recipe is not None:
         return from_pretrained(Path(config.output_dir) / "model") if isinstance(protocol, Holdout) else None
@@ -142,7 +142,7 @@ def _measured_model(config: EvaluateConfig) -> VideoCLIP | None:
 def _dataset_manifests(
     config: FinetuneConfig, train: MapDataset | None, val: MapDataset | None, classes: Sequence[str] | None
 ) -> tuple[Manifest, Manifest] | None:
-    """Return the manifests of two Datasets; None if there are none."""
+    """Return the manifests of two Datasets, or None without Datasets."""
     if train is None and val is None and classes is None:
         return None
     if train is None or val is None or classes is None:
@@ -158,14 +158,16 @@ def _dataset_manifests(
 
 
 def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] | None = None) -> None:
-    """Fine-tune under `data.protocol`, write the output folder, print the figures, and push where the config says so.
+    """Fine-tune under `data.protocol`, write the output folder, print the figures, and push if configured.
 
     Args:
-        config: the config.
-        manifests: videos to train and to evaluate on. None for those of the config.
+        config: The config.
+        manifests: Training and evaluation videos, or None for those of the config.
 
     Raises:
-        As `finetune`.
+        InputError: See `finetune`.
+        RunError: See `finetune`.
+        OSError: See `finetune`.
     """
     _check_precision(config.training.mixed_precision, "training.mixed_precision")
     accelerator = build_accelerator(config.training, config.output_dir)
@@ -187,7 +189,9 @@ def run_evaluation(config: EvaluateConfig) -> None:
     """Measure under the protocol, write the output folder, and print the figures.
 
     Raises:
-        As `evaluate`.
+        InputError: See `evaluate`.
+        RunError: See `evaluate`.
+        OSError: See `evaluate`.
     """
     accelerator = _evaluation_accelerator(config)
     metrics = evaluate_protocol(config, accelerator)
@@ -202,7 +206,7 @@ def _evaluation_accelerator(config: EvaluateConfig) -> Accelerator:
 
 
 def _check_precision(precision: str, option: str) -> None:
-    """Raise RunError if this process has an Accelerator of another precision, since all of a process share one."""
+    """Raise RunError if this process has an Accelerator of another precision, which all runs of a process share."""
     if is_initialized() and AcceleratorState().mixed_precision != precision:
         raise RunError(
             f"{option}={precision}, but an earlier run of this process has {AcceleratorState().mixed_precision}; "

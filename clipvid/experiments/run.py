@@ -1,4 +1,4 @@
-"""A model measured under a protocol: what `clipvid evaluate` does for one model."""
+"""Evaluation of one model under a protocol, the core of `clipvid evaluate`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from clipvid.training.finetune import finetune
 
 
 def title_of(config: EvaluateConfig) -> str:
-    """What the model is called in reports."""
+    """Return the name of the model in reports."""
     if config.name is not None:
         return config.name
     if config.recipe is None:
@@ -66,14 +66,14 @@ def title_of(config: EvaluateConfig) -> str:
 def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any]:
     """Measure a model and write `metrics.json`, `predictions.parquet` and `report.html` to `config.output_dir`.
 
-    Scores and models of an interrupted or finished evaluation with the same config and weights are reused. The
-    controls and alphas of a finished evaluation are kept, and new ones are added.
+    Scores and models of an interrupted or finished evaluation with the same config and weights are reused. The controls
+    and alphas of a finished evaluation are kept, and new ones are added.
 
     Returns:
         The content of metrics.json, with the figures under `groups`, on all processes.
 
     Raises:
-        OtherRunError: the folder holds an evaluation with another config, such as another model.
+        OtherRunError: The folder contains an evaluation with another config, such as another model.
     """
     output, protocol = Path(config.output_dir), build_protocol(config.protocol or config.data.protocol)
     earlier = _finished_config(output) if accelerator.is_main_process else {}
@@ -109,7 +109,7 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
 
 
 def _finished_config(output: Path) -> dict[str, Any]:
-    """Return the config in `output`/metrics.json. Return nothing if it is absent or damaged."""
+    """Return the config in `output`/metrics.json, or an empty dict if it is absent or damaged."""
     try:
         return dict(json.loads((output / "metrics.json").read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -117,7 +117,7 @@ def _finished_config(output: Path) -> dict[str, Any]:
 
 
 def _check_output(output: Path, config: EvaluateConfig) -> None:
-    """Check the output folder, and propose another one if it holds another evaluation."""
+    """Check the output folder, and suggest another one if it contains another evaluation."""
     try:
         check_output(output, config)
     except OtherRunError as error:
@@ -129,17 +129,18 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
 
 
 def load_videos(config: EvaluateConfig) -> tuple[Manifest | None, Manifest]:
-    """Return training videos (None if the protocol reads none) and test videos; build the synthetic world first."""
+    """Return training videos (or None if unused by the protocol) and test videos. Build the synthetic world first."""
     protocol = build_protocol(config.protocol or config.data.protocol)
     reads_train = config.recipe is not None or protocol.train_is_asked
     return load_splits(config.data) if reads_train else (None, load_split(config.data, "val"))
 
 
 def evaluation_inputs(config: EvaluateConfig, train: Manifest | None, test: Manifest) -> dict[str, str]:
-    """Return hashes of the lists of videos, and of the files of model, templates and descriptions where there are any.
+    """Return hashes of the lists of videos, and of the files of model, templates and descriptions if they are used.
 
     Raises:
-        OSError, ValueError: a file that does not exist.
+        OSError: A file does not exist.
+        InputError: A file is invalid.
     """
     hashes = {"val": test.hash} | ({"train": train.hash} if train is not None else {})
     start = config.recipe.model.init_from if config.recipe is not None else None
@@ -154,12 +155,12 @@ def evaluation_inputs(config: EvaluateConfig, train: Manifest | None, test: Mani
 
 
 class _Run:
-    """One evaluation: its models, and the scores that it has already, by key."""
+    """One evaluation: its models, and the cached scores by key."""
 
     def __init__(self, config: EvaluateConfig, accelerator: Accelerator, output: Path) -> None:
         self.config, self.accelerator, self.output = config, accelerator, output
         stored = read_predictions(output / PREDICTIONS) if accelerator.is_main_process else {}
-        stored = {key: scores for key, scores in stored.items() if scores.readable.all()}  # others are tried again
+        stored = {key: scores for key, scores in stored.items() if scores.readable.all()}  # others are computed again
         self.scores: dict[str, ViewScores] = broadcast_object_list([stored])[0]
         self.trained_on: dict[str, list[str]] = {}
         self.made: set[str] = set()
@@ -169,11 +170,11 @@ class _Run:
         self._features: FeatureCache | None = None  # of the model whose features it holds
 
     def load(self, part: Part) -> None:
-        """Load the model of a part now, before its scores are computed."""
+        """Load the model of a part in advance."""
         self._loaded = part, self._model(part)
 
     def score(self, part: Part) -> list[ConditionScores]:
-        """Return the scores of the model of a part on its videos, under every condition."""
+        """Return the scores of a part's model on its videos, under every condition."""
         loaded, self._loaded = self._loaded, None
         self.model, self.trained_on[part.group] = loaded[1] if loaded and loaded[0] is part else self._model(part)
         model = self.model
@@ -194,7 +195,7 @@ class _Run:
         return condition_scores
 
     def _model(self, part: Part) -> tuple[VideoCLIP, list[str]]:
-        """The model of a part with the names of its classes, and the names of the classes that it was trained on."""
+        """Return the model of a part with its class names set, and the class names of its training."""
         config, names = self.config, part.test.class_names
         if config.recipe is None:
             model = load_model(config.model, config.pretrained, config.num_frames, names, config.templates)
@@ -214,12 +215,12 @@ class _Run:
         return self._ready(model), trained_on
 
     def _compare_sampling(self, model: VideoCLIP) -> None:
-        """Say so where a saved model takes its clips in another way than this evaluation."""
+        """Warn if a saved model was trained with another sampling than that of this evaluation."""
         trained, asked = model.preprocessing, self.config.data.preprocessing
         if trained is not None and trained != asked:
             self.accelerator.print(
-                f"beware: {self.config.model} was trained on clips taken as {trained.record()}, and is asked about "
-                f"clips taken as {asked.record()}; data.sampling, data.stride and data.resize choose"
+                f"warning: {self.config.model} was trained on clips sampled as {trained.record()}, but is evaluated on "
+                f"clips sampled as {asked.record()}; see data.sampling, data.stride and data.resize"
             )
 
     def _finetune_config(self, recipe: Recipe, part: Part, folder: Path) -> FinetuneConfig:
@@ -244,17 +245,17 @@ class _Run:
             set_descriptions(model, model.labels, self.config.descriptions)
 
     def _zero_shot(self, part: Part, model: VideoCLIP) -> list[ConditionScores]:
-        """What the plain CLIP says; nothing, and a word about it, where it is not to be had."""
+        """Return the scores of the plain CLIP, or an empty list with a warning if it cannot be loaded."""
         try:
             plain = zero_shot_model(model)
         except (ValueError, RuntimeError, OSError) as error:
-            self.accelerator.print(f"no zero-shot CLIP to set beside the model: {error}")
+            self.accelerator.print(f"zero-shot CLIP is not evaluated: {error}")
             return []
         self._ready(plain)
         return [self._score(part, plain, model_key(plain), ZERO_SHOT)]
 
     def _score(self, part: Part, model: VideoCLIP, model_hash: str, condition: Condition) -> ConditionScores:
-        """Return the scores of a model on the videos of a part, measured only if they are not known."""
+        """Return the scores of a model on the videos of a part, from the cache or measured."""
         config, test, control = self.config, part.test, condition.control
         bag = control == "bag"
         order: FrameOrder = "forward" if control is None or control == "bag" else control
@@ -285,7 +286,7 @@ class _Run:
         return self._features
 
     def write_report(self, metrics: dict[str, Any], groups: list[Group]) -> None:
-        """`report.html`."""
+        """Write `report.html`."""
         details = {
             "model": self.title,
             "protocol": json.dumps(self.config.protocol or self.config.data.protocol),
@@ -297,7 +298,7 @@ class _Run:
         write_evaluation_report(path, self.title, metrics, groups, clips, details)
 
     def _hardest_clips(self, group: Group) -> list[ClipStrip]:
-        """The clips of a group that the model is most wrong about, and what it and zero-shot CLIP say of them."""
+        """Return the clips of a group with the worst predictions, and the best answers of model and zero-shot CLIP."""
         chosen, names = hardest(group, self.config.average, self.config.hardest_clips), group.manifest.class_names
         if not chosen:
             return []

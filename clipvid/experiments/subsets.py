@@ -20,23 +20,23 @@ def few_shot_subset(train: Manifest, shots: int, seed: int) -> Manifest:
     """Return `shots` videos of each class that has any, drawn by (seed, class), in the order of the manifest.
 
     Raises:
-        ManifestError: a class has fewer videos.
+        ManifestError: A class has fewer videos.
     """
     chosen: list[int] = []
     for label, places in _by_class(train).items():
         if len(places) < shots:
             name = train.class_names[label]
-            raise ManifestError(f"{shots} shots: the class {name!r} has {len(places)} training videos; ask for fewer")
+            raise ManifestError(f"{shots} shots: the class {name!r} has {len(places)} training videos; choose fewer")
         order = torch.randperm(len(places), generator=keyed_generator(seed, label))
         chosen += [places[i] for i in order[:shots].tolist()]
     return train.subset(sorted(chosen))
 
 
 def published(train: Manifest, file: Path, shots: int) -> Manifest:
-    """Return the videos of `train` that a published list names, whatever folders and suffixes are written there.
+    """Return the videos of `train` in a published list, matched without folders and suffixes.
 
     Raises:
-        ManifestError: videos that `train` lacks or has twice, or another number than `shots` per class.
+        ManifestError: `train` does not have a video or has it twice, or the number per class is not `shots`.
     """
     places: dict[str, list[int]] = {}
     for place, path in enumerate(train.paths()):
@@ -46,7 +46,7 @@ def published(train: Manifest, file: Path, shots: int) -> Manifest:
     if lacking:
         raise ManifestError(
             f"{file} names {len(lacking)} videos that data.train does not have, or has twice, such as {lacking[:3]}; "
-            "bring them, or leave `lists` out to have subsets drawn"
+            "add them, or remove `lists` to draw subsets"
         )
     subset = train.subset([places[name][0] for name in names])
     counts = {len(chosen) for chosen in _by_class(subset).values()}
@@ -56,9 +56,9 @@ def published(train: Manifest, file: Path, shots: int) -> Manifest:
 
 
 def _listed_stem(line: str, stems: dict[str, list[int]]) -> str:
-    """Return the file name, without folder and suffix, that a line of a list starts with.
+    """Return the file name, without folder and suffix, at the start of a line of a list.
 
-    The name may contain spaces and commas. The longest start of the line that is in `stems` is taken.
+    The name may contain spaces and commas. The longest prefix of the line that is in `stems` is used.
     """
     text = line.strip()
     quoted = split_line(text, ",")[:1]
@@ -70,7 +70,7 @@ def _listed_stem(line: str, stems: dict[str, list[int]]) -> str:
 def of_classes(manifest: Manifest, ids: Sequence[int]) -> Manifest:
     """Return the videos of some classes, renumbered from 0.
 
-    An attribute `partner` is renumbered too, and becomes -1 where the partner is left out.
+    An attribute `partner` is renumbered too, and becomes -1 if the partner is excluded.
     """
     place = {old: new for new, old in enumerate(ids)}
     classes = tuple(_renumbered(manifest.classes[old], new, place) for old, new in place.items())

@@ -1,4 +1,4 @@
-"""Models x protocols: `clipvid evaluate --suite configs/eval/suite.yaml`."""
+"""Evaluation of models x protocols: `clipvid evaluate --suite configs/eval/suite.yaml`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def run_suite(args: list[str]) -> None:
     """Measure all models under all protocols, and write `table.md` after each.
 
     Raises:
-        RunError: evaluations that failed. The others are kept.
+        RunError: Evaluations failed. The others are kept.
     """
     renamed = ["--config" + arg.removeprefix("--suite") if arg.split("=")[0] == "--suite" else arg for arg in args]
     suite = parse_config(SuiteConfig, renamed, "clipvid evaluate --suite SUITE.yaml")
     if not suite.models or not suite.protocols:
-        raise InputError("the suite names no models or no protocols")
+        raise InputError("the suite has no models or no protocols; set `models` and `protocols`")
     grid, table = Grid(suite_trials(suite), suite), Path(suite.output_dir) / "table.md"
     try:
         with grid.locked():
@@ -35,7 +35,7 @@ def run_suite(args: list[str]) -> None:
 
 
 def suite_trials(suite: SuiteConfig) -> list[Trial]:
-    """Return all evaluations, every config checked."""
+    """Return all evaluations with checked configs."""
     trials = []
     for protocol, measured in suite.protocols.items():
         for model, made in suite.models.items():
@@ -51,15 +51,15 @@ def _trial_name(model: str, protocol: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """Return the name of a folder for the name of a row or a column."""
+    """Return the folder name for the name of a row or a column."""
     return "_".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
 
 
 def table_cells(metrics: dict[str, Any]) -> dict[str, str]:
-    """Return a line of the table, text by column: the summary of the protocol, or the figures of its only group.
+    """Return a row of the table, text by column: the summary of the protocol, or the figures of its only group.
 
     Args:
-        metrics: content of the evaluation's `metrics.json`.
+        metrics: Content of the evaluation's `metrics.json`.
     """
     runs = metrics.get("few_shot") or metrics.get("base_to_novel")
     if runs:
@@ -74,7 +74,7 @@ def table_cells(metrics: dict[str, Any]) -> dict[str, str]:
 
 
 def render_table(suite: SuiteConfig, results: dict[str, dict[str, Any]]) -> str:
-    """Return a Markdown table for each protocol with a line for each model; `-` for a missing figure."""
+    """Return a Markdown table per protocol with a row per model, and `-` for missing figures."""
     blocks = []
     for protocol in suite.protocols:
         names = {model: _trial_name(model, protocol) for model in suite.models}

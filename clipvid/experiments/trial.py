@@ -1,4 +1,4 @@
-"""One run of a grid: its config, its folder and its result."""
+"""One run of a grid with its config, folder and result."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Trial:
     """One run of a grid.
 
     Attributes:
-        name: shown to people; differs from all other names of the grid.
-        config: an evaluation, which may train its models, or a training without labels.
-        after: names of trials whose models this one starts from.
+        name: Unique name in the grid, for display.
+        config: An evaluation, which may train its models, or a training without labels.
+        after: Names of trials whose models this one starts from.
     """
 
     name: str
@@ -37,34 +37,35 @@ class Trial:
 
     @property
     def folder(self) -> Path:
-        """Return the folder that gets all files of the trial."""
+        """Folder of all files of the trial."""
         return Path(self.config.output_dir)
 
     @property
     def seed(self) -> int | None:
-        """Return the seed of the training; None where nothing is trained."""
+        """Seed of the training, or None without training."""
         if isinstance(self.config, PretrainConfig):
             return self.config.seed
         return None if self.config.recipe is None else self.config.recipe.seed
 
     @property
     def mixed_precision(self) -> str:
-        """Return the precision, as `Accelerator` names it."""
+        """Precision in the notation of `Accelerator`."""
         config = self.config
         return config.training.mixed_precision if isinstance(config, PretrainConfig) else config.mixed_precision
 
     def run(self, accelerator: Accelerator) -> None:
-        """Run the trial, or resume it where it was interrupted."""
+        """Run the trial, or resume an interrupted one."""
         if isinstance(self.config, PretrainConfig):
             pretrain(self.config, accelerator)
         else:
             evaluate_protocol(self.config, accelerator)
 
     def inputs(self) -> dict[str, str]:
-        """Return the hashes of what the trial reads, as `run.json` records them; build its synthetic world first.
+        """Return the hashes of the trial's inputs as in `run.json`. Build its synthetic world first.
 
         Raises:
-            OSError, ValueError: something is missing or cannot be read.
+            OSError: An input is missing or cannot be read.
+            InputError: An input is invalid.
         """
         config = self.config
         if isinstance(config, PretrainConfig):
@@ -72,10 +73,10 @@ class Trial:
         return evaluation_inputs(config, *load_videos(config))
 
     def result(self, inputs: dict[str, str] | None = None) -> dict[str, Any] | None:
-        """Return the content of `metrics.json`, which is written last; None for an unfinished trial.
+        """Return the content of `metrics.json`, which is written last, or None for an unfinished trial.
 
         Args:
-            inputs: result of `inputs`. A finished trial with other inputs counts as unfinished.
+            inputs: Result of `inputs`. A finished trial with other inputs counts as unfinished.
         """
         file = self.folder / METRICS
         metrics: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}

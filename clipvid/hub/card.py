@@ -1,4 +1,4 @@
-"""The model card: what a model folder says of itself, made from its own files, never over an edited one."""
+"""Model card of a model folder, written from its files. Edited cards are kept."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ _FIGURES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 
 def write_card(folder: Path) -> Path:
-    """Write `README.md` into a model folder, unless an edited one stands there; see `card_text`."""
+    """Write `README.md` into a model folder, unless it has an edited one; see `card_text`."""
     path = folder / "README.md"
     if not (path.is_file() and is_edited(path.read_text(encoding="utf-8"))):
         write_text(path, card_text(folder, folder.name))
@@ -87,9 +87,9 @@ def write_card(folder: Path) -> Path:
 
 
 def card_text(folder: Path, name: str) -> str:
-    """The card of a model folder from its `config.json` and, where there is one, its `metrics.json`.
+    """Return the card of a model folder from its `config.json` and, if it exists, its `metrics.json`.
 
-    name: folder or repository that the card's examples load.
+    `name` is the folder or repository that the card's examples load.
     """
     record = public_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     metrics = public_metrics(folder)
@@ -99,8 +99,7 @@ def card_text(folder: Path, name: str) -> str:
 
 
 def public_metrics(folder: Path) -> dict[str, Any] | None:
-    """`metrics.json` of a model folder, where it tells of videos, with the paths of this machine cut to their last
-    part."""
+    """Return `metrics.json` of a model folder if it is about videos, with local paths cut to their last part."""
     path = folder / "metrics.json"
     if not path.is_file():
         return None
@@ -135,7 +134,7 @@ def plain_text(text: str) -> str:
 
 
 def is_edited(text: str) -> bool:
-    """Whether a card differs from what `card_text` once wrote, by the mark at its end."""
+    """Return True if a card differs from the output of `card_text`, by the mark at its end."""
     body, _, mark = text.strip().rpartition("\n")
     return mark.strip() != _MARK.format(_digest(body))
 
@@ -157,7 +156,7 @@ def _card_data(name: str, record: dict[str, Any], metrics: dict[str, Any] | None
 
 
 def _eval_results(metrics: dict[str, Any]) -> list[EvalResult]:
-    """The card's model-index: accuracies with their intervals, and on what."""
+    """Return the card's model-index: accuracies with intervals and data."""
     data = metrics["config"]["data"]
     dataset = data["root"]
     return [
@@ -217,7 +216,7 @@ def _in_words(choice: Any) -> str:
 
 
 def _named(choice: Any) -> str:
-    """A choice, or a list of them, in words: `ila (hidden 64, norm group)`."""
+    """Return a choice, or a list of them, in words: `ila (hidden 64, norm group)`."""
     if isinstance(choice, list):
         return ", ".join(map(_named, choice))
     if isinstance(choice, str):

@@ -1,4 +1,4 @@
-"""Training that starts from the weights of a saved model (`model.init_from`)."""
+"""Initialization of training from the weights of a saved model (`model.init_from`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from clipvid.model.video_clip import VideoCLIP
 
 
 class Started(NamedTuple):
-    """Parts of a model that came from a saved one, and parts that are new."""
+    """Loaded and new parts of a model.
+
+    Attributes:
+        loaded: Parts from the saved model.
+        new: Parts with fresh weights.
+    """
 
     loaded: list[str]
     new: list[str]
@@ -28,20 +33,20 @@ class Started(NamedTuple):
 
 
 def start_from(model: VideoCLIP, source: str | Path) -> Started:
-    """Copy the weights of a saved model into `model`, as far as both have the same parts.
+    """Copy the weights of a saved model into `model`, for the parts that both have.
 
-    Trained towers are copied and saved with the model from then on. LoRA is continued where both models have the same,
-    otherwise added to the weights. Rows of a linear head are copied for the classes of the same name.
+    Trained towers are copied and then saved with the model. LoRA is continued if both models have the same, otherwise
+    it is merged into the weights. Rows of a linear head are copied by class name.
 
     Args:
-        model: built from the same CLIP.
-        source: a model folder, or such a repository on the Hub.
+        model: Model built from the same CLIP.
+        source: Model folder or Hub repository.
 
     Returns:
-        What was loaded and what is new.
+        The loaded and the new parts.
 
     Raises:
-        InputError: another CLIP, or other adapters or pooling; says what differs. See also `from_pretrained`.
+        InputError: CLIP, adapters or pooling differ. The message has the difference. See also `from_pretrained`.
     """
     saved = from_pretrained(source)
     expected, fingerprint = model.base_fingerprint(), saved.base_fingerprint()
@@ -74,14 +79,14 @@ def _copy_towers(model: VideoCLIP, saved: VideoCLIP, source: str | Path, started
         return
     lora_config = model.config.parts.tuning.lora
     if lora_config is not None and "text" in lora_config.towers:
-        raise InputError(f"init_from {source}: its towers are trained, which LoRA in the text tower cannot start from")
+        raise InputError(f"init_from {source}: LoRA in the text tower cannot start from its trained towers")
     model.keep_trained_backbone()
     load_strictly(_towers(model.backbone).state_dict(keep_vars=True), _towers(saved.backbone).state_dict())
     started.loaded.append("LoRA, added to the towers" if saved_lora else "trained towers")
 
 
 def _copy_temporal(model: VideoCLIP, saved: VideoCLIP, source: str | Path, started: Started) -> None:
-    """Copy adapters and pooling; each is new where the saved model has none."""
+    """Copy adapters and pooling. A part is new if the saved model does not have it."""
     own, other = model.temporal_state(), saved.temporal_state()
     for part in ("adapters", "pooling"):
         mine, theirs = (_part(state, part) for state in (own, other))
@@ -91,9 +96,7 @@ def _copy_temporal(model: VideoCLIP, saved: VideoCLIP, source: str | Path, start
         try:
             load_strictly(mine, theirs)
         except ValueError as error:
-            raise InputError(
-                f"init_from {source}: {error}. Give the run the model.adapter and pooling of it"
-            ) from error
+            raise InputError(f"init_from {source}: {error}. Use its model.adapter and model.pooling") from error
         started.loaded.append(part)
 
 
@@ -112,7 +115,7 @@ def _copy_context(model: VideoCLIP, saved: VideoCLIP, started: Started) -> None:
 
 
 def _copy_head(model: VideoCLIP, saved: VideoCLIP, started: Started) -> None:
-    """Copy the head; of a linear one the rows of classes that stay, by name."""
+    """Copy the head. For a linear head, copy the rows of common classes by name."""
     own, other = model.head, saved.head
     if isinstance(own, LinearHead) and isinstance(other, LinearHead):
         kept = {name: saved.labels.index(name) for name in model.labels if name in saved.labels}

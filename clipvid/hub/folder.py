@@ -1,4 +1,4 @@
-"""Files of a model folder, on disk or from the Hub, read strictly; only safetensors and JSON."""
+"""Strict reading of the files of a model folder, from disk or the Hub: only safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MODEL_FILES = (
 _BACKBONE_KEYS = ("name", "pretrained", "sha256", "embedded")
 
 
-# Types of the entries of config.json, and of those of its mapping `backbone`. `model` is checked by its own class.
+# Types of the entries of config.json and its mapping `backbone`. The class of `model` checks it.
 _KINDS: dict[str, Any] = {
     "format_version": int,
     "num_classes": int | None,
@@ -68,16 +68,16 @@ def weights_hash(source: str | Path) -> str:
 
 
 def find_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The folder `source`, or a copy in the cache of the repository of that id."""
+    """Return the folder `source`, or the cached copy of a Hub repository with this id."""
     if not Path(source).is_dir():
         return _download(str(source), revision)
     if revision is not None:
-        raise InputError(f"revision={revision!r} was given for {source}, a folder here, which has no revisions")
+        raise InputError(f"revision={revision!r} was given for {source}, a local folder, which has no revisions")
     return Path(source)
 
 
 def read_record(folder: Path, source: str | Path | None = None) -> dict[str, Any]:
-    """`config.json` of a model folder, checked; `source` is what it goes by in messages."""
+    """Read and check `config.json` of a model folder. `source` is the name of the model in messages."""
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"{source or folder} holds no model: it has no config.json")
@@ -94,7 +94,7 @@ def read_record(folder: Path, source: str | Path | None = None) -> dict[str, Any
         owner, _, key = name.rpartition(".")
         values = record[owner] if owner else record
         if not isinstance(values, dict) or (key in values and not _is_kind(values[key], hint)):
-            raise InputError(f"{path} is damaged: {name} is not what it should be. Bring a whole copy of it")
+            raise InputError(f"{path} is damaged: {name} is invalid. Replace it by an intact copy")
     if record["format_version"] > FORMAT_VERSION:
         raise InputError(
             f"{path} has format {record['format_version']}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid"
@@ -111,10 +111,11 @@ def _is_kind(value: Any, hint: Any) -> bool:
 
 
 def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the trained tensors of a model folder, if its files are those that `config.json` was written with.
+    """Return the trained tensors of a model folder, after checking its files against `config.json`.
 
     Raises:
-        FileNotFoundError, InputError: a file is missing, was changed, or is named outside the folder.
+        FileNotFoundError: A file is missing.
+        InputError: A file was changed, or is listed outside the folder.
     """
     for name, digest in record.get("files", {}).items():
         if not is_weight_file(name):
@@ -122,11 +123,11 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
                 f"{folder}/config.json: `files` names {name!r}; expected only {WEIGHTS}, {LORA_WEIGHTS} or shards"
             )
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is not whole: it has no {name}")
+            raise FileNotFoundError(f"{folder} is incomplete: it has no {name}")
         if hash_file(folder / name) != digest:
             raise InputError(
-                f"{folder / name} is damaged or was changed: its SHA-256 is not the one in config.json. Bring a whole "
-                "copy of it; where the change is meant, take its entry out of `files` in config.json"
+                f"{folder / name} is damaged or was changed: its SHA-256 is not the one in config.json. Replace it "
+                "by an intact copy; if the change is intended, remove its entry from `files` in config.json"
             )
     shards = [WEIGHTS]
     if WEIGHTS_INDEX in record.get("files", {}):
@@ -139,7 +140,7 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
         part = read_tensors(folder / name)
         twice = state.keys() & part.keys()
         if twice:
-            raise InputError(f"{folder / name} is damaged: {min(twice)} is in another file of the model too")
+            raise InputError(f"{folder / name} is damaged: {min(twice)} is also in another file of the model")
         state |= part
     return state
 
@@ -147,10 +148,12 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
 def _download(repo_id: str, revision: str | None) -> Path:
     try:
         head = Path(snapshot_download(repo_id, revision=revision, allow_patterns=["config.json"]))
-        read_record(head, repo_id)  # before anything large is fetched
+        read_record(head, repo_id)  # before large downloads
         return Path(snapshot_download(repo_id, revision=head.name, allow_patterns=list(MODEL_FILES)))
     except HFValidationError as error:
-        raise FileNotFoundError(f"{repo_id!r} is no folder here, and no id that a repository could have") from error
+        raise FileNotFoundError(f"{repo_id!r} is neither a local folder nor a valid id of a Hub repository") from error
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         explained = hub_error(error, repo_id, revision)
-        raise type(explained)(f"{repo_id!r} is no folder here, and not to be had from the Hub: {explained}") from error
+        raise type(explained)(
+            f"{repo_id!r} is not a local folder and is not available on the Hub: {explained}"
+        ) from error

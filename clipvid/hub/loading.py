@@ -1,4 +1,4 @@
-"""Model folders: read from disk or from the Hugging Face Hub, strictly; only safetensors and JSON, no code."""
+"""Loading of model folders from disk or the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ def from_pretrained(source: str | Path, revision: str | None = None, backbone: B
     """Load a saved model, in evaluation mode.
 
     Args:
-        source: a folder that `save_pretrained` wrote, or the id of such a repository on the Hub.
-        revision: branch, tag or commit on the Hub.
-        backbone: of a model in memory, to share its frozen weights instead of loading them again.
+        source: Folder written by `save_pretrained`, or the id of such a repository on the Hub.
+        revision: Branch, tag or commit on the Hub.
+        backbone: Backbone of a model in memory, to share its frozen weights instead of loading them again.
 
     Raises:
-        FileNotFoundError: no folder of that name, and no such repository or revision either.
-        PermissionError, ConnectionError: the Hub refuses, or fails.
-        InputError: not a model of clipvid, damaged files, weights that do not fit, another backbone than the one
-            trained on, or an adapter, head or pooling of a package that is not installed.
+        FileNotFoundError: The folder, repository or revision does not exist.
+        PermissionError: The Hub refuses access.
+        ConnectionError: The connection to the Hub failed.
+        InputError: The folder is not a model of clipvid, files are damaged, or weights or backbone do not fit. Also
+            raised if an adapter, head or pooling comes from a package that is not installed.
     """
     folder = find_folder(source, revision)
     record = read_record(folder, source)
@@ -40,7 +41,7 @@ def from_pretrained(source: str | Path, revision: str | None = None, backbone: B
     try:
         return _build(folder, source, record, state, backbone)
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        raise InputError(f"{folder}/config.json is damaged: its values make no model ({error!r})") from error
+        raise InputError(f"{folder}/config.json is damaged: its values do not form a model ({error!r})") from error
 
 
 def _build(
@@ -51,13 +52,13 @@ def _build(
     except UnknownNameError as error:
         raise InputError(
             f"{source} needs the {error.kind} {error.name!r}, which is not installed ({error}): install the package "
-            "that provides it, or name its module with --plugin MODULE (in Python, import it first)"
+            "that provides it, or add --plugin MODULE (in Python, import the module first)"
         ) from error
     if backbone is None:
         backbone = _load_backbone(folder, record, config)
     elif not config.parts.tuning.keeps_backbone:
         raise InputError(
-            f"{source} has a backbone of its own (tune={config.tune}): it cannot share that of another model"
+            f"{source} has a trained backbone (tune={config.tune}), so it cannot share that of another model"
         )
     _check_fingerprint(source, record, backbone)
     model = assemble_model(backbone, config, record["num_classes"], record["backbone"].get("base_sha256")).eval()
@@ -78,7 +79,7 @@ def _build(
 
 
 def is_saved(name: str) -> bool:
-    """Return whether `name` is a folder or a repository, and not a plain CLIP such as `ViT-B-16`."""
+    """Return True if `name` is a folder or repository, and not a plain CLIP such as `ViT-B-16`."""
     return Path(name).is_dir() or ("/" in name and ":" not in name)
 
 
@@ -90,34 +91,36 @@ def load_model(
     templates: str | list[str] | None = None,
     revision: str | None = None,
 ) -> VideoCLIP:
-    """A saved model by folder or repository, or a plain CLIP by name (`tiny`, `ViT-B-16`), in evaluation mode.
+    """Load a saved model by folder or repository, or a plain CLIP by name (`tiny`, `ViT-B-16`), in evaluation mode.
 
     Args:
-        name, revision: of a saved model, see `from_pretrained`; or the backbone of a plain CLIP.
-        pretrained, num_frames: of a plain CLIP.
-        labels: class names; None keeps those of a saved model.
-        templates: for the names; None keeps those of a saved model, and is `single` for a plain CLIP.
+        name: A saved model, see `from_pretrained`, or the backbone of a plain CLIP.
+        pretrained: Weights of a plain CLIP.
+        num_frames: Number of frames of a plain CLIP.
+        labels: Class names. None keeps those of a saved model.
+        templates: Templates of the names. None keeps those of a saved model, and means `single` for a plain CLIP.
+        revision: Revision of a saved model, see `from_pretrained`.
 
     Raises:
-        ValueError: a linear head that was trained on other classes; `pretrained` for a saved model, or `revision` for
+        InputError: A linear head was trained on other classes, `pretrained` is set for a saved model, or `revision` for
             a plain CLIP.
     """
     saved = is_saved(name)
     if saved and pretrained is not None:
-        raise InputError(f"pretrained={pretrained!r} has no meaning for {name}, a saved model: leave it out")
+        raise InputError(f"pretrained={pretrained!r} is not used for {name}, a saved model; remove it")
     if not saved and revision is not None:
-        raise InputError(f"revision={revision!r} has no meaning for {name}, a plain CLIP: leave it out")
+        raise InputError(f"revision={revision!r} is not used for {name}, a plain CLIP; remove it")
     if saved:
         model = from_pretrained(name, revision)
     else:
         model = create_model(name, pretrained, adapter="none", num_frames=num_frames).eval()
         templates = templates or "single"
     names = model.labels if labels is None else labels
-    unnamed = not model.labels and not model.head.needs_text  # converted: its classes are those of its data set
+    unnamed = not model.labels and not model.head.needs_text  # converted models have the classes of their data set
     if not model.head.needs_text and names != model.labels and not unnamed:
         raise InputError(
-            f"{name} has a linear head for {len(model.labels)} classes that are not the {len(names)} asked for; "
-            "only a text head can name new classes"
+            f"{name} has a linear head for {len(model.labels)} classes that differ from the {len(names)} requested; "
+            "only a text head supports new classes"
         )
     if names and (names != model.labels or templates is not None):
         model.set_labels(names, templates if templates is not None else model.templates)

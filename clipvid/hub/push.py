@@ -1,4 +1,4 @@
-"""A model folder onto the Hugging Face Hub: one commit that holds all of it, or none."""
+"""Upload of a model folder to the Hugging Face Hub in one atomic commit."""
 
 from __future__ import annotations
 
@@ -25,19 +25,25 @@ _PASSING = (409, 412, 429, 500, 502, 503, 504)
 
 
 class Pushed(NamedTuple):
-    """url: of the commit. kept_card: the repository's card was edited there and stays as it is."""
+    """Result of a push.
+
+    Attributes:
+        url: URL of the commit.
+        kept_card: True if the repository's card was edited there and is kept.
+    """
 
     url: str
     kept_card: bool
 
 
 def files_to_push(folder: Path, repo_id: str, overwrite_card: bool = False) -> dict[str, Path | bytes]:
-    """What goes into the repository, by path in it: the files of the model, checked, and the card.
+    """Return the content of the repository by path: the checked files of the model, and the card.
 
-    The card is made anew unless an edited one lies in the folder; `overwrite_card` makes it anew in any case.
+    A new card is written unless the folder contains an edited one. `overwrite_card` always writes a new one.
 
     Raises:
-        FileNotFoundError, ValueError: not a whole model folder; see `clipvid.hub.from_pretrained`.
+        FileNotFoundError: The model folder is incomplete; see `clipvid.hub.from_pretrained`.
+        InputError: The folder is not a model folder; see `clipvid.hub.from_pretrained`.
     """
     record = read_record(folder)
     read_weights(folder, record)
@@ -54,7 +60,7 @@ def files_to_push(folder: Path, repo_id: str, overwrite_card: bool = False) -> d
 
 
 def _owned_files(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Return the names of the files that the model of `config.json` consists of, as far as they exist."""
+    """Return the names of the existing files of the model in `config.json`."""
     weights = record.get("files", {"model.safetensors": ""})
     names = ["config.json", "video_preprocessor_config.json", *weights]
     if LORA_WEIGHTS in weights:
@@ -68,11 +74,11 @@ def _regular_file(folder: Path, name: str) -> Path:
     """Return a file of the model folder.
 
     Raises:
-        InputError: it is a link or leads out of the folder, so that another file would be published.
+        InputError: The file is a link or outside the folder, so that another file would be published.
     """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()) or path.is_symlink() or not path.is_file():
-        raise InputError(f"{path} is a link or no regular file; copy the file itself into {folder} before pushing")
+        raise InputError(f"{path} is a link or not a regular file; copy the file itself into {folder} before pushing")
     return path
 
 
@@ -83,20 +89,22 @@ def push_to_hub(
     revision: str | None = None,
     overwrite_card: bool = False,
 ) -> Pushed:
-    """Upload a model folder in one commit; files of an earlier push that the model no longer has go in the same.
+    """Upload a model folder in one commit. Files of an earlier push that the model no longer has are deleted in it.
 
-    The token is the Hub client's own: `hf auth login`, or HF_TOKEN.
+    The token is that of the Hub client: `hf auth login`, or HF_TOKEN.
 
     Args:
-        folder: what `save_pretrained` wrote.
-        repo_id: `user/name`; made where it does not exist.
-        private: whether to make it private; an existing public one is refused then.
-        revision: branch to commit to, made where it does not exist; None for the main one.
-        overwrite_card: replace a card that was edited, in the folder or on the Hub.
+        folder: Folder written by `save_pretrained`.
+        repo_id: `user/name`, created if it does not exist.
+        private: Create a private repository. An existing public one is refused.
+        revision: Branch to commit to, created if it does not exist. None means the main branch.
+        overwrite_card: Replace an edited card in the folder or on the Hub.
 
     Raises:
-        FileNotFoundError, ValueError: not a whole model folder, or no id of a repository.
-        PermissionError, ConnectionError: the Hub refuses, or cannot be reached; nothing was published.
+        FileNotFoundError: The model folder is incomplete.
+        InputError: The folder is not a model folder, or `repo_id` is invalid.
+        PermissionError: The Hub refuses access. Nothing was published.
+        ConnectionError: The Hub cannot be reached. Nothing was published.
     """
     check_repo_id(repo_id)
     files = files_to_push(Path(folder), repo_id, overwrite_card)
@@ -115,33 +123,34 @@ def push_to_hub(
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises ValueError where `repo_id` is not `user/name`."""
+    """Raise InputError if `repo_id` is not `user/name`."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise InputError(f"repo_id={repo_id!r} is no id of a repository: expected user/name") from error
+        raise InputError(f"repo_id={repo_id!r} is not a repository id: expected user/name") from error
     if "/" not in repo_id:
-        raise InputError(f"repo_id={repo_id!r} lacks the user or organisation: expected user/name")
+        raise InputError(f"repo_id={repo_id!r} lacks the user or organization: expected user/name")
 
 
 def check_login() -> None:
-    """Ask the Hub who the token belongs to.
+    """Check the token with the Hub.
 
     Raises:
-        PermissionError, ConnectionError, FileNotFoundError: no token, a token that is not valid, or no connection.
+        PermissionError: The token is missing or invalid, or the client is offline.
+        ConnectionError: The Hub cannot be reached.
     """
     try:
         HfApi().whoami()
     except HTTPError as error:
-        raise hub_error(error, "the push that was asked for") from error
+        raise hub_error(error, "the requested push") from error
     except OSError as error:  # no token, or offline
-        raise PermissionError(f"a push to the Hub was asked for, and will not work: {error} ({LOGIN})") from error
+        raise PermissionError(f"the requested push to the Hub will not work: {error} ({LOGIN})") from error
 
 
 def _publish(
     files: dict[str, Path | bytes], repo_id: str, private: bool, revision: str | None, overwrite_card: bool
 ) -> Pushed:
-    """One try. Everything is decided from the head seen at its start, which must still be the head at the commit."""
+    """Try to publish once. All decisions depend on the head at the start, which the commit requires unchanged."""
     api = HfApi(library_name="clipvid")
     api.create_repo(repo_id, private=private or None, exist_ok=True)
     if revision and not revision.startswith("refs/"):
@@ -170,7 +179,7 @@ def _card_was_edited(repo_id: str, commit: str | None) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether trying again may help. What was committed before the answer got lost is found there, unchanged."""
+    """Return True if a retry may help. A commit whose response was lost is found unchanged."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _PASSING
     return isinstance(error, HTTPError)

@@ -1,4 +1,4 @@
-"""JSON and tensors of strangers, read with bounds: one clear error instead of a wait, a crash or a full memory."""
+"""Bounded reading of untrusted JSON and tensors, with one clear error instead of a hang, crash or full memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipvid import InputError
 
 MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 32
-_SMALL = 256  # options up to this value allocate little, whatever they mean
+_SMALL = 256  # options up to this value never allocate much
 _LIMITS = {
     "num_frames": 4096,
     "image_size": 2048,
@@ -30,34 +30,34 @@ _FLOATING = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
 def check_regular(path: Path) -> None:
-    """Raise an error unless a path of a model folder is a regular file inside that folder.
+    """Check that a path of a model folder is a regular file inside that folder.
 
-    The Hub's cache keeps files as links into its `blobs` folder, which are allowed.
+    The Hub's cache stores files as links into its `blobs` folder, which are allowed.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: a pipe, a device, a folder, or a link that leads elsewhere.
+        FileNotFoundError: The file does not exist.
+        InputError: The path is a pipe, a device, a folder, or a link to another place.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     if not path.is_file():
-        raise InputError(f"{path} is not a regular file; bring a whole copy of the model folder")
+        raise InputError(f"{path} is not a regular file; replace the model folder by an intact copy")
     if path.is_symlink():
         folder = path.parent if path.parent.name not in ("backbone", "lora") else path.parent.parent
         allowed = [folder.resolve()]
         if folder.parent.name == "snapshots":
             allowed.append(folder.parent.parent.resolve() / "blobs")
         if not any(path.resolve().is_relative_to(root) for root in allowed):
-            raise InputError(f"{path} is a link out of the model folder; copy the file itself to its place")
+            raise InputError(f"{path} is a link out of the model folder; replace the link by the file")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: not a regular file, too long, not JSON, not an object, keys that appear twice, numbers that are not
-            finite, or values nested too deep.
+        FileNotFoundError: The file does not exist.
+        InputError: The file is not regular, too long, not JSON or not an object. Also raised for duplicate keys,
+            numbers that are not finite, or values nested too deep.
     """
     check_regular(path)
     if path.stat().st_size > MAX_BYTES:
@@ -74,9 +74,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{path} is damaged: it is not JSON ({error}). Bring a whole copy of it") from error
+        raise InputError(f"{path} is damaged: it is not JSON ({error}). Replace it by an intact copy") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+        raise InputError(f"{path} contains a {type(content).__name__}, expected a JSON object")
     if _depth(content) > MAX_DEPTH:
         raise InputError(f"{path}: its values are nested too deep; expected at most {MAX_DEPTH} levels")
     return content
@@ -111,8 +111,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: another kind of file, or weights that are not finite.
+        FileNotFoundError: The file does not exist.
+        InputError: The file has another format, or weights that are not finite.
     """
     check_regular(path)
     try:
@@ -131,7 +131,7 @@ def check_finite(state: Mapping[str, Tensor], owner: Path | str) -> None:
 
 
 def check_dtypes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], owner: Path | str) -> None:
-    """Raise InputError for tensors whose type cannot be that of a model's weights."""
+    """Raise InputError for tensors whose type does not fit a model's weights."""
     for name in sorted(own.keys() & state.keys()):
         dtype = state[name].dtype
         if own[name].is_floating_point() != (dtype in _FLOATING):
@@ -139,10 +139,10 @@ def check_dtypes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], owner: 
 
 
 def check_sizes(options: Any, files: Iterable[Path], owner: Path, name: str = "model") -> None:
-    """Compare the sizes in a config with those of the tensors in `files` before anything is allocated.
+    """Compare the sizes in a config with those of the tensors in `files` before allocating memory.
 
     Raises:
-        InputError: a size that is negative, beyond its limit, or larger than any dimension of the tensors.
+        InputError: A size is negative, above its limit, or larger than any dimension of the tensors.
     """
     for key, value in _sizes(options, name):
         limit = _LIMITS.get(key.rsplit(".", 1)[-1])

@@ -1,1 +1,1 @@
-"""From videos to scores: predictor, bank of adapters, transformers' Auto classes."""
+"""Inference on videos: predictor, bank of adapters, transformers' Auto classes."""

@@ -1,7 +1,7 @@
-"""Config and model of transformers for clipvid's model folders.
+"""Config and model classes of transformers for clipvid's model folders.
 
 Importing this module registers them, the video processor and the pipeline with transformers.
-`clipvid.inference.registration` imports it. clipvid itself reads the files.
+`clipvid.inference.registration` imports it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from clipvid import InputError
 from clipvid.inference import pipeline
 from clipvid.inference.processor import ClipVidVideoProcessor
 
-if TYPE_CHECKING:  # transformers imports this module, perhaps before those of clipvid that import transformers
+if TYPE_CHECKING:  # transformers may import this module before clipvid's modules that import transformers
     from clipvid.model.video_clip import VideoCLIP
 
 _PASSED_BY_TRANSFORMERS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code", "use_safetensors")
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PUSHING = {"private", "revision", "max_shard_size"}
-# Options of transformers' save_pretrained at the values that change nothing here.
+# Options of transformers' save_pretrained with values that have no effect here.
 _SAVING = {"save_peft_format": True, "save_original_format": True, "token": None}
 
 
 class ClipVidConfig(PreTrainedConfig):
-    """`config.json` of a model folder; `id2label` and `num_frames` as transformers wants them are taken from it."""
+    """`config.json` of a model folder, with `id2label` and `num_frames` for transformers."""
 
     model_type = "clipvid"
 
@@ -51,7 +51,7 @@ class ClipVidConfig(PreTrainedConfig):
     files: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        count = kwargs.pop("num_labels", None)  # transformers would make a name for each of them
+        count = kwargs.pop("num_labels", None)  # transformers would create a name for each label
         if count is not None and count != len(self.labels or ()):
             raise InputError(f"num_labels={count} does not fit the {len(self.labels or ())} labels of the model")
         if self.labels:
@@ -61,12 +61,12 @@ class ClipVidConfig(PreTrainedConfig):
 
     @property
     def num_frames(self) -> int | None:
-        """Frames T per clip."""
+        """Number of frames T per clip."""
         return self.model["num_frames"] if self.model else None
 
 
 class ClipVidForVideoClassification(PreTrainedModel):
-    """A `VideoCLIP` with the methods of transformers' models, for `Trainer` and `pipeline`."""
+    """`VideoCLIP` with the interface of transformers' models, for `Trainer` and `pipeline`."""
 
     config_class = ClipVidConfig
     main_input_name = "pixel_values_videos"
@@ -77,7 +77,7 @@ class ClipVidForVideoClassification(PreTrainedModel):
     def __init__(self, config: ClipVidConfig, clip: VideoCLIP | None = None):
         super().__init__(config)
         if clip is None:
-            raise InputError("made by from_pretrained(folder or repository) alone; a fresh model: clipvid.create_model")
+            raise InputError("use from_pretrained(folder or repository); for a new model, use clipvid.create_model")
         self.clip = clip
 
     @classmethod
@@ -96,16 +96,17 @@ class ClipVidForVideoClassification(PreTrainedModel):
         """Load a model with `clipvid.from_pretrained`.
 
         Args:
-            pretrained_model_name_or_path: a folder, or a repository on the Hub.
-            config: of the model, if it is loaded already.
-            revision: branch, tag or commit on the Hub.
-            dtype: floating type of the weights, float32 where left out or `auto`. `torch_dtype` is its old name.
-            device_map: one device for the whole model, or `auto` for the GPU if there is one.
-            attn_implementation: `sdpa`, which is what clipvid's blocks use.
-            others: refused unless transformers itself passes them.
+            pretrained_model_name_or_path: A folder, or a repository on the Hub.
+            config: Config of the model, if it is already loaded.
+            revision: Branch, tag or commit on the Hub.
+            dtype: Floating type of the weights. By default, and with `auto`, float32.
+            torch_dtype: Former name of `dtype`.
+            device_map: One device for the whole model, or `auto` for the GPU if there is one.
+            attn_implementation: Only `sdpa`.
+            others: Refused, except options that transformers itself passes.
 
         Raises:
-            InputError: an option that cannot be followed; see also `clipvid.from_pretrained`.
+            InputError: An option is not supported; see also `clipvid.from_pretrained`.
         """
         from clipvid.hub.loading import from_pretrained
 
@@ -115,7 +116,7 @@ class ClipVidForVideoClassification(PreTrainedModel):
                 f"{', '.join(sorted(unknown))}: not an option of clipvid's models (the token is HF_TOKEN's, the cache "
                 "HF_HOME's; move the model with .to(device))"
             )
-        attention = attn_implementation or getattr(config, "_attn_implementation", None)  # AutoModel puts it there
+        attention = attn_implementation or getattr(config, "_attn_implementation", None)  # set by AutoModel
         if attention not in (None, "sdpa"):
             raise InputError(f"attn_implementation={attention!r}: clipvid's blocks have only 'sdpa'")
         chosen_dtype, device = _floating_type(torch_dtype if dtype is None else dtype), _single_device(device_map)
@@ -132,21 +133,21 @@ class ClipVidForVideoClassification(PreTrainedModel):
         max_shard_size: int | str | None = None,
         **options: Any,
     ) -> None:
-        """Write a model folder, and push it to the Hub if asked.
+        """Write a model folder, and optionally push it to the Hub.
 
-        `model.safetensors` holds all trained weights, so that `Trainer` can load it.
+        `model.safetensors` contains all trained weights, so that `Trainer` can load it.
 
         Args:
-            save_directory: the folder, see `clipvid.model.saving.save_model`.
+            save_directory: The folder, see `clipvid.model.saving.save_model`.
             is_main_process: False for a process that writes nothing.
-            state_dict: weights to save in place of the model's; all names of `self.state_dict()`.
-            push_to_hub: upload the folder, see `clipvid.push_to_hub`.
-            max_shard_size: size from which the weights are split into several files, such as `1GB`.
+            state_dict: Weights to save instead of the model's, with all names of `self.state_dict()`.
+            push_to_hub: Upload the folder, see `clipvid.push_to_hub`.
+            max_shard_size: Size from which the weights are split into several files, such as `1GB`.
             options: `repo_id` (by default the name of the folder in your namespace), `private` and `revision` of the
-                push. Others are refused unless they are those of transformers' defaults.
+                push. Others are refused unless they have transformers' defaults.
 
         Raises:
-            InputError: an option that cannot be followed, or weights that do not fit.
+            InputError: An option is not supported, or the weights do not fit.
         """
         hub = {name: options.pop(name) for name in ("repo_id", "private", "revision") if options.get(name) is not None}
         unknown = {name for name, value in options.items() if value is not None and value != _SAVING.get(name)}
@@ -194,16 +195,16 @@ class ClipVidForVideoClassification(PreTrainedModel):
         return push_to_hub(folder, name, bool(private), revision).url
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load the whole state, or the content of the `model.safetensors` that `save_pretrained` wrote.
+        """Load the whole state, or the content of `model.safetensors` as written by `save_pretrained`.
 
         Args:
-            state_dict: all weights under the names of `self.state_dict()`, or the trained ones under those of
+            state_dict: All weights under the names of `self.state_dict()`, or the trained ones under those of
                 `VideoCLIP.trained_state()`.
-            strict: of no effect: `Trainer` passes False and would continue with weights that were not loaded.
-            assign: put the tensors in place of the model's; only for the whole state.
+            strict: Ignored: `Trainer` passes False and would continue with missing weights.
+            assign: Replace the model's tensors instead of copying. Only for the whole state.
 
         Raises:
-            InputError: missing or unexpected names, or other shapes; lists them.
+            InputError: Names are missing or unexpected, or shapes differ. The message lists them.
         """
         from clipvid.backbone.state_dicts import load_strictly, mismatches, shortened
 
@@ -219,7 +220,7 @@ class ClipVidForVideoClassification(PreTrainedModel):
         return keys
 
     def forward(self, pixel_values_videos: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
-        """Compute logits [B, K] of frames [B, T, 3, S, S], uint8 or normalized, and the loss with labels [B]."""
+        """Compute logits [B, K] of frames [B, T, 3, S, S], uint8 or normalized, and the loss for labels [B]."""
         output = self.clip(pixel_values_videos)
         loss = None
         if labels is not None:
@@ -227,7 +228,7 @@ class ClipVidForVideoClassification(PreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=output.logits)
 
     def _holds(self, state_dict: Mapping[str, Tensor]) -> bool:
-        """Return True if `state_dict` consists of the model's own tensors."""
+        """Return True if `state_dict` consists of the model's tensors."""
         own = self.state_dict()
         return own.keys() == state_dict.keys() and all(
             own[name].data_ptr() == value.data_ptr() and own[name].dtype == value.dtype
@@ -237,10 +238,10 @@ class ClipVidForVideoClassification(PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, every_n_layers: int = 1
     ) -> None:
-        """Turn the encoder's checkpointing on or off.
+        """Enable or disable the encoder's checkpointing.
 
         Raises:
-            InputError: another way of checkpointing than every block without reentrance.
+            InputError: The checkpointing is not that of every block without reentrance.
         """
         options = getattr(gradient_checkpointing_func, "keywords", {})
         other = {name: value for name, value in options.items() if (name, value) != ("use_reentrant", False)}
@@ -255,10 +256,10 @@ class ClipVidForVideoClassification(PreTrainedModel):
 
 
 def _floating_type(dtype: torch.dtype | str | None) -> torch.dtype:
-    """Return the type that `dtype` names.
+    """Return the type of `dtype`.
 
     Raises:
-        InputError: another value than a floating type that models have.
+        InputError: The value is not a supported floating type.
     """
     if dtype is None or dtype == "auto":
         return torch.float32
@@ -271,10 +272,10 @@ def _floating_type(dtype: torch.dtype | str | None) -> torch.dtype:
 
 
 def _single_device(device_map: Any) -> torch.device:
-    """Return the device that `device_map` names.
+    """Return the device of `device_map`.
 
     Raises:
-        InputError: a map of several devices, or an unknown device.
+        InputError: The value is a map of several devices, or an unknown device.
     """
     if isinstance(device_map, dict) and set(device_map) == {""}:
         device_map = device_map[""]
@@ -286,7 +287,7 @@ def _single_device(device_map: Any) -> torch.device:
         return torch.device(device_map)
     except (RuntimeError, TypeError):
         raise InputError(
-            f"device_map={device_map!r}: clipvid's models stay on one device; give 'auto' or a device such as 'cuda:0'"
+            f"device_map={device_map!r}: clipvid's models use one device; pass 'auto' or a device such as 'cuda:0'"
         ) from None
 
 

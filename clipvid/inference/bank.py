@@ -13,9 +13,9 @@ from clipvid.model.video_clip import VideoCLIP, VideoCLIPOutput
 
 
 class AdapterBank(nn.Module):
-    """Models that share the frozen weights of one backbone, each with its own adapters, pooling, head and labels.
+    """Models that share the frozen weights of one backbone. Each has its adapters, pooling, head and labels.
 
-    Calls go to the one that is set, which `model` is:
+    Calls go to the active one, `model`:
 
         bank = AdapterBank(clipvid.from_pretrained("user/gestures"), "gestures")
         bank.load_adapter("user/sports", "sports")
@@ -30,39 +30,39 @@ class AdapterBank(nn.Module):
 
     @property
     def model(self) -> VideoCLIP:
-        """The one that is set."""
+        """The active model."""
         model = self.models[self.active]
         assert isinstance(model, VideoCLIP)
         return model
 
     @property
     def adapter_names(self) -> list[str]:
-        """In the order of loading."""
+        """Names in the order of loading."""
         return list(self.models)
 
     def load_adapter(self, source: str | Path, name: str, revision: str | None = None) -> None:
-        """Add a saved model, a folder or a repository; the one that is set stays so.
+        """Add a saved model, a folder or a repository. The active model does not change.
 
         Raises:
-            ValueError: the name is taken, the model was trained on another backbone, or it trained the backbone too;
-                and what `clipvid.from_pretrained` raises.
+            InputError: The name is taken, or the model was trained on another backbone or trained the backbone. See
+                also `clipvid.from_pretrained`.
         """
         if name in self.models:
-            raise InputError(f"adapter {name!r} is there already; adapters: {', '.join(self.models)}")
+            raise InputError(f"adapter {name!r} already exists; adapters: {', '.join(self.models)}")
         if not name or "." in name or hasattr(self.models, name):
-            raise InputError(f"adapter {name!r}: choose a word without dots that no module has as an attribute")
+            raise InputError(f"adapter {name!r}: choose a word without dots that is not an attribute of nn.ModuleDict")
         self.models[name] = from_pretrained(source, revision, self.model.backbone)
 
     def set_adapter(self, name: str) -> None:
-        """Let calls go to the adapter `name`.
+        """Make the adapter `name` active.
 
         Raises:
-            ValueError: no such adapter.
+            InputError: The name is unknown.
         """
         if name not in self.models:
             raise InputError(f"no adapter {name!r}; adapters: {', '.join(self.models)}")
         self.active = name
 
     def forward(self, *args: Any, **kwargs: Any) -> VideoCLIPOutput:
-        """See `VideoCLIP.forward`."""
+        """Call the active model, see `VideoCLIP.forward`."""
         return self.model(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""transformers' video-classification pipeline with batches, and with frames in memory, for clipvid's models."""
+"""Video-classification pipeline of transformers with batches and frames in memory, for clipvid's models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASK = "video-classification"
 
 
 class ClipVidPipeline(VideoClassificationPipeline):
-    """Pipeline of videos. Models of other libraries are handled by transformers' own methods."""
+    """Pipeline of videos. Models of other libraries use transformers' methods."""
 
     @property
     def _is_ours(self) -> bool:
@@ -44,7 +44,7 @@ class ClipVidPipeline(VideoClassificationPipeline):
     def get_iterator(
         self, inputs: Any, num_workers: int, batch_size: int, preprocess: Any, forward: Any, postprocess: Any
     ) -> Any:
-        """Iterate over the outputs; clips of a batch are put together, since all have the same size."""
+        """Iterate over the outputs. Clips of a batch are concatenated, since all have the same size."""
         if not self._is_ours:
             return super().get_iterator(inputs, num_workers, batch_size, preprocess, forward, postprocess)
         dataset = (PipelineDataset if hasattr(inputs, "__len__") else PipelineIterator)(
@@ -61,5 +61,5 @@ def _collate(items: list[Any]) -> BatchFeature:
 
 
 def register() -> None:
-    """Make `ClipVidPipeline` the pipeline of the task, quietly."""
+    """Make `ClipVidPipeline` the pipeline of the task, without a warning."""
     PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = ClipVidPipeline

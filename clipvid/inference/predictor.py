@@ -1,4 +1,4 @@
-"""From videos to scores, one video at a time: how a model's clips are taken, and what the model says of them.
+"""Classification of single videos: sampling of clips, and the scores of a model.
 
 Shapes: V views, T frames, S image side, K classes, W windows.
 """
@@ -25,14 +25,19 @@ _WINDOWS_AT_ONCE = 8
 
 
 class LabelScore(TypedDict):
-    """A class name and its probability."""
+    """Class name and its probability."""
 
     label: str
     score: float
 
 
 class Timeline(NamedTuple):
-    """Scores over time. times: W centres of the windows, in seconds. scores: [W, K]."""
+    """Scores over time.
+
+    Attributes:
+        times: W centers of the windows, in seconds.
+        scores: [W, K].
+    """
 
     times: list[float]
     scores: Tensor
@@ -40,19 +45,19 @@ class Timeline(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Which frames a model sees of a video, and how they are resized: those of its evaluation."""
+    """Sampling and resizing of a model's clips, as in its evaluation."""
 
     sampling: FrameSampling
     transform: Transform
 
     @classmethod
     def create(cls, num_frames: int, image_size: int, preprocessing: Preprocessing | None) -> ClipReader:
-        """Build the reader of a model's clips; without `preprocessing`, with its defaults."""
+        """Build the reader of a model's clips. Without `preprocessing`, use the defaults."""
         chosen = preprocessing or Preprocessing()
         return cls(chosen.frame_sampling(num_frames), chosen.transform(image_size))
 
     def read(self, video: Frames, views: int = 1, start: int = 0, stop: int | None = None) -> Tensor:
-        """Clips of the frames [start, stop) of a video, spread in time: uint8 [V, T, 3, S, S]."""
+        """Read clips from the frames [start, stop) of a video, spread in time: uint8 [V, T, 3, S, S]."""
         total = (len(video) if stop is None else stop) - start
         indices = torch.stack([self.sampling.indices(total, clip=view, num_clips=views) for view in range(views)])
         frames = video.read(start + indices.flatten()).permute(0, 3, 1, 2)
@@ -62,22 +67,24 @@ class ClipReader:
 class Predictor:
     """Classifier of videos.
 
-    A video is a path, a `file://` or web URL, the bytes of a file, a file object, a folder of images, frames in memory
-    (uint8 [T, H, W, 3] or [T, 3, H, W]), or a list of frames (PIL images, or arrays of one size).
+    A video is one of the following:
+    - a path, a `file://` or web URL, the bytes of a file, a file object or a folder of images
+    - frames in memory, uint8 [T, H, W, 3] or [T, 3, H, W]
+    - a list of frames, PIL images or arrays of one size
 
     Args:
-        model: in evaluation mode, with labels.
-        views: clips per video, whose probabilities are averaged.
+        model: Model in evaluation mode, with labels.
+        views: Clips per video, whose probabilities are averaged.
 
     Raises:
-        InputError: a model without labels, or no view.
+        InputError: The model has no labels, or `views` is less than 1.
     """
 
     def __init__(self, model: VideoCLIP, views: int = 1):
         if not model.labels:
-            raise InputError("the model has no labels: name the classes (set_labels([...]), --labels)")
+            raise InputError("the model has no labels; set them (set_labels([...]), --labels)")
         if views < 1:
-            raise InputError(f"views={views}: a video is seen at least once")
+            raise InputError(f"views={views} must be at least 1")
         self.model, self.views = model, views
         self.reader = ClipReader.create(model.num_frames, model.image_size, model.preprocessing)
 
@@ -91,8 +98,8 @@ class Predictor:
         """Return the `top_k` classes of a video, best first, or such a list for each video of a list.
 
         Raises:
-            InputError: an object that is not a video.
-            VideoError: the video cannot be read.
+            InputError: The object is not a video.
+            VideoError: The video cannot be read.
         """
         videos, several = split_videos(source)
         predictions = [self._best(self.scores(video), top_k) for video in videos]
@@ -103,8 +110,8 @@ class Predictor:
         with open_source(source) as video:
             if isinstance(video, Video) and video.has_varying_rate and self.reader.sampling.name == "uniform":
                 warnings.warn(
-                    f"{video.name}: its frame rate varies by more than 2x, and frames are drawn evenly by number, not "
-                    "by time; a timeline (--timeline) goes by time",
+                    f"{video.name}: its frame rate varies by more than 2x, and frames are sampled evenly by number, "
+                    "not by time; a timeline (--timeline) samples by time",
                     stacklevel=2,
                 )
             clips = self.reader.read(video, self.views)
@@ -118,21 +125,21 @@ class Predictor:
         ]
 
     def timeline(self, source: Source, window: float, hop: float) -> Timeline:
-        """Return the scores of windows of `window` seconds, `hop` seconds apart; the last one ends with the video.
+        """Return the scores of windows of `window` seconds, `hop` seconds apart. The last one ends with the video.
 
-        Windows are laid over presentation times, so they are right where the frame rate varies. A window without a
-        frame of its own shows the frame that is on screen.
+        Windows are defined on presentation times, so they are right for varying frame rates. A window without frames
+        shows the current frame.
 
         Raises:
-            InputError: a window or hop that is not positive.
-            VideoError: the video cannot be read, or the times of its frames are unknown.
+            InputError: `window` or `hop` is not positive.
+            VideoError: The video cannot be read, or the times of its frames are unknown.
         """
         if not (0 < window < math.inf and 0 < hop < math.inf):
             raise InputError(f"window={window}, hop={hop}: expected seconds above 0")
         with open_video(source) as video:
             duration = video.duration
             if duration is None:
-                raise VideoError(video.name, "its frame rate is unknown, so windows in seconds cannot be laid over it")
+                raise VideoError(video.name, "its frame rate is unknown, so windows in seconds are not defined")
             last = max(duration - window, 0.0)
             step = max(hop, duration / len(video))  # not more windows than frames
             starts = [*(step * number for number in range(math.ceil(last / step - 1e-6))), last]
@@ -148,6 +155,6 @@ class Predictor:
 
     @torch.no_grad()
     def _probabilities(self, clips: Tensor) -> Tensor:
-        """Clips [B, T, 3, S, S] -> [B, K] on the CPU."""
+        """Return probabilities [B, K] of clips [B, T, 3, S, S], on the CPU."""
         logits = self.model(clips.to(self.model.pixel_mean.device)).logits
         return logits.float().softmax(dim=-1).cpu()

@@ -1,4 +1,4 @@
-"""The video processor that transformers uses for clipvid's models."""
+"""Video processor of transformers for clipvid's models."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from clipvid.data.preprocessing import Preprocessing
 from clipvid.registry import suggest
 
 _RECORD = "video_preprocessor_config.json"
-# Options of transformers' video processors that clipvid cannot follow, and why.
+# Options of transformers' video processors with the only supported value, and the reason.
 _REFUSED = {
-    "do_resize": (True, "frames are always resized to the size of the model's"),
+    "do_resize": (True, "frames are always resized to the size of the model"),
     "do_normalize": (False, "the model normalizes uint8 frames itself"),
     "do_rescale": (False, "the model scales uint8 frames itself"),
     "do_sample_frames": (True, "the model takes num_frames frames of a video"),
@@ -28,9 +28,9 @@ _REFUSED = {
 
 
 class ClipVidVideoProcessor(BaseVideoProcessor):
-    """Reader of the clips that a model's own evaluation takes from videos.
+    """Reader of clips as in a model's evaluation.
 
-    `video_preprocessor_config.json` holds its arguments. Pixels stay uint8: the model normalizes them.
+    `video_preprocessor_config.json` contains its arguments. Pixels stay uint8, since the model normalizes them.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
         super().__init__(**kwargs)
         for name, value, limit in (("num_frames", num_frames, 4096), ("image_size", image_size, 2048)):
             if type(value) is not int or not 1 <= value <= limit:
-                raise InputError(f"{_RECORD}: {name}={value!r}: expected a whole number from 1 to {limit}")
+                raise InputError(f"{_RECORD}: {name}={value!r}: expected an integer from 1 to {limit}")
         self.image_mean, self.image_std = image_mean, image_std
         self.num_frames, self.image_size = num_frames, image_size
         self.sampling, self.resizing = sampling, resize
@@ -72,17 +72,17 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
         """Return `pixel_values_videos` uint8 [B, T, 3, S, S] of a video or a list of videos.
 
         Args:
-            videos: see `clipvid.Predictor`.
-            num_frames: T; None for that of the model.
-            frame_sampling_rate: frames from one taken frame to the next, in a window in the middle of the video.
-            fps: frames per second to take, instead of `frame_sampling_rate`.
+            videos: See `clipvid.Predictor`.
+            num_frames: Number of frames T. By default that of the model.
+            frame_sampling_rate: Distance between sampled frames, in a window in the middle of the video.
+            fps: Sampled frames per second, instead of `frame_sampling_rate`.
             return_tensors: `pt` (default) or `np`.
-            device: of the tensors.
-            kwargs: other options of transformers' video processors; refused unless they change nothing.
+            device: Device of the tensors.
+            kwargs: Other options of transformers' video processors, refused unless they have no effect.
 
         Raises:
-            InputError: an option that cannot be followed, or an object that is not a video.
-            VideoError: a video cannot be read.
+            InputError: An option is not supported, or an object is not a video.
+            VideoError: A video cannot be read.
         """
         from clipvid.inference.videos import split_videos
 
@@ -93,7 +93,7 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
             if value is not None and not value > 0:
                 raise InputError(f"{name}={value!r}: expected a number above 0")
         if fps is not None and frame_sampling_rate is not None:
-            raise InputError(f"fps={fps} and frame_sampling_rate={frame_sampling_rate} exclude each other: give one")
+            raise InputError(f"fps={fps} and frame_sampling_rate={frame_sampling_rate} exclude each other; pass one")
         sources, _ = split_videos(videos)
         if not sources:
             raise InputError("no video was given: the list is empty")
@@ -122,7 +122,7 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
                 raise InputError(f"{name}={value!r}: clipvid's video processor has no such option{near}")
             values, reason = allowed[name]
             if value not in values:
-                raise InputError(f"{name}={value!r} cannot be followed: {reason}; leave it out")
+                raise InputError(f"{name}={value!r} is not supported: {reason}; remove it")
 
     def _read(self, source: Any, num_frames: int | None, stride: int | None, fps: float | None) -> Tensor:
         from clipvid.inference.predictor import ClipReader

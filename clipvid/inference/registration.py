@@ -1,7 +1,7 @@
 """Registration of clipvid's classes with transformers, without importing transformers.
 
-`import clipvid` calls `register_with_transformers`. `pipeline("video-classification", model=DIR)` then works, whichever
-of the two packages is imported first.
+`import clipvid` calls `register_with_transformers`. `pipeline("video-classification", model=DIR)` then works,
+independent of the order of imports.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AUTO_MODULES = frozenset(
 
 
 def register_with_transformers() -> None:
-    """Register at once if transformers' Auto classes are loaded, else as soon as they are."""
+    """Register now if transformers' Auto classes are loaded, otherwise as soon as they are."""
     if AUTO_MODULES & sys.modules.keys():
         _register()
     elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
@@ -27,13 +27,13 @@ def register_with_transformers() -> None:
 
 
 def _register() -> None:
-    import_module("clipvid.inference.auto_classes")  # it registers its classes
+    import_module("clipvid.inference.auto_classes")  # registers its classes
 
 
 class _Watcher(MetaPathFinder):
-    """Finder that notices when transformers has loaded an Auto class, and leaves after the registration.
+    """Import finder that detects when transformers has loaded an Auto class, registers, and removes itself.
 
-    The registration needs modules of transformers itself. It waits until none of them is in the middle of its import.
+    The registration needs modules of transformers. It waits until none of them is being imported.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class _Watcher(MetaPathFinder):
         self.loaded = False
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Return the spec that the other finders give for a module of transformers, its loader watched."""
+        """Return the spec of other finders for a module of transformers, with its loader watched."""
         if name.partition(".")[0] != "transformers":
             return None
         others = (finder for finder in list(sys.meta_path) if finder is not self)

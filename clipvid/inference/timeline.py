@@ -1,4 +1,4 @@
-"""Files of a timeline: the scores of a video over time, as JSON and as a picture."""
+"""Files of a timeline: the scores of a video over time, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from clipvid.inference.video_names import STDIN
 def write_timeline(
     folder: Path, name: str, timeline: Timeline, labels: list[str], window: float, hop: float, top_k: int
 ) -> tuple[Path, Path]:
-    """Write the scores of all classes, and a picture with the curves of the `top_k` highest.
+    """Write the scores of all classes, and a plot of the `top_k` highest.
 
     Args:
-        name: the video as it was named. The files are named after it.
-        window, hop: seconds that a point sees, and seconds between points.
+        folder: Output folder.
+        name: Name of the video, from which the file names are derived.
+        timeline: The scores.
+        labels: Class names.
+        window: Length of a window in seconds.
+        hop: Distance between windows in seconds.
+        top_k: Number of curves in the plot.
 
     Returns:
         The JSON file and the PNG file.
@@ -34,7 +39,7 @@ def write_timeline(
         axes.plot(timeline.times, timeline.scores[:, index], marker=".", label=labels[index])
     axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1))
     for text in (axes.set_title(name), *axes.legend(loc="upper right").get_texts()):
-        text.set_parse_math(False)  # a name may hold a dollar sign
+        text.set_parse_math(False)  # names may contain a dollar sign
     with replacing(picture) as aside:
         figure.savefig(aside, format="png", dpi=100)
     return scores, picture

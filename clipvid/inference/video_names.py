@@ -1,4 +1,4 @@
-"""Videos as people name them on a command line: files, folders, patterns and standard input."""
+"""Videos in arguments of a command line: files, folders, patterns and standard input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUFFIXES = (
 
 
 def expand_names(words: list[str]) -> Iterator[str]:
-    """Yield the videos that `words` name: files, all videos in folders, matches of patterns, and `-`."""
+    """Yield the videos of the arguments: files, all videos in folders, matches of patterns, and `-`."""
     for word in words:
         if Path(word).is_dir():
             files = [path for path in Path(word).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]

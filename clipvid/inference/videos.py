@@ -1,4 +1,4 @@
-"""Videos as users hold them: paths, URLs, bytes, file objects, frames in memory, and lists of these."""
+"""Videos in any form: paths, URLs, bytes, file objects, frames in memory, and lists of these."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _EXPECTED = (
 
 
 class Frames(Protocol):
-    """Frames that clips are taken from: a `clipvid.data.reader.Video`, or an object that reads like one."""
+    """Source of frames: a `clipvid.data.reader.Video`, or an object with its `read` method."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Tensor) -> Tensor:
-        """uint8 [T, H, W, 3] at `indices`."""
+        """Return the frames uint8 [T, H, W, 3] at `indices`."""
 
 
 class FramesInMemory:
-    """Frames uint8 [T, H, W, 3] in memory, read like a video. Their rate is unknown.
+    """Frames uint8 [T, H, W, 3] in memory, with the interface of a video. Their rate is unknown.
 
     Raises:
-        InputError: another type or shape.
+        InputError: The frames have another type or shape.
     """
 
     fps = None
@@ -76,16 +76,16 @@ def split_videos(videos: Any) -> tuple[list[Any], bool]:
 
 @contextmanager
 def open_source(source: Any) -> Iterator[Any]:
-    """Open a video of any kind, see `clipvid.Predictor`; `Frames` with `fps` and `name`.
+    """Open a video of any kind, see `clipvid.Predictor`. Yields `Frames` with `fps` and `name`.
 
     Raises:
-        InputError: an object that is not a video.
-        VideoError: the video cannot be read.
+        InputError: The object is not a video.
+        VideoError: The video cannot be read.
     """
     if isinstance(source, list | tuple) and source and all(_is_frame(item) for item in source):
         yield FramesInMemory(_stack(source))
     elif _is_frame(source):
-        raise InputError("a single picture is not a video; give the frames of a video as one list")
+        raise InputError("a single image is not a video; pass the frames of a video as one list")
     elif isinstance(source, np.ndarray | Tensor):
         yield FramesInMemory(source)
     elif not isinstance(source, str | PathLike | bytes) and not hasattr(source, "read"):
@@ -96,7 +96,7 @@ def open_source(source: Any) -> Iterator[Any]:
 
 
 def _fetch(source: Source) -> Source:
-    """Return the path of a `file://` URL and the bytes behind a web URL; other sources as they are."""
+    """Return the path of a `file://` URL and the content of a web URL. Other sources are returned unchanged."""
     if not isinstance(source, str):
         return source
     if source.startswith("file://"):
@@ -112,7 +112,7 @@ def _fetch(source: Source) -> Source:
 
 
 def _is_frame(item: Any) -> bool:
-    """Return True for one picture: a PIL image, or an array with a height, a width and a color axis."""
+    """Return True for one image: a PIL image, or an array with a height, a width and a color axis."""
     return isinstance(item, Image.Image) or (isinstance(item, np.ndarray | Tensor) and item.ndim == 3)
 
 

@@ -1,1 +1,1 @@
-"""Layers that know nothing of models."""
+"""Layers that are independent of models."""

@@ -1,6 +1,6 @@
-"""Self-attention with a linear each for q, k, v and out, in place of the fused `nn.MultiheadAttention`.
+"""Self-attention with separate linears for q, k, v and out, instead of the fused `nn.MultiheadAttention`.
 
-What is four plain linears can be adapted, compiled and sharded as such. Shapes: M sequences of L tokens, D width.
+Four plain linears can be adapted, compiled and sharded as such. Shapes: M sequences of L tokens, D width.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class SelfAttention(nn.Module):
 
     @classmethod
     def from_fused(cls, fused: nn.MultiheadAttention) -> SelfAttention:
-        """The same map as `fused`, with its weights copied."""
+        """Build the same map as `fused`, with its weights copied."""
         attention = cls(fused.embed_dim, fused.num_heads)
         attention.load_state_dict(split_projection(fused.state_dict()))
         return attention
 
     def fused(self) -> nn.MultiheadAttention:
-        """The inverse of `from_fused`."""
+        """Return the equivalent `nn.MultiheadAttention`; inverse of `from_fused`."""
         weight: Tensor = self.q.weight
         made_as: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         fused = nn.MultiheadAttention(self.q.in_features, self.num_heads, batch_first=True, **made_as)
@@ -37,23 +37,25 @@ class SelfAttention(nn.Module):
         return fused
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend within sequences [M, L, D]. `mask` broadcasts to [M, heads, L, L]."""
         q, k, v = (part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
         return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
 
 
 class MaskedAttention(SelfAttention):
-    """`SelfAttention` that open_clip's text blocks call as they call `nn.MultiheadAttention`."""
+    """`SelfAttention` with the call signature of `nn.MultiheadAttention`, for open_clip's text blocks."""
 
     def forward(  # type: ignore[override]
         self, x: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        if attn_mask is not None and attn_mask.ndim == 3:  # CoCa has one for every sequence and head
+        """Attend within `x`; `key` and `value` must be `x`."""
+        if attn_mask is not None and attn_mask.ndim == 3:  # CoCa passes one per sequence and head
             attn_mask = attn_mask.unflatten(0, (len(x), self.num_heads))
         return super().forward(x, attn_mask), None
 
 
 def split_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """MultiheadAttention's names -> SelfAttention's."""
+    """Convert the state dict of MultiheadAttention to SelfAttention's names."""
     split = {f"out.{kind}": state[f"out_proj.{kind}"] for kind in ("weight", "bias")}
     for kind in ("weight", "bias"):
         for part, value in zip("qkv", state[f"in_proj_{kind}"].chunk(3), strict=True):
@@ -62,7 +64,7 @@ def split_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fuse_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A block's state dict with SelfAttention's names -> MultiheadAttention's, the rest as it is."""
+    """Convert attention names in a block's state dict from SelfAttention to MultiheadAttention. Keep other entries."""
     if "attn.q.weight" not in state:
         return state
     fused = {key: value for key, value in state.items() if not key.startswith("attn.")}
@@ -73,19 +75,19 @@ def fuse_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def feed_forward(width: int) -> nn.Sequential:
-    """Two linears, four times as wide between, with QuickGELU."""
+    """Build two linears with QuickGELU and a hidden width of four times `width`."""
     from transformers.activations import QuickGELUActivation
 
     return nn.Sequential(nn.Linear(width, 4 * width), QuickGELUActivation(), nn.Linear(4 * width, width))
 
 
 def heads_of(width: int) -> int:
-    """CLIP's rule: one attention head per 64 channels."""
+    """Return CLIP's number of attention heads, one per 64 channels."""
     return max(1, width // 64)
 
 
 class CrossAttention(nn.Module):
-    """Queries [B, K, E] over context [B, N, E] -> [B, K, E]; q, k, v without bias."""
+    """Cross-attention of queries [B, K, E] to context [B, N, E]; q, k and v have no bias."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -94,6 +96,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Attend from `x` [B, K, E] to `context` [B, N, E], giving [B, K, E]."""
         parts = (self.q(x), self.k(context), self.v(context))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

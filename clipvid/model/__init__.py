@@ -1,9 +1,9 @@
-"""`VideoCLIP`: clips and class names in, logits out; its parts, and how they are built and saved."""
+"""`VideoCLIP`, which maps clips and class names to logits; its parts, factory and saved form."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what __getattr__ returns, for type checkers and editors
+if TYPE_CHECKING:  # names of __getattr__, for type checkers and editors
     from clipvid.model.config import ModelConfig as ModelConfig
     from clipvid.model.video_clip import VideoCLIP as VideoCLIP
     from clipvid.model.video_clip import VideoCLIPOutput as VideoCLIPOutput

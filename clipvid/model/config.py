@@ -1,4 +1,4 @@
-"""The config of a model, and the typed form that it is parsed into once."""
+"""Config of a model, and the typed form into which it is parsed once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipvid.registry import Choice, Chosen
 
 @dataclass(frozen=True)
 class ModelParts:
-    """The choices of a `ModelConfig` with typed, checked options. Adapters are in the order of the config."""
+    """Typed, checked options of a `ModelConfig`. Adapters are in the order of the config."""
 
     adapters: Mapping[str, AdapterConfig]
     pooling: Chosen
@@ -28,18 +28,20 @@ class ModelParts:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Config of a `VideoCLIP`. A wrong name or option is refused when the config is made.
+    """Config of a `VideoCLIP`. Unknown names and invalid options are refused on construction.
 
-    backbone, pretrained, image_size: see `clipvid.backbone.load_backbone`.
-    adapter: a name of `clipvid.ADAPTERS`, `{"name": ..., options}`, or a list of these.
-    num_frames: frames T per clip that the model is made for.
-    pooling: `mean` or `mit` (`{"name": "mit", "layers": 1}`) over frames.
-    head: `text` (`{"name": "text", "prompt_layers": 2}` for video-specific prompts) or `linear`.
-    tune: parts that are trained, any of `adapters`, `head` (with pooling), `lora`, `layernorm`, `partial`, `full`
-        (image tower), `coop`, `text` (text tower), by name or with options (`{"name": "lora", "rank": 16}`); see
-        `clipvid.model.tuning`.
-    init_from: a model folder, or such a repository on the Hub, whose weights training starts from. It is not part of a
-        saved model.
+    Attributes:
+        backbone: CLIP model, see `clipvid.backbone.load_backbone`.
+        pretrained: Weights of the CLIP model, see `clipvid.backbone.load_backbone`.
+        adapter: A name of `clipvid.ADAPTERS`, `{"name": ..., options}`, or a list of these.
+        num_frames: Number of frames T per clip.
+        image_size: Side of the images in pixels, if it differs from the pretrained one.
+        pooling: Pooling over frames, `mean` or `mit` (`{"name": "mit", "layers": 1}`).
+        head: `text` (`{"name": "text", "prompt_layers": 2}` for video-specific prompts) or `linear`.
+        tune: Trained parts, any of `adapters`, `head` (with pooling), `lora`, `layernorm`, `partial`, `full` (image
+            tower), `coop`, `text` (text tower). Each is a name or has options (`{"name": "lora", "rank": 16}`); see
+            `clipvid.model.tuning`.
+        init_from: Model folder or Hub repository whose weights training starts from. Not part of a saved model.
     """
 
     backbone: str = "tiny"
@@ -54,18 +56,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
-            raise InputError(f"num_frames={self.num_frames}: a clip has at least one frame")
+            raise InputError(f"num_frames={self.num_frames} must be at least 1")
         parts = self.parts
         if parts.tuning.trains_text and not HEADS[parts.head.name].needs_text:
             raise InputError(f"tune={self.tune}: a {parts.head.name} head does not use the text tower; leave it frozen")
 
     @property
     def parts(self) -> ModelParts:
-        """Typed options, resolved once. They are not stored: jsonargparse would take an attribute for an option."""
+        """Typed options, resolved once. They are not stored, since jsonargparse treats attributes as options."""
         choices: list[Any] = [self.adapter, self.pooling, self.head, self.tune]
         try:
             key = json.dumps(choices)
-        except (TypeError, ValueError):  # not JSON: an error that names the option, or one that needs no cache
+        except (TypeError, ValueError):  # not JSON: resolving reports the option, or works without a cache
             return _resolve(*choices)
         return _resolve_once(key, tuple(entry for registry in _REGISTRIES for entry in registry.values()))
 
@@ -79,5 +81,5 @@ def _resolve(adapter: AdapterSpec, pooling: Choice, head: Choice, tune: list[Cho
 
 @lru_cache(maxsize=256)
 def _resolve_once(choices: str, entries: tuple[Any, ...]) -> ModelParts:
-    """Return the parts of JSON choices. `entries` is part of the key, since a class may replace one of its name."""
+    """Return the parts of JSON choices. `entries` belongs to the key, since classes may be re-registered."""
     return _resolve(*json.loads(choices))

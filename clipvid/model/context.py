@@ -13,14 +13,16 @@ from clipvid import InputError
 if TYPE_CHECKING:
     from clipvid.backbone import TextTower
 
-_PLACEHOLDER = "X"  # one token wherever it stands
+_PLACEHOLDER = "X"  # a single token at any position
 
 
 @dataclass(frozen=True)
 class ContextConfig:
-    """Vectors learned in place of the words before a class name (CoOp, https://arxiv.org/abs/2109.01134).
+    """Learned vectors that replace the words before a class name (CoOp, https://arxiv.org/abs/2109.01134).
 
-    tokens: how many, the same for all classes. init: words that the first of them start as; the rest are random.
+    Attributes:
+        tokens: Number of vectors, shared by all classes.
+        init: Words that the first vectors start as. The rest are random.
     """
 
     papers: ClassVar[tuple[str, ...]] = ("Zhou et al., IJCV 2022, https://arxiv.org/abs/2109.01134",)
@@ -34,13 +36,13 @@ class ContextConfig:
 
 
 class ContextTokens(nn.Module):
-    """Learned context of a text tower. `vectors` [C, width] stand between the start token and the class name."""
+    """Learned context of a text tower. `vectors` [C, width] are between the start token and the class name."""
 
     def __init__(self, config: ContextConfig, text: TextTower):
         super().__init__()
         embedding, length = text.transformer.token_embedding.weight, text.transformer.context_length
-        if config.tokens > length - 3:  # beside them stand a start, an end and a name
-            raise InputError(f"coop: tokens={config.tokens}; a text of this tower has {length} tokens in all")
+        if config.tokens > length - 3:  # leaves room for start, end and a name
+            raise InputError(f"coop: tokens={config.tokens}; a text of this tower has {length} tokens in total")
         self.vectors = nn.Parameter(0.02 * torch.randn(config.tokens, embedding.shape[1]))
         count = text.count_tokens(config.init)
         if count > config.tokens:
@@ -49,10 +51,10 @@ class ContextTokens(nn.Module):
             self.vectors[:count] = embedding[text.tokenize([config.init])[0, 1 : 1 + count]]
 
     def tokenize(self, text: TextTower, names: list[str]) -> Tensor:
-        """Class names -> token ids [K, 1, L] with places for the context.
+        """Return token ids [K, 1, L] of K class names, with placeholders for the context.
 
         Raises:
-            ValueError: names that are too long beside the context.
+            InputError: A name is too long next to the context.
         """
         prompts = [
             " ".join([_PLACEHOLDER] * len(self.vectors) + [f"{name.replace('_', ' ').strip()}."]) for name in names

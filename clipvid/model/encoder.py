@@ -1,4 +1,4 @@
-"""The video encoder: a CLIP image tower run over frames, with temporal adapters between its blocks.
+"""Video encoder: a CLIP image tower applied to frames, with temporal adapters between its blocks.
 
 Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width, E embedding, S image side.
 """
@@ -35,10 +35,11 @@ class FrozenFeatures(NamedTuple):
 class EncoderOutput(NamedTuple):
     """Output of the encoder.
 
-    frame_features: [B, T, E], the tower's own image features, not normalized.
-    patch_tokens: [B, T, N, D] of the last block, before the tower's final norm; N = 0 if it was given frame features.
-    losses: scalar auxiliary losses by `<adapter>.<block>`.
-    traces: traces of the adapters by `<adapter>.<block>`; empty unless requested.
+    Attributes:
+        frame_features: [B, T, E], image features of the tower, not normalized.
+        patch_tokens: [B, T, N, D] of the last block, before the tower's final norm. N = 0 after frame features.
+        losses: Scalar auxiliary losses by `<adapter>.<block>`.
+        traces: Traces of the adapters by `<adapter>.<block>`, empty unless requested.
     """
 
     frame_features: Tensor
@@ -48,7 +49,7 @@ class EncoderOutput(NamedTuple):
 
 
 class VideoBlock(nn.Module):
-    """One block of the tower with its adapters: before attention, attention, after attention, MLP."""
+    """Block of the tower with its adapters: before attention, attention, after attention, MLP."""
 
     def __init__(self, block: Block | TimmBlock, adapters: Mapping[str, Adapter]):
         super().__init__()
@@ -58,7 +59,7 @@ class VideoBlock(nn.Module):
     def forward(
         self, tokens: Tensor, grid: tuple[int, int], trace: bool = False
     ) -> tuple[Tensor, dict[str, Tensor], Traces]:
-        """Tokens [B, T, P+N, D] -> tokens [B, T, P+N, D], losses and traces by adapter."""
+        """Return tokens [B, T, P+N, D], and losses and traces by adapter."""
         losses: dict[str, Tensor] = {}
         traces: Traces = {}
         for place, half in (
@@ -79,7 +80,7 @@ class VideoBlock(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """Encoder of frames: the blocks of `backbone`, each with its adapters by name; None for no adapters."""
+    """Encoder of frames: the blocks of `backbone`, each with its adapters by name. None means no adapters."""
 
     def __init__(self, backbone: Backbone, adapters: Sequence[Mapping[str, Adapter]] | None = None):
         super().__init__()
@@ -91,21 +92,23 @@ class VideoEncoder(nn.Module):
         self.gradient_checkpointing = False
 
     def adapters(self) -> list[Adapter]:
-        """Every adapter, first block first."""
+        """Return all adapters, first block first."""
         return [adapter for layer in self.layers for adapter in layer.adapters.values()]
 
     def image_tower(self) -> list[nn.Module]:
-        """The modules that came from CLIP: embedding and pooling head, then the blocks."""
+        """Return the modules of CLIP: embedding and pooling head, then the blocks."""
         return [self.tower, *(layer.block for layer in self.layers)]
 
     def compile_blocks(self, **options: Any) -> None:
-        """`torch.compile` every block with its adapters, with its options; equal blocks share one compilation."""
+        """Compile every block with its adapters by `torch.compile(**options)`. Equal blocks share one compilation."""
         for layer in self.layers:
             layer.compile(**options)
 
     def lower_frozen_precision(self) -> None:
-        """Frozen linears and convolutions of the image tower in bfloat16: half the memory, and under autocast to
-        bfloat16 the same results to the bit, which casts them at every use otherwise."""
+        """Cast frozen linears and convolutions of the image tower to bfloat16, which halves their memory.
+
+        Results under bfloat16 autocast are bitwise the same, since autocast performs the same cast at every use.
+        """
         for module in (child for part in self.image_tower() for child in part.modules()):
             if isinstance(module, nn.Linear | nn.Conv2d) and not _trained(module.parameters()):
                 module.to(torch.bfloat16)
@@ -131,8 +134,8 @@ class VideoEncoder(nn.Module):
     def frozen_depth(self, with_head: bool = False) -> int | None:
         """Return the number of blocks that training leaves alone, for `lower`; None if the embedding is trained.
 
-        A block with an adapter that has weights or state is not among them, and neither is one that computes something
-        else in training, by dropout or batch statistics.
+        Blocks with an adapter that has weights or state do not count. Neither do blocks with dropout or BatchNorm, which
+        compute something else in training.
 
         Args:
             with_head: count the pooling head of the tower as one more block.
@@ -174,7 +177,7 @@ class VideoEncoder(nn.Module):
     def _run(self, layer: nn.Module, tokens: Tensor, trace: bool) -> tuple[Tensor, dict[str, Tensor], Traces]:
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
             return layer(tokens, self.tower.grid, trace)
-        # The second pass sees the same batch again: BatchNorm must not count it twice.
+        # Recomputation repeats the batch: BatchNorm must not count it twice.
         passes = (torch.enable_grad(), frozen_bn_statistics(layer))
         return checkpoint(layer, tokens, self.tower.grid, trace, use_reentrant=False, context_fn=lambda: passes)
 

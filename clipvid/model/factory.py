@@ -28,16 +28,20 @@ def create_model(
     """Build a video model around a CLIP backbone.
 
     Args:
-        backbone, pretrained, adapter, num_frames: see `ModelConfig`.
-        options: other fields of `ModelConfig`; `labels` and `templates` for `VideoCLIP.set_labels`; anything else goes
-            to the adapter's config when one adapter is asked for (`create_model("tiny", adapter="ila", norm="group")`).
+        backbone: See `ModelConfig`.
+        pretrained: See `ModelConfig`.
+        adapter: See `ModelConfig`.
+        num_frames: See `ModelConfig`.
+        options: Other fields of `ModelConfig`, and `labels` and `templates` for `VideoCLIP.set_labels`. With a single
+            adapter, its options are accepted too (`create_model("tiny", adapter="ila", norm="group")`).
 
     Raises:
-        ValueError, RuntimeError: see `load_backbone`; unknown options are refused by name.
+        InputError: An option is unknown; see also `load_backbone`.
+        RunError: See `load_backbone`.
     """
     labels, templates = options.pop("labels", None), options.pop("templates", None)
     if options.get("init_from") is not None:
-        raise InputError("init_from is an option of runs; for a model in memory, call clipvid.hub.start_from on it")
+        raise InputError("init_from is an option of training runs; for a model in memory, call clipvid.hub.start_from")
     fields = {item.name for item in dataclasses.fields(ModelConfig)}
     adapter_fields = {item.name for config in resolve_adapters(adapter).values() for item in dataclasses.fields(config)}
     for key in options.keys() - fields - adapter_fields:
@@ -46,7 +50,9 @@ def create_model(
     own = {key: options.pop(key) for key in options.keys() - fields}
     if isinstance(adapter, list):
         if own:
-            raise InputError(f"{sorted(own)}: with several adapters, options go into their mappings")
+            raise InputError(
+                f"{sorted(own)}: with several adapters, pass options in their mappings, {{name: ..., option: ...}}"
+            )
     elif own:
         adapter = {"name": adapter, **own} if isinstance(adapter, str) else {**adapter, **own}
     named: dict[str, Any] = {
@@ -61,10 +67,11 @@ def create_model(
 def build_model(
     config: ModelConfig, labels: Sequence[str] | None = None, templates: str | Sequence[str] | None = None
 ) -> VideoCLIP:
-    """Build a fresh `VideoCLIP` of `config`, with labels if they are given.
+    """Build a new `VideoCLIP` of `config`, with labels if they are given.
 
     Raises:
-        InputError, RunError: see `load_backbone`; options that do not fit the tower, such as blocks that it lacks.
+        InputError: An option does not fit the tower; see also `load_backbone`.
+        RunError: See `load_backbone`.
     """
     backbone = load_backbone(config.backbone, config.pretrained, config.image_size)
     model = assemble_model(backbone, config, len(labels) if labels else None)
@@ -76,14 +83,16 @@ def build_model(
 def assemble_model(
     backbone: Backbone, config: ModelConfig, num_classes: int | None = None, base_fingerprint: str | None = None
 ) -> VideoCLIP:
-    """Build a fresh `VideoCLIP` around a backbone in memory.
+    """Build a new `VideoCLIP` around a backbone in memory.
 
     Args:
-        num_classes: K of a head without text, if its options do not say.
-        base_fingerprint: see `VideoCLIP`.
+        backbone: The CLIP model.
+        config: The config; its options must fit the tower.
+        num_classes: Number of classes K of a head without text, unless its options set it.
+        base_fingerprint: See `VideoCLIP`.
 
     Raises:
-        InputError: options that do not fit the tower.
+        InputError: An option does not fit the tower.
     """
     parts = config.parts
     own = backbone.clone_sharing_weights() if parts.tuning.lora is not None else backbone

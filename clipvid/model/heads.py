@@ -1,4 +1,4 @@
-"""From frame features to logits: pooling over time, and classification heads.
+"""Classification heads.
 
 Shapes: B clips, T frames, N patches, D tower width, E embedding, K classes.
 """
@@ -19,9 +19,10 @@ from clipvid.registry import Registry
 
 @dataclass(frozen=True)
 class TextHeadConfig:
-    """Cosine with the text features of the classes.
+    """Options of the text head, the cosine with text features of the classes.
 
-    prompt_layers: decoder layers of video-specific prompting (X-CLIP, ILA); 0 for none.
+    Attributes:
+        prompt_layers: Decoder layers of video-specific prompts (X-CLIP, ILA), 0 for none.
     """
 
     prompt_layers: int = 0
@@ -33,10 +34,11 @@ class TextHeadConfig:
 
 @dataclass(frozen=True)
 class LinearHeadConfig:
-    """L2 norm, LayerNorm, dropout, linear (ILA on Something-Something).
+    """Options of the linear head: L2 norm, LayerNorm, dropout, linear (ILA on Something-Something).
 
-    num_classes: K; unset, as many as labels.
-    dropout: probability, in [0, 1).
+    Attributes:
+        num_classes: Number of classes K. By default the number of labels.
+        dropout: Probability, in [0, 1).
     """
 
     num_classes: int | None = None
@@ -52,8 +54,9 @@ class LinearHeadConfig:
 class Head(nn.Module):
     """Base class of classification heads. A subclass sets the class attributes and implements `forward`.
 
-    needs_text: the head reads text features of the classes; without them it has a fixed number of classes.
-    papers: citations, each with a link, for the card of a model that has the head.
+    Attributes:
+        needs_text: If True, the head reads text features of the classes. Otherwise its number of classes is fixed.
+        papers: Citations with links, listed on the card of a model with this head.
     """
 
     Config: ClassVar[type] = TextHeadConfig
@@ -65,7 +68,7 @@ class Head(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes K of a head without text, else None."""
+        """Number of classes K of a head without text, otherwise None."""
         return None
 
     @property
@@ -77,15 +80,15 @@ class Head(nn.Module):
         """Return logits, or cosines for a head that needs text, [B, K].
 
         Args:
-            video: features [B, E].
+            video: Video features [B, E].
             patch_tokens: [B, T, N, D] of the last block.
-            text: features of the classes [K, E]; None for a head without text.
+            text: Text features of the classes [K, E], or None for a head without text.
         """
         raise NotImplementedError
 
 
 class PromptDecoderLayer(nn.Module):
-    """Text features [B, K, E] look at the video [B, N, E]."""
+    """Decoder layer in which text features [B, K, E] attend to the video [B, N, E]."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -94,12 +97,13 @@ class PromptDecoderLayer(nn.Module):
         self.mlp = feed_forward(width)
 
     def forward(self, text: Tensor, video: Tensor) -> Tensor:
+        """Return text features [B, K, E]."""
         text = text + self.cross_attn(self.norm1(text), video)
         return text + self.mlp(self.norm3(text))
 
 
 class VideoSpecificPrompts(nn.Module):
-    """Text features moved by what the clip shows: `text + alpha * decoder(text, patches)`."""
+    """Text features conditioned on the clip, `text + alpha * decoder(text, patches)`."""
 
     def __init__(self, width: int, embed_dim: int, layers: int):
         super().__init__()
@@ -110,7 +114,7 @@ class VideoSpecificPrompts(nn.Module):
         self.alpha = nn.Parameter(torch.full((embed_dim,), 0.1))
 
     def forward(self, text: Tensor, patch_tokens: Tensor) -> Tensor:
-        """Text features [K, E] and patch tokens [B, T, N, D] -> [B, K, E]."""
+        """Return prompts [B, K, E] of text features [K, E] and patch tokens [B, T, N, D]."""
         video = self.norm(self.visual_proj(self.visual_ln(patch_tokens)).mean(dim=1))
         decoded = text.expand(len(video), *text.shape)
         for layer in self.layers:
@@ -119,7 +123,7 @@ class VideoSpecificPrompts(nn.Module):
 
 
 class TextHead(Head):
-    """Cosine logits against text features."""
+    """Head with cosine logits against text features."""
 
     def __init__(self, config: TextHeadConfig, width: int, embed_dim: int, num_classes: int | None):
         super().__init__(config, width, embed_dim, num_classes)
@@ -141,7 +145,7 @@ class TextHead(Head):
 
 
 class LinearHead(Head):
-    """Logits without text."""
+    """Head with a fixed number of classes and without text."""
 
     Config = LinearHeadConfig
     needs_text = False
@@ -151,7 +155,7 @@ class LinearHead(Head):
         classes = config.num_classes or num_classes
         if not classes:
             raise InputError(
-                "a linear head needs to know its classes: give labels=[...] or head={name: linear, num_classes: K}"
+                "a linear head needs a number of classes: pass labels=[...] or head={name: linear, num_classes: K}"
             )
         self.norm = nn.LayerNorm(embed_dim)
         self.dropout = nn.Dropout(config.dropout)

@@ -32,10 +32,14 @@ _BLOCKS = {"image": r"encoder\.layers\.\d+\.block", "text": r"text\.clip(\.text)
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank updates `scale * B A` beside linears (https://arxiv.org/abs/2106.09685), `scale = alpha / rank`.
+    """Low-rank updates `scale * B A` of linears (https://arxiv.org/abs/2106.09685), with `scale = alpha / rank`.
 
-    targets: linears of a block: `q`, `k`, `v`, `out` of the attention, `c_fc`, `c_proj` of the MLP.
-    towers: `image`, `text` or both. dropout: of what goes into A.
+    Attributes:
+        rank: Rank of the updates.
+        alpha: Numerator of the scale.
+        dropout: Probability of dropout on the input of A.
+        targets: Linears of a block: `q`, `k`, `v`, `out` of the attention, `c_fc`, `c_proj` of the MLP.
+        towers: `image`, `text` or both.
     """
 
     papers: ClassVar[tuple[str, ...]] = ("Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685",)
@@ -52,14 +56,14 @@ class LoraConfig:
             if not names or not isinstance(names, list) or not set(names) <= set(allowed):
                 raise InputError(f"lora: {name}={names!r}; expected a list of some of {', '.join(allowed)}")
         if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise InputError(f"lora: rank={self.rank} must be at least 1, dropout={self.dropout} lie in [0, 1)")
+            raise InputError(f"lora: rank={self.rank} must be at least 1, dropout={self.dropout} in [0, 1)")
 
 
 def add_lora(model: nn.Module, text: TextTower, config: LoraConfig) -> None:
-    """Put peft's LoRA layers into the towers of a `VideoCLIP`; zero at first, and all else frozen by peft.
+    """Add peft's LoRA layers to the towers of a `VideoCLIP`. Updates start at zero, and peft freezes everything else.
 
     Raises:
-        ValueError: a tower without such linears.
+        InputError: A tower has no such linears.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
@@ -70,12 +74,12 @@ def add_lora(model: nn.Module, text: TextTower, config: LoraConfig) -> None:
                 block.attn = MaskedAttention.from_fused(block.attn)
     names = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if config.rank > max(linear.in_features for linear in names.values()):
-        raise InputError(f"lora: rank={config.rank} is more than any linear of the model is wide; 4 to 64 are usual")
+        raise InputError(f"lora: rank={config.rank} exceeds the width of every linear; usual values are 4 to 64")
     for tower, target in product(config.towers, config.targets):
         if not any(re.fullmatch(rf"{_BLOCKS[tower]}\.{_LINEARS[target]}", name) for name in names):
             raise InputError(
-                f"lora: the {tower} tower's attention or MLP is of a kind of its own and has no linear {target}; "
-                "choose other targets, or layernorm, partial or full"
+                f"lora: the {tower} tower's attention or MLP is not supported and has no linear {target}; "
+                "choose other targets, or tune layernorm, partial or full"
             )
     blocks = "|".join(_BLOCKS[tower] for tower in config.towers)
     linears = "|".join(_LINEARS[target] for target in config.targets)
@@ -91,7 +95,7 @@ def add_lora(model: nn.Module, text: TextTower, config: LoraConfig) -> None:
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices A and B of every LoRA layer."""
+    """Return the matrices A and B of every LoRA layer."""
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -100,7 +104,7 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module, text: TextTower) -> None:
-    """Every LoRA layer becomes one linear with the update in its weight, which is a new tensor."""
+    """Replace every LoRA layer by one linear with the update added to its weight, a new tensor."""
     from peft.tuners.lora import LoraLayer
 
     for name, layer in list(model.named_modules()):

@@ -10,11 +10,15 @@ from clipvid.model.encoder import Traces
 
 
 class VideoCLIPOutput(NamedTuple):
-    """What `VideoCLIP.forward` returns.
+    """Output of `VideoCLIP.forward`.
 
-    logits: [B, K]. losses: named scalar auxiliary losses, to be added to the objective.
-    video_features: [B, E], pooled, not normalized. frame_features: [B, T, E]. patch_tokens: [B, T, N, D].
-    traces: what the adapters show of themselves, when asked for.
+    Attributes:
+        logits: [B, K].
+        losses: Scalar auxiliary losses by name, to be added to the objective.
+        video_features: [B, E], pooled, not normalized.
+        frame_features: [B, T, E].
+        patch_tokens: [B, T, N, D].
+        traces: Traces of the adapters, empty unless requested.
     """
 
     logits: Tensor

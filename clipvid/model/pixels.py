@@ -1,4 +1,4 @@
-"""Pixels as a CLIP tower reads them: normalized with its mean and standard deviation.
+"""Normalization of pixels with the mean and standard deviation of a CLIP tower.
 
 Shapes: B clips, T frames, S image side.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipvid import InputError
 
-SLACK = 0.2  # of the range from black to white: resizing by bicubic interpolation overshoots
+SLACK = 0.2  # share of the range from black to white, since bicubic resizing overshoots
 
 
 def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -20,14 +20,15 @@ def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_normalized(frames: Tensor, mean: Tensor, std: Tensor) -> None:
-    """Refuse floats that cannot be normalized pixels. Nothing is checked inside `torch.compile` or on the meta device.
+    """Refuse floats that cannot be normalized pixels. Skipped inside `torch.compile` and on the meta device.
 
     Args:
-        frames: floats [B, T, 3, S, S].
-        mean, std: [3, 1, 1], on the scale 0..1.
+        frames: Floats [B, T, 3, S, S].
+        mean: [3, 1, 1], in 0..1.
+        std: [3, 1, 1], in 0..1.
 
     Raises:
-        InputError: a channel has values below black or above white, or all values are in 0..1.
+        InputError: A channel has values below black or above white, or all values are in 0..1.
     """
     if torch.compiler.is_compiling() or frames.is_meta or not frames.numel():
         return
@@ -39,7 +40,7 @@ def check_normalized(frames: Tensor, mean: Tensor, std: Tensor) -> None:
         raise InputError(
             f"frames are floats from {float(low.min()):.3g} to {float(high.max()):.3g}, which are not pixels "
             f"normalized with mean {_rounded(mean)} and std {_rounded(std)}: pass uint8 pixels (0..255), or floats "
-            "that `model.normalize` made of them. Where these are normalized frames, pass normalized=True"
+            "from `model.normalize`. If these frames are normalized, pass normalized=True"
         )
 
 

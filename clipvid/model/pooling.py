@@ -19,14 +19,15 @@ from clipvid.registry import Registry
 
 @dataclass(frozen=True)
 class MeanPoolConfig:
-    """Mean over frames."""
+    """Options of the mean over frames (none)."""
 
 
 @dataclass(frozen=True)
 class MITConfig:
-    """Multi-frame integration transformer (X-CLIP, https://arxiv.org/abs/2208.02816), as ILA uses it.
+    """Options of the multi-frame integration transformer (X-CLIP, https://arxiv.org/abs/2208.02816), as in ILA.
 
-    layers: transformer blocks over the frames.
+    Attributes:
+        layers: Number of transformer blocks over the frames.
     """
 
     layers: int = 1
@@ -37,9 +38,10 @@ class MITConfig:
 
 
 class Pooling(nn.Module):
-    """Base class of poolings over time. A subclass sets `Config` and implements `forward`.
+    """Base class of temporal pooling. A subclass sets `Config` and implements `forward`.
 
-    papers: citations, each with a link, for the card of a model that has the pooling.
+    Attributes:
+        papers: Citations with links, listed on the card of a model with this pooling.
     """
 
     Config: ClassVar[type] = MeanPoolConfig
@@ -71,12 +73,13 @@ class MITBlock(nn.Module):
         self.mlp = feed_forward(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return frame features [B, T, E]."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
 class MIT(Pooling):
-    """`mean_t(x + blocks(x + position))`. Other frame counts than trained resample the positions linearly."""
+    """Transformer over frames, `mean_t(x + blocks(x + position))`. Positions are resampled for other frame counts."""
 
     Config = MITConfig
     papers = ("Ni et al., ECCV 2022, https://arxiv.org/abs/2208.02816",)

@@ -1,4 +1,4 @@
-"""Class names, prompt templates and class descriptions: what text a class is known by."""
+"""Class names, prompt templates and class descriptions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from string import Formatter
 
 from clipvid import InputError
 
-_MEDIA = ("a photo of", "a video of", "a example of", "a demonstration of")  # "a example" is CLIP's own spelling
+_MEDIA = ("a photo of", "a video of", "a example of", "a demonstration of")  # "a example" is CLIP's spelling
 _DOING = ("", "using ", "doing ", "during ", "performing ", "practicing ")
 
-# `kinetics` and `ucf101` are the sets that CLIP was measured with on these data sets, see
+# `kinetics` and `ucf101` are the templates of CLIP's evaluation on these data sets, see
 # https://github.com/openai/CLIP/blob/main/data/prompts.md
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
@@ -38,10 +38,13 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 def resolve_templates(templates: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Templates with one `{}` each: a set of `TEMPLATES` by name, the lines of a text file, or a list; None is `none`.
+    """Return templates with one `{}` each.
+
+    Args:
+        templates: A name of `TEMPLATES`, a text file with one template per line, or a list. None means `none`.
 
     Raises:
-        ValueError: an unknown set, no templates, or a template without its one `{}`.
+        InputError: The name is unknown, there are no templates, or a template does not contain exactly one `{}`.
     """
     if templates is None:
         return TEMPLATES["none"]
@@ -54,7 +57,7 @@ def resolve_templates(templates: str | Sequence[str] | None) -> tuple[str, ...]:
         templates = [line.strip() for line in Path(templates).read_text(encoding="utf-8").splitlines() if line.strip()]
     wrong = [t for t in templates if _places(t) != [""]]
     if wrong or not templates:
-        raise InputError(f"each template holds the class name's place {{}} once; given {wrong or 'no template'}")
+        raise InputError(f"each template must contain {{}}, the class name, exactly once; got {wrong or 'no template'}")
     return tuple(templates)
 
 
@@ -63,7 +66,7 @@ def _places(template: str) -> list[str]:
 
 
 def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
-    """Prompts [K][number of templates]; underscores in names become spaces, and CamelCase (UCF101's) becomes words."""
+    """Return prompts [K][number of templates]. Underscores become spaces, CamelCase (UCF101) becomes words."""
     return [[template.format(_in_words(name)) for template in templates] for name in names]
 
 
@@ -72,15 +75,15 @@ def _in_words(name: str) -> str:
 
 
 def read_descriptions(file: str | Path, names: Sequence[str]) -> list[list[str]]:
-    """Texts of each of the K classes from a JSON object: name -> description, or name -> list of descriptions.
+    """Read the texts of K classes from a JSON object, name -> description or list of descriptions.
 
     Raises:
-        ValueError: no such JSON, or a class without a description; says which. Other names in it are no error.
+        InputError: The file is not such JSON, or a class has no description. Additional names are allowed.
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{file}: no JSON ({error})") from error
+        raise InputError(f"{file}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a JSON object, class name -> description or list of descriptions")
     texts = {name: [value] if isinstance(value, str) else value for name, value in content.items()}

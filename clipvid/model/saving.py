@@ -1,4 +1,4 @@
-"""The files of a model folder. `clipvid.hub` reads them."""
+"""Files of a model folder. `clipvid.hub` reads them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 def save_model(model: Any, folder: Path, self_contained: bool = False, max_shard_size: int | None = None) -> None:
     """Write the folder of a `VideoCLIP`: config, trained weights, preprocessing, and the backbone if it is not public.
 
-    The files of a model that is already there are replaced together, see `replace_together`. Other files stay.
+    Existing files of a model are replaced together, see `replace_together`. Other files stay.
 
     Args:
-        model: the `VideoCLIP`.
-        folder: made if it does not exist.
-        self_contained: let `model.safetensors` also hold the trained weights that `lora/` and `backbone/` hold.
-        max_shard_size: bytes from which `model.safetensors` is split into several files with an index.
+        model: The `VideoCLIP`.
+        folder: Target folder, created if it does not exist.
+        self_contained: Let `model.safetensors` also contain the trained weights of `lora/` and `backbone/`.
+        max_shard_size: Size in bytes from which `model.safetensors` is split into several files with an index.
     """
     with replace_together(folder, owned_files(folder), last=CONFIG) as staged:
         trained = model.trained_state() if self_contained else model.saved_state()
@@ -60,9 +60,9 @@ def save_model(model: Any, folder: Path, self_contained: bool = False, max_shard
 
 
 def owned_files(folder: Path) -> set[str]:
-    """Return the weights and other files that the config of a saved model lists; empty without such a config.
+    """Return the files that the config of a saved model lists, or an empty set without such a config.
 
-    Paths that lead elsewhere are left out.
+    Paths outside the folder are omitted.
     """
     try:
         record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -82,14 +82,14 @@ def owned_files(folder: Path) -> set[str]:
 
 
 def is_weight_file(name: str) -> bool:
-    """Return True for the name of a file in which a model folder keeps trained weights, or of their index."""
+    """Return True for the names of trained weights in a model folder, and of their index."""
     return name in (WEIGHTS, WEIGHTS_INDEX, LORA_WEIGHTS) or _SHARD.fullmatch(name) is not None
 
 
 def _shards(
     state: dict[str, Tensor], max_size: int | None
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
-    """Return the tensors by file, and the index of the files if there are several."""
+    """Return the tensors by file, and the index if there are several files."""
     if max_size is None or sum(tensor.nbytes for tensor in state.values()) <= max_size:
         return {WEIGHTS: state}, None
     split = split_torch_state_dict_into_shards(state, max_shard_size=max_size)

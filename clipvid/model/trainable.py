@@ -1,4 +1,4 @@
-"""The interface between a model and the training loop."""
+"""Interface between a model and the training loop."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from clipvid.model.encoder import VideoEncoder
 
 
 class FrameModel(Protocol):
-    """The parts of a `VideoCLIP` that training uses, beside those of a module."""
+    """Members of `VideoCLIP` that training uses, besides those of `nn.Module`."""
 
     @property
     def num_frames(self) -> int:
-        """Frames T per clip."""
+        """Number of frames T per clip."""
 
     @property
     def image_size(self) -> int:
@@ -23,20 +23,20 @@ class FrameModel(Protocol):
 
     @property
     def encoder(self) -> VideoEncoder:
-        """The image tower with its adapters."""
+        """Image tower with its adapters."""
 
     def normalize(self, frames: Tensor) -> Tensor:
         """Return uint8 pixels [B, T, 3, S, S] as normalized floats."""
 
 
 class TrainableModel(nn.Module):
-    """A module that the training loop trains: a `VideoCLIP`, or a module around one."""
+    """Module that the training loop trains: a `VideoCLIP`, or a module around one."""
 
     @property
     @abstractmethod
     def video_model(self) -> FrameModel:
-        """The `VideoCLIP` inside, which normalizes frames and has the adapters; a `VideoCLIP` returns itself."""
+        """Inner `VideoCLIP`, which normalizes frames and has the adapters. A `VideoCLIP` returns itself."""
 
     @abstractmethod
     def trained_state(self) -> dict[str, Tensor]:
-        """Return what a run trains, with the buffers beside it, by name in `state_dict`."""
+        """Return trained parameters and their buffers by name in `state_dict`."""

@@ -1,4 +1,4 @@
-"""The parts of a model that are trained, by name; low-rank updates (LoRA, by peft), learned context tokens (CoOp)."""
+"""Trained parts of a model, by name."""
 
 from __future__ import annotations
 
@@ -20,32 +20,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdaptersConfig:
-    """The temporal adapters."""
+    """Options for training the temporal adapters (none)."""
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Pooling over time and the classification head."""
+    """Options for training pooling and classification head (none)."""
 
 
 @dataclass(frozen=True)
 class LayerNormConfig:
-    """Every LayerNorm of the image tower."""
+    """Options for training every LayerNorm of the image tower (none)."""
 
 
 @dataclass(frozen=True)
 class FullConfig:
-    """The image tower."""
+    """Options for training the image tower (none)."""
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text tower and the scale of the logits."""
+    """Options for training the text tower and the scale of the logits (none)."""
 
 
 @dataclass(frozen=True)
 class PartialConfig:
-    """The last `blocks` blocks of the image tower and what follows them in it."""
+    """Options for training the last blocks of the image tower and the layers after them.
+
+    Attributes:
+        blocks: Number of blocks.
+    """
 
     blocks: int = 1
 
@@ -67,23 +71,23 @@ TUNING = Registry(
         "text": TextConfig,
     },
 )
-_SHARES_BACKBONE = {"adapters", "head", "lora", "coop"}  # these leave the weights of the backbone as they are
+_SHARES_BACKBONE = {"adapters", "head", "lora", "coop"}  # parts that do not change the weights of the backbone
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The parts of a model that are trained: options by name, in the order of `tune`."""
+    """Trained parts of a model: options by name, in the order of `tune`."""
 
     parts: Mapping[str, Any]
 
     @property
     def lora(self) -> LoraConfig | None:
-        """Options of LoRA, if it is chosen."""
+        """Options of LoRA, or None."""
         return self.parts.get("lora")
 
     @property
     def context(self) -> ContextConfig | None:
-        """Options of the learned context tokens, if they are chosen."""
+        """Options of the learned context tokens, or None."""
         return self.parts.get("coop")
 
     @property
@@ -93,15 +97,15 @@ class Tuning:
 
     @property
     def trains_text(self) -> bool:
-        """True if anything in or before the text tower is trained."""
+        """True if the text tower or its input is trained."""
         return bool({"text", "coop"} & self.parts.keys()) or (self.lora is not None and "text" in self.lora.towers)
 
     def without(self, name: str) -> Tuning:
-        """Return the same parts except one."""
+        """Return the same parts without `name`."""
         return Tuning({key: config for key, config in self.parts.items() if key != name})
 
     def record(self) -> list[Choice]:
-        """Return the inverse of `resolve_tuning`, with every option written out."""
+        """Return the inverse of `resolve_tuning`, with all options explicit."""
         return [
             config_to_choice(name, config) if dataclasses.fields(config) else name
             for name, config in self.parts.items()
@@ -112,7 +116,7 @@ def resolve_tuning(spec: list[Choice]) -> Tuning:
     """Return the typed form of `tune`.
 
     Raises:
-        InputError: an unknown part or option, the same part twice, or parts that exclude each other.
+        InputError: A part or option is unknown, a part is listed twice, or parts exclude each other.
     """
     tuning = Tuning(TUNING.resolve_many(spec))
     lora_in_text = tuning.lora is not None and "text" in tuning.lora.towers
@@ -122,10 +126,10 @@ def resolve_tuning(spec: list[Choice]) -> Tuning:
 
 
 def set_trainable(model: Any, backbone: Backbone, tuning: Tuning, fixed: set[int]) -> None:
-    """Let exactly the parts `tuning` of a `VideoCLIP` require gradients, except parameters with an id in `fixed`.
+    """Make exactly the parts `tuning` of a `VideoCLIP` require gradients, except parameters with an id in `fixed`.
 
     Raises:
-        InputError: more blocks than the image tower has.
+        InputError: The image tower has fewer blocks than requested.
     """
     image, _ = backbone.stages()
     depth = len(backbone.blocks)

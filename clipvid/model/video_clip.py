@@ -1,4 +1,4 @@
-"""`VideoCLIP`: clips and class names in, logits out.
+"""`VideoCLIP`, which maps clips and class names to logits.
 
 Shapes: B clips, T frames, N patches, D tower width, E embedding, K classes, L text length, S image side.
 """
@@ -36,19 +36,17 @@ if TYPE_CHECKING:
 
 
 class VideoCLIP(TrainableModel):
-    """A CLIP model that reads clips. Frames are uint8 pixels, or floats normalized by `normalize`.
+    """CLIP model for clips. Frames are uint8 pixels, or floats normalized by `normalize`.
 
-    The modules come from `clipvid.model.factory`. LoRA is added here, and what `config.tune` does not name is frozen.
-
-    base_fingerprint: SHA-256 of the CLIP that the model is made from, if `backbone` is already trained or merged.
-    preprocessing: how clips were taken in training; None if the model was not trained on videos.
+    `clipvid.model.factory` builds the modules. This class adds LoRA and freezes what `config.tune` does not name.
+    `preprocessing` describes the clips of training; it is None if the model was not trained on videos.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
     label_tokens: Tensor | None
     label_features: Tensor | None
-    peft_config: dict[str, Any]  # set by peft where there is LoRA
+    peft_config: dict[str, Any]  # set by peft with LoRA
 
     def __init__(
         self,
@@ -98,7 +96,7 @@ class VideoCLIP(TrainableModel):
 
     @property
     def num_frames(self) -> int:
-        """Frames T that the model was made for; other counts run too."""
+        """Number of frames T for which the model was built. Other counts run too."""
         return self.config.num_frames
 
     def forward(
@@ -112,18 +110,18 @@ class VideoCLIP(TrainableModel):
 
         Args:
             frames: [B, T, 3, S, S], uint8 pixels or normalized floats; or their output of `encoder.lower`.
-            text: token ids [K, L] of one prompt per class, in place of the labels.
-            trace: also return the traces of the adapters.
-            normalized: take `frames` as they are, without the check of `normalize`.
+            text: Token ids [K, L] of one prompt per class, instead of the labels.
+            trace: Also return the traces of the adapters.
+            normalized: Use `frames` as they are, without the check of `normalize`.
 
         Raises:
-            InputError: frames of another shape, or floats that cannot be normalized pixels.
-            RunError: a text head without labels or text.
+            InputError: The frames have another shape, or are floats that cannot be normalized pixels.
+            RunError: A text head has neither labels nor text.
         """
         encoded = self._encode(frames, trace, normalized)
         video = self.pooling(encoded.frame_features)
         if text is not None and not self.head.needs_text:
-            raise InputError("text was given to a model whose linear head knows no text")
+            raise InputError("text was given, but the model has a linear head, which uses no text")
         if self.head.needs_text:
             classes = self.encode_text(text) if text is not None else self._label_features()
             cosines = self.head(video, encoded.patch_tokens, classes)
@@ -135,10 +133,10 @@ class VideoCLIP(TrainableModel):
         )
 
     def normalize(self, frames: Tensor) -> Tensor:
-        """Return uint8 pixels [B, T, 3, S, S] as normalized floats. Floats are checked and returned as they are.
+        """Return uint8 pixels [B, T, 3, S, S] as normalized floats. Floats are checked and returned unchanged.
 
         Raises:
-            InputError: another type, or floats that cannot be normalized pixels; see `check_normalized`.
+            InputError: The type is wrong, or the floats cannot be normalized pixels; see `check_normalized`.
         """
         if frames.dtype == torch.uint8:
             return normalize(frames, self.pixel_mean, self.pixel_std)
@@ -163,14 +161,14 @@ class VideoCLIP(TrainableModel):
 
     @torch.no_grad()
     def set_labels(self, names: Sequence[str], templates: str | Sequence[str] | None = None) -> None:
-        """Name the classes; their text features are computed once, here.
+        """Set the class names and compute their text features once.
 
         Args:
             names: K class names.
-            templates: a set of `clipvid.model.prompts.TEMPLATES` by name, or a list of templates with one `{}` each.
+            templates: A name of `clipvid.model.prompts.TEMPLATES`, or a list of templates with one `{}` each.
 
         Raises:
-            ValueError: no names, or as many as do not fit a linear head.
+            InputError: There are no names, or their number does not fit a linear head.
         """
         if isinstance(names, str):
             raise InputError(f"set_labels expects a list of class names, got the string {names!r}")
@@ -185,39 +183,39 @@ class VideoCLIP(TrainableModel):
             self.label_features = self._ensemble(self.label_tokens)
 
     def refresh_labels(self) -> None:
-        """Compute the text features of the labels again, after weights were loaded."""
+        """Recompute the text features of the labels after loading weights."""
         if self.labels and self.head.needs_text:
             self.set_labels(self.labels, self.templates)
 
     def _label_prompts(self) -> Tensor:
-        """Token ids [K, templates, L]."""
+        """Return token ids [K, templates, L]."""
         if self.context is None:
             prompts = class_prompts(self.labels, self.templates)
             tokens = self.text.tokenize([text for texts in prompts for text in texts])
             return tokens.unflatten(0, (len(prompts), -1))
         if self.templates not in (TEMPLATES["none"], TEMPLATES["single"]):
             raise InputError(
-                f"templates={list(self.templates)}: `coop` learns the context of a class name; leave them out"
+                f"templates={list(self.templates)}: `coop` learns the context of a class name; remove `templates`"
             )
         return self.context.tokenize(self.text, self.labels)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Adapters, pooling and head with their buffers, and all else that `tune` trains, by name in `state_dict`."""
+        """Return adapters, pooling, head (with buffers) and other trained parameters, by name in `state_dict`."""
         return self._named(*self.encoder.adapters(), self.pooling, self.head, parameters=self._tuned_parameters)
 
     def temporal_state(self) -> dict[str, Tensor]:
-        """Adapters and pooling with their buffers, by name in `state_dict`."""
+        """Return adapters and pooling with their buffers, by name in `state_dict`."""
         return self._named(*self.encoder.adapters(), self.pooling)
 
     def saved_state(self) -> dict[str, Tensor]:
-        """What `model.safetensors` holds: `trained_state` without what the folder's `lora/` and `backbone/` hold."""
+        """Return the content of `model.safetensors`: `trained_state` without the weights in `lora/` and `backbone/`."""
         elsewhere = {id(parameter) for parameter in lora_parameters(self)}
         if not self.backbone.is_public:
             elsewhere |= {id(parameter) for parameter in self._backbone_parameters()}
         return {name: tensor for name, tensor in self.trained_state().items() if id(tensor) not in elsewhere}
 
     def lora_state(self) -> dict[str, Tensor]:
-        """What `lora/adapter_model.safetensors` holds, under peft's names; empty without LoRA."""
+        """Return the content of `lora/adapter_model.safetensors` under peft's names, empty without LoRA."""
         if not hasattr(self, "peft_config"):
             return {}
         from peft import get_peft_model_state_dict
@@ -225,13 +223,13 @@ class VideoCLIP(TrainableModel):
         return {f"base_model.model.{name}": value for name, value in get_peft_model_state_dict(self).items()}
 
     def merge_lora(self) -> None:
-        """Add the low-rank updates of LoRA to the weights. The logits stay; the backbone is saved with the model.
+        """Add the low-rank updates of LoRA to the weights. Logits do not change. The backbone is saved with the model.
 
         Raises:
-            InputError: the model has no LoRA.
+            InputError: The model has no LoRA.
         """
         if not hasattr(self, "peft_config"):
-            raise InputError(f"tune={self.config.tune}: there is no LoRA to merge")
+            raise InputError(f"tune={self.config.tune}: the model has no LoRA to merge")
         self._base_fingerprint = self.base_fingerprint()
         merge_lora(self, self.text)
         self.config = dataclasses.replace(self.config, tune=self.config.parts.tuning.without("lora").record())
@@ -243,7 +241,7 @@ class VideoCLIP(TrainableModel):
             self.set_labels(self.labels, self.templates)
 
     def keep_trained_backbone(self) -> None:
-        """Save the backbone with the model from now on; call it before its weights are replaced by trained ones."""
+        """Save the backbone with the model from now on. Call this before loading trained weights into it."""
         self._base_fingerprint = self.base_fingerprint()
         self.backbone.is_public = False
 
@@ -256,12 +254,12 @@ class VideoCLIP(TrainableModel):
         return self.base_fingerprint() if self.backbone.is_public else self.backbone.fingerprint()
 
     def base_fingerprint(self) -> str:
-        """Return the SHA-256 of the CLIP that the model is made from, before any training."""
+        """Return the SHA-256 of the CLIP model before any training."""
         return self._base_fingerprint or self.backbone.fingerprint()
 
     @property
     def has_base_backbone(self) -> bool:
-        """True if `backbone` is the CLIP that the model is made from: neither trained nor merged with LoRA."""
+        """True if `backbone` is the original CLIP model: neither trained nor merged with LoRA."""
         return self._base_fingerprint is None
 
     def frozen_depth(self) -> int | None:
@@ -282,7 +280,7 @@ class VideoCLIP(TrainableModel):
         return self._ensemble(self.label_tokens) if self._trains_text() else self.label_features
 
     def _ensemble(self, tokens: Tensor) -> Tensor:
-        """Token ids [K, templates, L] -> [K, E]: the mean direction of each class's prompts, at their mean length."""
+        """Average the prompts of each class: [K, templates, L] -> [K, E] with mean direction and mean length."""
         context = None if self.context is None else self.context.vectors
         features = self.text(tokens.flatten(0, 1), context).unflatten(0, tokens.shape[:2])
         if tokens.shape[1] == 1:
@@ -291,7 +289,7 @@ class VideoCLIP(TrainableModel):
         return direction * features.norm(dim=-1).mean(dim=1, keepdim=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VideoCLIP:
-        """Keep the fingerprint of the frozen backbone before a cast such as `.to(torch.bfloat16)`, see `nn.Module`."""
+        """Store the fingerprint of the frozen backbone before a cast such as `.to(torch.bfloat16)`, see `nn.Module`."""
         weight = next(self.backbone.vision.parameters())
         if self.config.parts.tuning.keeps_backbone and fn(weight.new_zeros(1)).dtype != weight.dtype:
             self.backbone.keep_fingerprint()

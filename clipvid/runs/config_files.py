@@ -1,4 +1,4 @@
-"""Configs as people write them: options, YAML files and Python values, parsed strictly."""
+"""Strict parsing of configs from options, YAML files and Python values."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ register_type(OptionValue, _unchanged, _unchanged, type_check=lambda value, kind
 def parse_config(
     config_class: type[ConfigT], args: list[str] | None, prog: str, as_positional: bool = False
 ) -> ConfigT:
-    """Return a config from `--config file.yaml` and the command line; later options win.
+    """Parse a config from `--config file.yaml` and the command line. Later options take precedence.
 
-    Unknown keys, values of the wrong type and `null` where a value is needed end the program with exit code 2.
+    Unknown keys, values of the wrong type and `null` for a required value end the program with exit code 2.
 
     Args:
-        config_class: dataclass of the config.
-        args: words of the command line; None for those of this process.
-        prog: name of the command in messages.
-        as_positional: take fields without a default by position, not by name.
+        config_class: Dataclass of the config.
+        args: Words of the command line, or None for those of this process.
+        prog: Name of the command in messages.
+        as_positional: Take fields without a default by position, not by name.
     """
     parser = _build_parser(config_class, prog, as_positional)
     return _parse(parser, config_class, sys.argv[1:] if args is None else args)
 
 
 def read_config(config_class: type[ConfigT], source: ConfigT | Mapping[str, Any] | str | os.PathLike[str]) -> ConfigT:
-    """Return a config from a Python value, checked as strictly as `parse_config` does.
+    """Read a config from a Python value, as strictly as `parse_config`.
 
     Args:
-        config_class: dataclass of the config.
-        source: an instance of `config_class`, a nested mapping with the keys of a YAML file, or the path of such a
-            file. A path may name a config of the package, such as `configs/demo.yaml`.
+        config_class: Dataclass of the config.
+        source: An instance of `config_class`, a nested mapping with the keys of a YAML file, or the path of such a
+            file. A path may be the name of a config in the package, such as `configs/demo.yaml`.
 
     Raises:
-        InputError: another kind of value, a file that does not exist, or options that are unknown or do not fit.
+        InputError: The value has another type, the file does not exist, or an option is unknown or invalid.
     """
     if isinstance(source, config_class):
         return source
@@ -71,12 +71,12 @@ def read_config(config_class: type[ConfigT], source: ConfigT | Mapping[str, Any]
 
 
 def _config_text(config_class: type, source: object) -> str:
-    """Return what `--config` takes: JSON for a mapping, or the path of an existing file."""
+    """Return the value for `--config`: JSON for a mapping, or the path of an existing file."""
     if isinstance(source, Mapping):
         try:
             return json.dumps(source, default=_plain)
         except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"config is a mapping that YAML cannot express: {error}") from error
+            raise InputError(f"config is a mapping that YAML cannot represent: {error}") from error
     if not isinstance(source, str | os.PathLike):
         raise InputError(
             f"config is of type {type(source).__name__}; expected a {config_class.__name__}, a mapping, or the path of "
@@ -89,7 +89,7 @@ def _config_text(config_class: type, source: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return a value inside a config mapping as a type that JSON has."""
+    """Convert a value inside a config mapping to a JSON type."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
@@ -111,19 +111,19 @@ def _parse(parser: ArgumentParser, config_class: type[ConfigT], args: list[str])
     try:
         options = parser.parse_args(words)
     except RecursionError:
-        parser.error("the config is nested too deeply, or in itself")
+        parser.error("the config is nested too deeply or contains itself")
     unfit = _unfit(config_class, options)
     if unfit:
-        parser.error(f"no value that the option can have: {', '.join(unfit)}; leave an option out for its default")
+        parser.error(f"invalid value: {', '.join(unfit)}; remove an option for its default")
     _load_inline(config_class, options, words)
     values = parser.instantiate(options)
     return config_class(**{item.name: values[item.name] for item in dataclasses.fields(config_class)})  # type: ignore
 
 
 def _load_inline(config_class: Any, values: Namespace, words: list[str]) -> None:
-    """Read options of a choice on the command line as YAML: the 32 of `--model.adapter.hidden 32` is a number.
+    """Parse options of a choice on the command line as YAML, so that the 32 of `--model.adapter.hidden 32` is a number.
 
-    The parser leaves the values of a `Choice` as they are. That suits YAML, where quotes make a text of a number.
+    The parser does not convert the values of a `Choice`. This is right for YAML, where quotes turn a number into text.
     """
     for word, following in itertools.pairwise([*words, ""]):
         option, equals, inline = word.partition("=")
@@ -141,15 +141,15 @@ def _load_inline(config_class: Any, values: Namespace, words: list[str]) -> None
 
 
 def _has_options(hint: Any) -> bool:
-    """Return whether a type has a `Choice` in it."""
+    """Return True if a type contains a `Choice`."""
     return hint is OptionValue or any(_has_options(part) for part in get_args(hint))
 
 
 def config_path(name: str | Path) -> Path:
-    """Return the file that a config's name means.
+    """Return the file of a config's name.
 
-    A path that exists is taken as it is. Any other is looked for among the configs of the package, with or without
-    `configs/` before it.
+    Existing paths are returned unchanged. Other names are looked up among the configs of the package, with or without
+    the prefix `configs/`.
     """
     path = Path(name)
     if not path.exists():
@@ -160,17 +160,17 @@ def config_path(name: str | Path) -> Path:
 
 
 def config_folder() -> Path:
-    """Return the folder of the package's configs: inside an installed package, or beside it in the repository."""
+    """Return the folder of the package's configs: inside an installed package, or next to it in the repository."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def copy_configs(folder: Path) -> int:
-    """Copy the package's configs to `folder` and return their number. Files that are there already must be the same.
+    """Copy the package's configs to `folder` and return their number.
 
     Raises:
-        FileExistsError: a file with other content, such as an edited config. Nothing is copied then.
+        FileExistsError: A file exists with other content, such as an edited config. Nothing is copied.
     """
     source = config_folder()
     files = {file: folder / file.relative_to(source) for file in sorted(source.rglob("*")) if file.is_file()}
@@ -183,7 +183,7 @@ def copy_configs(folder: Path) -> int:
 
 
 def _located(args: list[str]) -> list[str]:
-    """Return the arguments with the path of every `--config` that is a name in the package."""
+    """Return the arguments with names of packaged configs replaced by their paths."""
     located = []
     for before, word in itertools.pairwise(["", *args]):
         option, equals, value = word.partition("=")
@@ -196,10 +196,11 @@ def _located(args: list[str]) -> list[str]:
 
 
 def _renamed(args: list[str], names: dict[str, str]) -> list[str]:
-    """Return the arguments with the present names of options, in files of `--config` too; warn about former names.
+    """Return the arguments with current names of options, also in `--config` files. Warn about former names.
 
     Args:
-        names: present names by former ones, of options at the top level.
+        args: Words of the command line.
+        names: Current names by former ones, of options at the top level.
     """
     result: list[str] = []
     for before, word in itertools.pairwise(["", *args]):
@@ -217,17 +218,17 @@ def _renamed(args: list[str], names: dict[str, str]) -> list[str]:
 
 
 def _renamed_keys(config: str, names: dict[str, str]) -> str:
-    """Return a path of a YAML file, or its content with present names if it has former ones."""
+    """Return a path of a YAML file, or its content with current names if it has former ones."""
     path = Path(config)
     try:
         tree = yaml.compose(path.read_text() if path.suffix == ".yaml" and path.is_file() else config, yaml.SafeLoader)
     except (yaml.YAMLError, OSError, ValueError):
-        return config  # the parser reports it
+        return config  # reported by the parser
     keys = [key for key, _ in tree.value] if isinstance(tree, yaml.MappingNode) else []
     former = [key for key in keys if key.value in names]
     for key in former:
         if any(other.value == names[key.value] for other in keys):
-            raise InputError(f"{key.value} is the former name of {names[key.value]}; leave one of them out")
+            raise InputError(f"{key.value} is the former name of {names[key.value]}; remove one of them")
         _warn_renamed(key.value, names[key.value])
         key.value = names[key.value]
     return yaml.serialize(tree, Dumper=yaml.SafeDumper) if former else config
@@ -238,8 +239,7 @@ def _warn_renamed(former: str, present: str) -> None:
 
 
 def _unfit(config_class: Any, values: Any, prefix: str = "") -> list[str]:
-    """Options that are null though their type has no None, or no mapping where there are options below them: the two
-    that jsonargparse lets through."""
+    """Return invalid options that jsonargparse accepts: null without None in the type, or values for mappings."""
     problems = []
     hints = get_type_hints(config_class)
     for name in (item.name for item in dataclasses.fields(config_class)):
@@ -255,6 +255,6 @@ def _unfit(config_class: Any, values: Any, prefix: str = "") -> list[str]:
 
 
 def config_record(config: Any) -> dict[str, Any]:
-    """The config as plain JSON types."""
+    """Convert the config to plain JSON types."""
     record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return record

@@ -1,4 +1,4 @@
-"""A lock on the output folder of a run, which a crash leaves behind without harm."""
+"""Lock on the output folder of a run, robust to crashes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ import psutil
 from clipvid import RunError
 
 NAME = ".lock"
-SECONDS_TO_WRITE = 1.0  # a lock that is still empty after this time was left by a crash
+SECONDS_TO_WRITE = 1.0  # a lock that is still empty after this time is from a crashed process
 HEARTBEAT = 60.0  # seconds between the owner's updates of the modification time
-SECONDS_TO_LIVE = 900.0  # a lock of another host that is older was left by a crash
+SECONDS_TO_LIVE = 900.0  # an older lock of another host is from a crashed process
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder/.lock` within the block.
 
-    The file names host, process and start time of its owner, which updates the file's modification time. A lock is
-    replaced if its owner has died on this host, or is on another host and has not updated it for `SECONDS_TO_LIVE`.
+    The file contains host, process and start time of its owner, which regularly updates the file's modification time. A
+    lock is replaced if its owner has died on this host, or is on another host and has not updated it for
+    `SECONDS_TO_LIVE`.
 
     Raises:
-        RunError: another process holds the lock.
+        RunError: Another process holds the lock.
     """
     path = folder / NAME
     is_new = not folder.exists()
@@ -46,13 +47,13 @@ def locked(folder: Path) -> Iterator[None]:
         released.set()
         if _read(path) == own:
             path.unlink(missing_ok=True)
-        if is_new:  # nothing was written: the folder stays away
+        if is_new:  # remove the folder if nothing was written
             with suppress(OSError):
                 folder.rmdir()
 
 
 def _keep_fresh(path: Path, own: dict[str, Any], released: threading.Event) -> None:
-    """Update the modification time of an own lock until it is released."""
+    """Update the modification time of this process's lock until it is released."""
     while not released.wait(HEARTBEAT):
         with suppress(OSError):
             if _read(path) == own:
@@ -85,7 +86,7 @@ def _create(path: Path, owner: dict[str, Any]) -> bool:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the lock of a dead owner; raise RunError if the owner may be alive."""
+    """Remove the lock of a dead owner. Raise RunError if the owner may be alive."""
     owner, deadline = _read(path), time.monotonic() + SECONDS_TO_WRITE
     while owner is None and path.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -95,16 +96,16 @@ def _remove_stale(path: Path) -> None:
         if owner["host"] != platform.node():
             try:
                 age = _age(path)
-            except FileNotFoundError:  # released meanwhile
+            except FileNotFoundError:  # released in the meantime
                 return
             if age < SECONDS_TO_LIVE:
                 raise RunError(
                     f"{path.parent} is in use by {holder}, which cannot be checked from {platform.node()}. Choose "
-                    f"another output_dir; if that run was killed, delete {path}, or start again in "
+                    f"another output_dir. If that run was killed, delete {path}, or start again in "
                     f"{(SECONDS_TO_LIVE - age) / 60:.0f} minutes"
                 )
         elif _is_alive(owner):
-            raise RunError(f"{path.parent} is in use by {holder}: wait for its end, or choose another output_dir")
+            raise RunError(f"{path.parent} is in use by {holder}; wait until it ends, or choose another output_dir")
     aside = path.with_name(f"{NAME}.{os.getpid()}")
     with suppress(FileNotFoundError):
         path.rename(aside)
@@ -114,7 +115,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:
-    """Return whether the owner still runs. A process id may be used again, with another start time."""
+    """Return True if the owner still runs. Its start time distinguishes it from a later process with the same id."""
     try:
         process = psutil.Process(owner["pid"])
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - owner["started"]) < 1
@@ -125,7 +126,7 @@ def _is_alive(owner: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return the owner that a lock names, or None if there is none to read."""
+    """Return the owner in a lock file, or None if it cannot be read."""
     try:
         owner = json.loads(path.read_text())
         return {"host": str(owner["host"]), "pid": int(owner["pid"]), "started": float(owner["started"])}

@@ -1,4 +1,4 @@
-"""Memory of this process."""
+"""Memory use of this process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 
 
 def peak_resident_memory() -> int:
-    """Return the highest resident memory of this process so far, in bytes."""
-    if sys.platform == "win32":  # it has no module resource
+    """Return the peak resident memory of this process in bytes."""
+    if sys.platform == "win32":  # without the module resource
         import psutil
 
         peak: int = psutil.Process().memory_info().peak_wset

@@ -1,4 +1,4 @@
-"""The config of a run in its output folder: recorded there, and compared when the run continues."""
+"""Config of a run in its output folder, recorded there and compared on resume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipvid import InputError
 from clipvid.files import write_text
 from clipvid.runs.config_files import config_record
 
-# A run may be continued with other values of these: no result depends on them (the content of lists is hashed).
+# Options that may change on resume, since no result depends on them (the content of lists is hashed).
 FREE = {
     "data.max_bad_fraction",
     "data.num_workers",
@@ -28,22 +28,22 @@ FREE = {
     "training.save_steps",
     "training.save_total_limit",
 }
-# And an unfinished one with other values of these, if the clips per step stay the same; the loop watches over that.
+# Options that may change for an unfinished run if the clips per step stay the same, which the training loop checks.
 SPLIT = {"training.gradient_accumulation_steps", "training.per_device_train_batch_size"}
 
 
 class OtherRunError(InputError, FileExistsError):
-    """An output folder that holds a run with another config or other inputs."""
+    """Error for an output folder that contains a run with another config or other inputs."""
 
 
 def check_output(folder: Path, config: Any) -> Any:
-    """Return the config of the run in `folder` as it is recorded there, None if there is no run.
+    """Return the recorded config of the run in `folder`, or None without a run.
 
     A finished run may be continued with more `training.epochs`.
 
     Raises:
-        OtherRunError: the run has another config; names the options that differ.
-        InputError: the recorded config cannot be read.
+        OtherRunError: The run has another config. The message lists the options that differ.
+        InputError: The recorded config cannot be read.
     """
     path = folder / "run.yaml"
     if not path.is_file():
@@ -60,17 +60,17 @@ def check_output(folder: Path, config: Any) -> Any:
     differing = sorted(set(config_differences(recorded, config)) - free)
     if differing:
         raise OtherRunError(
-            f"{folder} holds a run with another config ({', '.join(differing[:6])} differ). "
+            f"{folder} contains a run with another config ({', '.join(differing[:6])} differ). "
             "Choose another output_dir, or delete this one to start over."
         )
     return recorded
 
 
 def prepare_output_dir(folder: Path, config: Any) -> None:
-    """Make `folder` the output folder of a run, or of its continuation, and record the config there.
+    """Make `folder` the output folder of a new or resumed run, and record the config.
 
     Raises:
-        OtherRunError: it holds a run with another config; names the options that differ.
+        OtherRunError: It contains a run with another config. The message lists the options that differ.
     """
     path, record = folder / "run.yaml", config_record(config)
     if check_output(folder, config) == record:
@@ -79,7 +79,7 @@ def prepare_output_dir(folder: Path, config: Any) -> None:
 
 
 def more_epochs(recorded: Any, config: Any) -> int | None:
-    """Return the recorded number of epochs if `config` has more, None otherwise."""
+    """Return the recorded number of epochs if `config` has more, otherwise None."""
     training = recorded.get("training") if isinstance(recorded, dict) else None
     epochs = training.get("epochs") if isinstance(training, dict) else None
     own = getattr(getattr(config, "training", None), "epochs", 0)
@@ -87,7 +87,7 @@ def more_epochs(recorded: Any, config: Any) -> int | None:
 
 
 def config_differences(recorded: Any, config: Any) -> list[str]:
-    """Options in which a record differs from a config; those that it is too old to know had their defaults."""
+    """Return options that differ between a record and a config. Options missing in the record have their defaults."""
     return _differences(recorded, config_record(config), config_record(type(config)()))
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 ask a run to end early: it finishes its step, saves and leaves with an exit code of its own."""
+"""Early end of a run on SIGTERM or SIGUSR1: it finishes its step, saves and exits with `EXIT_CODE`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ if TYPE_CHECKING:
     import torch
 
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: no error, start the same command again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
 
 
 class Preempted(Exception):
-    """The run was asked to end and can go on later; `EXIT_CODE` is the exit code that says so."""
+    """Signal to end a run that can be resumed later. The process exits with `EXIT_CODE`."""
 
 
 class Preemption:
-    """Within `with Preemption():` the signals raise `Preempted`, where `deferred` they only set `signalled`.
+    """Context in which the signals raise `Preempted`. Within `deferred`, they only set `signalled`.
 
-    Signal handlers belong to the main thread; elsewhere nothing is installed.
+    Signal handlers require the main thread. In other threads nothing is installed.
+
+    Args:
+        timeout: Time that `agreed` waits for a process that does not respond before it raises RuntimeError.
     """
 
     def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
-        """timeout: how long `agreed` waits for a process that does not answer before it raises RuntimeError."""
         self.timeout = timeout
         self.signalled = False
         self._deferred = False
@@ -48,7 +50,7 @@ class Preemption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Signals wait until `agreed` is asked, or the end of the block."""
+        """Defer signals until `agreed` is called or the block ends."""
         self._deferred = True
         try:
             yield
@@ -58,10 +60,11 @@ class Preemption:
             raise Preempted
 
     def agreed(self, now: bool = False) -> bool:
-        """Whether to stop: called by all processes at the same places, answered the same on all of them.
+        """Return True if the run must stop. All processes call this at the same places and get the same answer.
 
-        With several processes the answer is that of the last call, unless it is wanted `now`: each call collects what
-        the one before asked, over a channel of its own on the CPU, so that no device and no slow peer is waited for.
+        With several processes, a call returns the signals at the time of the previous call, unless `now` is set. Each
+        call collects the result of the last one over a separate CPU channel. It therefore never waits for a device or a
+        slow process.
         """
         import torch
         import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""How far a run is: the figures of its last steps; a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run with the figures of its last steps: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 20.0
 
 
 class Progress:
-    """Steps done of `total`, with the latest figures, clips per second and the time left. Silent unless `enabled`."""
+    """Steps done of `total`, with the latest figures, clips per second and remaining time. Silent unless `enabled`."""
 
     def __init__(self, total: int, done: int, enabled: bool):
         self.total, self.first, self.done = total, done, done
@@ -43,11 +43,11 @@ class Progress:
             self._line()
 
     def show(self, entry: dict[str, Any]) -> None:
-        """Take over the figures of a log entry."""
+        """Show the figures of a log entry."""
         self.figures = f"loss {entry['loss']:.3f}, {entry['clips_per_second']:.1f} clips/s"
 
     def advance(self, done: int) -> None:
-        """`done` steps are behind us."""
+        """Set the number of finished steps."""
         self.done = done
         if self.terminal:
             self.bar.update(self.task, completed=done, figures=self.figures)
@@ -62,10 +62,14 @@ class Progress:
 
 
 class RunningMean:
-    """Means over the steps since the last log entry, of what was finite; nothing leaves the device before `take`."""
+    """Means of finite figures over the steps since the last log entry. No synchronization before `take`.
+
+    Args:
+        accelerator: The Accelerator.
+        held: Result of `held` of each process when the run was interrupted. Ignored for another number of processes.
+    """
 
     def __init__(self, accelerator: Accelerator, held: list[dict[str, list[float]]]):
-        """held: what each process had `held` when it was interrupted; of no use to another number of processes."""
         self.accelerator = accelerator
         self._reset()
         if len(held) == accelerator.num_processes:
@@ -78,18 +82,18 @@ class RunningMean:
         self.start = time.perf_counter()
 
     def add(self, parts: dict[str, Tensor], clips: int) -> None:
-        """The figures of a micro-batch of `clips` clips, scalars by name."""
+        """Add the figures of a micro-batch of `clips` clips, scalars by name."""
         for name, value in parts.items():
             pair = torch.stack([value.float().nan_to_num(0.0, 0.0, 0.0), value.isfinite().float()])
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
         self.clips += clips
 
     def held(self) -> dict[str, list[float]]:
-        """What this process has summed up and counted so far, for a checkpoint."""
+        """Return the sums and counts of this process, for a checkpoint."""
         return {name: pair.tolist() for name, pair in self.sums.items()}
 
     def take(self) -> dict[str, float]:
-        """Means over the steps and all processes, and clips per second; starts anew."""
+        """Return the means over the steps and all processes, and clips per second. Reset the window."""
         pairs = torch.stack(list(self.sums.values()))
         if self.accelerator.num_processes > 1:
             pairs = self.accelerator.reduce(pairs, "sum")

@@ -1,4 +1,4 @@
-"""`run.json`: what a run was, on what it ran and how it went, a session for every time it was started."""
+"""`run.json`, the record of a run: config, environment and outcome, with one session per start."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ FORMAT_VERSION = 1
 def recorded(
     folder: Path, accelerator: Accelerator, config: dict[str, Any], manifests: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """Lock `folder`, and write `folder/run.json` at the start of the block and at its end.
+    """Lock `folder`, and write `folder/run.json` at the start and the end of the block.
 
-    Yields the session's entry, to which the caller adds figures. A session that was killed has no `outcome`; the
-    others ended `finished`, `preempted`, or with their error.
+    Yields the session's entry, to which the caller adds figures. A killed session has no `outcome`. Others end as
+    `finished`, `preempted`, or with their error.
 
     Args:
-        config: the resolved config, seed included.
-        manifests: hash of each list of videos, of the templates, and of the weights that `init_from` names.
+        folder: Output folder of the run.
+        accelerator: The Accelerator.
+        config: The resolved config, including the seed.
+        manifests: Hash of each list of videos, of the templates, and of the weights of `init_from`.
 
     Raises:
-        RunError: another run uses the folder. All processes raise it.
+        RunError: Another run uses the folder. All processes raise it.
     """
     with locked_by_main_process(folder, accelerator), _recorded(folder, accelerator, config, manifests) as session:
         yield session
@@ -50,10 +52,10 @@ def recorded(
 
 @contextmanager
 def locked_by_main_process(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Let the main process hold the lock of `folder` within the block.
+    """Hold the lock of `folder` in the main process within the block.
 
     Raises:
-        RunError: another run uses the folder. All processes raise it.
+        RunError: Another run uses the folder. All processes raise it.
     """
     with ExitStack() as stack:
         refusal = None
@@ -103,7 +105,7 @@ def _recorded(
 
 
 def recorded_inputs(folder: Path) -> dict[str, str]:
-    """`manifests` of `folder/run.json`, nothing where it cannot be read."""
+    """Return `manifests` of `folder/run.json`, or an empty dict if it cannot be read."""
     try:
         return dict(json.loads((folder / "run.json").read_text())["manifests"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -111,7 +113,7 @@ def recorded_inputs(folder: Path) -> dict[str, str]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python, of this package and of all that it requires and finds."""
+    """Return the versions of Python, this package and its installed requirements."""
     versions = {"python": platform.python_version()}
     try:
         lines = [line for line in requires("clipvid") or [] if "extra ==" not in line]
@@ -127,7 +129,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_revision(folder: Path) -> str | None:
-    """Commit that the code in `folder` is of, with `-dirty` where files differ from it; None outside of git."""
+    """Return the commit of the code in `folder`, with `-dirty` if files differ, or None outside of git."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
@@ -136,7 +138,7 @@ def git_revision(folder: Path) -> str | None:
 
 
 def hardware(accelerator: Accelerator) -> dict[str, Any]:
-    """Machine, device, processes and how they work together."""
+    """Return machine, device, number of processes and their distribution."""
     cuda = accelerator.device.type == "cuda"
     return {
         "machine": f"{platform.system()} {platform.machine()}",
@@ -149,7 +151,7 @@ def hardware(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def peak_memory(accelerator: Accelerator) -> int:
-    """Return the peak memory of this process in bytes: of its GPU, or resident if it has none."""
+    """Return the peak memory of this process in bytes: of its GPU, or resident memory without one."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(accelerator.device)
     return peak_resident_memory()
@@ -169,4 +171,4 @@ def _write(path: Path, record: dict[str, Any], accelerator: Accelerator) -> None
     try:
         write_json(path, record)
     except OSError as error:
-        accelerator.print(f"{path} could not be written ({error}); the run goes on")
+        accelerator.print(f"{path} could not be written ({error}); the run continues")

@@ -1,4 +1,4 @@
-"""The weights that a run trains: as they are, averaged over steps, and the best so far.
+"""Trained weights of a run: current, averaged over steps, and best.
 
 The average is exponential (Polyak & Juditsky, 1992, https://doi.org/10.1137/0330046).
 """
@@ -20,9 +20,12 @@ Weights = dict[str, Tensor]
 class TrainedWeights:
     """Tensors of a model, sharded or not, by their names in its `state_dict`.
 
-    names: those that are trained, with the buffers beside them.
-    ema_decay: `average = ema_decay * average + (1 - ema_decay) * weights` at every step; 0 for no average. Buffers
-        are averaged with the parameters. With an average, it is what is evaluated, compared and handed over.
+    Args:
+        model: The model.
+        names: Names of trained tensors and their buffers.
+        ema_decay: `average = ema_decay * average + (1 - ema_decay) * weights` at every step, or 0 for no average.
+            Buffers are averaged with the parameters. An average replaces the weights in evaluation, comparison and the
+            result.
     """
 
     def __init__(self, model: nn.Module, names: list[str], ema_decay: float = 0.0):
@@ -33,7 +36,7 @@ class TrainedWeights:
         self._best: Weights | None = None
 
     def current(self) -> Weights:
-        """The model's own tensors, in place; those of a sharded model come and go and are valid until its next use."""
+        """Return the tensors of the model without copying. Those of a sharded model are valid until its next use."""
         return self._find() if self._fixed is None else self._fixed
 
     def _find(self) -> Weights:
@@ -42,7 +45,7 @@ class TrainedWeights:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the average by one step."""
+        """Update the average by one step."""
         if self._average is None:
             return
         current = self.current()
@@ -53,7 +56,7 @@ class TrainedWeights:
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
-        """Within the block the model has the averaged weights, where there is an average."""
+        """Use the averaged weights within the block, if there is an average."""
         self._exchange()
         try:
             yield
@@ -71,18 +74,18 @@ class TrainedWeights:
             average.copy_(held)
 
     def keep_best(self) -> None:
-        """The model as it is evaluated now is the best so far; called by all processes, as the two below."""
+        """Store the evaluated weights as the best so far. All processes call this together, as the methods below."""
         self._best = whole(self.current())
 
     def result(self, best: bool) -> Weights:
-        """What to hand over, whole, on the CPU: the best if wanted and known, else the average, else the last."""
+        """Return the result on the CPU: the best weights if requested and available, otherwise average or last."""
         if best and self._best is not None:
             return self._best
         weights: Weights = whole(self.current() if self._average is None else self._average)
         return weights
 
     def state(self) -> dict[str, Weights]:
-        """All of it, whole, on the CPU, for a checkpoint."""
+        """Return all weights on the CPU, unsharded, for a checkpoint."""
         weights = {"model": whole(self.current())}
         if self._average is not None:
             weights["ema"] = whole(self._average)
@@ -92,7 +95,7 @@ class TrainedWeights:
 
     @torch.no_grad()
     def load(self, state: dict[str, Weights]) -> None:
-        """Put back average and best; the model's own weights are loaded before it is sharded."""
+        """Restore average and best. The model's weights are loaded separately, before sharding."""
         if self._average is not None:
             for name, tensor in self._average.items():
                 tensor.copy_(spread(state["ema"][name], tensor))

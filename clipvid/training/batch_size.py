@@ -1,4 +1,4 @@
-"""How many clips fit into the memory of a device."""
+"""Search for the largest batch that fits into the memory of a device."""
 
 from __future__ import annotations
 
@@ -24,15 +24,19 @@ def largest_batch_size(
 ) -> int:
     """Return the largest divisor of `batch_size` for which a forward and a backward pass succeed on every process.
 
-    It is a divisor, so that accumulation makes up for it exactly. The model is left as it was.
+    A divisor allows accumulation to make up for it exactly. The model is not changed.
 
     Args:
-        item: one sample of the training set, repeated to fill a batch.
-        earlier: result of an earlier session of the run. The result is not larger, so that MixUp and BatchNorm see
-            the same batches.
+        accelerator: The Accelerator.
+        model: The model.
+        objective: The training objective.
+        item: One sample of the training set, repeated to fill a batch.
+        wanted: Requested batch size.
+        earlier: Result of an earlier session of the run. The result is not larger, so that MixUp and BatchNorm see the
+            same batches.
 
     Raises:
-        RunError: one clip alone does not fit.
+        RunError: A single clip does not fit.
     """
     start = earlier if earlier is not None and batch_size % earlier == 0 else batch_size
     smaller = (size for size in range(start - 1, 0, -1) if batch_size % size == 0)

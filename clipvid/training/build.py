@@ -1,4 +1,4 @@
-"""The typed configs of runs, and the only place where they become objects."""
+"""Construction of training objects from typed configs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train_loader(
     accelerator: Accelerator,
     output_dir: Path,
 ) -> DataLoader:
-    """Keyed batches of training clips for this process; unreadable videos go to `output_dir`/bad_videos.jsonl."""
+    """Build the loader of training clips for this process. Unreadable videos go to `output_dir`/bad_videos.jsonl."""
     batches = TrainBatches(
         len(dataset),
         training.per_device_train_batch_size,
@@ -60,22 +60,22 @@ def fit_memory(
     accelerator: Accelerator,
     earlier: int | None,
 ) -> TrainingConfig:
-    """Return `training` with as many clips at once as fit, and the accumulation that makes up for it."""
+    """Return `training` with the batch size that fits into memory and the accumulation that makes up for it."""
     batch_size = training.per_device_train_batch_size
     fitting = largest_batch_size(accelerator, model, objective, dict(dataset[0, 0]), batch_size, earlier)
     steps = training.gradient_accumulation_steps * (batch_size // fitting)
-    accelerator.print(f"{fitting} clips at once on each process, {steps} times per step")
+    accelerator.print(f"batch size {fitting} on each process, accumulated {steps} times per step")
     return dataclasses.replace(training, per_device_train_batch_size=fitting, gradient_accumulation_steps=steps)
 
 
 def classification(config: FinetuneConfig, num_classes: int) -> Objective:
-    """What fine-tuning minimises."""
+    """Build the objective of fine-tuning."""
     training = config.training
     return Classification(num_classes, config.seed, training.label_smoothing, training.mixup, training.cutmix)
 
 
 def check_tracker(name: str) -> None:
-    """Raise InputError unless the tracker can be used. Accelerate drops one whose package is missing."""
+    """Raise InputError unless the tracker can be used. Accelerate ignores trackers with missing packages."""
     if name in ("none", "all"):
         return
     if name not in LOGGER_TYPE_TO_CLASS:
@@ -93,7 +93,7 @@ def build_accelerator(training: TrainingConfig, output_dir: str) -> Accelerator:
     """Build the Accelerator of a run.
 
     Raises:
-        InputError: the tracker of `report_to` is unknown or not installed, or see `follow_launch_file`.
+        InputError: The tracker of `report_to` is unknown or not installed; see also `follow_launch_file`.
     """
     check_tracker(training.report_to)
     accelerator = Accelerator(
@@ -108,13 +108,16 @@ def build_accelerator(training: TrainingConfig, output_dir: str) -> Accelerator:
 
 
 def build_finetune_model(config: VideoRunConfig, labels: list[str]) -> VideoCLIP:
-    """The model to train, with its labels, from where `init_from` left it; pretrained weights are required, or
-    `random` by name."""
+    """Build the model to train, with its labels and the weights of `init_from`.
+
+    Raises:
+        InputError: `model.pretrained` is missing. Training from scratch requires `random`.
+    """
     own_weights = ":" in config.model.backbone or config.model.backbone == "tiny"
     if config.model.pretrained is None and not own_weights:
         raise InputError(
-            f"model.pretrained is missing for {config.model.backbone}: name the weights (openai, laion2b_s34b_b79k, "
-            "a file ...), or `random` to train from scratch"
+            f"model.pretrained is missing for {config.model.backbone}: set it to the weights (openai, "
+            "laion2b_s34b_b79k, a file ...), or to `random` to train from scratch"
         )
     model = build_model(config.model, labels, config.templates)
     if config.model.init_from is not None:
@@ -137,14 +140,14 @@ def build_trainer(
     output_dir: Path,
     keep_features: bool = False,
 ) -> Trainer:
-    """Build the trainer of a run. The model is on its device already.
+    """Build the trainer of a run. The model must already be on its device.
 
     Args:
         keep_features: open the cache of `training.cache_features`, for an objective that only shows clips to the model.
     """
     training = config.training
     if accelerator.is_fsdp2 and (training.torch_compile or training.frozen_bf16):
-        raise InputError("training.torch_compile and training.frozen_bf16 do not go with FSDP2: leave them out")
+        raise InputError("training.torch_compile and training.frozen_bf16 do not work with FSDP2; remove them")
     if training.frozen_bf16:
         model.video_model.encoder.lower_frozen_precision()
     dataset = train_dataset(config.data, model.video_model, manifest, config.seed, training.cache_views)

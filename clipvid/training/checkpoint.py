@@ -1,7 +1,7 @@
-"""Training state on disk: written aside, flushed, renamed, hashed; the newest whole one is where a run goes on.
+"""Checkpoints: written to a temporary folder, flushed, renamed and hashed. A run resumes from the newest intact one.
 
-A checkpoint is a folder `step_<number>`: `<name>.safetensors` for each set of weights (`model`, and `ema` and `best`
-where the run has them), `optimizer.pt`, `progress.json`, and `SHA256SUMS` over all of these (`sha256sum -c` reads it).
+A checkpoint is a folder `step_<number>`. It has one `<name>.safetensors` per set of weights (`model`, and optionally
+`ema` and `best`), `optimizer.pt` and `progress.json`. `SHA256SUMS` covers all of these (for `sha256sum -c`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ _PREFIX, _DAMAGED, _SUMS = "step_", "damaged_", "SHA256SUMS"
 
 
 class CheckpointError(InputError):
-    """A checkpoint that is not what was written."""
+    """Error for a damaged checkpoint."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """weights: tensors by name, under `model` and perhaps `ema` and `best`. optimizer: state of optimiser, scheduler
-    and scaler, all plain types and tensors. progress: JSON types, `step` among them."""
+    """State of a run.
+
+    Attributes:
+        weights: Tensors by name, under `model` and optionally `ema` and `best`.
+        optimizer: State of optimizer, scheduler and scaler, in plain types and tensors.
+        progress: JSON types, including `step`.
+    """
 
     weights: dict[str, dict[str, Tensor]]
     optimizer: dict[str, Any]
@@ -43,10 +48,10 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `folder/step_<step>` whole or not at all, then drop all but the newest `keep`.
+    """Write `folder/step_<step>` completely or not at all, then delete all but the newest `keep`.
 
     Raises:
-        OSError: it could not be written (a full disk, say); what lay there before still does.
+        OSError: The checkpoint could not be written (such as on a full disk). Older checkpoints are kept.
     """
     target = folder / f"{_PREFIX}{checkpoint.progress['step']:08d}"
     if target.exists():
@@ -58,7 +63,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             write_flushed(aside / name, content)
     for old in list_checkpoints(folder)[:-keep]:
         with suppress(OSError):
-            old.rename(folder / f".{old.name}.removed")  # at once, and then in peace: it is never seen in part
+            old.rename(folder / f".{old.name}.removed")  # so that no partly deleted checkpoint is found
     for left in folder.glob(f".{_PREFIX}*"):
         shutil.rmtree(left, ignore_errors=True)
     return target
@@ -68,9 +73,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: it is damaged; the message names the file.
-        InputError: it has another format.
-        OSError: the disk does not answer.
+        CheckpointError: It is damaged. The message names the file.
+        InputError: It has another format.
+        OSError: The disk cannot be read.
     """
     try:
         contents = {file.name: file.read_bytes() for file in sorted(path.iterdir()) if _is_ours(file)}
@@ -78,7 +83,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         version = progress["format_version"]
         if not isinstance(version, int) or not isinstance(progress["step"], int):
             raise TypeError("progress.json has no whole numbers for format_version and step")
-    except OSError:  # a disk that does not answer is not a damaged file
+    except OSError:  # a disk error does not mean a damaged file
         raise
     except Exception as error:
         raise CheckpointError(f"{path} is damaged: progress.json cannot be read ({error!r})") from error
@@ -93,16 +98,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         weights = {name.removesuffix(suffix): load_tensors(contents[name]) for name in names}
         if "model" not in weights or not isinstance(optimizer, dict):
             raise KeyError("model.safetensors")
-    except Exception as error:  # torch, pickle, zip and safetensors each have their own
+    except Exception as error:  # torch, pickle, zip and safetensors raise different classes
         raise CheckpointError(f"{path} is damaged: its tensors cannot be read ({error!r})") from error
     return Checkpoint(weights, optimizer, progress)
 
 
 def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
-    """The newest whole checkpoint of `folder`; None where there is none. Damaged ones are reported and renamed.
+    """Return the newest intact checkpoint of `folder`, or None if there is none. Damaged ones are reported and renamed.
 
     Raises:
-        CheckpointError: every checkpoint is damaged.
+        CheckpointError: Every checkpoint is damaged.
     """
     checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):
@@ -112,22 +117,22 @@ def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
             aside = folder / f"{_DAMAGED}{path.name}"
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            warnings.warn(f"{error}; it is now {aside.name}, and the checkpoint before it is used", stacklevel=2)
+            warnings.warn(f"{error}; it is renamed to {aside.name}, and the previous checkpoint is used", stacklevel=2)
     if checkpoints:
         raise CheckpointError(
-            f"all {len(checkpoints)} checkpoints of {folder} are damaged: start the same command again to train from "
-            "the beginning, or bring back a copy of one"
+            f"all {len(checkpoints)} checkpoints of {folder} are damaged; start the same command again to train from "
+            "the beginning, or restore a copy of one"
         )
     return None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Return finished checkpoints, oldest first."""
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
 
 
 def recorded_batch_size(folder: Path) -> int | None:
-    """Return the clips of a forward pass in the newest checkpoint that has a readable record, None without one."""
+    """Return the batch size of the newest checkpoint with a readable record, or None."""
     for path in reversed(list_checkpoints(folder)):
         with suppress(OSError, ValueError, KeyError, TypeError):
             size = json.loads((path / "progress.json").read_text())["per_device_batch"]
@@ -137,7 +142,7 @@ def recorded_batch_size(folder: Path) -> int | None:
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Every file of a checkpoint, in memory: what is hashed is what was meant, whatever the disk makes of it."""
+    """Return every file of a checkpoint. Hash the in-memory bytes, so that corruption on disk is detected."""
     files = {f"{name}.safetensors": save_tensors(tensors) for name, tensors in checkpoint.weights.items()}
     buffer = io.BytesIO()
     torch.save(checkpoint.optimizer, buffer)
@@ -146,7 +151,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 def _is_ours(file: Path) -> bool:
-    """Return whether a file belongs to a checkpoint. Editors and file servers leave others there."""
+    """Return True if a file belongs to a checkpoint. Editors and file servers may add others."""
     return file.is_file() and (file.suffix == ".safetensors" or file.name in ("optimizer.pt", "progress.json", _SUMS))
 
 

@@ -25,23 +25,32 @@ def check_output_dir(folder: str) -> None:
 
 @dataclass(frozen=True)
 class TrainingConfig(LoopSettings):
-    """The loop's settings and what else a run needs.
+    """Settings of the training loop and the run.
 
-    per_device_train_batch_size x processes x gradient_accumulation_steps clips make one optimiser step.
-    mixed_precision: `no`, `bf16` or `fp16`. eval_epochs: epochs between evaluations (the last is always evaluated).
-    auto_find_batch_size: take fewer clips at once if the memory does not suffice, and as many more accumulation
-        steps. The clips of an optimizer step stay the same (MixUp and BatchNorm see the smaller batches). A resumed
-        run never takes more clips at once than it did before.
-    mixup, cutmix: alphas, 0 for off. report_to: a tracker of Accelerate (`tensorboard`, `wandb`, ...) or `none`.
-    ddp_timeout: seconds after which a process that waits for a dead or hanging one ends with an error.
-    torch_compile: compile the blocks of the image tower with their adapters, for training and its evaluations.
-    cache_features: keep what the frozen lower part of the model computes on disk, and read it back in later epochs and
-        runs. `auto` does so where clips recur, up to 10 GiB or half of the free space; a number is a size in GiB and
-        an error where nothing can be kept; `off` turns it off. The folder is `$CLIPVID_CACHE/features`.
-    cache_views: training shows this many random clips of each video in turn, so that their features can be kept. 0 for
-        new clips in every epoch.
-    frozen_bf16: keep frozen linears of the image tower in bfloat16 during training; needs `mixed_precision: bf16`,
-        under which the results are the same to the bit.
+    An optimizer step takes per_device_train_batch_size x processes x gradient_accumulation_steps clips.
+
+    Attributes:
+        per_device_train_batch_size: Clips per forward pass of each process in training.
+        per_device_eval_batch_size: Videos per forward pass of each process in evaluation.
+        gradient_accumulation_steps: Forward and backward passes per optimizer step.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        mixed_precision: `no`, `bf16` or `fp16`.
+        eval_epochs: Number of epochs between evaluations. The last epoch is always evaluated.
+        label_smoothing: Probability mass spread over all classes.
+        mixup: Alpha of MixUp, 0 to disable.
+        cutmix: Alpha of CutMix, 0 to disable.
+        report_to: Tracker of Accelerate (`tensorboard`, `wandb`, ...) or `none`.
+        auto_find_batch_size: Reduce the batch size until it fits into memory, with more accumulation steps. The clips
+            of an optimizer step stay the same, but MixUp and BatchNorm see smaller batches. A resumed run never
+            increases the batch size.
+        ddp_timeout: Seconds after which a process that waits for a dead or hanging one ends with an error.
+        torch_compile: Compile the blocks of the image tower with their adapters, for training and its evaluations.
+        cache_features: Keep the output of the frozen lower blocks on disk, and read it in later epochs and runs. `auto`
+            does so for clips that recur, up to 10 GiB or half of the free space. A number is a size in GiB, and an
+            error where nothing can be kept. The folder is `$CLIPVID_CACHE/features`.
+        cache_views: Number of random clips of each video, which take turns. 0 for new clips in every epoch.
+        frozen_bf16: Keep frozen linears of the image tower in bfloat16 during training. Requires `mixed_precision:
+            bf16`, under which the results are bitwise the same.
     """
 
     per_device_train_batch_size: int = 16
@@ -72,12 +81,21 @@ class TrainingConfig(LoopSettings):
         if self.eval_epochs < 1:
             raise InputError(f"eval_epochs={self.eval_epochs} must be at least 1; the last epoch is always evaluated")
         if self.frozen_bf16 and self.mixed_precision != "bf16":
-            raise InputError(f"frozen_bf16 needs mixed_precision: bf16; it is {self.mixed_precision}")
+            raise InputError(f"frozen_bf16 needs mixed_precision: bf16, got {self.mixed_precision}")
 
 
 @dataclass(frozen=True)
 class HubConfig:
-    """Where a finished run is pushed to; see `clipvid.push`. The token is that of `hf auth login`, or HF_TOKEN."""
+    """Repository that a finished run is pushed to; see `clipvid.push`.
+
+    The token is that of `hf auth login`, or HF_TOKEN.
+
+    Attributes:
+        push_to_hub: Push the finished run.
+        repo_id: `user/name`, created if it does not exist.
+        private: Create a private repository.
+        revision: Branch to commit to. By default the main branch.
+    """
 
     push_to_hub: bool = False
     repo_id: str | None = None
@@ -89,8 +107,12 @@ class HubConfig:
 class RunConfig:
     """Options of every training.
 
-    Subclasses set `VERB`, the command that uses them; `METRICS`, which `training.metric_for_best_model` may name; and
-    `UNUSED`, options that the command does not use. These are refused unless they have their defaults.
+    Subclasses set `VERB`, the command that uses them, and `METRICS`, the values of `training.metric_for_best_model`.
+    `UNUSED` lists options that the command does not use. They are refused unless they have their defaults.
+
+    Attributes:
+        output_dir: Output folder. An interrupted run in it is resumed.
+        seed: Seed of all random draws.
     """
 
     VERB: ClassVar[str]
@@ -114,11 +136,11 @@ class RunConfig:
             owner: Any = reduce(getattr, parts, self)
             value = getattr(owner, name, None)
             if owner is not None and value != _default(owner, name):
-                raise InputError(f"{option}={value!r}: clipvid {self.VERB} does not use this option; leave it out")
+                raise InputError(f"{option}={value!r}: clipvid {self.VERB} does not use this option; remove it")
 
     def _check_metric(self) -> None:
         metric, used = self.training.metric_for_best_model, self.training.load_best_model_at_end
-        # Written-out configs have the default of `TrainingConfig` everywhere, and nothing reads it there.
+        # Configs with all options written out have the default of `TrainingConfig`, which is then unused.
         if metric in self.METRICS or (not used and metric == TrainingConfig.metric_for_best_model):
             return
         raise InputError(
@@ -136,7 +158,8 @@ def _default(owner: Any, name: str) -> Any:
 class VideoRunConfig(RunConfig):
     """Options of every training on video.
 
-    templates: a set of `clipvid.prompts.TEMPLATES` or a list of templates, for the class names.
+    Attributes:
+        templates: A name of `clipvid.model.prompts.TEMPLATES` or a list of templates, for the class names.
     """
 
     templates: str | list[str] = "single"
@@ -145,7 +168,7 @@ class VideoRunConfig(RunConfig):
 
 @dataclass(frozen=True)
 class FinetuneConfig(VideoRunConfig):
-    """Fine-tuning on labelled video."""
+    """Options of fine-tuning on labeled video."""
 
     VERB: ClassVar[str] = "finetune"
 
@@ -155,7 +178,13 @@ class FinetuneConfig(VideoRunConfig):
 
 @dataclass(frozen=True)
 class Videos:
-    """A list of videos elsewhere; see `clipvid.videos.DataConfig`."""
+    """Additional list of videos; see `clipvid.data.config.DataConfig`.
+
+    Attributes:
+        root: Folder that paths are relative to.
+        videos: List of videos, as `data.train`.
+        classes: Class list, or None for the labels of the list.
+    """
 
     root: str
     videos: Choice
@@ -164,12 +193,13 @@ class Videos:
 
 @dataclass(frozen=True)
 class PretrainConfig(VideoRunConfig):
-    """Training of adapters on video without labels, CLIP frozen.
+    """Options of training adapters on video without labels, with CLIP frozen.
 
-    data: `train` is learnt from, its labels ignored; on `val` the zero-shot accuracy is followed.
-    also: further lists to learn from.
-    objectives: any of `masked`, `order`, `distillation`, by name or with options (`{"name": "order", "weight": 0.5}`);
-        see `clipvid.pretext`.
+    Attributes:
+        data: `train` is the training data, with labels ignored. `val` measures zero-shot accuracy.
+        also: Further lists of training videos.
+        objectives: Any of `masked`, `order`, `distillation`, by name or with options (`{"name": "order", "weight":
+            0.5}`); see `clipvid.training.pretext_tasks`.
     """
 
     VERB: ClassVar[str] = "pretrain"
@@ -194,7 +224,13 @@ class PretrainConfig(VideoRunConfig):
 
 @dataclass(frozen=True)
 class StillsConfig:
-    """Captioned stills: how many to train on, how many to measure on."""
+    """Captioned stills.
+
+    Attributes:
+        world: World of the stills.
+        train: Number of stills for training.
+        val: Number of stills for evaluation.
+    """
 
     world: WorldConfig = field(default_factory=WorldConfig)
     train: int = 20000
@@ -203,9 +239,10 @@ class StillsConfig:
 
 @dataclass(frozen=True)
 class PretrainClipConfig(RunConfig):
-    """Contrastive image-text training on captioned stills of the synthetic world.
+    """Options of contrastive image-text training on captioned stills of the synthetic world.
 
-    export_dir: where the finished CLIP is saved, in half precision, as a folder for `local-dir:`.
+    Attributes:
+        export_dir: Folder of the finished CLIP in half precision, for `local-dir:`.
     """
 
     VERB: ClassVar[str] = "pretrain-clip"
@@ -217,7 +254,7 @@ class PretrainClipConfig(RunConfig):
         "training.cutmix",
         "training.cache_features",
         "training.cache_views",
-        "training.auto_find_batch_size",  # the other stills of a batch are part of the objective
+        "training.auto_find_batch_size",  # the objective depends on the other stills of a batch
         "training.torch_compile",
         "training.frozen_bf16",
         "stills.world.fps",

@@ -1,4 +1,4 @@
-"""Fine-tuning on labelled video."""
+"""Fine-tuning on labeled video."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from clipvid.training.session import (
 
 
 def check_hub(config: FinetuneConfig) -> None:
-    """Find out before the training whether the push after it can work."""
+    """Check before training that the push after it can work."""
     if config.data.protocol != "holdout":
         raise InputError(
-            f"hub.push_to_hub: {config.data.protocol} makes a model for each group; leave it off, and push the one "
-            "that you want with `clipvid push`"
+            f"hub.push_to_hub: {config.data.protocol} makes a model for each group; disable it, and push one of "
+            "them with `clipvid push`"
         )
     if config.hub.repo_id is None:
         raise InputError("hub.push_to_hub needs hub.repo_id: user/name")
@@ -40,15 +40,14 @@ def check_hub(config: FinetuneConfig) -> None:
 
 
 def push_run(config: FinetuneConfig, output: Path) -> str:
-    """Push the model folder of a finished run; the URL of the commit."""
+    """Push the model folder of a finished run and return the URL of the commit."""
     hub = config.hub
     assert hub.repo_id is not None
     try:
         return push_to_hub(output, hub.repo_id, hub.private, hub.revision).url
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{error}\nThe run is finished and whole; push it later: "
-            f"clipvid push --model {output} --repo_id {hub.repo_id}"
+            f"{error}\nThe run is complete; push it later: clipvid push --model {output} --repo_id {hub.repo_id}"
         ) from error
 
 
@@ -57,10 +56,10 @@ def finetune(
 ) -> dict[str, Any]:
     """Train on one manifest, evaluate on the other, write the model folder, and return the figures.
 
-    A finished run in `output` is left as it is, an interrupted one is resumed.
+    A finished run in `output` is not changed. An interrupted one is resumed.
 
     Raises:
-        FileExistsError: `output` holds a run on other inputs, or `config.output_dir` one with another config.
+        FileExistsError: `output` contains a run on other inputs, or `config.output_dir` one with another config.
     """
     hashes = input_hashes(config, train, val)
     done = load_finished_run(config, output, hashes, accelerator)

@@ -1,6 +1,6 @@
-"""Steps whose loss or gradients are not finite: skipped on the device, counted, and traced to their samples.
+"""Steps with non-finite loss or gradients: skipped on the device, counted, and traced to their samples.
 
-Nothing here waits for the device before `take`.
+The device is not synchronized before `take`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from clipvid.training.optim import SkippingAdamW
 
 
 class Step(NamedTuple):
-    """Whether an optimiser step was skipped, and if so the samples of all processes that were in it."""
+    """Result of an optimizer step: True if it was skipped, and then the samples of all processes in it."""
 
     skipped: bool
     samples: list[int]
 
 
 class StepGuard:
-    """Skips the optimizer's step on all processes if loss or gradients are not finite on one.
+    """Guard that skips the optimizer's step on all processes if loss or gradients are not finite on one.
 
-    A gradient scaler checks the gradients itself; with one, only the loss counts here. The running statistics of
+    A gradient scaler checks the gradients itself, so with one only the loss is checked here. The running statistics of
     BatchNorms are restored too.
     """
 
@@ -43,13 +43,13 @@ class StepGuard:
         self.kept = [buffer.clone() for buffer in self.statistics]
 
     def watch(self, loss: Tensor, samples: Tensor | None) -> None:
-        """Note a micro-batch: its loss, and its sample numbers [B]."""
+        """Add a micro-batch: its loss, and its sample indices [B]."""
         self.bad = self.bad + (~loss.detach().isfinite()).float()
         if samples is not None:
             self.samples.append(samples)
 
     def close(self, grad_norm: Tensor) -> None:
-        """Called between the last backward of a step and the step."""
+        """Finish a step. Called between its last backward pass and the update."""
         scaled = self.accelerator.scaler is not None
         bad = self.bad if scaled else self.bad + (~grad_norm.isfinite()).float()
         if self.accelerator.num_processes > 1:
@@ -63,7 +63,7 @@ class StepGuard:
         self._begin()
 
     def take(self) -> list[Step]:
-        """The steps since the last call; called by all processes together."""
+        """Return the steps since the last call. All processes call this together."""
         flags = torch.stack([flag for flag, _ in self.steps]).tolist() if self.steps else []
         steps: list[Any] = [Step(False, []) for _ in flags]
         for place, (flag, (_, batches)) in enumerate(zip(flags, self.steps, strict=True)):
@@ -75,9 +75,9 @@ class StepGuard:
 
 
 def diverged(steps: int, before: int, names: list[str]) -> str:
-    """What to say to somebody whose run has diverged."""
+    """Return the error message of a diverged run."""
     return (
         f"{steps} steps in a row, the last before step {before}, had a loss or gradients that are not finite; samples "
-        f"of the last: {', '.join(names)}. Look at these samples, lower optim.lr, or train with mixed_precision no or "
-        "bf16; the checkpoints hold the last good weights"
+        f"of the last: {', '.join(names)}. Check these samples, lower optim.lr, or train with mixed_precision no or "
+        "bf16. The checkpoints contain the last good weights"
     )

@@ -1,4 +1,4 @@
-"""What training minimises. An objective maps (model, batch) to a loss and its named parts.
+"""Training objectives, which map (model, batch) to a loss and its named parts.
 
 Shapes: B clips, T frames, S image side, K classes, L text length.
 """
@@ -20,18 +20,26 @@ Losses = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """Called with the model (possibly wrapped for many processes), a batch with normalized frames, and the epoch;
-    returns the loss to descend and its parts, detached, for the log."""
+    """Objective of a training.
 
-    def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]: ...
+    It is called with the model (possibly wrapped for distributed training), a batch with normalized frames, and the
+    epoch. It returns the loss to minimize and its detached parts for the log.
+    """
+
+    def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
+        """Return the loss and its detached parts."""
 
 
 @dataclass(frozen=True)
 class Classification:
     """Cross entropy plus the auxiliary losses of the adapters, each with weight 1.
 
-    num_classes: K. seed: of the MixUp draws. label_smoothing: mass spread over all classes.
-    mixup, cutmix: alphas of the Beta distributions; 0 turns one off.
+    Attributes:
+        num_classes: Number of classes K.
+        seed: Seed of the MixUp draws.
+        label_smoothing: Probability mass spread over all classes.
+        mixup: Alpha of MixUp, 0 to disable.
+        cutmix: Alpha of CutMix, 0 to disable.
     """
 
     num_classes: int
@@ -41,6 +49,7 @@ class Classification:
     cutmix: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
+        """Return the loss of a batch and its detached parts."""
         frames, targets = batch["frames"], F.one_hot(batch["label"], self.num_classes).float()
         if self.mixup or self.cutmix:
             generator = keyed_generator(self.seed, epoch, *batch["index"].tolist())
@@ -53,12 +62,13 @@ class Classification:
 
 @dataclass(frozen=True)
 class ImageTextContrast:
-    """CLIP's symmetric cross entropy between clips and captions of a batch; equal captions count as one.
+    """CLIP's symmetric cross entropy between clips and captions of a batch. Equal captions count as one.
 
-    The batch holds `frames [B, T, 3, S, S]` and `tokens [B, L]`.
+    The batch has `frames [B, T, 3, S, S]` and `tokens [B, L]`.
     """
 
     def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
+        """Return the loss of a batch and its detached parts."""
         output = model(batch["frames"], text=batch["tokens"], normalized=True)
         same = (batch["tokens"][:, None] == batch["tokens"][None]).all(dim=-1).float()
         targets = same / same.sum(dim=1, keepdim=True)
@@ -73,7 +83,7 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def total_loss(losses: Losses) -> tuple[Tensor, Losses]:
-    """The sum of losses, and them and the sum, detached, for the log; `<adapter>.<block>` are put together."""
+    """Return the sum of losses, and all detached parts for the log. Losses `<adapter>.<block>` are summed."""
     parts: Losses = {}
     for key, loss in losses.items():
         name = key.split(".")[0]

@@ -1,4 +1,4 @@
-"""Optimiser groups and the learning-rate schedule."""
+"""Optimizer groups and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipvid.registry import FINITE, check_option, check_ranges
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters whose name matches `match` (shell pattern) get their own lr and weight_decay."""
+    """Learning rate and weight decay of parameters whose name matches the shell pattern `match`."""
 
     match: str
     lr: float
@@ -40,15 +40,19 @@ SCHEDULES = (
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule.
+    """Options of AdamW and its schedule.
 
-    groups: first match wins; parameters that match none take `lr` and `weight_decay`. Biases and other
-        one-dimensional parameters have no decay.
-    layer_decay: factor on the lr of pretrained weights for every layer between them and their tower's output (0.65 to
-        0.9 is usual with `full`; BEiT, https://arxiv.org/abs/2106.08254); 1 for none. What is new in a tower (adapters,
-        LoRA, context) keeps its lr.
-    lr_scheduler_type: one of `SCHEDULES`, those of `transformers` that need nothing else. warmup_ratio: share of all
-        steps.
+    Attributes:
+        lr: Learning rate.
+        weight_decay: Weight decay. Biases and other one-dimensional parameters have none.
+        betas: Coefficients of AdamW's moving averages.
+        eps: Term added to AdamW's denominator.
+        groups: Parameter groups, of which the first match applies. Other parameters use `lr` and `weight_decay`.
+        layer_decay: Factor on the learning rate of pretrained weights for every layer between them and their tower's
+            output; 1 for none. With `full`, 0.65 to 0.9 is usual (BEiT, https://arxiv.org/abs/2106.08254). New weights
+            in a tower (adapters, LoRA, context) keep their learning rate.
+        lr_scheduler_type: One of `SCHEDULES`, those of `transformers` without further arguments.
+        warmup_ratio: Share of warm-up in all steps.
     """
 
     lr: float = 5e-4
@@ -65,15 +69,16 @@ class OptimConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optim.betas={self.betas}: expected two numbers from 0 to below 1")
         if not 0 < self.layer_decay <= 1:
-            raise InputError(f"layer_decay={self.layer_decay} must lie in (0, 1]; 0.75 is usual, 1 is for none")
+            raise InputError(f"layer_decay={self.layer_decay} must be in (0, 1]; 0.75 is usual, 1 for none")
         check_option("optim", "lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
 
 
 class SkippingAdamW(torch.optim.AdamW):
     """AdamW with a fused step that can be skipped on the device, without a copy to the host.
 
-    found_inf: the name that torch's fused step reads: None or 0 to step, 1 to leave weights and moments alone.
-        A gradient scaler sets and deletes it on the instance, too.
+    Attributes:
+        found_inf: Flag read by torch's fused step: None or 0 to step, 1 to keep weights and moments unchanged. A
+            gradient scaler also sets and deletes it on the instance.
     """
 
     found_inf: Tensor | None = None
@@ -82,7 +87,7 @@ class SkippingAdamW(torch.optim.AdamW):
         super().__init__(groups, fused=True, **options)
 
     def skip_next_step(self, flag: Tensor) -> None:
-        """Skip the next `step` if `flag`, a float scalar on the device of the parameters, is 1. 0 takes it back."""
+        """Skip the next `step` if `flag`, a float scalar on the parameters' device, is 1."""
         self.found_inf = flag
 
 
@@ -90,7 +95,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> SkippingAdamW:
     """Build AdamW over exactly the parameters that require gradients.
 
     Raises:
-        InputError: nothing to train, or a group that matches no parameter.
+        InputError: There is nothing to train, or a group matches no parameter.
     """
     depths = {} if config.layer_decay == 1 else layers_above(model)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
@@ -102,7 +107,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> SkippingAdamW:
         if group is not None:
             unmatched.discard(group.match)
         lr, decay = (group.lr, group.weight_decay) if group else (config.lr, config.weight_decay)
-        # Scalars stay whole where all else is sharded, and a fused step takes one kind at a time.
+        # Scalars are not sharded, and a fused step cannot mix them with sharded parameters.
         lr *= config.layer_decay ** depths.get(id(parameter), 0)
         key = (lr, decay if parameter.ndim > 1 else 0.0, parameter.ndim == 0)
         groups.setdefault(key, []).append(parameter)
@@ -123,8 +128,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> SkippingAdamW:
 
 
 def layers_above(model: nn.Module) -> dict[int, int]:
-    """How many layers stand between a pretrained parameter, by its id, and the output of its tower: 0 for what follows
-    the blocks."""
+    """Return the number of layers between each pretrained parameter, by its id, and the output of its tower."""
     stages = model.backbone.stages() if isinstance(model, VideoCLIP) else []
     return {
         id(parameter): above for tower in stages for above, stage in enumerate(reversed(tower)) for parameter in stage
@@ -132,13 +136,13 @@ def layers_above(model: nn.Module) -> dict[int, int]:
 
 
 def describe_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
-    """A table of what is trained, and how: modules, their parameters, lr, weight decay and share of the model."""
+    """Return a table of trained modules with parameters, learning rate, weight decay and share of the model."""
     settings = {id(value): group for group in optimizer.param_groups for value in group["params"]}
     rows: dict[tuple[str, str, str], tuple[int, set[int]]] = {}
     for name, parameter in model.named_parameters():
         group = settings.get(id(parameter))
         module, index = _module_of(name) if group else ("frozen", None)
-        # The scheduler sets `lr` before the first step; what was asked for is `initial_lr`.
+        # The scheduler sets `lr` before the first step; the configured value is `initial_lr`.
         key = (
             (module, f"{group.get('initial_lr', group['lr']):.3g}", f"{group['weight_decay']:g}")
             if group
@@ -169,7 +173,7 @@ def describe_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: OptimConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm-up and decay over `num_steps` optimiser steps."""
+    """Build the schedule of warm-up and decay over `num_steps` optimizer steps."""
     from transformers import get_scheduler
 
     warmup = round(config.warmup_ratio * num_steps)
@@ -177,7 +181,7 @@ def build_scheduler(
 
 
 def _module_of(name: str) -> tuple[str, int | None]:
-    """The row of a parameter, with `{}` for the number of its block, and that number."""
+    """Return the row of a parameter, with `{}` for the index of its block, and that index."""
     block = re.match(r"(.+\.(?:layers|resblocks))\.(\d+)\.((?:adapters\.)?\w+(?:\.attn|\.mlp)?)", name)
     if block is None:
         return ".".join(name.split(".")[:3]), None
@@ -186,7 +190,7 @@ def _module_of(name: str) -> tuple[str, int | None]:
 
 
 def _with_range(module: str, indices: set[int]) -> str:
-    """`encoder.layers.{}.block` with the numbers of its blocks: `6-11`, or `0,5,11` where there are gaps."""
+    """Insert block indices into `encoder.layers.{}.block`: `6-11`, or `0,5,11` with gaps."""
     if not indices:
         return module
     first, last = min(indices), max(indices)

@@ -1,7 +1,7 @@
-"""What can be learnt from video without labels: terms of a loss, each with heads that are thrown away.
+"""Pretext tasks for video without labels: loss terms with heads that are discarded after training.
 
-A term shows the student a clip changed in its own way and says what the student's features should tell of it. What is
-drawn for a clip (masks, orders) comes from a generator of its own, so that terms do not change each other's draws.
+A term shows the student a changed clip and defines a target for the student's features. Random draws of a clip (masks,
+orders) come from a separate generator per term, so that terms do not affect each other.
 
 Shapes: B clips, T frames, N = H x W patches, D tower width, E embedding, S image side, G segments.
 """
@@ -24,8 +24,13 @@ Losses = dict[str, Tensor]
 
 
 class Features(NamedTuple):
-    """What an encoder makes of clips: frames [B, T, E]; patches [B, T, N, D] of the last block; video
-    [B, E], which for the teacher is the mean over frames."""
+    """Features of clips.
+
+    Attributes:
+        frames: [B, T, E].
+        patches: [B, T, N, D] of the last block.
+        video: [B, E]. For the teacher, the mean over frames.
+    """
 
     frames: Tensor
     patches: Tensor
@@ -33,8 +38,13 @@ class Features(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Features of one batch: of the student for clips with all that there is to see (`whole`: as they are, or in
-    another order) and for clips as the term changed them, and of the teacher for the clips as they are."""
+    """Features of one batch.
+
+    Attributes:
+        whole: Student features of complete clips, in original or changed order.
+        changed: Student features of clips as changed by the term.
+        teacher: Teacher features of the original clips.
+    """
 
     whole: Features
     changed: Features
@@ -42,7 +52,7 @@ class Seen(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What the heads of a term are made for: T, D, E and (H, W)."""
+    """Sizes of a term's heads: T, D, E and (H, W)."""
 
     num_frames: int
     width: int
@@ -52,19 +62,24 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class PretextTaskConfig:
-    """weight: of the term in the loss."""
+    """Options of a term.
+
+    Attributes:
+        weight: Weight in the loss.
+    """
 
     weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
-            raise InputError(f"weight={self.weight}: expected a positive number; leave out a term that has none")
+            raise InputError(f"weight={self.weight}: expected a positive number; remove the objective to disable it")
 
 
 class PretextTask(nn.Module):
-    """A term of the loss, with its heads.
+    """Loss term with its heads.
 
-    whole: its clips show all that there is to see, if in another order.
+    Attributes:
+        whole: True if its clips are complete, possibly in another order.
     """
 
     Config: ClassVar[type[PretextTaskConfig]] = PretextTaskConfig
@@ -75,18 +90,21 @@ class PretextTask(nn.Module):
         self.config, self.sizes = config, sizes
 
     def change(self, frames: Tensor, generators: list[Generator]) -> tuple[Tensor, Tensor] | None:
-        """Normalised clips [B, T, 3, S, S] -> the clips that the student is shown, and what was drawn; None where the
-        term needs no clips of its own."""
+        """Return the student's clips for normalized clips [B, T, 3, S, S], and the draws; None for unchanged clips."""
         return None
 
     def forward(self, seen: Seen, drawn: Tensor | None) -> tuple[Losses, Losses]:
-        """Scalar losses by name, and figures for the log."""
+        """Return scalar losses by name, and figures for the log."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class MaskedAlignmentConfig(PretextTaskConfig):
-    """ratio: share of the patches that are masked."""
+    """Options of masked alignment.
+
+    Attributes:
+        ratio: Share of masked patches, between 0 and 1.
+    """
 
     ratio: float = 0.5
 
@@ -97,12 +115,12 @@ class MaskedAlignmentConfig(PretextTaskConfig):
 
 
 class MaskedAlignment(PretextTask):
-    """The student sees clips with tubes masked, and predicts what the teacher makes of the whole ones.
+    """Prediction of the teacher's features of whole clips from clips with masked tubes.
 
-    After Unmasked Teacher (ICCV 2023, https://arxiv.org/abs/2303.16058). Its student drops masked patches, and an
-    adapter needs the whole grid: here they become grey. `patches`: the teacher's tokens at the masked places.
-    `frames`: from the student's one feature of the clip, how the teacher's features of each frame differ from their
-    mean, which says what changes, and in which order.
+    Based on Unmasked Teacher (ICCV 2023, https://arxiv.org/abs/2303.16058). Its student drops masked patches. Adapters
+    need the whole grid, so here they become gray. `patches` predicts the teacher's tokens at masked places. `frames`
+    predicts the deviation of the teacher's frame features from their mean, from the student's clip feature. The
+    deviations describe what changes, and in which order.
     """
 
     Config = MaskedAlignmentConfig
@@ -115,12 +133,14 @@ class MaskedAlignment(PretextTask):
         )
 
     def change(self, frames: Tensor, generators: list[Generator]) -> tuple[Tensor, Tensor]:
+        """Return clips with gray tubes, and the masks bool [B, H, W]."""
         masks = torch.stack([tube_mask(self.sizes.grid, self.config.ratio, one) for one in generators])
         masks = masks.to(frames.device)
-        pixels = F.interpolate(masks[:, None].to(frames.dtype), frames.shape[-2:])  # normalised, grey is 0
+        pixels = F.interpolate(masks[:, None].to(frames.dtype), frames.shape[-2:])  # gray is 0 after normalization
         return frames * (1 - pixels[:, None]), masks
 
     def forward(self, seen: Seen, drawn: Tensor | None) -> tuple[Losses, Losses]:
+        """Return the losses of masked patches and frames."""
         assert drawn is not None
         hidden = drawn.flatten(1)[:, None].expand(seen.changed.patches.shape[:3])
         target = F.layer_norm(seen.teacher.patches[hidden], (self.sizes.width,))
@@ -133,7 +153,11 @@ class MaskedAlignment(PretextTask):
 
 @dataclass(frozen=True)
 class OrderConfig(PretextTaskConfig):
-    """segments: G, parts of a clip that are shuffled."""
+    """Options of order prediction.
+
+    Attributes:
+        segments: Number of segments G of a clip that are shuffled, at least 2.
+    """
 
     segments: int = 4
 
@@ -144,12 +168,12 @@ class OrderConfig(PretextTaskConfig):
 
 
 class Order(PretextTask):
-    """Arrow of time and order of shuffled segments, after https://arxiv.org/abs/1603.08561 and
-    https://arxiv.org/abs/1708.01246.
+    """Arrow of time and order of shuffled segments (https://arxiv.org/abs/1603.08561, https://arxiv.org/abs/1708.01246).
 
-    The student sees the clip as it is, reversed, or with its segments shuffled. Of each segment, as the teacher knows
-    it, the head is asked when the student has seen it. Whether a clip runs backwards cannot be said of much motion
-    (left is as likely as right); when something was seen can, by features of the clip that tell its motion.
+    The student sees the clip in original order, reversed, or with its segments shuffled. For each segment, given by the
+    teacher's features, the head predicts when the student has seen it. A reversed clip is often as plausible as the
+    original, since left is as likely as right. The time of a segment is always defined, and predicting it requires
+    features of motion.
     """
 
     Config = OrderConfig
@@ -164,16 +188,18 @@ class Order(PretextTask):
         self.when = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.segments * ORDER_WIDTH))
 
     def change(self, frames: Tensor, generators: list[Generator]) -> tuple[Tensor, Tensor]:
+        """Return the clips in drawn orders, and the orders int64 [B, T]."""
         orders = torch.stack([draw_order(frames.shape[1], self.config.segments, one) for one in generators])
         orders = orders.to(frames.device)
         return torch.stack([clip[order] for clip, order in zip(frames, orders, strict=True)]), orders
 
     def forward(self, seen: Seen, drawn: Tensor | None) -> tuple[Losses, Losses]:
+        """Return the loss of the order, and the accuracies of order and arrow."""
         assert drawn is not None
         segments = segment_means(seen.teacher.frames, self.config.segments)
         what = self.what(segments - segments.mean(dim=1, keepdim=True))
         when = self.when(seen.changed.video).unflatten(-1, (self.config.segments, ORDER_WIDTH))
-        scores = torch.einsum("bgw,bsw->bgs", what, when) / ORDER_WIDTH**0.5  # of segment g in slot s
+        scores = torch.einsum("bgw,bsw->bgs", what, when) / ORDER_WIDTH**0.5  # [b, g, s]: segment g in slot s
         slots = seen_when(drawn, self.config.segments)
         forward, backward = (one.diagonal(dim1=1, dim2=2).sum(dim=1) for one in (scores, scores.flip(2)))
         runs = torch.stack([(drawn == order).all(dim=1) for order in _both_ways(drawn)])
@@ -185,10 +211,13 @@ class Order(PretextTask):
 
 
 class Distillation(PretextTask):
-    """Keeps the student's features of a clip near the mean of CLIP's own features of its frames, and with them what
-    CLIP knows zero-shot: 1 - cosine."""
+    """Distillation of zero-shot CLIP.
+
+    The loss is 1 - cosine between the student's clip feature and the mean of CLIP's frame features.
+    """
 
     def forward(self, seen: Seen, drawn: Tensor | None) -> tuple[Losses, Losses]:
+        """Return the loss."""
         return {"distillation": 1 - F.cosine_similarity(seen.whole.video, seen.teacher.video, dim=-1).mean()}, {}
 
 
@@ -196,27 +225,26 @@ PRETEXT_TASKS = Registry("objective", {"masked": MaskedAlignment, "order": Order
 
 
 def resolve_pretext_tasks(spec: list[Choice]) -> dict[str, PretextTaskConfig]:
-    """Configs of terms by name.
+    """Return configs of terms by name.
 
     Raises:
-        ValueError: no term to learn from, an unknown one or option, or the same twice.
+        InputError: Distillation is the only term, a term or option is unknown, or a term is listed twice.
     """
     configs = PRETEXT_TASKS.resolve_many(spec)
     if not configs.keys() - {"distillation"}:
-        raise InputError(f"objectives={spec}: expected at least one beside distillation, which alone teaches nothing")
+        raise InputError(f"objectives={spec}: expected at least one besides distillation, which alone trains nothing")
     return configs
 
 
 def tube_mask(grid: tuple[int, int], ratio: float, generator: Generator) -> Tensor:
-    """Patches that are masked in every frame of a clip: bool [H, W], `ratio` of them (at least one, not all)."""
+    """Draw patches that are masked in every frame of a clip: bool [H, W], a share of `ratio`, at least one."""
     patches = grid[0] * grid[1]
     hidden = min(max(round(ratio * patches), 1), patches - 1)
     return (torch.rand(patches, generator=generator).argsort() < hidden).view(grid)
 
 
 def draw_order(num_frames: int, segments: int, generator: Generator) -> Tensor:
-    """Frame indices int64 [T] as they are (half of the time), reversed, or with the segments of the clip shuffled (a
-    quarter each)."""
+    """Draw frame indices int64 [T]: in order (probability 1/2), reversed (1/4) or with shuffled segments (1/4)."""
     frames = torch.arange(num_frames)
     kind = int(torch.randint(4, (), generator=generator))
     if kind < 2:
@@ -228,12 +256,12 @@ def draw_order(num_frames: int, segments: int, generator: Generator) -> Tensor:
 
 
 def segment_means(values: Tensor, segments: int) -> Tensor:
-    """Means over the frames of each of G segments: [B, T, ...] -> [B, G, ...]."""
+    """Return means over the frames of each of G segments: [B, T, ...] -> [B, G, ...]."""
     return torch.stack([part.mean(dim=1) for part in values.tensor_split(segments, dim=1)], dim=1)
 
 
 def seen_when(orders: Tensor, segments: int) -> Tensor:
-    """The slot in which each segment of a clip is shown, int64 [B, G], by the frames [B, T] in the order shown."""
+    """Return the slot in which each segment is shown, int64 [B, G], for frames [B, T] in the order shown."""
     times = orders.argsort(dim=1).float()
     return segment_means(times, segments).argsort(dim=1).argsort(dim=1)
 

@@ -28,12 +28,12 @@ UNLABELLED = (ClassInfo(0, "unlabelled"),)
 def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:
     """Train adapters without labels, write the model folder, and return the figures of metrics.json.
 
-    The figures are zero-shot on `val`, and `before` holds those of the plain CLIP. A finished run in `output_dir` is
-    left as it is, an interrupted one is resumed.
+    The figures are zero-shot on `val`; `before` contains those of the plain CLIP. A finished run in `output_dir` is not
+    changed. An interrupted one is resumed.
 
     Raises:
         InputError: FSDP is on, or the metric for the best model is not measured.
-        FileExistsError: `output_dir` holds a run with another config or other inputs.
+        FileExistsError: `output_dir` contains a run with another config or other inputs.
     """
     if accelerator.is_fsdp2:
         raise InputError("training without labels does not work with FSDP: teacher and student share blocks; use DDP")
@@ -79,10 +79,10 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
 
 
 def check_metric(config: PretrainConfig, val: Manifest) -> None:
-    """Check that the evaluation gives the figure that chooses the best weights.
+    """Check that the evaluation measures the metric for the best model.
 
     Raises:
-        InputError: it is `val_object`, and a class of `data.val` has no object.
+        InputError: The metric is `val_object`, and a class of `data.val` has no object.
     """
     chosen = config.training.load_best_model_at_end and config.training.metric_for_best_model == "val_object"
     if chosen and not all("object" in info.attributes for info in val.classes):
@@ -96,7 +96,7 @@ def load_videos(config: PretrainConfig) -> tuple[Manifest, Manifest]:
     """Return all videos to learn from, as of one class, and those of `data.val`.
 
     Raises:
-        ManifestError: a video is in both.
+        ManifestError: A video is also in `data.val`.
     """
     train, val = load_splits(config.data)
     check_splits(train, val)
@@ -111,10 +111,12 @@ def load_videos(config: PretrainConfig) -> tuple[Manifest, Manifest]:
 
 
 def collapse(history: list[dict[str, Any]]) -> str | None:
-    """What to say where the features of the last log entry vary much less than those of CLIP for the same clips."""
+    """Return a warning if features of the last log entry vary much less than CLIP's for the same clips."""
     last = next((entry for entry in reversed(history) if "effective_rank" in entry), None)
     if last is None:
         return None
     fallen = [name for name in ("feature_std", "effective_rank") if last[name] < last[f"clip_{name}"] / 2]
     listed = ", ".join(f"{name} is {last[name]:.3g}, that of CLIP {last[f'clip_{name}']:.3g}" for name in fallen)
-    return f"the features are collapsing: {listed}; lower optim.lr or give distillation more weight" if listed else None
+    return (
+        f"the features are collapsing: {listed}; lower optim.lr or raise the weight of distillation" if listed else None
+    )

@@ -33,10 +33,10 @@ def pretrain_clip(config: PretrainClipConfig, accelerator: Accelerator) -> dict[
 
     Raises:
         InputError: FSDP is on.
-        FileExistsError: `output_dir` holds a run with another config.
+        FileExistsError: `output_dir` contains a run with another config.
     """
     if accelerator.is_fsdp2:
-        raise InputError("pretraining does not work with FSDP: the small CLIP fits on any device; use DDP")
+        raise InputError("pretraining does not work with FSDP; the small CLIP fits on any device, so use DDP")
     output, training = Path(config.output_dir), config.training
     check_output(output, config)
     torch.manual_seed(config.seed)
@@ -92,7 +92,7 @@ def build_clip_trainer(
 
 @torch.no_grad()
 def name_objects(model: VideoCLIP, stills: StillsDataset, world: WorldConfig, batch_size: int) -> dict[str, Any]:
-    """Return the share of stills whose object the model names, zero-shot among all objects of the world."""
+    """Return the share of stills whose object the model recognizes, zero-shot among all objects of the world."""
     model.eval()
     model.set_labels(world.objects, ["a photo of a {}."])
     hits = 0

@@ -1,4 +1,4 @@
-"""Learning motion from video without labels: a frozen CLIP teaches, the adapters of a student learn.
+"""Self-supervised training on video: a frozen CLIP is the teacher, the student trains its adapters.
 
 Shapes: B clips, T frames, E embedding, S image side.
 """
@@ -25,9 +25,11 @@ from clipvid.training.pretext_tasks import PRETEXT_TASKS, Features, PretextTaskC
 
 
 class SelfSupervisedModel(TrainableModel):
-    """A video model, its teacher (the CLIP it stands on, without adapters) and the terms that it learns from.
+    """Video model, its teacher (the same CLIP without adapters) and the loss terms.
 
-    model: only adapters and pooling may be trained. terms: configs by name, see `clipvid.training.pretext_tasks`.
+    Args:
+        model: Model in which only adapters and pooling are trained.
+        terms: Configs by name, see `clipvid.training.pretext_tasks`.
     """
 
     def __init__(self, model: VideoCLIP, terms: dict[str, PretextTaskConfig]):
@@ -35,8 +37,8 @@ class SelfSupervisedModel(TrainableModel):
         others = {name for name, value in model.named_parameters() if value.requires_grad} - set(model.temporal_state())
         if others:
             raise InputError(
-                f"without labels only adapters and pooling learn, and the model trains {sorted(others)[:3]} too: leave "
-                "model.tune and model.head at their defaults"
+                f"without labels only adapters and pooling can be trained, but the model trains {sorted(others)[:3]} "
+                "too: leave model.tune and model.head at their defaults"
             )
         vision = model.backbone.vision
         self.model = model
@@ -47,25 +49,25 @@ class SelfSupervisedModel(TrainableModel):
 
     @property
     def video_model(self) -> VideoCLIP:
-        """The model that learns."""
+        """The trained model."""
         return self.model
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return what the model trains, and the heads of the terms, by name in `state_dict`.
+        """Return the trained weights of model and heads by name in `state_dict`.
 
-        A checkpoint holds the heads, a model folder does not.
+        A checkpoint contains the heads, a model folder does not.
         """
         own = {f"model.{name}": tensor for name, tensor in self.model.trained_state().items()}
         return own | {f"terms.{name}": tensor for name, tensor in self.terms.state_dict(keep_vars=True).items()}
 
     def forward(self, frames: Tensor, generators: dict[str, list[Generator]]) -> tuple[Losses, Losses]:
-        """The weighted losses of a batch, those of the adapters among them, and figures for the log.
+        """Return the weighted losses of a batch, including those of the adapters, and figures for the log.
 
         Args:
-            frames: normalized [B, T, 3, S, S].
-            generators: for each term, one for each clip.
+            frames: Normalized frames [B, T, 3, S, S].
+            generators: For each term, one generator per clip.
         """
-        # Without a term whose clips show everything, the clips are shown as they are too, under no name.
+        # Without a term with complete clips, the original clips are encoded too, under the name None.
         changes = {name: task.change(frames, generators[name]) for name, task in self.terms.items()}
         drawn = {name: change[1] for name, change in changes.items() if change is not None}
         clips = {name: change[0] for name, change in changes.items() if change is not None}
@@ -87,8 +89,10 @@ class SelfSupervisedModel(TrainableModel):
         return losses | auxiliary, figures
 
     def _encode(self, clips: dict[str | None, Tensor], whole: str | None) -> tuple[dict[str | None, Features], Losses]:
-        """What the student makes of several batches of clips, and the losses of its adapters, meant over these. Clips
-        with parts hidden leave the stored statistics of BatchNorm alone, which are for whole ones."""
+        """Return student features of several batches of clips, and the mean losses of its adapters over them.
+
+        Masked clips do not update the running statistics of BatchNorm, which are for whole clips.
+        """
         features: dict[str | None, Features] = {}
         losses: Losses = {}
         for name, batch in clips.items():
@@ -103,12 +107,18 @@ class SelfSupervisedModel(TrainableModel):
 
 @dataclass(frozen=True)
 class SelfSupervisedObjective:
-    """The losses of a `SelfSupervisedModel`'s terms. seed: of what the terms draw. terms: their names."""
+    """Losses of a `SelfSupervisedModel`'s terms.
+
+    Attributes:
+        seed: Seed of the draws of the terms.
+        terms: Names of the terms.
+    """
 
     seed: int
     terms: tuple[str, ...]
 
     def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
+        """Return the loss of a batch, and its detached parts and figures."""
         keys = list(zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True))
         generators = {
             name: [keyed_generator(self.seed, *key, zlib.crc32(name.encode())) for key in keys] for name in self.terms
@@ -120,16 +130,21 @@ class SelfSupervisedObjective:
 
 @torch.no_grad()
 def collapse_metrics(features: Tensor) -> Losses:
-    """How far features [B, E] are from having collapsed into one: `feature_std`, of their directions, 1 where these are
-    spread evenly; `effective_rank`, at most B."""
+    """Return measures of collapse of features [B, E].
+
+    `feature_std` is the standard deviation of their directions, 1 if these are spread evenly. `effective_rank` is at
+    most B.
+    """
     directions = F.normalize(features.float(), dim=-1)
     std = directions.std(dim=0, unbiased=False).mean() * features.shape[1] ** 0.5
-    rank = effective_rank(directions.nan_to_num()) + 0 * std  # svd wants numbers, and NaN is to come out as NaN
+    rank = effective_rank(directions.nan_to_num()) + 0 * std  # svd needs finite numbers; adding std restores NaN
     return {"feature_std": std, "effective_rank": rank}
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """How many directions features [V, E] spread over, a scalar from 1 to min(V, E): the exponential of the entropy of
-    their singular values (RankMe, https://arxiv.org/abs/2210.02885)."""
+    """Return the effective rank of features [V, E], a scalar from 1 to min(V, E).
+
+    It is the exponential of the entropy of their singular values (RankMe, https://arxiv.org/abs/2210.02885).
+    """
     values = torch.linalg.svdvals(features)
     return torch.special.entr(values / values.sum()).sum().exp()

@@ -1,4 +1,4 @@
-"""A run of training in its folder: what it starts from, what it is recorded as, what it leaves."""
+"""Training run in its folder: initial model, record, resume and results."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from clipvid.training.trainer import EpochEnd, Trainer
 
 
 def fresh_model(config: VideoRunConfig, labelled: Manifest, accelerator: Accelerator) -> VideoCLIP:
-    """The model before training, the same every time."""
+    """Build the model before training, the same on every call."""
     torch.manual_seed(config.seed)
     return build_finetune_model(config, labelled.class_names).to(accelerator.device)
 
 
 def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict[str, str]:
-    """Of the lists of videos, of the templates, and of the weights that training starts from."""
+    """Return hashes of the lists of videos, of the templates, and of the initial weights."""
     templates = hashlib.sha256(json.dumps(resolve_templates(config.templates)).encode()).hexdigest()
     hashes = {"train": train.hash, "val": val.hash, "templates": templates}
     if config.model.init_from is not None:
@@ -50,20 +50,19 @@ def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict
 def load_finished_run(
     config: RunConfig, output: Path, hashes: dict[str, str], accelerator: Accelerator
 ) -> dict[str, Any] | None:
-    """Return the figures of a run that is finished in `output`, None if there is something left to do.
+    """Return the figures of a finished run in `output`, or None if there is training left.
 
-    A finished run with fewer epochs than `config` has is continued.
+    A finished run with fewer epochs than `config` is continued.
 
     Raises:
-        OtherRunError: a list of videos, the templates or the weights to start from differ from those that
-            `output`/run.json names.
+        OtherRunError: A list of videos, the templates or the initial weights differ from those in `output`/run.json.
     """
     recorded_hashes = recorded_inputs(output)
     changed = [name for name, value in hashes.items() if recorded_hashes.get(name, value) != value]
     if changed:
         raise OtherRunError(
-            f"{output} holds a run on another {' and another '.join(changed)} (the content has changed since); choose "
-            "another output_dir, or remove this one"
+            f"{output} contains a run on another {' and another '.join(changed)} (the content has changed); choose "
+            "another output_dir, or delete this one"
         )
     done = finished(output)
     if done is None or more_epochs(done[1].get("config"), config) is not None:
@@ -71,14 +70,14 @@ def load_finished_run(
     try:
         read_weights(output, read_record(output))
     except (InputError, OSError) as error:
-        accelerator.print(f"the model of the finished run is damaged ({error}); it is made again")
+        accelerator.print(f"the model of the finished run is damaged ({error}); it is created again")
         return None
-    accelerator.print(f"{output} is finished already")
+    accelerator.print(f"{output} is already finished")
     return done[1]
 
 
 def preemption(config: RunConfig) -> Preemption:
-    """Return the listener to signals that end a run early."""
+    """Return the handler of signals that end a run early."""
     return Preemption(timedelta(seconds=config.training.ddp_timeout))
 
 
@@ -88,16 +87,18 @@ def session(
 ) -> Iterator[Callable[[Trainer, EpochEnd], TrainState]]:
     """Record the config and this session of a run, and yield the function that runs its trainer.
 
-    Enter it with the model, the data and the objective built: a run that cannot start then leaves no files.
+    Enter it after building model, data and objective, so that a run that cannot start leaves no files.
 
     Args:
-        hashes: see `input_hashes`.
-        output: folder of the run. The config is recorded in `config.output_dir`, which differs for a fold.
-        stop: the active listener to signals.
+        config: Config of the run.
+        hashes: See `input_hashes`.
+        accelerator: The Accelerator.
+        output: Folder of the run. The config is recorded in `config.output_dir`, which differs for a fold.
+        stop: The active handler of signals.
 
     Raises:
-        FileExistsError: `config.output_dir` holds a run with another config.
-        RunError: another run uses `output`.
+        FileExistsError: `config.output_dir` contains a run with another config.
+        RunError: Another run uses `output`.
     """
     if accelerator.is_main_process:
         before, epochs = more_epochs(check_output(Path(config.output_dir), config), config), config.training.epochs
@@ -135,7 +136,7 @@ def write_run(
     config: VideoRunConfig,
     accelerator: Accelerator,
 ) -> None:
-    """Model folder, history, results and card, by the first process while the others wait."""
+    """Write model folder, history, results and card in the first process, while the others wait."""
     if accelerator.is_main_process:
         model.save_pretrained(output)
         write_json(output / "history.json", state.history)
@@ -147,7 +148,7 @@ def write_run(
 def write_results(
     output: Path, predictions: Predictions, figures: dict[str, Any], config: Any, accelerator: Accelerator
 ) -> None:
-    """predictions.json (indices, labels, scores) and, last of all, metrics.json (figures, processes, config)."""
+    """Write predictions.json (indices, labels, scores) and then metrics.json (figures, processes, config)."""
     rows = {name: getattr(predictions, name).tolist() for name in Predictions._fields}
     write_json(output / "predictions.json", rows)
     record = {"processes": accelerator.num_processes, "config": config_record(config)}
@@ -155,7 +156,7 @@ def write_results(
 
 
 def finished(output: Path) -> tuple[Predictions, dict[str, Any]] | None:
-    """What a finished run left; metrics.json is written last of all."""
+    """Return the results of a finished run, or None. metrics.json is written last."""
     if not (output / "metrics.json").is_file():
         return None
     rows = json.loads((output / "predictions.json").read_text())
@@ -167,8 +168,8 @@ def start_trackers(accelerator: Accelerator) -> None:
     """Start the trackers. TensorBoard writes to `logs` in the output folder.
 
     Raises:
-        RunError: a tracker cannot start, for example because nobody is logged in.
-        OSError: its files cannot be written.
+        RunError: A tracker cannot start, for example without a login.
+        OSError: Its files cannot be written.
     """
     if not accelerator.log_with:
         return
@@ -183,7 +184,7 @@ def start_trackers(accelerator: Accelerator) -> None:
 
 
 def end_trackers(accelerator: Accelerator) -> None:
-    """Close the trackers. An error of theirs is printed, since the run has finished."""
+    """Close the trackers. Their errors are only printed, since the run has finished."""
     try:
         accelerator.end_training()
     except Exception as error:

@@ -11,15 +11,19 @@ from clipvid.registry import FINITE, check_ranges
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long to train and what to write down on the way.
+    """Settings of the training loop.
 
-    epochs: passes over the data. max_grad_norm: gradients are clipped to this norm.
-    ema_decay: of the weights' moving average, which is then what is evaluated and saved; 0 for none.
-    max_skipped_steps: so many steps in a row with a non-finite loss or gradient end the run; each is skipped.
-    save_steps: optimiser steps between checkpoints, beside the one of every epoch; 0 for no more than that.
-    save_total_limit: how many are kept. logging_steps: optimiser steps between entries of the log.
-    load_best_model_at_end: keep the weights of the best evaluation, not the last. metric_for_best_model: the figure
-        that is compared, higher being better: `val_top1`, or `val_object` in training without labels or on stills.
+    Attributes:
+        epochs: Passes over the data.
+        max_grad_norm: Norm to which gradients are clipped.
+        ema_decay: Decay of the weights' moving average, which is then evaluated and saved; 0 for none.
+        max_skipped_steps: Number of consecutive skipped steps that ends the run. Steps with a non-finite loss or
+            gradient are skipped.
+        save_steps: Optimizer steps between checkpoints, in addition to the one of every epoch; 0 for none.
+        save_total_limit: Number of checkpoints to keep.
+        logging_steps: Optimizer steps between log entries.
+        load_best_model_at_end: Keep the weights of the best evaluation, not the last.
+        metric_for_best_model: Figure to maximize: `val_top1`, or `val_object` in training without labels or on stills.
     """
 
     epochs: int = 10
@@ -34,10 +38,10 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
-            raise InputError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0.999 is usual, 0 is for none")
+            raise InputError(f"ema_decay={self.ema_decay} must be in [0, 1); 0.999 is usual, 0 for none")
         check_ranges("training", self, save_steps=(0, FINITE))
         if not self.max_grad_norm > 0:
-            raise InputError(f"max_grad_norm={self.max_grad_norm} must be above 0; .inf clips nothing")
+            raise InputError(f"max_grad_norm={self.max_grad_norm} must be above 0; use .inf for no clipping")
         for name in ("epochs", "max_skipped_steps", "save_total_limit", "logging_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
@@ -45,8 +49,18 @@ class LoopSettings:
 
 @dataclass
 class TrainState:
-    """Where a run stands: whole epochs done, optimiser steps done in this one and in all, what was logged, the best
-    evaluation (`value`, `epoch`), steps skipped in all and in a row, and each process's figures not yet logged."""
+    """Progress of a run.
+
+    Attributes:
+        epoch: Complete epochs.
+        step_in_epoch: Optimizer steps in the current epoch.
+        step: Optimizer steps in total.
+        history: Log entries.
+        best: Best evaluation (`value`, `epoch`).
+        skipped: Skipped steps in total.
+        skipped_in_row: Skipped steps since the last successful one.
+        windows: Figures of each process that are not yet logged.
+    """
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -58,6 +72,6 @@ class TrainState:
     windows: list[dict[str, list[float]]] = field(default_factory=list)
 
     def count(self, skipped: bool) -> None:
-        """Another step was done or skipped."""
+        """Count a step, done or skipped."""
         self.skipped += skipped
         self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0

@@ -1,5 +1,6 @@
-"""One training loop, for any objective, on one process or many. It takes finished objects: the model, the loader, the
-optimiser. `clipvid.evaluation.loop` has the evaluation loop.
+"""Training loop for any objective, on one process or many, over objects built by the caller.
+
+`clipvid.evaluation.loop` has the evaluation loop.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ EpochEnd: TypeAlias = Callable[[int], dict[str, Any]]
 
 @dataclass
 class Trainer:
-    """A run over `loader`, whose batch sampler decides what each step sees.
+    """Training run over `loader`, whose batch sampler decides the clips of each step.
 
-    name_of: name of a sample in messages, by its index. features: stored features of the frozen part of the model,
-    which a loader made with them returns.
+    `name_of` maps the index of a sample to its name in messages. `features` are the stored features of the frozen part
+    of the model, which a loader made with them returns.
     """
 
     accelerator: Accelerator
@@ -60,15 +61,15 @@ class Trainer:
     _seconds: float = field(default=0.0, init=False)
 
     def run(self, stop: Preemption | None = None, on_epoch_end: EpochEnd | None = None) -> TrainState:
-        """Train to the end, from the newest whole checkpoint in `output_dir` if there is one.
+        """Train to the end, from the newest intact checkpoint in `output_dir` if there is one.
 
         Args:
-            stop: signals that end the run early; without it the run listens to none.
-            on_epoch_end: called with the number of the finished epoch, from 0. Its figures join the history.
+            stop: Signals that end the run early. Without it, the run ignores signals.
+            on_epoch_end: Called with the number of the finished epoch, from 0. Its figures are added to the history.
 
         Raises:
-            Preempted: a signal ended the run; the state was saved.
-            RunError: the run diverged; the message names the samples.
+            Preempted: A signal ended the run. The state was saved.
+            RunError: The run diverged. The message names the samples.
         """
         self._stop = stop or Preemption()
         checkpoint = self._find_checkpoint()
@@ -92,20 +93,18 @@ class Trainer:
         return self.state
 
     def result(self) -> dict[str, Tensor]:
-        """The weights that the run was for, whole, on the CPU: the best, the averaged or the last ones. All processes
-        call it together."""
+        """Return the best, averaged or last weights on the CPU. All processes call this together."""
         return self._weights.result(best=self.settings.load_best_model_at_end)
 
     def throughput(self) -> dict[str, float]:
-        """Steps and clips of this session, seconds spent on them, evaluation and saving left out, and clips per
-        second."""
+        """Return steps, clips, seconds and clips per second of this session, without evaluation and saving."""
         clips = self._steps * self.batches.global_batch
         rate = {"clips_per_second": clips / self._seconds} if self._seconds else {}
         return {"steps": self._steps, "clips": clips, "training_seconds": self._seconds} | rate
 
     @property
     def batches(self) -> TrainBatches:
-        """What each step sees."""
+        """Batch sampler of the loader."""
         return self.loader.batch_sampler  # type: ignore[return-value]
 
     @property
@@ -114,7 +113,7 @@ class Trainer:
         return self.output_dir / CHECKPOINTS
 
     def _run_epoch(self, epoch: int) -> None:
-        """From where the run stands in the epoch to its last step, and a checkpoint of it."""
+        """Train from the current step to the end of the epoch, and save a checkpoint."""
         if self.state.step_in_epoch < self.batches.steps_per_epoch:
             for adapter in self.model.video_model.encoder.adapters():
                 adapter.start_epoch(epoch)
@@ -134,7 +133,7 @@ class Trainer:
 
     def _micro_step(self, epoch: int, micro: int, batch: dict[str, Any]) -> None:
         samples = batch.get("index")
-        # Keys of draws are read on the host.
+        # Keys of random draws are read on the host.
         batch = send_to_device(batch, self.accelerator.device, non_blocking=True, skip_keys=["index", "epoch"])
         if self.features is not None and "is_stored" in batch:
             batch["frames"] = self.features.complete(batch)
@@ -172,12 +171,12 @@ class Trainer:
         if stop or (due and not last):
             saved = self._save()
             if stop and not saved:
-                raise RunError(f"asked to end at step {self.state.step}, and it could not be saved: see above")
+                raise RunError(f"interrupted at step {self.state.step}, which could not be saved; see above")
         if stop:
             raise Preempted
 
     def _finish_epoch(self, epoch: int, on_epoch_end: EpochEnd | None) -> None:
-        """Evaluate. The checkpoint before it was written, so an interrupted evaluation is repeated on resume."""
+        """Evaluate. The checkpoint was written before, so an interrupted evaluation is repeated on resume."""
         with self._weights.evaluated():
             figures = on_epoch_end(epoch) if on_epoch_end else {}
             self._compare(epoch, figures)
@@ -197,7 +196,7 @@ class Trainer:
             self._weights.keep_best()
 
     def _judge(self) -> None:
-        """Count the skipped steps since the last call, say which samples were in them, give up past the limit."""
+        """Count the skipped steps since the last call, log their samples, and end the run past the limit."""
         for step in self._guard.take():
             self.state.count(step.skipped)
             if step.skipped:
@@ -208,17 +207,17 @@ class Trainer:
                     raise RunError(diverged(self.state.skipped_in_row, self.state.step, names))
 
     def _track(self, figures: dict[str, Any]) -> None:
-        """Tell the trackers; one that fails is given up, not the run."""
+        """Log figures to the trackers. If a tracker fails, training continues without it."""
         if not self._tracking:
             return
         try:
             self.accelerator.log(figures, step=self.state.step)
         except Exception as error:
             self._tracking = False
-            self.accelerator.print(f"the tracker is lost ({error!r}); the run goes on, history.json has its figures")
+            self.accelerator.print(f"the tracker failed ({error!r}); the run continues, history.json has its figures")
 
     def _save(self) -> bool:
-        """Whether the state of the run is on the disk; what was there before is, in any case."""
+        """Save a checkpoint and return True on success. Older checkpoints stay in any case."""
         self._judge()
         weights, scaler = self._weights.state(), self.accelerator.scaler
         optimizer = {
@@ -243,7 +242,7 @@ class Trainer:
         return saved
 
     def _find_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, as the first process sees it."""
+        """Return the newest intact checkpoint as found by the first process."""
         newest = load_newest(self.checkpoints) if self.accelerator.is_main_process else None
         path = broadcast_object_list([newest[0] if newest else None])[0]
         if path is None:
@@ -254,7 +253,7 @@ class Trainer:
             raise InputError(
                 f"{path} was trained with {before} clips per step, this run has {self.batches.global_batch} "
                 "(per_device_train_batch_size x processes x gradient_accumulation_steps): choose them so that it is "
-                f"{before} again, or another output_dir"
+                f"{before} again, or choose another output_dir"
             )
         return checkpoint
 
@@ -267,9 +266,9 @@ class Trainer:
         names = {item.name for item in fields(TrainState)} & checkpoint.progress.keys()
         self.state = TrainState(**{name: checkpoint.progress[name] for name in names})
         self._saved_step = self.state.step
-        self.accelerator.print(f"going on from epoch {self.state.epoch}, step {self.state.step}")
+        self.accelerator.print(f"resuming from epoch {self.state.epoch}, step {self.state.step}")
 
 
 def _seed_everything(*key: int) -> None:
-    """What is random inside the model (dropout, drop path) is a function of the key too."""
+    """Seed the random draws inside the model (dropout, drop path) by the key."""
     torch.manual_seed(keyed_generator(*key).initial_seed())

@@ -1,4 +1,4 @@
-"""The page of the command line, from the parsers themselves."""
+"""Page of the command line, generated from the parsers."""
 
 from __future__ import annotations
 

@@ -16,10 +16,11 @@ LEFT, TOP, STEPS_LEFT = 40, 46, 330
 
 @dataclass(frozen=True)
 class Figure:
-    """An adapter's place, and the steps inside it from input to output.
+    """Place of an adapter, and its steps from input to output.
 
-    place: where the block adds the adapter's update.
-    steps: title and note of each step.
+    Attributes:
+        place: Place where the block adds the adapter's update.
+        steps: Title and note of each step.
     """
 
     name: str

@@ -28,12 +28,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Put stored tables and figures in the places of `<!-- table: name -->` and `<!-- figure: name -->`."""
+    """Replace `<!-- table: name -->` and `<!-- figure: name -->` by stored tables and figures."""
     return INCLUDE.sub(lambda found: included(found[1], found[2]), markdown)
 
 
 def on_page_content(content: str, **kwargs: Any) -> str:
-    """Turn TeX into MathML, which browsers show without a script."""
+    """Convert TeX to MathML, which browsers show without scripts."""
     return EQUATION.sub(lambda found: equation(html.unescape(found[2]), found[1] == "div"), content)
 
 

@@ -1,7 +1,7 @@
 """Tables of the pages, rendered from figures stored in `docs/results/*.json`.
 
-A file holds `columns`, `rows` (lists of cells as they are shown, the first one a name) and `command`, which made
-the figures. `conditions` says under which they hold.
+A file has `columns`, `rows` (lists of displayed cells, the first one a name), `command`, which made the figures, and
+`conditions`, under which they are valid.
 """
 
 from __future__ import annotations

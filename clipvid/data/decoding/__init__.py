@@ -1,1 +1,1 @@
-"""From files to frames: demuxing, readers, folders of images."""
+"""Decoding of files into frames: demuxing, readers, folders of images."""

@@ -1,8 +1,8 @@
-"""Declared counts of an MP4 file, checked before FFmpeg makes tables of that size.
+"""Check of the counts that an MP4 file declares, before FFmpeg allocates tables of that size.
 
-Most tables are as long as the file says and are stored whole. A few boxes declare samples without storing a byte for
-each, so a file of 1 KB can ask for gigabytes: `stsz` and `trun` with a constant size, `stts`, and edits that repeat
-samples.
+Most tables are as long as the file says and are stored in full. A few boxes declare samples without storing a byte for
+each, so a file of 1 KB can request gigabytes. These are `stsz` and `trun` with a constant size, `stts`, and edits that
+repeat samples.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from clipvid.data.decoding.limits import Clock, Limits
 _CONTAINERS = frozenset(
     (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex", b"dinf", b"udta", b"tref")
 )
-_MAX_DEPTH = 10  # FFmpeg's
+_MAX_DEPTH = 10  # as in FFmpeg
 _PER_SAMPLE_FIELDS = 0xF00  # flags of trun: duration, size, flags or offset stored for each sample
-# Edits that any camera or editor writes; more would repeat the same samples in memory.
+# More than any camera or editor writes. Further edits would repeat the same samples in memory.
 _MAX_EDITS = 1000
 
 
@@ -36,10 +36,10 @@ class _Track:
 
 
 class BoxCheck:
-    """Walk over the boxes of an MP4 file that raises InputError for counts above the limits.
+    """Walk over the boxes of an MP4 file that refuses counts above the limits.
 
     Args:
-        file: seekable; its position is not kept.
+        file: Seekable file. Its position is not restored.
         limits: `max_frames` bounds the samples of a track.
     """
 
@@ -50,7 +50,11 @@ class BoxCheck:
         self._clock = Clock(limits.max_seconds)
 
     def run(self) -> None:
-        """Check the whole file. Files that do not begin with a box are left to FFmpeg."""
+        """Check the whole file. FFmpeg handles files that do not begin with a box.
+
+        Raises:
+            InputError: A count is above the limits.
+        """
         end = self._file.seek(0, os.SEEK_END)
         self._walk(0, end, 0)
 
@@ -68,7 +72,7 @@ class BoxCheck:
                 return
             body, stop = start + header, min(start + size, end)
             if kind == b"cmov":
-                raise InputError("its header is compressed, which is not read; convert it to MP4 with a current tool")
+                raise InputError("its header is compressed, which is not supported; convert it with a current tool")
             if kind == b"trak":
                 self._track = _Track()
             if kind in _CONTAINERS and depth < _MAX_DEPTH:
@@ -80,7 +84,7 @@ class BoxCheck:
             start += size
 
     def _count(self, kind: bytes, body: int, stop: int) -> None:
-        """Note the counts of one box."""
+        """Add the counts of one box."""
         if kind not in (b"hdlr", b"stsz", b"stz2", b"stts", b"trun", b"elst"):
             return
         self._file.seek(body)
@@ -103,7 +107,7 @@ class BoxCheck:
 
     def _check_track(self) -> None:
         track = self._track
-        # PCM sound counts single values, each one unit of time long. FFmpeg keeps them by the chunk.
+        # PCM sound counts single values of one time unit. FFmpeg stores them by chunk.
         if track.is_sound and track.has_constant_size and track.has_unit_times:
             return
         self._limits.check_frames(max(track.samples, track.timed_samples))
@@ -112,5 +116,5 @@ class BoxCheck:
 
 
 def check_boxes(file: BinaryIO, limits: Limits) -> None:
-    """Raise InputError where the boxes of an MP4 file declare more samples than the limits allow."""
+    """Raise InputError if the boxes of an MP4 file declare more samples than the limits allow."""
     BoxCheck(file, limits).run()

@@ -1,7 +1,7 @@
-"""What a video file holds, found without decoding: its stream, its packets, and the times of its frames.
+"""Stream, packets and frame times of a video file, read without decoding.
 
-`scan` walks the packets and decides whether time stamps can be trusted to tell frames apart (a `FrameTimes`) or
-frames have to be counted by decoding. `opened`, `packets` and `decoded` are the steps that the reader decodes by.
+`scan` walks the packets and decides whether time stamps distinguish frames (a `FrameTimes`) or frames must be counted
+by decoding. The reader decodes through `opened`, `packets` and `decoded`.
 """
 
 import contextlib
@@ -29,21 +29,21 @@ Opened: TypeAlias = tuple[InputContainer, VideoStream]
 
 # Containers that store the time of every frame and an index of keyframes: seeking in them is exact.
 INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-# Containers whose time stamps are those of the frames, but for the exceptions below. In others they may be guessed.
+# Containers with true frame time stamps, apart from the exceptions below. In others they may be estimated.
 TIMED_FORMATS = (*INDEXED_FORMATS, "mpegts", "flv", "avi", "gif")
-# An MPEG-4 packet of so few bytes holds no picture, only the word that the one before it stays.
+# An MPEG-4 packet of at most this size has no picture and repeats the previous one.
 EMPTY_MPEG4_BYTES = 16
 
-# No protocol at all: the file is open already, and it opens no other.
+# No protocols: the file is already open, and it must not open others.
 _CLOSED = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": ""}
-# PyAV raises IndexError where a damaged file grows a stream on the way.
+# PyAV raises IndexError if a damaged file adds a stream during demuxing.
 _DEMUX_ERRORS = (av.FFmpegError, IndexError)
 
 
 class Packet(NamedTuple):
-    """What the walk keeps of a packet; times in the stream's unit, size in bytes.
+    """Packet properties that the walk stores, with times in the stream's unit and the size in bytes.
 
-    A keyframe that `resets` is one that decoding can begin at.
+    Decoding can start at a keyframe that `resets`.
     """
 
     pts: int | None
@@ -55,7 +55,7 @@ class Packet(NamedTuple):
 
 
 class Keyframe(NamedTuple):
-    """A packet that decoding can begin at: its time, and the time to ask a seek for to land on it or before."""
+    """Packet at which decoding can start, and the target time of a seek that lands on it or before it."""
 
     pts: int
     seek_time: int
@@ -63,9 +63,14 @@ class Keyframe(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """Frames in presentation order: their times in ticks, and for each the position in `keyframes` to decode it from.
+    """Frames in presentation order.
 
-    A tick is `time_base` seconds.
+    Attributes:
+        times: Times in ticks of `time_base` seconds.
+        entries: For each frame, the index in `keyframes` from which to decode it.
+        keyframes: Packets at which decoding can start.
+        closed_gops: True if no frame needs data from before its keyframe.
+        time_base: Length of a tick in seconds.
     """
 
     times: Sequence[int]
@@ -79,9 +84,12 @@ class FrameTimes:
 class Scan:
     """Results of the walk.
 
-    `frame_times` is None where frames must be counted by decoding, `fps` where not known; `checked` means that the
-    headers of all packets were parsed. `width` and `height` are those of frames with square pixels, before they are
-    turned; 0 where not known.
+    Attributes:
+        width: Width of a frame with square pixels, before rotation. 0 if unknown.
+        height: Height of a frame with square pixels, before rotation. 0 if unknown.
+        fps: Frames per second, or None if unknown.
+        checked: True if the headers of all packets were parsed.
+        frame_times: Times of the frames, or None if frames must be counted by decoding.
     """
 
     format: str
@@ -97,12 +105,12 @@ class Scan:
 
 @contextlib.contextmanager
 def opened(source: str | bytes) -> Iterator[Opened]:
-    """Open the container of a file (path or bytes) and its main video stream, decoding in one thread.
+    """Open a container (path or bytes) and its main video stream, with decoding in one thread.
 
-    Only regular files in an allowed container format are opened, and none of the files that they name.
+    Only regular files in an allowed container format are opened, and none of the files that they reference.
 
     Raises:
-        InputError: no video stream, not a video, or beyond the limits.
+        InputError: The file is not a video, has no video stream, or exceeds the limits.
         av.FFmpegError: FFmpeg cannot open it.
     """
     limits = Limits.current()
@@ -121,8 +129,8 @@ def _container(file: NamelessFile) -> InputContainer:
     try:
         return av.open(file, "r", metadata_errors="ignore", container_options=_CLOSED)
     except av.FFmpegError as error:
-        if error.errno == errno.EINVAL:  # FFmpeg's answer for a format that is not allowed
-            raise InputError("its container format is not one that is read as a video") from None
+        if error.errno == errno.EINVAL:  # FFmpeg's error for a format that is not allowed
+            raise InputError("its container format is not supported for videos") from None
         raise
 
 
@@ -132,21 +140,21 @@ def _main_stream(container: InputContainer) -> VideoStream:
         raise InputError("it has no video stream")
     best = container.streams.best("video")
     stream = best if best in streams else streams[0]
-    # PyAV types it as always there; a codec without a decoder has none.
+    # PyAV annotates it as never None, but a codec without a decoder has none.
     context: VideoCodecContext | None = stream.codec_context
     if context is None:
-        raise InputError("there is no decoder for its video codec")
+        raise InputError("FFmpeg has no decoder for its video codec")
     return stream
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet | None]:
-    """Yield the packets of the stream in decode order from the container's position; None, at the end, is the flush.
+    """Yield the packets of the stream in decode order from the container's position, and None as final flush.
 
     Raises:
-        InputError: they take more time than the limits allow.
+        InputError: Reading takes more time than the limits allow.
     """
     clock = Clock(Limits.current().max_seconds)
-    # A file cut off in the middle ends in an error: what came before it is kept.
+    # A truncated file ends in an error. Earlier packets are kept.
     with contextlib.suppress(*_DEMUX_ERRORS):
         for packet in container.demux(stream):
             if packet.size:
@@ -156,7 +164,7 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packe
 
 
 def skipped_to(keyframe: Keyframe, stream_packets: Iterable[av.Packet | None]) -> Iterator[av.Packet | None]:
-    """Packets from `keyframe` on; none at all where they begin after it."""
+    """Yield packets from `keyframe` on, or nothing if they begin after it."""
     remaining = iter(stream_packets)
     for packet in remaining:
         if packet is None or (packet.is_keyframe and (packet.pts is None or packet.pts > keyframe.pts)):
@@ -167,7 +175,7 @@ def skipped_to(keyframe: Keyframe, stream_packets: Iterable[av.Packet | None]) -
 
 
 def decoded(stream: VideoStream, stream_packets: Iterable[av.Packet | None]) -> Iterator[av.VideoFrame]:
-    """Frames in presentation order; packets that do not decode give none."""
+    """Yield frames in presentation order. Packets that cannot be decoded are skipped."""
     for packet in stream_packets:
         try:
             frames = stream.decode(packet)
@@ -177,7 +185,7 @@ def decoded(stream: VideoStream, stream_packets: Iterable[av.Packet | None]) -> 
 
 
 def scan(source: str | bytes) -> Scan:
-    """What the packets of a file tell; of the last 8,192 files (a few KiB each) it is known. Errors as `opened`."""
+    """Scan the packets of a file. The scans of the last 8,192 files (a few KiB each) are cached. Errors as `opened`."""
     if isinstance(source, bytes):
         return walk(source)
     stat = os.stat(source)
@@ -186,7 +194,7 @@ def scan(source: str | bytes) -> Scan:
 
 @functools.lru_cache(8192)
 def known_scan(path: str, size: int, changed: int) -> Scan:
-    """What `walk` finds in a file, until the file changes."""
+    """Return `walk` of a file, cached until the file changes."""
     return walk(path)
 
 
@@ -218,7 +226,7 @@ def walk(source: str | bytes) -> Scan:
 
 
 def _shown_size(stream: VideoStream) -> tuple[int, int]:
-    """Return width and height of frames with square pixels. The width changes, as in players."""
+    """Return width and height of frames with square pixels. As in players, only the width changes."""
     context, aspect = stream.codec_context, stream.sample_aspect_ratio
     if not aspect or aspect < 0 or not context.width:
         return context.width, context.height
@@ -226,15 +234,15 @@ def _shown_size(stream: VideoStream) -> tuple[int, int]:
 
 
 def _video_streams(container: InputContainer) -> list[VideoStream]:
-    """Video streams, without the cover pictures that audio files carry as such."""
+    """Return video streams, without the cover pictures of audio files."""
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
 
 def _header_parser(stream: VideoStream) -> BitStreamFilterContext | None:
-    """FFmpeg's `<codec>_metadata` filter, which parses every header of a packet; None where the codec has none.
+    """Return FFmpeg's `<codec>_metadata` filter, which parses every packet header, or None if the codec has none.
 
-    What it refuses, decoders drop without a word, which moves all later frames by one. It costs a few
-    microseconds a packet.
+    Decoders silently drop packets that it refuses, which shifts all later frames by one. It costs a few microseconds
+    per packet.
     """
     with contextlib.suppress(av.FFmpegError):
         return BitStreamFilterContext(f"{stream.codec_context.codec.canonical_name}_metadata", stream)
@@ -244,7 +252,7 @@ def _header_parser(stream: VideoStream) -> BitStreamFilterContext | None:
 def _walk(
     container: InputContainer, stream: VideoStream, parser: BitStreamFilterContext | None
 ) -> tuple[list[Packet], bool]:
-    """Packets in decode order, and whether they are whole as far as can be told without decoding."""
+    """Return packets in decode order, and True if no damage is visible without decoding."""
     found: list[Packet] = []
     intact, context = True, stream.codec_context
     limits = Limits.current()
@@ -256,7 +264,7 @@ def _walk(
             clock.check()
             limits.check_frames(len(found) + 1)
             resets = packet.is_keyframe and (context.name != "h264" or _has_idr_slice(packet, context.extradata))
-            hidden = context.name == "vp8" and not bytes(packet)[0] & 0x10  # decoded, and never shown
+            hidden = context.name == "vp8" and not bytes(packet)[0] & 0x10  # decoded but never shown
             flags = (packet.is_keyframe, packet.is_discard or hidden, resets)
             found.append(Packet(packet.pts, packet.dts, packet.size, *flags))
             intact = intact and not packet.is_corrupt
@@ -268,9 +276,9 @@ def _walk(
 
 
 def _has_idr_slice(packet: av.Packet, extradata: bytes | None) -> bool:
-    """Whether an H.264 keyframe resets the decoder.
+    """Return True if an H.264 keyframe resets the decoder.
 
-    Others are open: frames after them lean on frames before, and under gradual refresh they do so themselves.
+    Other keyframes are open: later frames depend on frames before them. With gradual refresh, the keyframe does too.
     """
     data = bytes(packet)
     if not extradata or extradata[0] != 1:
@@ -284,7 +292,7 @@ def _has_idr_slice(packet: av.Packet, extradata: bytes | None) -> bool:
 
 
 def _frame_times(found: list[Packet], time_base: float) -> FrameTimes | None:
-    """Frames of the packets in presentation order; None where time stamps do not tell them apart."""
+    """Return the frames of the packets in presentation order, or None if time stamps do not distinguish them."""
     if len({packet.pts for packet in found}) < len(found) or not found[0].resets:
         return None
     keyframes: list[Keyframe] = []
@@ -296,7 +304,7 @@ def _frame_times(found: list[Packet], time_base: float) -> FrameTimes | None:
         if packet.resets:
             keyframes.append(Keyframe(packet.pts, packet.pts if packet.dts is None else min(packet.pts, packet.dts)))
         entry = len(keyframes) - 1
-        # A leading picture is shown before the keyframe it follows, and may need what came before that.
+        # A leading picture is shown before the keyframe it follows, and may need earlier packets.
         while entry >= 0 and packet.pts < keyframes[entry].pts:
             entry, closed_gops = entry - 1, False
         if entry < 0:

@@ -1,4 +1,4 @@
-"""What goes wrong with videos, as every reader says it."""
+"""Errors of videos, shared by all readers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from clipvid import InputError, RunError
 
 
 class VideoError(RunError):
-    """A video that cannot be read: `path` (a description for bytes and file objects) and a one-line `reason`.
+    """Error for a video that cannot be read.
 
-    A DataLoader raises it again in the parent process from one formatted message, hence the optional reason.
+    A DataLoader raises the error again in the parent process from one formatted message, so the reason is optional.
+
+    Attributes:
+        path: Path, or a description for bytes and file objects.
+        reason: Reason in one line.
     """
 
     def __init__(self, path: str, reason: str | None = None) -> None:
@@ -24,11 +28,16 @@ class VideoError(RunError):
 
 
 def checked_indices(name: str, indices: Sequence[int] | Tensor, length: int) -> list[int]:
-    """The indices as integers; ValueError for none, IndexError for one outside of [0, length)."""
+    """Return the indices as integers.
+
+    Raises:
+        InputError: There are no indices.
+        IndexError: An index is outside [0, length).
+    """
     wanted = [int(index) for index in indices]
     if not wanted:
         raise InputError(f"{name}: no frame indices given; expected at least one")
     for index in (min(wanted), max(wanted)):
         if not 0 <= index < length:
-            raise IndexError(f"{name}: frame {index} asked of a video of {length} frames")
+            raise IndexError(f"{name}: frame {index} is out of range for a video of {length} frames")
     return wanted

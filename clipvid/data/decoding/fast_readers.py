@@ -1,4 +1,4 @@
-"""decord and torchcodec, for the files where they are exact."""
+"""Readers by decord and torchcodec, for files that they read exactly."""
 
 from __future__ import annotations
 
@@ -13,42 +13,45 @@ from clipvid.data.decoding.pictures import HDR_CURVES, display_matrix, is_mirror
 
 
 class Refused(Exception):
-    """A reader that is not to be used, and why."""
+    """Reason not to use a reader."""
 
 
 class FastReader(Protocol):
-    """An open video. `read` gives the frames at sorted indices, uint8 [T, H, W, 3], or raises Refused."""
+    """Open video. `read` returns the frames at sorted indices, uint8 [T, H, W, 3], or raises Refused."""
 
     name: str
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: list[int]) -> np.ndarray: ...
+    def read(self, indices: list[int]) -> np.ndarray:
+        """Return the frames at sorted indices, uint8 [T, H, W, 3]."""
 
 
 def check_exact(scanned: Scan) -> None:
-    """Raise Refused for files that either reader was seen to read otherwise than frame by frame, silently.
+    """Raise Refused for kinds of files that one of the readers silently reads inexactly.
 
-    Wrong frames after seeks in MPEG-TS, MPEG-PS, AVI and ASF, around keyframes with leading pictures, and near the end
-    of H.264 whose keyframes do not reset the decoder; counts that include what does not decode; colours of more than 8
-    bits far from those of current FFmpeg.
+    Known problems:
+    - wrong frames after seeks in MPEG-TS, MPEG-PS, AVI and ASF, and around keyframes with leading pictures
+    - wrong frames near the end of H.264 whose keyframes do not reset the decoder
+    - counts that include packets that cannot be decoded
+    - colors of more than 8 bits that differ from current FFmpeg
     """
     if scanned.frame_times is None:
-        raise Refused("its time stamps do not tell its frames apart")
+        raise Refused("its time stamps do not distinguish its frames")
     if scanned.format not in INDEXED_FORMATS:
-        raise Refused(f"only PyAV is seen to seek exactly in {scanned.format} files")
+        raise Refused(f"only PyAV seeks exactly in {scanned.format} files")
     if not scanned.frame_times.closed_gops:
-        raise Refused("only PyAV is seen to seek exactly where groups of pictures are open")
+        raise Refused("only PyAV seeks exactly with open groups of pictures")
     if not scanned.checked:
-        raise Refused("damage in its codec shows in decoding only")
+        raise Refused("damage in its codec is only visible by decoding")
     if scanned.bits != 8:
-        raise Refused(f"its {scanned.bits}-bit colours are converted differently")
+        raise Refused(f"its {scanned.bits}-bit colors are converted differently")
 
 
 def check_plain(scanned: Scan, frame: av.VideoFrame) -> None:
-    """Raise Refused for a video whose frames, such as the first one, are shown otherwise than they are stored.
+    """Raise Refused for a video whose frames are not shown as stored, judged by its first frame.
 
-    Quarter turns are applied by the readers themselves.
+    Quarter turns are allowed, since the readers apply them.
     """
     if (frame.width, frame.height) != (scanned.width, scanned.height):
         raise Refused("only PyAV's frames are stretched to square pixels")
@@ -59,9 +62,9 @@ def check_plain(scanned: Scan, frame: av.VideoFrame) -> None:
 
 
 class DecordReader:
-    """decord 0.6, for trusted files only: it can end the process on a damaged file.
+    """Reader by decord 0.6, for trusted files only: it can crash the process on a damaged file.
 
-    It chooses video streams by its own rule.
+    It chooses video streams by different rules than FFmpeg.
     """
 
     name = "decord"
@@ -74,9 +77,9 @@ class DecordReader:
         if not isinstance(source, str):
             raise Refused("decord can crash on videos in memory")
         if not source.isprintable():
-            raise Refused("decord takes file names in UTF-8 only")
+            raise Refused("decord only accepts file names in UTF-8")
         if scanned.num_streams > 1:
-            raise Refused("it has several video streams, of which decord may choose another")
+            raise Refused("it has several video streams, and decord may choose a different one")
         from decord._ffi.base import DECORDError
 
         self._errors = (DECORDError, RuntimeError)
@@ -89,6 +92,7 @@ class DecordReader:
         return len(self._reader)
 
     def read(self, indices: list[int]) -> np.ndarray:
+        """Return the frames at sorted indices, uint8 [T, H, W, 3]."""
         try:
             batch = self._reader.get_batch(indices)
         except self._errors:
@@ -97,14 +101,14 @@ class DecordReader:
 
 
 class TorchCodecReader:
-    """torchcodec, in its exact mode, on the video stream that the scan chose."""
+    """Reader by torchcodec in its exact mode, on the video stream of the scan."""
 
     name = "torchcodec"
 
     def __init__(self, scanned: Scan, source: str | bytes) -> None:
         decoders = _import_torchcodec()
         if decoders is None:
-            raise Refused("torchcodec is not installed, or finds no FFmpeg")
+            raise Refused("torchcodec is not installed or does not find FFmpeg")
         check_exact(scanned)
         try:
             self._reader = decoders.VideoDecoder(
@@ -121,6 +125,7 @@ class TorchCodecReader:
         return len(self._reader)
 
     def read(self, indices: list[int]) -> np.ndarray:
+        """Return the frames at sorted indices, uint8 [T, H, W, 3]."""
         try:
             return self._reader.get_frames_at(indices).data.numpy()
         except (RuntimeError, ValueError, IndexError):
@@ -134,7 +139,7 @@ def open_fast(scanned: Scan, source: str | bytes, length: int, name: str) -> Fas
     """Open a video with the named reader.
 
     Raises:
-        Refused: it is not installed, not exact for the file, or counts other than `length` frames.
+        Refused: The reader is not installed, not exact for the file, or does not count `length` frames.
     """
     reader: FastReader = _READERS[name](scanned, source)
     if len(reader) != length:
@@ -144,7 +149,7 @@ def open_fast(scanned: Scan, source: str | bytes, length: int, name: str) -> Fas
 
 @functools.cache
 def _import_decord() -> Any | None:
-    """The decord module, quiet; None where it is not installed or its libraries do not load."""
+    """Return the decord module with logging disabled, or None if it cannot be imported."""
     try:
         import decord
     except (ImportError, OSError):

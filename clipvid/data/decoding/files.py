@@ -1,4 +1,4 @@
-"""Files as FFmpeg gets to see them: regular, open, nameless, and of an allowed container format."""
+"""Opening of files for FFmpeg: regular, already open, nameless, and of an allowed container format."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from clipvid import InputError
 
-# Demuxers that read one file and open no other. FFmpeg compares the list with its guess before the demuxer starts.
-# Missing are playlists (concat, dash, hls, ...), names of other files (image2, sdp, ...), text and sound.
+# Demuxers that read one file and open no other. FFmpeg checks its detection against the list before demuxing.
+# Excluded are playlists (concat, dash, hls, ...), references to other files (image2, sdp, ...), text and sound.
 ALLOWED_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,h261,h263,h264,hevc,vvc,m4v,av1,obu,ivf,vc1,"
     "vc1test,dirac,dnxhd,cavsvideo,avs2,avs3,asf,asf_o,ogg,rm,nut,mxf,gxf,wtv,dv,dhav,nsv,nuv,yuv4mpegpipe,mjpeg,"
@@ -21,12 +21,12 @@ ALLOWED_FORMATS = (
 )
 _PLAYLISTS = (b"ffconcat", b"#EXTM3U", b"<?xml", b"<MPD", b"v=0")
 _HEAD_BYTES = 512
-_BINARY_HEADS = (b"YUV4MPEG2",)  # formats whose files begin with a line of text
+_BINARY_HEADS = (b"YUV4MPEG2",)  # binary formats with a text header
 
 
 @dataclass(frozen=True)
 class NamelessFile:
-    """The methods of an open file that PyAV calls. Without a name, no demuxer can look for files beside it."""
+    """Methods of an open file that PyAV calls. Without a name, demuxers cannot look for files next to it."""
 
     read: object
     seek: object
@@ -34,15 +34,15 @@ class NamelessFile:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file, unbuffered. A pipe, device or socket is refused without waiting for it.
+    """Open a regular file, unbuffered. Pipes, devices and sockets are refused without blocking.
 
     Raises:
-        InputError: there is no file, or it is not a regular file.
-        OSError: the file cannot be opened.
+        InputError: The file does not exist or is not a regular file.
+        OSError: The file cannot be opened.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        # A look before opening: opening some devices has effects. The one that counts is on the descriptor.
+        # Check before opening, since opening some devices has side effects. The check of the descriptor is decisive.
         regular = stat.S_ISREG(os.stat(path).st_mode)
         descriptor = os.open(path, flags) if regular else -1
     except (FileNotFoundError, NotADirectoryError):
@@ -52,15 +52,15 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         regular = False
     if not regular:
         raise InputError("it is not a regular file")
-    return os.fdopen(descriptor, "rb", buffering=0)  # FFmpeg has a buffer
+    return os.fdopen(descriptor, "rb", buffering=0)  # FFmpeg buffers
 
 
 @contextmanager
 def opened_binary(source: str | bytes) -> Iterator[BinaryIO]:
-    """Open a path or the bytes of a file, from the start; text is refused.
+    """Open a path or the bytes of a file, positioned at the start.
 
     Raises:
-        InputError: no regular file, or text instead of a video.
+        InputError: The file is not a regular file, or is text.
     """
     with open_regular(source) if isinstance(source, str) else io.BytesIO(source) as file:
         _check_binary(file.read(_HEAD_BYTES))
@@ -74,7 +74,7 @@ def _check_binary(head: bytes) -> None:
         raise InputError("it is a playlist of other files, not a video")
     if not head or start.startswith(_BINARY_HEADS):
         return
-    # The last letter may be cut in the middle.
+    # The last character may be cut.
     text = head.decode("utf-8", errors="ignore")
     if len(text.encode()) >= len(head) - 3 and all(sign.isprintable() or sign.isspace() for sign in text):
         raise InputError("it is a text file, not a video")

@@ -1,4 +1,4 @@
-"""A folder of images as a video."""
+"""Folders of images as videos."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from clipvid.data.decoding.errors import VideoError, checked_indices
 from clipvid.data.decoding.files import open_regular
 from clipvid.data.decoding.limits import Limits
 
-# Formats that Pillow decodes itself. For others, such as EPS, it starts external programs.
+# Formats that Pillow decodes internally. For others, such as EPS, it starts external programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"))
 
 
 class FrameFolder:
-    """The images of a folder in the order of the numbers in their names (`img_2.jpg` before `img_10.jpg`).
+    """Images of a folder in the order of the numbers in their names (`img_2.jpg` before `img_10.jpg`).
 
-    To be used as `clipvid.data.reader.Video`.
+    Has the interface of `clipvid.data.reader.Video`.
 
     Raises:
-        VideoError: the folder holds no image, or more than are read.
+        VideoError: The folder contains no image, or more than the limit.
     """
 
     backend = "images"
@@ -40,7 +40,7 @@ class FrameFolder:
         try:
             found = [path for path in Path(folder).iterdir() if is_image(path)]
         except OSError as error:
-            raise VideoError(self.name, f"cannot look into the folder ({error.strerror})") from None
+            raise VideoError(self.name, f"cannot list the folder ({error.strerror})") from None
         self.files = sorted(found, key=_natural)
         if not self.files:
             raise VideoError(self.name, "no image in the folder")
@@ -59,10 +59,13 @@ class FrameFolder:
         pass
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing, since no file is kept open."""
 
     def read(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Frames at `indices`: uint8 [T, H, W, 3] RGB. Errors as `Video.read`; all images must be of one size."""
+        """Return the frames at `indices`, uint8 [T, H, W, 3] RGB.
+
+        Errors as `Video.read`. All images must have one size.
+        """
         wanted = checked_indices(self.name, indices, len(self))
         images = {index: self._image(index) for index in sorted(set(wanted))}
         sizes = {image.shape[:2] for image in images.values()}
@@ -71,13 +74,17 @@ class FrameFolder:
         return torch.from_numpy(np.stack([images[index] for index in wanted]))
 
     def frames_between(self, start: float | None, end: float | None) -> range:
-        """All frames: a folder has no times to take a part by."""
+        """Return all frames, since a folder has no times.
+
+        Raises:
+            VideoError: A start or an end is given.
+        """
         if start is not None or end is not None:
-            raise VideoError(self.name, f"a folder of frames has no times to take {start} to {end} seconds by")
+            raise VideoError(self.name, f"a folder of frames has no times; {start} to {end} seconds cannot be selected")
         return range(len(self))
 
     def _image(self, index: int) -> np.ndarray:
-        """Return one image: uint8 [H, W, 3]. Its size is checked before its pixels are decoded."""
+        """Return one image, uint8 [H, W, 3]. Its size is checked before decoding."""
         try:
             with open_regular(self.files[index]) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
                 Limits.current().check_size(*image.size)
@@ -87,7 +94,7 @@ class FrameFolder:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a path looks like a frame of a video: an image that is not hidden."""
+    """Return True for a path with the suffix of an image that is not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 

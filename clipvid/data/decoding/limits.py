@@ -1,4 +1,4 @@
-"""Bounds on what a video file may cost, checked before and while it is decoded."""
+"""Limits on the cost of a video file, checked before and during decoding."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, fields
 
 from clipvid import InputError
 
-# A picture stretched further than this would be resized to a strip of millions of pixels.
+# Resizing a picture with a larger aspect ratio would create a strip of millions of pixels.
 MAX_ASPECT = 50
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Largest video that is read. Environment variables replace the defaults, so that worker processes follow them.
+    """Largest video that is read. Environment variables override the defaults and apply to worker processes too.
 
     Args:
-        max_pixels: pixels of a frame, as stored and as shown (`CLIPVID_MAX_PIXELS`).
-        max_frames: frames of a video, declared or counted (`CLIPVID_MAX_FRAMES`).
-        max_seconds: processor time to open a file, and again for each read (`CLIPVID_MAX_SECONDS`).
+        max_pixels: Pixels of a frame, as stored and as shown (`CLIPVID_MAX_PIXELS`).
+        max_frames: Frames of a video, declared or counted (`CLIPVID_MAX_FRAMES`).
+        max_seconds: Processor time to open a file, and again for each read (`CLIPVID_MAX_SECONDS`).
     """
 
     max_pixels: int = 8192 * 4320
@@ -31,7 +31,7 @@ class Limits:
         """Return the defaults with the values of the environment.
 
         Raises:
-            InputError: a variable is not a whole number above 0.
+            InputError: A variable is not a positive integer.
         """
         values = {}
         for option in fields(cls):
@@ -40,12 +40,12 @@ class Limits:
             if text is None:
                 continue
             if not (text.isascii() and text.isdigit() and len(text) <= 15 and int(text) > 0):
-                raise InputError(f"{variable}={text[:40]!r}: expected a whole number above 0")
+                raise InputError(f"{variable}={text[:40]!r}: expected a positive integer")
             values[option.name] = int(text)
         return cls(**values)
 
     def check_size(self, width: int, height: int) -> None:
-        """Raise InputError for frames of too many pixels, or of a side more than `MAX_ASPECT` times the other."""
+        """Raise InputError for frames with too many pixels or a side ratio above `MAX_ASPECT`."""
         if width * height > self.max_pixels:
             raise InputError(
                 f"its frames are {width}x{height}; at most {self.max_pixels:,} pixels are read (CLIPVID_MAX_PIXELS)"
@@ -61,12 +61,12 @@ class Limits:
 
 @dataclass
 class Clock:
-    """Processor time of this thread from when the clock was made; waiting for a slow disk does not count."""
+    """Processor time of this thread since creation. Waiting for a slow disk does not count."""
 
     max_seconds: int
     _start: float = field(default_factory=time.thread_time)
 
     def check(self) -> None:
-        """Raise InputError when the time is over."""
+        """Raise InputError if the time is exceeded."""
         if time.thread_time() - self._start > self.max_seconds:
             raise InputError(f"it takes more than {self.max_seconds} s to read (CLIPVID_MAX_SECONDS)")

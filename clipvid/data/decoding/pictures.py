@@ -1,4 +1,4 @@
-"""Decoded frames as a player shows them: upright, with square pixels, in the colors and brightness of SDR."""
+"""Conversion of decoded frames to displayed pictures: upright, with square pixels, in SDR."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoRefo
 HDR_CURVES = frozenset((ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67))
 # White of an SDR picture inside HDR, in nits (ITU-R BT.2408). Brighter highlights are clipped.
 SDR_WHITE = 203.0
-# Peak of the display that HLG is shown on, and the exponent of its system gamma there (ITU-R BT.2100).
+# Peak brightness of the HLG display, and the exponent of its system gamma (ITU-R BT.2100).
 HLG_PEAK, HLG_GAMMA = 1000.0, 1.2
 SDR_GAMMA = 2.2
 _LEVELS = 65536
-_UNSPECIFIED = 2  # of FFmpeg's color matrices; PyAV has no name for it
+_UNSPECIFIED = 2  # color matrix of FFmpeg without a name in PyAV
 # ITU-R BT.2087: linear BT.2020 to linear BT.709.
 _TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], dtype=np.float32
@@ -28,7 +28,7 @@ class PictureMaker:
     """Conversion of the frames of one video into RGB pictures uint8 [H, W, 3] of one size.
 
     Args:
-        size: width and height as shown, before the picture is turned; None for those of the first frame.
+        size: Width and height as shown, before rotation. None means those of the first frame.
     """
 
     def __init__(self, size: tuple[int, int] | None) -> None:
@@ -40,7 +40,7 @@ class PictureMaker:
         if self._size is None:
             self._size = (frame.width, frame.height)
         if frame.color_trc in HDR_CURVES:
-            # A file that names no matrix next to an HDR curve means the one of BT.2020.
+            # Without an explicit matrix, an HDR curve implies BT.2020.
             matrix = Colorspace.BT2020 if frame.colorspace == _UNSPECIFIED else None
             wide = self._reformatter.reformat(frame, *self._size, format="rgb48le", src_colorspace=matrix)
             picture = tone_mapped(wide.to_ndarray(), frame.color_trc, frame.color_primaries)
@@ -59,13 +59,13 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 
 def is_mirrored(matrix: tuple[int, int, int, int]) -> bool:
-    """Return True for a matrix that turns a picture into its mirror image."""
+    """Return True for a matrix that mirrors a picture."""
     a, b, c, d = matrix
     return a * d - b * c < 0
 
 
 def oriented(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """Turn and mirror a picture [H, W, 3] as its display matrix says, to the nearest quarter turn."""
+    """Rotate and mirror a picture [H, W, 3] by its display matrix, to the nearest quarter turn."""
     a, b, c, d = matrix
     if abs(a) + abs(d) >= abs(b) + abs(c):
         across, down = a, d
@@ -80,7 +80,7 @@ def tone_mapped(picture: np.ndarray, curve: int, primaries: int) -> np.ndarray:
     Args:
         picture: uint16 [H, W, 3], PQ or HLG codes over the full range.
         curve: `ColorTrc` of PQ or HLG.
-        primaries: `ColorPrimaries`; anything but BT.709 is taken for BT.2020, the primaries of HDR.
+        primaries: `ColorPrimaries`. Anything other than BT.709 is treated as BT.2020, the primaries of HDR.
 
     Returns:
         uint8 [H, W, 3].
@@ -95,7 +95,7 @@ def tone_mapped(picture: np.ndarray, curve: int, primaries: int) -> np.ndarray:
 
 @functools.cache
 def _linear(curve: int) -> np.ndarray:
-    """Return light for each code: of PQ in units of `SDR_WHITE`, of HLG scene light in 0..1."""
+    """Return the light of each code: PQ in units of `SDR_WHITE`, HLG as scene light in 0..1."""
     code = np.arange(_LEVELS) / (_LEVELS - 1)
     if curve == ColorTrc.SMPTE2084:
         root = code ** (1 / 78.84375)

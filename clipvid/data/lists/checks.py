@@ -1,4 +1,4 @@
-"""Columns of a source made into those of samples, or a message that says which line is wrong and how."""
+"""Conversion of the columns of a source to columns of samples, with checks that report the line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN_PROBLEMS = 5
 
 @dataclass(frozen=True)
 class Checks:
-    """What turns the columns of a source into those of samples, or says what is wrong with them."""
+    """Conversion of the columns of one source, with checks."""
 
     root: Path
     title: str
@@ -30,7 +30,7 @@ class Checks:
     split: str | None = None
 
     def batch(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch as those of `COLUMNS` that its source gives."""
+        """Convert a batch to those of `COLUMNS` that its source has."""
         columns = {name: rows[name] for name in rows.schema.names if name in COLUMNS.names}
         columns["path"] = self._inside(rows)
         columns["label"] = self._labels(rows)
@@ -47,6 +47,7 @@ class Checks:
         return pa.record_batch(arrays).select(schema.names).cast(schema)
 
     def where(self, line: int) -> str:
+        """Return the position of a line for messages."""
         return f"{self.title}:{line}"
 
     def _labels(self, rows: pa.RecordBatch) -> pa.Array:
@@ -63,7 +64,7 @@ class Checks:
     def _inside(self, rows: pa.RecordBatch) -> pa.Array:
         """Return the normalized paths from the root. Links are followed by `check_files`."""
         paths = rows["path"]
-        if "file" in rows.schema.names:  # a name of ours, not a path
+        if "file" in rows.schema.names:  # an internal name, not a path
             return paths
         odd = pc.or_(pc.or_(pc.starts_with(paths, "/"), pc.starts_with(paths, ".")), pc.match_substring(paths, "./"))
         odd = pc.or_(pc.or_(odd, pc.match_substring(paths, "//")), pc.or_(pc.ends_with(paths, "/"), os.sep != "/"))
@@ -75,7 +76,7 @@ class Checks:
             relative = os.path.relpath(os.path.join(base, normal[i]), base).replace(os.sep, "/")
             if (relative == ".." or relative.startswith("../")) and not self.allow_outside_root:
                 raise ManifestError(
-                    f"{self.where(rows['line'][i])}: {normal[i]!r} lies outside of the root {base}; move it, or set "
+                    f"{self.where(rows['line'][i])}: {normal[i]!r} is outside of the root {base}; move it, or set "
                     "allow_outside_root"
                 )
             normal[i] = relative
@@ -95,7 +96,7 @@ class Checks:
 
 
 def checked(batches: Batches, checks: Checks) -> Batches:
-    """Batches of `COLUMNS`; after the last, nothing may have been listed twice."""
+    """Yield batches of `COLUMNS`. After the last one, refuse videos that are listed twice."""
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     for rows in batches:
         batch = checks.batch(rows)
@@ -113,7 +114,7 @@ def checked(batches: Batches, checks: Checks) -> Batches:
 
 
 def _identities(batch: pa.RecordBatch) -> np.ndarray:
-    """A 64-bit hash of each video and part of it, good for this process."""
+    """Return a 64-bit hash of each video and its part, valid in this process."""
     paths = batch["path"].to_numpy(zero_copy_only=False)
     times = [batch[name] for name in ("start", "end") if name in batch.schema.names]
     keys = zip(paths, *(pc.fill_null(column, -1.0).to_pylist() for column in times), strict=True) if times else paths
@@ -121,18 +122,18 @@ def _identities(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def check_files(rows: Rows, title: str, root: Path, inside: Path | None) -> None:
-    """Refuse videos that should be files below the root and are missing, or are links out of `inside`.
+    """Refuse missing videos, and links that lead out of `inside`.
 
-    A path that the system refuses (too long, a loop of links, no permission) is left to the reader of videos.
+    Paths that the system refuses (too long, link loops, no permission) are reported when the video is read.
 
     Args:
-        rows: the list.
-        title: name of the list in messages.
-        root: folder that paths start from.
-        inside: folder that files must be in when all links are resolved; None for any.
+        rows: The list.
+        title: Name of the list in messages.
+        root: Folder that paths are relative to.
+        inside: Folder that must contain the files after resolving all links, or None for any.
 
     Raises:
-        ManifestError: with the lines.
+        ManifestError: A file is missing or outside. The message has the lines.
     """
     if rows.media is not None:
         return
@@ -159,7 +160,7 @@ def check_files(rows: Rows, title: str, root: Path, inside: Path | None) -> None
 
 
 def _real_path(file: str, folders: dict[str, str]) -> str:
-    """Return the path without links; `folders` holds the folders that are resolved already."""
+    """Return the path without links. `folders` caches resolved folders."""
     if os.path.islink(file):
         return os.path.realpath(file)
     folder, name = os.path.split(file)
@@ -174,7 +175,7 @@ def _refuse(problems: list[str], advice: str) -> None:
 
 
 def compile_pattern(group_pattern: str | None) -> re.Pattern[str] | None:
-    """The regular expression; ManifestError where it is none, or has no group."""
+    """Compile the regular expression. Raise ManifestError if it is invalid or has no group."""
     if group_pattern is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Class lists as data sets and papers publish them, and what a label in a list means by them."""
+"""Class lists in published formats, and the labels that refer to them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SYNONYMS = {
     **dict.fromkeys(("class", "class_name", "label", "category"), "name"),
 }
 _NUMBERED = re.compile(r"c?(\d+)\s+(\S.*)")
-# Words that a mirror exchanges. The first spelling of the right side that names a class is taken.
+# Words that a mirror exchanges. The first spelling on the right that gives an existing class is used.
 _MIRRORED = {
     "left": ("right",),
     "right": ("left",),
@@ -37,11 +37,11 @@ _MIRRORED_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(_MIRRORED, key=len, r
 
 
 class ClassList:
-    """Classes in id order, and the meaning of a label: a name, or a number as the list of classes counts.
+    """Classes in id order. Labels are names, or numbers as counted in the list of classes.
 
     Args:
-        classes: ids 0, 1, 2, ...
-        first: the number that the list itself gives to class 0 (UCF101's counts from 1).
+        classes: Classes with ids 0, 1, 2, ...
+        first: Number of class 0 in the list (UCF101 counts from 1).
     """
 
     def __init__(self, classes: Sequence[ClassInfo], first: int = 0) -> None:
@@ -52,7 +52,7 @@ class ClassList:
         """Return the id of a label.
 
         Raises:
-            ManifestError: no class has the label, or the label is several labels.
+            ManifestError: No class has the label, or the text is several labels.
         """
         count, last = len(self.classes), self.first + len(self.classes) - 1
         if label in self.ids:
@@ -69,11 +69,11 @@ class ClassList:
         else:
             hint = suggest(label[:200], self.ids)
             problem = f"{clipped(label)} is neither a class id nor one of the {count} class names{hint}"
-        raise ManifestError(f"label {problem}; correct it, or give the class list that belongs to it")
+        raise ManifestError(f"label {problem}; correct it, or pass the matching class list")
 
 
 def is_several(text: str, names: Collection[str]) -> bool:
-    """Return True where text is two or more labels (numbers, or class names) with separators between them."""
+    """Return True if text is two or more labels (numbers or class names) with separators."""
     for separator in (r"[\s,;|/]+", r"\s*[,;|]\s*"):
         parts = [part for part in re.split(separator, text.strip("[](){} ")) if part]
         if len(parts) > 1 and all(part.strip("'\"") in names or is_number(part) for part in parts):
@@ -84,11 +84,15 @@ def is_several(text: str, names: Collection[str]) -> bool:
 def read_classes(file: Path) -> ClassList:
     """Read a class list.
 
-    One name per line in id order; CSV with `id`, `name` and further columns, which are kept as attributes; lines
-    `1 name` (UCF101) or `c000 name` (Charades) that count up from 0 or 1; JSON with a list of names (or of the parts
-    of names, as Diving48's), or with name -> id (Something-Something).
+    Supported formats:
+    - one name per line in id order
+    - CSV with `id`, `name` and further columns, which are kept as attributes
+    - lines `1 name` (UCF101) or `c000 name` (Charades) that count up from 0 or 1
+    - JSON with a list of names (or lists of parts, as in Diving48), or with name -> id (Something-Something)
 
-    Raises ManifestError, with file and line, where ids or names make no sense; FileNotFoundError.
+    Raises:
+        ManifestError: Ids or names are invalid. The message has file and line.
+        FileNotFoundError: The file does not exist.
     """
     lines = read_lines(file, WHAT)
     if file.suffix == ".json":
@@ -110,22 +114,23 @@ def read_classes(file: Path) -> ClassList:
 
 
 def mirror_map(names: Sequence[str], exchanged: dict[str, str] | None = None) -> list[int | None]:
-    """For each class, the class that its mirrored clips show; None where there is none, and no flip is right.
+    """Return for each class the class of its mirrored clips, or None if it must not be flipped.
 
-    A class whose name has `left`, `right`, `clockwise` ... belongs with the class whose name has the opposite words
-    ("Pulling something from left to right" with "... from right to left"); any other is its own.
+    A class with `left`, `right`, `clockwise` or similar in its name maps to the class with the opposite words. An
+    example is "Pulling something from left to right" and "... from right to left". Other classes map to themselves.
 
     Args:
-        names: class names in id order.
-        exchanged: name -> name, both ways, in place of what the names say.
+        names: Class names in id order.
+        exchanged: Pairs of names, in both directions, instead of those found in the names.
 
-    Raises ValueError for names in `exchanged` that no class has.
+    Raises:
+        InputError: A name in `exchanged` is not a class.
     """
     if exchanged is not None:
         ids = {name.lower(): i for i, name in enumerate(names)}
         unknown = sorted(name for name in {*exchanged, *exchanged.values()} if name.lower() not in ids)
         if unknown:
-            raise InputError(f"label_map_flip names {unknown[:5]}, which no class has{suggest(unknown[0], names)}")
+            raise InputError(f"label_map_flip has {unknown[:5]}, which are not class names{suggest(unknown[0], names)}")
         pairs = {ids[a.lower()]: ids[b.lower()] for a, b in exchanged.items()}
         pairs |= {b: a for a, b in pairs.items()}
         return [pairs.get(i, i) for i in range(len(names))]
@@ -135,7 +140,7 @@ def mirror_map(names: Sequence[str], exchanged: dict[str, str] | None = None) ->
 
 
 def _mirrored(name: str) -> list[str]:
-    """Spellings of the mirrored name."""
+    """Return spellings of the mirrored name."""
     spellings = range(max(len(words) for words in _MIRRORED.values()))
     return [
         _MIRRORED_WORD.sub(lambda match, k=i: (_MIRRORED[match[0]] * len(spellings))[k], name)  # type: ignore[misc]
@@ -178,7 +183,7 @@ def _from_json(file: Path, text: str) -> list[tuple[int, ClassInfo]]:
 
 
 def _checked(file: Path, listed: Iterable[tuple[int, ClassInfo]]) -> list[ClassInfo]:
-    """Return the classes of (line, class) in id order; refuse missing ids, and names or ids given twice."""
+    """Return the classes of (line, class) in id order. Refuse missing ids and duplicate names or ids."""
     rows = list(listed)
     names: dict[str, int] = {}
     for line, info in rows:

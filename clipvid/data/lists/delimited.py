@@ -93,8 +93,8 @@ def check_columns(
 def read_columns(file: Path, header: Header, what: str) -> Iterator[tuple[pa.Array, dict[str, pa.Array]]]:
     """Yield blocks of rows after the header: their line numbers, and strings by column. Blank rows are left out.
 
-    Arrow parses plain blocks. From the first block on that is not plain, such as one with quotes, rows are read one by
-    one, which also finds the line of an error.
+    Arrow parses plain blocks. The first block that is not plain, such as one with quotes, and all after it are read row
+    by row. That also finds the line of an error.
 
     Raises:
         ManifestError: see `read_rows`.

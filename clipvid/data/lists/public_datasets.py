@@ -1,8 +1,7 @@
-"""Annotation files of video data sets as their authors publish them.
+"""Readers of the published annotation files of video data sets.
 
-Each reader takes the folder of the annotations, and gives the class names in id order and, by split, (name, label) of
-each video: the name is that of its file without suffix, or of its folder of frames. Videos without a label are left
-out.
+Each reader takes the folder of the annotations. It returns the class names in id order and, by split, (name, label) of
+each video. The name is that of the file without suffix, or of the folder of frames. Videos without a label are omitted.
 """
 
 from __future__ import annotations
@@ -23,16 +22,22 @@ Labelled = list[tuple[tuple[str, ...], str]]
 
 @dataclass(frozen=True)
 class Annotations:
-    """classes: names in id order. splits: split -> (possible names, class name) of each video."""
+    """Annotations of a data set.
+
+    Attributes:
+        classes: Names in id order.
+        splits: Split -> (possible names, class name) of each video.
+    """
 
     classes: list[str]
     splits: dict[str, Labelled]
 
 
 def kinetics(folder: Path, split: int) -> Annotations:
-    """Kinetics-400/600/700 (https://arxiv.org/abs/1705.06950): CSV with label, youtube_id, time_start, time_end, split.
+    """Read Kinetics-400/600/700 (https://arxiv.org/abs/1705.06950).
 
-    Videos are `<id>_<start>_<end>`, six digits each, or `<id>`.
+    The CSV has label, youtube_id, time_start, time_end, split. Videos are `<id>_<start>_<end>`, six digits each, or
+    `<id>`.
     """
     splits: dict[str, Labelled] = {}
     for file in sorted(folder.rglob("*.csv")):
@@ -55,7 +60,7 @@ def kinetics(folder: Path, split: int) -> Annotations:
 
 
 def something_something(folder: Path, split: int) -> Annotations:
-    """Something-Something V2 (https://arxiv.org/abs/1706.04261): labels.json, train.json, validation.json."""
+    """Read Something-Something V2 (https://arxiv.org/abs/1706.04261): labels.json, train.json, validation.json."""
     classes = [info.name for info in read_classes(_one(folder, "*labels.json")).classes]
     splits: dict[str, Labelled] = {}
     for part, pattern in (("train", "*train.json"), ("val", "*validation.json")):
@@ -66,7 +71,7 @@ def something_something(folder: Path, split: int) -> Annotations:
 
 
 def ucf101(folder: Path, split: int) -> Annotations:
-    """UCF101 (https://arxiv.org/abs/1212.0402): classInd.txt, trainlist0N.txt, testlist0N.txt."""
+    """Read UCF101 (https://arxiv.org/abs/1212.0402): classInd.txt, trainlist0N.txt, testlist0N.txt."""
     classes = [info.name for info in read_classes(_one(folder, "classInd.txt")).classes]
     splits: dict[str, Labelled] = {}
     for part, name in (("train", "trainlist"), ("val", "testlist")):
@@ -77,7 +82,7 @@ def ucf101(folder: Path, split: int) -> Annotations:
 
 
 def hmdb51(folder: Path, split: int) -> Annotations:
-    """HMDB51 (Kuehne et al., ICCV 2011): `<class>_test_splitN.txt`, with 1 for training and 2 for testing."""
+    """Read HMDB51 (Kuehne et al., ICCV 2011): `<class>_test_splitN.txt`, with 1 for training and 2 for testing."""
     splits: dict[str, Labelled] = {"train": [], "val": []}
     classes = []
     for file in sorted(folder.rglob(f"*_test_split{split}.txt")):
@@ -92,7 +97,7 @@ def hmdb51(folder: Path, split: int) -> Annotations:
 
 
 def diving48(folder: Path, split: int) -> Annotations:
-    """Diving48 (Li et al., ECCV 2018): Diving48_vocab.json, Diving48_V2_train.json, Diving48_V2_test.json."""
+    """Read Diving48 (Li et al., ECCV 2018): Diving48_vocab.json, Diving48_V2_train.json, Diving48_V2_test.json."""
     classes = [info.name for info in read_classes(_one(folder, "*vocab.json")).classes]
     splits: dict[str, Labelled] = {}
     for part, pattern in (("train", "*train.json"), ("val", "*test.json")):
@@ -103,7 +108,7 @@ def diving48(folder: Path, split: int) -> Annotations:
 
 
 def jester(folder: Path, split: int) -> Annotations:
-    """Jester (Materzynska et al., ICCVW 2019): `*labels.csv`, `*train.csv`, `*validation.csv` with `id;label`."""
+    """Read Jester (Materzynska et al., ICCVW 2019): `*labels.csv`, `*train.csv`, `*validation.csv` with `id;label`."""
     classes = [line.strip() for line in read_lines(_one(folder, "*labels.csv"), "annotation") if line.strip()]
     splits: dict[str, Labelled] = {}
     for part, pattern in (("train", "*train.csv"), ("val", "*validation.csv")):
@@ -126,9 +131,11 @@ READERS: dict[str, Callable[[Path, int], Annotations]] = {
 
 
 def read_public_dataset(dataset: str, folder: Path, split: int) -> Annotations:
-    """The annotations of a data set of `READERS`; `split` of those that have several (UCF101 and HMDB51: 1 to 3).
+    """Read the annotations of a data set of `READERS`. `split` is 1 to 3 for UCF101 and HMDB51.
 
-    Raises ManifestError for files that are not as their authors publish them, FileNotFoundError where one is missing.
+    Raises:
+        ManifestError: The files differ from the published format.
+        FileNotFoundError: A file is missing.
     """
     try:
         annotations = READERS[dataset](folder, split)
@@ -140,20 +147,22 @@ def read_public_dataset(dataset: str, folder: Path, split: int) -> Annotations:
     for part, rows in annotations.splits.items():
         unknown = sorted({label for _, label in rows} - classes)
         if unknown:
-            raise ManifestError(f"{folder}: {part} has labels that are no class of {dataset}: {unknown[:5]}")
+            raise ManifestError(f"{folder}: {part} has labels that are not classes of {dataset}: {unknown[:5]}")
     return annotations
 
 
 def _one(folder: Path, pattern: str) -> Path:
     files = sorted(folder.rglob(pattern), key=lambda path: (len(path.parts), path.name))
     if not files:
-        raise FileNotFoundError(f"no {pattern} in or below {folder}; --annotations says where the annotations are")
+        raise FileNotFoundError(
+            f"no {pattern} in or below {folder}; set --annotations to the folder of the annotations"
+        )
     return files[0]
 
 
 def _need(items: Iterable[Any], folder: Path, what: str) -> None:
     if not any(True for _ in items):
-        raise FileNotFoundError(f"no {what} in or below {folder}; --annotations says where the annotations are")
+        raise FileNotFoundError(f"no {what} in or below {folder}; set --annotations to their folder")
 
 
 def _name(classes: list[str], label: int, file: Path) -> str:
@@ -163,7 +172,7 @@ def _name(classes: list[str], label: int, file: Path) -> str:
 
 
 def located(root: Path, videos: Iterator[Path], rows: Labelled) -> tuple[list[tuple[str, str]], list[str]]:
-    """(path from the root, class name) of the videos that are there, found by name; and the names of those missing."""
+    """Return (path from the root, class name) of the videos found by name, and the names of missing videos."""
     places = {path.stem if path.is_file() else path.name: path.relative_to(root).as_posix() for path in videos}
     present, missing = [], []
     for names, label in rows:

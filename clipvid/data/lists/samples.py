@@ -1,4 +1,4 @@
-"""One labelled video, and many of them in columns that need not be in memory."""
+"""Labeled videos, one or many in columns that may stay on disk."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ UNREAD = -1
 
 
 class ManifestError(InputError):
-    """A list that cannot be used as it is; the message says where and what to do."""
+    """Error for a list that cannot be used. The message has the position and a remedy."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled video.
+    """Labeled video.
 
     Attributes:
-        path: relative to the root, with forward slashes; also of a folder of frames. A name for videos inside of other
-            files and for items of a Dataset.
-        label: class id; `UNREAD` for items of a Dataset, whose label comes with their frames.
-        group: what is held out together (person, source).
-        start: start of the part to use, in seconds; None for the start of the video.
-        end: end of the part to use, in seconds; None for the end of the video.
-        caption: text that describes the video.
-        media: returns path or bytes of a video that is not a file below the root.
-        item: returns frames and label of an item of a Dataset.
+        path: Path relative to the root, with forward slashes, also of a folder of frames. A name for videos inside
+            other files and for items of a Dataset.
+        label: Class id, or `UNREAD` for items of a Dataset, whose label is read with their frames.
+        group: Group that is held out together (person, source).
+        start: Start of the part to use, in seconds, or None for the start of the video.
+        end: End of the part to use, in seconds, or None for the end of the video.
+        caption: Text that describes the video.
+        media: Function that returns path or bytes of a video that is not a file below the root.
+        item: Function that returns frames and label of an item of a Dataset.
     """
 
     path: str
@@ -59,7 +59,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class: its id (0..K-1), its name, and the further columns of the class list."""
+    """Class with its id (0..K-1), its name, and further columns of the class list."""
 
     id: int
     name: str
@@ -83,11 +83,11 @@ COLUMNS = pa.schema(
 
 
 class Samples(Sequence[Sample]):
-    """Samples that are made on access, by index or slice."""
+    """Samples that are created on access, by index or slice."""
 
     @abstractmethod
     def at(self, place: int) -> Sample:
-        """Return a sample by its place, 0 to the length - 1."""
+        """Return a sample by its position, 0 to the length - 1."""
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -100,26 +100,26 @@ class Samples(Sequence[Sample]):
 
 
 class Rows(Samples):
-    """Samples in an Arrow table of `COLUMNS`, made when they are asked for.
+    """Samples in an Arrow table of `COLUMNS`, created on access.
 
-    `file`, `offset` and `size` say which bytes of which file hold a video that lies inside of it; `file` alone is a
-    path or an address of a file that is a video. `line` is where the source lists it.
+    `file`, `offset` and `size` locate a video inside another file. `file` alone is a path or a URL of a video file.
+    `line` is the position in the source.
 
     Args:
         table: `path`, `label`, `line` and further columns.
-        file: an Arrow file that holds the same table, which other processes then map into memory.
-        media: row number -> bytes, for videos that lie in none.
+        file: Arrow file with the same table, which other processes memory-map.
+        media: Row number -> bytes, for videos that are not files.
     """
 
     def __init__(self, table: pa.Table, file: Path | None = None, media: Callable[[int], bytes] | None = None) -> None:
         self.table, self.file, self.media = table, file, media
-        # Columns of nothing but nulls would be asked for each sample.
+        # Skip columns of nulls, which would be read for each sample.
         filled = [name for name in table.column_names if table[name].null_count < len(table)]
         self._columns = [name for name in filled if name != "line"]
 
     @classmethod
     def mapped(cls, file: Path) -> Rows:
-        """The table of an Arrow file, left on disk."""
+        """Memory-map the table of an Arrow file."""
         return cls(pa.ipc.open_file(pa.memory_map(str(file))).read_all(), file)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -131,6 +131,7 @@ class Rows(Samples):
         return len(self.table)
 
     def at(self, place: int) -> Sample:
+        """Return the sample at a row."""
         return self._sample({name: self.table[name][place].as_py() for name in self._columns}, place)
 
     def __iter__(self) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""Shards of WebDataset: tar files with videos and their labels."""
+"""WebDataset shards: tar files with videos and their labels."""
 
 from __future__ import annotations
 
@@ -24,19 +24,23 @@ _MAX_TEXT = 1 << 20  # bytes of a label, a caption or a header of a shard
 
 @dataclass(frozen=True)
 class WebDatasetSource:
-    """Tar files of WebDataset: members `key.mp4` with `key.cls`, or `key.json` with `label`; captions in `key.txt`.
+    """Source of WebDataset tar files: `key.mp4` with `key.cls`, or `key.json` with `label`; captions in `key.txt`.
 
-    shards: `train-{000..009}.tar` or `train-*.tar`, from the root. Videos are read where they lie in the shards, in
-    any order; nothing is unpacked. Shards must be uncompressed.
+    Videos are read inside the shards, in any order, without unpacking. Shards must be uncompressed.
+
+    Attributes:
+        shards: `train-{000..009}.tar` or `train-*.tar`, relative to the root.
     """
 
     shards: str
 
     @property
     def title(self) -> str:
+        """Name of the source in messages."""
         return self.shards
 
     def batches(self, root: Path, names: Collection[str]) -> Batches:
+        """Yield one batch per shard."""
         start = "" if Path(self.shards).is_absolute() else f"{glob.escape(str(root))}/"
         files = [Path(file) for pattern in _braces(self.shards) for file in sorted(glob.glob(f"{start}{pattern}"))]
         if not files:
@@ -46,19 +50,19 @@ class WebDatasetSource:
 
 
 def _braces(pattern: str) -> list[str]:
-    """`a-{00..11}.tar` -> a-00.tar, ..., a-11.tar."""
+    """Expand `a-{00..11}.tar` to a-00.tar, ..., a-11.tar."""
     match = re.search(r"\{(\d{1,9})\.\.(\d{1,9})\}", pattern)
     if match is None:
         return [pattern]
     before, after = pattern[: match.start()], pattern[match.end() :]
     numbers = range(int(match[1]), int(match[2]) + 1)
     if len(numbers) > MAX_SHARDS:
-        raise ManifestError(f"{pattern}: it names {len(numbers)} shards, more than {MAX_SHARDS}; correct it")
+        raise ManifestError(f"{pattern}: it expands to {len(numbers)} shards, more than {MAX_SHARDS}; correct it")
     return [name for i in numbers for name in _braces(f"{before}{i:0{len(match[1])}d}{after}")]
 
 
 def _shard_batch(file: Path, name: str) -> pa.RecordBatch:
-    """The videos of one shard: where each lies in it, and what the other members of its key say of it."""
+    """Return the videos of one shard, with their positions and the labels and captions of their keys."""
     videos: dict[str, tarfile.TarInfo] = {}
     texts: dict[str, dict[str, Any]] = {}
     try:
@@ -89,10 +93,10 @@ def _shard_batch(file: Path, name: str) -> pa.RecordBatch:
                         raise ManifestError(f"{file}: {member.name} gives the {twice[0]} of its key again; drop one")
                     before.update(own)
     except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
-        raise ManifestError(f"{file}: not a shard of WebDataset ({error}); it has to be an uncompressed tar") from None
+        raise ManifestError(f"{file}: not a shard of WebDataset ({error}); expected an uncompressed tar") from None
     missing = [video.name for key, video in videos.items() if "label" not in texts.get(key, {})]
     if missing or not videos:
-        problem = f"{missing[:3]} have no label" if missing else "it holds no video"
+        problem = f"{missing[:3]} have no label" if missing else "it contains no video"
         raise ManifestError(f"{file}: {problem}; expected key.mp4 with key.cls, or key.json with a label")
     captions = [texts[key].get("caption") for key in videos]
     return pa.record_batch(
@@ -109,7 +113,7 @@ def _shard_batch(file: Path, name: str) -> pa.RecordBatch:
 
 
 class _BoundedFile(io.FileIO):
-    """A file that refuses to read more than `_MAX_TEXT` bytes at once. Headers of a tar may ask for any number."""
+    """File that refuses to read more than `_MAX_TEXT` bytes at once, since tar headers may request any number."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read `size` bytes."""

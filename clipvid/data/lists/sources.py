@@ -1,7 +1,7 @@
-"""Where labelled videos come from: lists, folders by class, WebDataset shards, and `datasets`.
+"""Sources of labeled videos: lists, folders by class, WebDataset shards, and `datasets`.
 
-Each source gives batches of Arrow columns: `path`, `label` (as written), `line`, and of `samples.COLUMNS`
-those that it knows; `clipvid.data.manifest` checks them, whatever their source.
+Each source yields batches of Arrow columns: `path`, `label` (as written), `line`, and the available columns of
+`samples.COLUMNS`. `clipvid.data.manifest` checks them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ from clipvid.registry import Choice, Registry
 
 
 class Source(Protocol):
-    """Something that lists videos. `title` names it in messages; a list that is a file says which."""
+    """Source of videos."""
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """Name of the source in messages."""
 
     def batches(self, root: Path, names: Collection[str]) -> Batches:
-        """Columns of what it lists; `names` are those of the classes, empty where they are not known yet."""
+        """Yield columns of the videos. `names` are the class names, empty if they are not known yet."""
 
 
 @dataclass(frozen=True)
 class ListSource:
-    """A list in a file: lines `path label`, CSV, JSON, JSON lines or Parquet.
+    """List in a file: lines `path label`, CSV, JSON, JSON lines or Parquet.
 
-    file: taken from the root. split: `train` or `val`, the rows to take if the list has a column `split`.
+    Attributes:
+        file: Path relative to the root.
+        split: `train` or `val`, the rows to read if the list has a column `split`.
     """
 
     file: str
@@ -49,23 +52,35 @@ class ListSource:
 
     @property
     def title(self) -> str:
+        """Name of the source in messages."""
         return self.file
 
     def batches(self, root: Path, names: Collection[str]) -> Batches:
+        """Yield the batches of the list, see `Source.batches`."""
         return read_table(root / self.file, names, self.split)
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A folder with a folder of videos for each class; folders of frames are videos, too. folder: from the root."""
+    """Folder with one folder of videos for each class. Folders of frames count as videos.
+
+    Attributes:
+        folder: Path relative to the root.
+    """
 
     folder: str
 
     @property
     def title(self) -> str:
+        """Name of the source in messages."""
         return self.folder
 
     def batches(self, root: Path, names: Collection[str]) -> Batches:
+        """Yield one batch of all videos.
+
+        Raises:
+            ManifestError: There are no videos.
+        """
         top = root / self.folder
         rows = [
             (video.relative_to(root).as_posix() if video.is_relative_to(root) else str(video), kind.name)
@@ -83,11 +98,11 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class DatasetsSource:
-    """A data set of the `datasets` library: a repository on the Hub, `videofolder`, `parquet`, ...
+    """Data set of the `datasets` library: a repository on the Hub, `videofolder`, `parquet`, ...
 
-    path, split, config, revision, data_dir, data_files: as `datasets.load_dataset` takes them; data_dir from the root.
-    video, label, caption, group: its columns. Videos stay encoded until they are wanted.
-    streaming: nothing is downloaded but the list; each video is fetched when it is wanted.
+    `path`, `split`, `config`, `revision`, `data_dir` and `data_files` are arguments of `datasets.load_dataset`;
+    `data_dir` is relative to the root. `video`, `label`, `caption` and `group` are names of columns. Videos stay
+    encoded until they are read. With `streaming`, only the list is downloaded, and each video on access.
     """
 
     path: str
@@ -104,9 +119,11 @@ class DatasetsSource:
 
     @property
     def title(self) -> str:
+        """Name of the source in messages."""
         return f"{self.path} ({self.split})"
 
     def batches(self, root: Path, names: Collection[str]) -> Batches:
+        """Yield the batches of the data set, see `Source.batches`."""
         rows = self._load(root)
         line = 0
         classes = getattr(rows.features[self.label], "names", None)
@@ -132,7 +149,7 @@ class DatasetsSource:
             line += len(names)
 
     def media(self, root: Path) -> Callable[[int], bytes]:
-        """Row number -> bytes of a video that lies in the data set itself."""
+        """Return a function from row numbers to the bytes of videos inside the data set."""
         return _Fetch(self, root)
 
     def _load(self, root: Path) -> Any:
@@ -145,7 +162,9 @@ class DatasetsSource:
         columns = [self.video, *self._texts().values()]
         for column in columns:
             if column not in rows.features:
-                raise ManifestError(f"{self.title} has the columns {list(rows.features)}, but no {column!r}; name it")
+                raise ManifestError(
+                    f"{self.title} has the columns {list(rows.features)}, but no {column!r}; correct it"
+                )
         return rows.select_columns(columns).cast_column(self.video, datasets.Video(decode=False))
 
     def _texts(self) -> dict[str, str]:
@@ -157,18 +176,18 @@ class DatasetsSource:
         if names is None or not isinstance(value, int):
             return str(value)
         if not 0 <= value < len(names):
-            raise ManifestError(f"{self.title}: row {row} has the label {value}, which is no class; drop it")
+            raise ManifestError(f"{self.title}: row {row} has the label {value}, which is not a class; drop it")
         return names[value]
 
     def _path(self, name: str | None, row: int) -> str:
-        # A data set may use one file name in many folders, and one split for many files: row and files tell them apart.
+        # A data set may repeat a file name in many folders, and a split in many files. Row and files make paths unique.
         chosen = (self.config, self.revision, self.data_dir, self.data_files)
         which = f"-{hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]}" if any(chosen) else ""
         return f"{self.path}{which}/{self.split}/{row}/{Path(name or 'video').name}"
 
 
 class _Fetch:
-    """Bytes of the rows of a data set, which each process opens for itself."""
+    """Reader of the bytes of rows in a data set, which each process opens separately."""
 
     def __init__(self, source: DatasetsSource, root: Path) -> None:
         self.source, self.root = source, root
@@ -197,7 +216,7 @@ SOURCES = Registry(
 
 
 def resolve_source(spec: Choice, root: Path) -> Source:
-    """The source that a config asks for: `{name: datasets, path: ...}`, or a path whose looks say what it is."""
+    """Return the source of a config: `{name: datasets, path: ...}`, or a path whose form determines the kind."""
     if isinstance(spec, str):
         if (root / spec).is_dir():
             return FolderSource(spec)
@@ -209,14 +228,14 @@ def resolve_source(spec: Choice, root: Path) -> Source:
 def find_videos(folder: Path) -> Iterator[Path]:
     """Yield video files and folders of images below a folder, in sorted order.
 
-    Images beside videos or folders are thumbnails, not frames. Hidden entries are left out. A folder is visited once,
-    whatever links lead to it. Other entries that cannot be used are skipped, counted and named in a warning.
+    Images next to videos or folders are thumbnails, not frames. Hidden entries are omitted. A folder is visited once,
+    even with links to it. Other unusable entries are skipped, with a warning that counts and names them.
     """
     skipped: list[str] = []
     yield from _walk(folder, {os.path.realpath(folder)}, skipped)
     if skipped:
         warnings.warn(
-            f"{folder}: {len(skipped)} entries are skipped (names that are not UTF-8, links in a loop, no regular "
+            f"{folder}: {len(skipped)} entries are skipped (names that are not UTF-8, link loops, not regular "
             f"files, or folders that cannot be opened), such as {skipped[:3]}",
             stacklevel=2,
         )
@@ -243,6 +262,6 @@ def _walk(folder: Path, visited: set[str], skipped: list[str]) -> Iterator[Path]
 
 
 def text_batch(rows: list[tuple[str, str]]) -> pa.RecordBatch:
-    """(path, label) as a batch."""
+    """Return (path, label) rows as a batch."""
     paths, labels = zip(*rows, strict=True)
     return pa.record_batch({"path": paths, "label": labels, "line": pa.array(range(1, len(rows) + 1), pa.int64())})

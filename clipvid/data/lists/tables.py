@@ -58,7 +58,7 @@ def read_table(file: Path, names: Collection[str], split: str | None = None) -> 
 
     Raises:
         ManifestError: with file and line, if the list is of no such kind.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     check_list(file, WHAT)
     if file.suffix in _READERS:
@@ -244,7 +244,7 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 
 def _typed(columns: dict[str, pa.Array], lines: pa.Array, file: str) -> pa.RecordBatch:
-    """The batch of text columns; times become numbers, and empty fields null, but for path and label."""
+    """Return the batch of text columns. Times become numbers; empty fields become null, except path and label."""
     typed = {}
     for name, column in columns.items():
         if name in _NEEDED:

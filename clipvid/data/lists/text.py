@@ -1,4 +1,4 @@
-"""Text of lists: lines, numbers and JSON, read within bounds from regular files only."""
+"""Text of lists: lines, numbers and JSON, read with limits and from regular files only."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def read_lines(file: Path, what: str) -> list[str]:
     """Return the lines of a UTF-8 file, without line ends.
 
     Args:
-        file: a regular file of at most `MAX_TEXT` bytes.
-        what: name of the list in messages.
+        file: Regular file of at most `MAX_TEXT` bytes.
+        what: Name of the list in messages.
 
     Raises:
-        ManifestError: another kind of file, another encoding, or a line of more than `MAX_LINE` characters.
-        FileNotFoundError: there is no such file.
+        ManifestError: The file has another kind or encoding, or a line of more than `MAX_LINE` characters.
+        FileNotFoundError: The file does not exist.
     """
     check_list(file, what)
     if file.stat().st_size > MAX_TEXT:
@@ -49,11 +49,11 @@ def iter_lines(file: Path, what: str) -> Iterator[str]:
 
 
 def check_list(file: Path, what: str) -> None:
-    """Raise an error where `file` is missing or is not a regular file."""
+    """Raise an error if `file` is missing or not a regular file."""
     try:
         check_regular(file, what)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no {what} at {file}; its path is taken from the root unless absolute") from None
+        raise FileNotFoundError(f"no {what} at {file}; the path is relative to the root unless absolute") from None
     except InputError as error:
         raise ManifestError(str(error)) from None
     except (OSError, ValueError) as error:
@@ -61,7 +61,7 @@ def check_list(file: Path, what: str) -> None:
 
 
 def check_line(file: Path, number: int, line: str) -> None:
-    """Raise ManifestError where a line is longer than `MAX_LINE` characters."""
+    """Raise ManifestError if a line is longer than `MAX_LINE` characters."""
     if len(line) > MAX_LINE:
         raise ManifestError(
             f"{file}:{number}: the line has {len(line)} characters, more than {MAX_LINE}; correct or drop it"
@@ -69,15 +69,15 @@ def check_line(file: Path, number: int, line: str) -> None:
 
 
 def parse_json(file: Path, text: str, line: int | None = None) -> Any:
-    """Return the content of JSON text.
+    """Parse JSON text.
 
     Args:
-        file: where the text is from.
-        text: the whole file, or one line of it.
-        line: number of that line.
+        file: Source of the text.
+        text: The whole file, or one line of it.
+        line: Number of that line.
 
     Raises:
-        ManifestError: not JSON, nested too deep, or with a number of too many digits.
+        ManifestError: The text is not JSON, nested too deep, or has a number with too many digits.
     """
     try:
         return json.loads(text)
@@ -91,7 +91,7 @@ def parse_json(file: Path, text: str, line: int | None = None) -> Any:
 
 
 def whole_number(text: str) -> int | None:
-    """Return a whole number of at most 15 digits (after leading zeros and one `+`), or None for other text."""
+    """Return an integer of at most 15 digits (after leading zeros and one `+`), or None for other text."""
     match = _NUMBER.fullmatch(text)
     return int(match[1]) if match else None
 

@@ -1,1 +1,1 @@
-"""A synthetic world of moving objects, as videos and as captioned stills."""
+"""Synthetic world of moving objects, as videos and as captioned stills."""

@@ -37,7 +37,7 @@ def write_video(
         raise InputError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
-        raise InputError(f"frames of {width}x{height} pixels: H.264 with 4:2:0 colour needs even sizes")
+        raise InputError(f"frames of {width}x{height} pixels: H.264 with 4:2:0 color needs even sizes")
     with replacing(Path(path)) as aside, av.open(str(aside), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

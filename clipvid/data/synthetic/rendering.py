@@ -1,8 +1,8 @@
-"""Scenes of the synthetic world: drawn at random, then as pixels, a textured shape over clutter.
+"""Random scenes of the synthetic world and their rendering: a textured shape over clutter.
 
-Shapes are signed distance functions in object coordinates: (u, v) with u to the right, v downwards and the
-object inside the unit circle. Positions and radii are in frame widths, angles in radians and clockwise on
-screen. Shape legend: T frames, H = W = image size in pixels.
+Shapes are signed distance functions in object coordinates: (u, v) with u to the right, v downwards and the object
+inside the unit circle. Positions and radii are in frame widths. Angles are in radians and clockwise on screen. Shape
+legend: T frames, H = W = image size in pixels.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ MOTIONS: dict[str, tuple[str, str]] = {
     "colour": ("turning blue", "turning red"),
 }
 TEXTURES = ("plain", "striped", "checked", "dotted")
-_CLUTTER_SIZES = {  # half lengths in frame widths: least and most (long, short)
+_CLUTTER_SIZES = {  # half lengths in frame widths: minimum and maximum of (long, short)
     "rectangle": ((0.06, 0.05), (0.22, 0.12)),
     "line": ((0.2, 0.007), (0.6, 0.014)),
     "blob": ((0.025, 0.02), (0.06, 0.045)),
@@ -38,14 +38,21 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip before it is drawn: a still background, an object, and the object's state in each frame.
+    """Clip before rendering: a still background, an object, and the object's state in each frame.
 
-    `x`, `y` (centre) and `radius` are in frame widths, `angle` in radians clockwise from upright, all [T].
-    `colour` [T, 3] is the object's colour in 0..255 and `colour_name` the word for it in each frame;
-    `light` [T] is the brightness of the whole frame, about 1.
-    `texture_phase` [3] turns and shifts the texture on the object; `base` is the height in object
-    coordinates below which the object is darkened, which makes its orientation visible; `background`
-    [3, H, W] is in 0..255.
+    Attributes:
+        shape: Name of the object's shape.
+        texture: Name of the object's texture.
+        texture_phase: [3], turn and shift of the texture.
+        base: Height in object coordinates below which the object is darkened, which makes its orientation visible.
+        background: [3, H, W] in 0..255.
+        x: [T], center of the object in frame widths.
+        y: [T], center of the object in frame widths.
+        radius: [T], in frame widths.
+        angle: [T], in radians clockwise from upright.
+        colour: [T, 3], color of the object in 0..255.
+        colour_name: Name of the color in each frame.
+        light: [T], brightness of the whole frame, about 1.
     """
 
     shape: str
@@ -63,14 +70,14 @@ class Scene:
 
 
 def _progress(rng: np.random.Generator, num_frames: int, wobble: float) -> np.ndarray:
-    """A monotone path from 0 to 1, [T], with a random smooth speed of 1 -+ `wobble` times the mean."""
+    """Return a monotone path from 0 to 1, [T], with a random smooth speed of 1 ± `wobble` times the mean."""
     middle = (np.arange(num_frames - 1) + 0.5) / (num_frames - 1)
     speed = 1 + wobble * np.sin(2 * np.pi * (rng.uniform(0.4, 1.2) * middle + rng.random()))
     return np.concatenate([[0.0], np.cumsum(speed) / speed.sum()])
 
 
 def _wander(rng: np.random.Generator, num_frames: int, drift: float, jitter: float) -> np.ndarray:
-    """A slight drift, up to `drift` over the clip in either direction, with jitter in every frame: [T]."""
+    """Return a slight drift [T], up to `drift` over the clip in either direction, with jitter in every frame."""
     line = rng.uniform(-drift, drift) * np.linspace(-0.5, 0.5, num_frames)
     return line + jitter * rng.standard_normal(num_frames)
 
@@ -116,7 +123,7 @@ def draw_scene(rng: np.random.Generator, name: str, pair: str, num_frames: int, 
 
 
 def _segment(u: np.ndarray, v: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Squared distance to the segment from `start` to `end`, two points [2] in object coordinates."""
+    """Return the squared distance to the segment from `start` to `end`, two points [2] in object coordinates."""
     du, dv = end - start
     pu, pv = u - start[0], v - start[1]
     along = np.clip((pu * du + pv * dv) * np.float32(1 / (du * du + dv * dv)), 0, 1)
@@ -124,7 +131,10 @@ def _segment(u: np.ndarray, v: np.ndarray, start: np.ndarray, end: np.ndarray) -
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Five points, one of them up: folded into half a point, then the distance to one edge."""
+    """Return the distance to a star with five points, one of them up.
+
+    The plane is folded into half a point, where the distance is that to one edge.
+    """
     sector = np.float32(2 * np.pi / 5)
     radius = np.hypot(u, v)
     theta = np.arctan2(u, -v)
@@ -143,7 +153,7 @@ def _box(u: np.ndarray, v: np.ndarray, half_width: float, half_height: float) ->
 
 
 def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A square on its corner with a half disc on each of its two upper sides."""
+    """Return the distance to a square on its corner with a half disc on each of its two upper sides."""
     u, v = np.abs(u), v + np.float32(0.05)
     side = np.float32(0.58)
     a, b = (u + v) * np.float32(0.7071), (u - v) * np.float32(0.7071)
@@ -172,7 +182,7 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _texture(name: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> np.ndarray:
-    """Share of the second tone, 0..1, at each point; `phase` [3] = (turn, shift, shift) in radians."""
+    """Return the share of the second tone, 0..1, at each point; `phase` [3] = (turn, shift, shift) in radians."""
     if name == "plain":
         return np.zeros_like(u)
     turn, first, second = phase
@@ -186,15 +196,15 @@ def _texture(name: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> np.n
 
 
 def _second_tone(colour: np.ndarray) -> np.ndarray:
-    """Darker for light colours, lighter for dark ones; [T, 3] to [T, 3]."""
+    """Return a darker tone for light colors and a lighter one for dark colors, [T, 3]."""
     light = (colour @ _LUMA)[:, None] > 100
     return np.where(light, 0.58 * colour, 0.55 * colour + 0.45 * 255).astype(np.float32)
 
 
 def draw_frames(scene: Scene, frames: np.ndarray, rng: np.random.Generator, noise: float = 2.0) -> np.ndarray:
-    """Draw the scene at the frame numbers `frames` [N]: uint8 RGB [N, H, W, 3].
+    """Draw the scene at the frame numbers `frames` [N], as uint8 RGB [N, H, W, 3].
 
-    `noise` is the standard deviation of the sensor noise, 0..255, drawn from `rng` for each frame.
+    `noise` is the standard deviation of the sensor noise on the scale 0..255, drawn from `rng` for each frame.
     """
     size = scene.background.shape[-1]
     image = np.repeat(scene.background[None], len(frames), axis=0)
@@ -206,7 +216,7 @@ def draw_frames(scene: Scene, frames: np.ndarray, rng: np.random.Generator, nois
 
 
 def _draw_object(scene: Scene, frames: np.ndarray, image: np.ndarray) -> None:
-    """Lay the object over `image` [N, 3, H, W], in place, within a square window [P, P] around its centre."""
+    """Draw the object over `image` [N, 3, H, W], in place, within a square window [P, P] around its center."""
     size = image.shape[-1]
     x, y, radius = (a[frames] * np.float32(size) for a in (scene.x, scene.y, scene.radius))
     side = min(size, int(np.ceil(2.3 * radius.max())) + 4)
@@ -233,19 +243,19 @@ def _draw_object(scene: Scene, frames: np.ndarray, image: np.ndarray) -> None:
 
 
 def _enlarge(grid: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear enlargement of [G, G] to [size, size], corners aligned."""
+    """Enlarge [G, G] bilinearly to [size, size], with aligned corners."""
     place = np.linspace(0, grid.shape[0] - 1, size, dtype=np.float32)
     weights = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(grid.shape[0], dtype=np.float32)))
     return weights @ grid @ weights.T
 
 
 def _muted(rng: np.random.Generator, luma: float, tint: float) -> np.ndarray:
-    """A colour of little saturation around the grey level `luma`: [3, 1, 1] in 0..255."""
+    """Draw a color of little saturation around the gray level `luma`: [3, 1, 1] in 0..255."""
     return (luma + rng.uniform(-tint, tint, (3, 1, 1))).astype(np.float32)
 
 
 def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A muted, dark or light background: slow colour texture, a faint grating, clutter. float32 [3, H, W]."""
+    """Draw a muted background, dark or light, float32 [3, H, W]: color gradients, a faint grating, clutter."""
     luma = rng.uniform(48, 82) if rng.random() < 0.5 else rng.uniform(128, 168)
     blend = _enlarge(rng.random((5, 5), dtype=np.float32), size)
     first, second = _muted(rng, luma, 22), _muted(rng, luma + rng.uniform(-20, 20), 22)
@@ -260,7 +270,7 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _add_clutter(rng: np.random.Generator, image: np.ndarray, luma: float) -> None:
-    """Lay one muted rectangle, line or small blob over `image` [3, H, W], in place."""
+    """Draw one muted rectangle, line or small blob over `image` [3, H, W], in place."""
     size = image.shape[-1]
     kind = ("rectangle", "line", "blob")[rng.integers(3)]
     (long_from, short_from), (long_to, short_to) = _CLUTTER_SIZES[kind]

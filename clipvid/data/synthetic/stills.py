@@ -1,4 +1,4 @@
-"""Captioned stills of the synthetic world: what the small CLIP is trained on."""
+"""Captioned stills of the synthetic world, the training data of the small CLIP."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ _CHUNK = 256
 
 
 class StillsDataset(Dataset[dict[str, Any]]):
-    """Stills with captions, rendered once and held in memory (S x S x 3 bytes each), by key (epoch, index).
+    """Stills with captions, rendered once and kept in memory (S x S x 3 bytes each), by key (epoch, index).
 
-    Items: `frames` uint8 [1, 3, S, S], shifted by up to a twelfth of S as (seed, epoch, index) says; `tokens`
-    int64 [L]; `index`. `frames` and `captions` hold all of them, unshifted.
+    An item has `frames` uint8 [1, 3, S, S], `tokens` int64 [L] and `index`. The frames are shifted by up to S / 12,
+    depending on (seed, epoch, index). The attributes `frames` and `captions` contain all items without shift.
 
     Args:
-        world: what is drawn. count: how many stills. split: name of the random stream. seed: of the shifts.
-        image_size: side S in pixels that stills are resized to. tokenize: texts -> token ids [K, L].
+        world: World to draw from.
+        count: Number of stills.
+        split: Name of the random stream.
+        seed: Seed of the shifts.
+        image_size: Side S of the resized stills in pixels.
+        tokenize: Function from texts to token ids [K, L].
     """
 
     def __init__(self, world: WorldConfig, count: int, split: str, seed: int, image_size: int, tokenize: Any):

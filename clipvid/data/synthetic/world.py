@@ -1,11 +1,11 @@
-"""A synthetic video world: textured objects moving over clutter, as real H.264 files, and captioned stills.
+"""Synthetic video world: textured objects moving over clutter, as H.264 files, and captioned stills.
 
-A class is an object and a motion. Motions come in pairs that play each other backwards, and a pair is
-airtight: it has one canonical distribution of clips, that of its first motion; a clip of the second motion is
-an independent canonical clip with its frames in reverse order. The set of frames therefore has the same
-distribution for both, and whoever ignores order is at chance. This holds for the frames of the file: a reader
-that takes frames 0, 2, 4, ... of 16 shifts the two motions apart by a frame, so sample symmetrically in time (the
-24 frames of the default world give 8 segments of 3, each with a middle).
+A class is an object and a motion. Motions form pairs that are the reverse of each other. Both motions of a pair share
+one canonical distribution of clips, that of the first motion. A clip of the second motion is an independent canonical
+clip with its frames reversed. The set of frames therefore has the same distribution for both, and models that ignore
+order are at chance. This holds for all frames of the file. A reader that takes frames 0, 2, 4, ... of 16 shifts the two
+motions apart by a frame, so sample symmetrically in time. The 24 frames of the default world give 8 segments of 3, each
+with a middle.
 """
 
 import itertools
@@ -25,13 +25,15 @@ from clipvid.data.synthetic.rendering import MOTIONS, SHAPES, Scene, draw_frames
 from clipvid.files import write_text
 
 SPLITS = ("train", "val", "test")
-WORLD_VERSION = 2  # raise when the same config would give other pixels
+WORLD_VERSION = 2  # increment when the pixels of a config change
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """What a world holds. `image_size` in pixels (even, for 4:2:0 video), `fps` in frames per second, the
-    `*_per_class` in clips. Raises ValueError for a value that no world can have."""
+    """Config of a world. Invalid values are refused on construction.
+
+    `image_size` is in pixels (even, for 4:2:0 video), `fps` in frames per second, `*_per_class` in clips.
+    """
 
     seed: int = 0
     image_size: int = 64
@@ -59,7 +61,7 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class WorldClass:
-    """One label: `pair` is the motion's pair, `partner` the id of the class with the reversed motion."""
+    """Label: `pair` is the motion's pair, `partner` the id of the class with the reversed motion."""
 
     id: int
     name: str
@@ -75,7 +77,7 @@ class WorldClass:
 
 
 def world_classes(config: WorldConfig) -> list[WorldClass]:
-    """All classes of the world, in order of id; partners are neighbours."""
+    """Return all classes of the world in order of id. Partners are adjacent."""
     kinds = itertools.product(config.objects, config.motions, (0, 1))
     return [
         WorldClass(i, f"{name} {MOTIONS[pair][member]}", name, MOTIONS[pair][member], pair, i ^ 1)
@@ -88,28 +90,28 @@ def _key(word: str) -> int:
 
 
 def clip_stream(config: WorldConfig, label: WorldClass, split: str, index: int) -> np.random.Generator:
-    """The random stream of one clip: it depends on seed and names, not on what else the world holds."""
+    """Return the random stream of one clip. It depends on seed and names, not on the rest of the world."""
     words = [_key(word) for word in (split, label.object, label.motion)]
     return np.random.default_rng([config.seed, *words, index])
 
 
 def render_canonical(config: WorldConfig, name: str, pair: str, rng: np.random.Generator) -> np.ndarray:
-    """A clip of object `name` in the first motion of `pair`, all drawn from `rng`: uint8 RGB [T, H, W, 3]."""
+    """Render a clip of object `name` in the first motion of `pair`, drawn from `rng`: uint8 RGB [T, H, W, 3]."""
     scene = draw_scene(rng, name, pair, config.num_frames, config.image_size)
     return draw_frames(scene, np.arange(config.num_frames), rng)
 
 
 def render_clip(config: WorldConfig, class_id: int, split: str, index: int) -> np.ndarray:
-    """Clip `index` of a class in `split`: uint8 RGB [T, H, W, 3]. The same whatever else is rendered."""
+    """Render clip `index` of a class in `split`, uint8 RGB [T, H, W, 3]. Independent of other clips."""
     label = world_classes(config)[class_id]
     frames = render_canonical(config, label.object, label.pair, clip_stream(config, label, split, index))
     return np.ascontiguousarray(frames[::-1]) if label.reverses else frames
 
 
 def draw_still(config: WorldConfig, index: int, split: str) -> tuple[Scene, int, np.random.Generator]:
-    """The scene behind a still, the frame number to show, and the stream for what remains to be drawn.
+    """Return the scene of a still, the frame number to show, and the random stream for the rest.
 
-    Clips keep to the middle and mostly upright; stills show the object anywhere, a quarter of them at any angle.
+    Objects in clips stay near the middle and mostly upright. Stills show them anywhere, a quarter at any angle.
     """
     rng = np.random.default_rng([config.seed, _key(split), _key("still"), index])
     name, pair = str(rng.choice(config.objects)), str(rng.choice(config.motions))
@@ -122,14 +124,14 @@ def draw_still(config: WorldConfig, index: int, split: str) -> tuple[Scene, int,
 
 
 def render_still(config: WorldConfig, index: int, split: str = "stills") -> tuple[np.ndarray, str]:
-    """A frame of the world, uint8 RGB [H, W, 3], and a true caption (see `caption`)."""
+    """Render a frame of the world, uint8 RGB [H, W, 3], with a true caption (see `caption`)."""
     scene, frame, rng = draw_still(config, index, split)
     image = draw_frames(scene, np.array([frame]), rng)[0]
     return image, caption(scene, frame, rng)
 
 
 def _place_phrases(x: float, y: float) -> list[str]:
-    """True phrases for a centre at (x, y), in frame widths from the top left; empty where none is clear."""
+    """Return true phrases for a center at (x, y), in frame widths from the top left. Empty if none is clear."""
     across = "left" if x < 0.38 else "right" if x > 0.62 else ""
     along = "top" if y < 0.38 else "bottom" if y > 0.62 else ""
     high = {"top": "up", "bottom": "down"}.get(along, "")
@@ -143,7 +145,7 @@ def _place_phrases(x: float, y: float) -> list[str]:
 
 
 def _posture_phrases(angle: float) -> list[str]:
-    """True phrases for an angle in radians clockwise from upright; empty between two words."""
+    """Return true phrases for an angle in radians clockwise from upright. Empty between two words."""
     degrees = (np.rad2deg(angle) + 180) % 360 - 180
     if abs(degrees) < 15:
         return ["upright", "the right way up"]
@@ -157,7 +159,7 @@ def _posture_phrases(angle: float) -> list[str]:
 
 
 def _size_phrases(radius: float) -> tuple[list[str], list[str]]:
-    """True adjectives and true phrases for a radius in frame widths; empty between two words."""
+    """Return true adjectives and true phrases for a radius in frame widths. Empty between two words."""
     if radius < 0.155:
         return ["small", "tiny"], ["far away", "away from us", "away"]
     if radius > 0.205:
@@ -166,13 +168,12 @@ def _size_phrases(radius: float) -> tuple[list[str], list[str]]:
 
 
 def caption(scene: Scene, frame: int, rng: np.random.Generator) -> str:
-    """A true caption of one frame, for example "a photo of a small striped star on the left, upside down".
+    """Return a true caption of one frame, such as "a photo of a small striped star on the left, upside down".
 
-    The object is always named; colour, texture, size, position and posture are each named at random where a
-    word clearly fits, and the sentence takes one of several forms. The words are chosen so that a text tower
-    that has read captions has met what class names are made of (left, right, up, down, clockwise,
-    anticlockwise, closer, away, red, blue), but none speaks of motion: "turned clockwise" is a posture. A
-    tenth of the captions name nothing but the object.
+    The object is always named. Color, texture, size, position and posture are named at random where a word clearly
+    fits. The captions contain the words of class names (left, right, up, down, clockwise, anticlockwise, closer, away,
+    red, blue). They never describe motion: "turned clockwise" is a posture. A tenth of the captions only name the
+    object.
     """
     talkative = rng.random() < 0.9
 
@@ -193,7 +194,7 @@ def caption(scene: Scene, frame: int, rng: np.random.Generator) -> str:
 
 
 def _holds_video(path: Path, config: WorldConfig) -> bool:
-    """Return True if `path` opens as a video of the right size. A cut mp4 has lost its index and does not open."""
+    """Return True if `path` opens as a video of the right size. A truncated mp4 has no index and does not open."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -203,7 +204,7 @@ def _holds_video(path: Path, config: WorldConfig) -> bool:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Whole or not at all; a file that holds the text is left alone, for others may be reading it."""
+    """Write a text file atomically. A file with the same text is not touched, since others may be reading it."""
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
     write_text(path, text)
@@ -214,22 +215,22 @@ def _write_table(path: Path, rows: Iterable[Iterable[object]]) -> None:
 
 
 def _claim(config: WorldConfig, root: Path) -> None:
-    """Make `root` the folder of this world, or raise FileExistsError when it is another's."""
+    """Create `root` as the folder of this world, or raise FileExistsError if it contains another one."""
     record = {"version": WORLD_VERSION, **json.loads(json.dumps(asdict(config)))}
     described = root / "world.json"
     if described.exists():
         built = json.loads(described.read_text(encoding="utf-8"))
         differing = [key for key in {**built, **record} if built.get(key) != record.get(key)]
         if differing:
-            listed = ", ".join(f"{key}={built.get(key)} (asked: {record.get(key)})" for key in differing)
+            listed = ", ".join(f"{key}={built.get(key)} (requested: {record.get(key)})" for key in differing)
             raise FileExistsError(
-                f"{root} holds a world with another config: {listed}. "
-                "Build into another folder, ask for the config that is there, or delete this folder first."
+                f"{root} contains a world with another config: {listed}. "
+                "Choose another folder, use the config of that world, or delete the folder first."
             )
     elif any((root / split).exists() for split in SPLITS):
         raise FileExistsError(
-            f"{root} has split folders but no world.json to say what they are. "
-            "Build into another folder or delete them first."
+            f"{root} has split folders but no world.json that describes them. "
+            "Choose another folder or delete them first."
         )
     else:
         root.mkdir(parents=True, exist_ok=True)
@@ -237,12 +238,11 @@ def _claim(config: WorldConfig, root: Path) -> None:
 
 
 def build_world(config: WorldConfig, root: str | os.PathLike[str], progress: bool = True) -> Path:
-    """Write the world's videos and tables under `root` and return it; run by one process at a time.
+    """Write the world's videos and tables under `root` and return it. Run this in one process at a time.
 
-    `world.json` (the config) comes first, then `<split>/<class_name>/<index>.mp4`, last `classes.csv`
-    (`id,name,object,motion,pair,partner`) and `<split>.csv` (`path,label`, the path relative to `root`).
-    Whole files are kept: a build that was cut off continues, a second one writes no video again.
-    Raises FileExistsError when `root` holds a world with another config.
+    `world.json` (the config) comes first, then `<split>/<class_name>/<index>.mp4`. The last files are `classes.csv`
+    (`id,name,object,motion,pair,partner`) and `<split>.csv` (`path,label`, with the path relative to `root`). Complete
+    files are kept, so an interrupted build continues. Raises FileExistsError if `root` contains another world.
     """
     from rich.progress import track
 
