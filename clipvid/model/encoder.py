@@ -134,8 +134,8 @@ class VideoEncoder(nn.Module):
     def frozen_depth(self, with_head: bool = False) -> int | None:
         """Return the number of blocks that training leaves alone, for `lower`; None if the embedding is trained.
 
-        Blocks with an adapter that has weights or state do not count. Neither do blocks with dropout or BatchNorm, which
-        compute something else in training.
+        Blocks with an adapter that has weights or state do not count. Neither do blocks with dropout or BatchNorm,
+        which compute something else in training.
 
         Args:
             with_head: count the pooling head of the tower as one more block.
