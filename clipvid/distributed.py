@@ -103,7 +103,7 @@ def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor as a whole one, by all processes together. A whole tensor is returned unchanged."""
+    """Return a sharded tensor as a whole one, gathered by all processes. A whole tensor is returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -131,7 +131,7 @@ def spread(value: Tensor, like: Tensor) -> Tensor:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a whole state into an optimizer with possibly sharded parameters. Implementation flags are kept."""
+    """Load an unsharded state into an optimizer with possibly sharded parameters. Implementation flags are kept."""
     own = {"fused": optimizer.defaults.get("fused"), "foreach": optimizer.defaults.get("foreach")}
     optimizer.load_state_dict(state | {"param_groups": [group | own for group in state["param_groups"]]})
     for parameter, values in optimizer.state.items():

@@ -256,7 +256,7 @@ def test_build_world_resumes_and_repeats(tmp_path):
 def test_build_world_refuses_another_world(tmp_path):
     root = build_world(TINY, tmp_path / "world", progress=False)
     other = WorldConfig(**{**TINY.__dict__, "seed": 3})
-    with pytest.raises(FileExistsError, match=r"seed=0 \(asked: 3\).*another folder"):
+    with pytest.raises(FileExistsError, match=r"seed=0 \(requested: 3\).*another folder"):
         build_world(other, root, progress=False)
     (root / "world.json").unlink()
     with pytest.raises(FileExistsError, match=r"no world\.json"):

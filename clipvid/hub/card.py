@@ -198,7 +198,7 @@ def _adapters(record: dict[str, Any]) -> list[str]:
 
 
 def _papers(record: dict[str, Any]) -> list[str]:
-    """Return a line per citation of the parts that the model is made of."""
+    """Return a line per citation of the model's parts."""
     model = record["model"]
     choices = [(ADAPTERS, name) for name in _adapters(record)]
     choices += [(registry, _name(model[registry.kind])) for registry in (POOLING, HEADS)]

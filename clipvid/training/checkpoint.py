@@ -82,7 +82,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         progress = json.loads(contents["progress.json"])
         version = progress["format_version"]
         if not isinstance(version, int) or not isinstance(progress["step"], int):
-            raise TypeError("progress.json has no whole numbers for format_version and step")
+            raise TypeError("progress.json has no integers for format_version and step")
     except OSError:  # a disk error does not mean a damaged file
         raise
     except Exception as error:
