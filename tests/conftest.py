@@ -27,6 +27,7 @@ from clipvid.model.video_clip import VideoCLIP
 torch.set_num_threads(1)  # threads slow down operations on tensors this small
 
 REPOSITORY = Path(__file__).parent.parent
+posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals, pipes or limits")
 
 # Options under which an adapter is quick to run; `steady` ones also make training free of batch statistics.
 SMALL: dict[str, dict[str, Any]] = {"ila": {"hidden": 16}}

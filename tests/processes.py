@@ -1,10 +1,12 @@
 """Real processes that run a command or a function, to be killed, stopped and awaited.
 
-They are forked from a server that has imported clipvid once, so that they start without importing torch.
+They are forked from a server that has imported clipvid once, so that they start without importing torch. Systems
+without fork start each of them from nothing.
 """
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -13,8 +15,10 @@ from typing import Any
 
 import torch
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["clipvid.commands.finetune"])
+_CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()
+SERVER: Any = multiprocessing.get_context("forkserver" if _CAN_FORK else "spawn")
+if _CAN_FORK:
+    SERVER.set_forkserver_preload(["clipvid.commands.finetune"])
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -42,8 +46,8 @@ class Worker:
             raise AssertionError(f"still running after {timeout} s:\n{self.said[-3000:]}")
         return self.process.exitcode
 
-    def signal(self, number: int) -> None:
-        os.kill(self.process.pid, number)
+    def signal(self, name: str) -> None:
+        os.kill(self.process.pid, getattr(signal, name))
 
 
 def finetune(args: list[str], log: Path, **environment: str) -> Worker:

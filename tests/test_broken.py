@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from test_loader import grey_video
 
 from clipvid.commands import finetune
 from clipvid.data.broken import BadVideos, Failure, TooManyBadVideos
+from clipvid.data.lists.samples import Stored
 from clipvid.data.loader import EvalBatches, TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import ClassInfo, Manifest, Sample
+from clipvid.data.precheck import find_unreadable
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.data.transforms import eval_transforms, train_transform
@@ -76,6 +79,15 @@ def test_truncated_log_line_is_skipped(tmp_path: Path):
     assert [json.loads(line)["path"] for line in (lines[0], lines[2])] == ["a.mp4", "b.mp4"]
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "é 山.mp4", "\udc80.mp4", "a\nb.mp4"])
+def test_record_keeps_the_letters_of_names(name: str, tmp_path: Path):
+    for _ in range(2):
+        BadVideos("train", 9, file=tmp_path / "bad.jsonl").add([Failure(name, "x")])
+    (line,) = (tmp_path / "bad.jsonl").read_bytes().splitlines()
+    assert json.loads(line)["path"] == name
+    assert ("é 山".encode() in line) == name.startswith("é")
+
+
 def test_run_stops_past_the_bad_video_limit(manifest: Manifest, tmp_path: Path):
     limited = BadVideos("train", NUM_VIDEOS - 1, 0.1, tmp_path / "bad.jsonl")
     with pytest.raises(TooManyBadVideos, match=r"(?s)3 of 11 videos in train.*check-videos") as caught:
@@ -133,11 +145,18 @@ def arguments(world: Path, output: Path, *more: str) -> list[str]:
     return [f"--{key}={value}" for key, value in options.items()] + list(more)
 
 
-def test_run_counts_bad_videos_as_wrong(world: Path, tmp_path: Path, capsys):
-    finetune.main(arguments(world, tmp_path, "--data.max_bad_fraction=0.1"))
+@pytest.mark.parametrize("opened", [1000, 0], ids=["found before", "found on the way"])
+def test_run_counts_bad_videos_as_wrong(world: Path, tmp_path: Path, capsys, opened: int):
+    finetune.main(arguments(world, tmp_path, "--data.max_bad_fraction=0.1", f"--data.check_videos={opened}"))
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert (figures["unreadable"], figures["top1"]["count"]) == (1, 8)
-    assert "1 unreadable, counted as wrong" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "1 unreadable, counted as wrong" in said.out
+    assert "not readable: 1 of 16 videos in train and 1 of 8 videos in val. In training others took" in said.out
+    assert said.err.count("bad video in ") == 2
+    assert said.err.index("bad video in train") < said.err.index("step ")
+    sessions = json.loads((tmp_path / "run.json").read_text())["sessions"]
+    assert sessions[-1]["unreadable"] == {"train": 1, "val": 1}
     scores = torch.tensor(json.loads((tmp_path / "predictions.json").read_text())["scores"])
     assert [int(row.sum().round()) for row in scores] == [0] + [1] * 7
     entries = [json.loads(line) for line in (tmp_path / "bad_videos.jsonl").read_text().splitlines()]
@@ -145,11 +164,63 @@ def test_run_counts_bad_videos_as_wrong(world: Path, tmp_path: Path, capsys):
 
 
 def test_run_with_too_many_bad_videos_lists_them(world: Path, tmp_path: Path):
-    command = [sys.executable, "scripts/finetune.py", *arguments(world, tmp_path, "--data.max_bad_fraction=0")]
+    output = tmp_path / "run"
+    command = [sys.executable, "scripts/finetune.py", *arguments(world, output, "--data.max_bad_fraction=0")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "1 of 16 videos in train cannot be read, more than data.max_bad_fraction allows (0)" in done.stderr
+    assert "step " not in done.stderr
+    assert not output.exists()
+
+
+def test_a_run_without_bad_videos_says_nothing_of_them(world: Path, tmp_path: Path, capsys):
+    for split in ("train", "val"):
+        lines = (world / f"{split}.csv").read_text().splitlines()
+        (world / f"good_{split}.csv").write_text("\n".join([lines[0], *lines[2:]]))
+    finetune.main(arguments(world, tmp_path, "--data.train=good_train.csv", "--data.val=good_val.csv"))
+    said = capsys.readouterr()
+    assert "not readable" not in said.out + said.err
+    assert json.loads((tmp_path / "run.json").read_text())["sessions"][-1]["unreadable"] == {"train": 0, "val": 0}
+    assert not (tmp_path / "bad_videos.jsonl").exists()
+
+
+KINDS = ["no video", "empty", "missing", "cut off", "folder without images", "broken image", "part after the end"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_broken_video_is_found_before_training(kind: str, tmp_path: Path):
+    grey_video(tmp_path / "good.mp4", frames=6)
+    path = tmp_path / "bad.mp4"
+    if kind == "no video":
+        path.write_bytes(b"not a video")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "cut off":
+        path.write_bytes((tmp_path / "good.mp4").read_bytes()[:600])
+    elif kind == "part after the end":
+        grey_video(path, frames=6)
+    elif kind != "missing":
+        path.mkdir()
+        (path / "1.png").write_bytes(b"no image" if kind == "broken image" else b"")
+        if kind == "folder without images":
+            (path / "1.png").rename(path / "1.txt")
+    samples = (Sample("good.mp4", 0), Sample("bad.mp4", 0, start=9.0 if kind == "part after the end" else None))
+    found = find_unreadable(Manifest(samples, (ClassInfo(0, "x"),), tmp_path), 1000, 2)
+    assert [failure.path for failure in found] == ["bad.mp4"]
+    assert found[0].reason
+
+
+def test_large_sets_are_looked_at_in_places(tmp_path: Path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Manifest, "video", lambda self, index: asked.append(index) or b"no video")
+    samples = tuple(Sample(f"{i}.mp4", 0) for i in range(100))
+    manifest = Manifest(samples, (ClassInfo(0, "x"),), tmp_path)
+    assert len(find_unreadable(manifest, 5, 1)) == 5
+    assert asked == [0, 20, 40, 60, 80]
+    assert find_unreadable(manifest, 0, 1) == []
+    remote = replace(samples[0], media=Stored("https://example.org/a.mp4"))
+    assert find_unreadable(Manifest((remote,), manifest.classes, tmp_path), 5, 1) == []
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import random
-import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -74,6 +73,7 @@ def test_all_checkpoints_damaged_is_an_error(tmp_path: Path) -> None:
 
 def test_failed_write_keeps_older_checkpoints(tmp_path: Path) -> None:
     """The system's limit on the size of a file simulates a full disk, so that writing fails midway."""
+    resource = pytest.importorskip("resource")
     save_checkpoint(tmp_path, make(1), keep=1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))

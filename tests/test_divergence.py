@@ -1,7 +1,6 @@
 """Steps with a non-finite loss or gradients, and batches that do not fit into memory."""
 
 import json
-import resource
 from itertools import pairwise
 from pathlib import Path
 
@@ -111,6 +110,7 @@ def test_gradients_are_clipped_to_max_norm(arguments, tmp_path: Path) -> None:  
 @pytest.mark.slow
 def test_auto_batch_size_keeps_the_step_equal(clip_folder: Path, tmp_path: Path) -> None:
     """The system's limit on memory simulates a small device."""
+    resource = pytest.importorskip("resource")
     accelerator = build_accelerator(TrainingConfig(report_to="none"), str(tmp_path))
     model = clipvid.create_model(f"local-dir:{clip_folder}", adapter="ila", hidden=16, num_frames=3)
     model.set_labels(["walking", "running"])

@@ -17,8 +17,8 @@ from processes import all_end_well, finetune_together
 from clipvid import InputError
 from clipvid.commands import finetune as command
 from clipvid.data.config import AugmentConfig, DataConfig
+from clipvid.data.dataset import VideoDataset
 from clipvid.data.feature_store import FeatureStore, hash_key
-from clipvid.data.loader import VideoDataset
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import eval_loader, load_split, train_dataset
 from clipvid.data.synthetic.world import WorldConfig, build_world
@@ -200,7 +200,7 @@ class Setting:
 
     def keep(self) -> None:
         item = self.item()
-        self.store.write(item["key"], torch.zeros(1), {"mirrored": str(item.get("mirrored", False))})
+        self.store.write(item["key"], torch.zeros(1), item["facts"])
         assert "features" in self.item()
 
 
@@ -321,9 +321,9 @@ def test_labels_are_those_of_the_list_and_mirrored_clips_have_the_other(setting:
     setting.views = 1
     dataset = setting.dataset()
     items = [dataset[0, index] for index in range(len(dataset))]
-    assert {item["mirrored"] for item in items} == {True, False}
+    assert {item["facts"]["mirrored"] for item in items} == {"True", "False"}
     for item in items:
-        setting.store.write(item["key"], torch.zeros(1), {"mirrored": str(item["mirrored"])})
+        setting.store.write(item["key"], torch.zeros(1), item["facts"])
     assert [dataset[0, index]["label"] for index in range(len(dataset))] == [item["label"] for item in items]
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, posix_only
 from processes import Worker
 from scipy.stats import binomtest
 
@@ -159,9 +158,10 @@ def _children(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@posix_only
+@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_killed_ladder_resumes(
-    clip_folder: Path, measured: Path, tmp_path: Path, number: int, capsys: pytest.CaptureFixture
+    clip_folder: Path, measured: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture
 ) -> None:
     args = ladder(clip_folder, tmp_path, repeat=None)
     trials = tmp_path / "out" / "trials"
@@ -171,7 +171,7 @@ def test_killed_ladder_resumes(
         assert worker.process.is_alive(), worker.said
         assert time.monotonic() < deadline, worker.said
         time.sleep(0.02)
-    worker.signal(number)
+    worker.signal(name)
     assert worker.ended() != 0
     while _children(trials):
         assert time.monotonic() < deadline, "the trials of a ladder outlive it"

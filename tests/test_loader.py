@@ -229,7 +229,9 @@ def test_skipped_batches_do_not_change_others():
 
 
 def test_impossible_batches_are_refused():
-    with pytest.raises(ValueError, match=r"15 training videos do not fill one global batch of 16 .*accumulation 2"):
+    with pytest.raises(
+        ValueError, match=r"15 training videos do not fill one global batch of 16 .*accumulation_steps 2"
+    ):
         TrainBatches(15, 4, seed=0, world_size=2, accumulation=2)
     with pytest.raises(ValueError, match="rank is 2 of world_size 2"):
         TrainBatches(15, 4, seed=0, world_size=2, rank=2)

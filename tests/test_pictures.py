@@ -6,11 +6,19 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipvid.data.decoding.pictures import oriented
 from clipvid.data.reader import VideoError, open_video, read_frames
 
 FAST = ["decord", "torchcodec"]
+# Files with an alpha channel: suffix, codec, pixel format.
+TRANSPARENT = {
+    "ProRes 4444": (".mov", "prores_ks", "yuva444p10le"),
+    "PNG in MOV": (".mov", "png", "rgba"),
+    "APNG": (".apng", "apng", "rgba"),
+    "FFV1": (".mkv", "ffv1", "yuva420p"),
+}
 
 
 def pq_code(light: np.ndarray) -> np.ndarray:
@@ -185,3 +193,64 @@ def test_steady_rates_are_not_called_varying(ticks, tmp_path: Path):
         out.mux(stream.encode())
     with open_video(path) as video:
         assert not video.has_varying_rate
+
+
+def half_transparent() -> np.ndarray:
+    """Stripes of a light gray with alpha 255, 128 and 0: RGBA [48, 96, 4]."""
+    picture = np.full((48, 96, 4), 200, np.uint8)
+    picture[..., 3] = np.repeat([255, 128, 0], 32)
+    return picture
+
+
+def write_transparent(path: Path, codec: str, pixels: str) -> None:
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 48, pixels
+        for _ in range(3):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(half_transparent(), format="rgba")))
+        out.mux(stream.encode())
+
+
+@pytest.mark.parametrize("kind", [*TRANSPARENT, "images"])
+@pytest.mark.parametrize("backend", ["auto", "pyav", *FAST])
+def test_transparent_pixels_are_shown_over_black(backend: str, kind: str, tmp_path: Path):
+    if kind == "images":
+        path = tmp_path
+        for number in range(3):
+            Image.fromarray(half_transparent()).save(path / f"{number}.png")
+    else:
+        suffix, codec, pixels = TRANSPARENT[kind]
+        path = tmp_path / f"v{suffix}"
+        write_transparent(path, codec, pixels)
+    try:
+        picture = read_frames(path, [1], backend=backend)[0].numpy()  # type: ignore[arg-type]
+    except VideoError:
+        if backend in FAST:
+            return
+        raise
+    shown = picture[24, 16::32].astype(int)
+    assert np.abs(shown - np.array([200, 100, 0])[:, None]).max() <= 4
+
+
+@pytest.mark.parametrize("field_order", ["tt", "bb", "tb", "bt", "progressive"])
+@pytest.mark.parametrize("backend", ["pyav", *FAST])
+@pytest.mark.parametrize("flags", ["", "+ildct+ilme"])
+def test_interlace_flags_change_no_picture(flags: str, backend: str, field_order: str, tmp_path: Path):
+    path = tmp_path / "v.mp4"
+    pictures = [np.repeat(np.arange(48)[:, None] % 2 * 120 + 20 * i, 64, 1)[..., None].repeat(3, 2) for i in range(3)]
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(
+            "mpeg4", rate=25, options={"field_order": field_order} | ({"flags": flags} if flags else {})
+        )
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.qmin = stream.codec_context.qmax = 1
+        for picture in pictures:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")))
+        out.mux(stream.encode())
+    try:
+        shown = read_frames(path, [0, 1, 2], backend=backend).numpy()  # type: ignore[arg-type]
+    except VideoError:
+        if backend in FAST:
+            return
+        raise
+    assert np.abs(shown.astype(int) - np.stack(pictures)).mean() < 4

@@ -4,6 +4,8 @@ import pytest
 import torch
 from conftest import random_frames
 
+from clipvid.model.pixels import normalize
+
 LABELS = ["walking", "running"]
 PIXELS = torch.randint(256, (2, 3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 REFUSED = {
@@ -49,3 +51,34 @@ def test_old_spelling_warns_and_works(make_model):
     model = make_model()
     with pytest.warns(DeprecationWarning, match="use normalize"):
         assert torch.equal(model.normalise(PIXELS), model.normalize(PIXELS))
+
+
+def test_pixels_are_divided_as_floats() -> None:
+    """ONNX divides uint8 by uint8 without a remainder, and torch's older exporter writes such a division as it is."""
+    mean, std = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.25)
+    pixels = torch.randint(0, 256, (1, 2, 3, 4, 4), dtype=torch.uint8)
+    graph = torch.jit.trace(lambda frames: normalize(frames, mean, std), (pixels,)).graph
+    division = next(node for node in graph.nodes() if node.kind() == "aten::div")
+    assert next(division.inputs()).type().dtype() == torch.float32
+    assert torch.equal(normalize(pixels, mean, std), (pixels / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("adapter", ["none", "ila", "shift"])
+def test_older_onnx_exporter_gives_the_same_logits(adapter: str, make_model, tmp_path) -> None:
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    model = make_model(adapter, labels=["a", "b"])
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, frames: torch.Tensor) -> torch.Tensor:
+            return self.model(frames).logits
+
+    frames = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
+    torch.onnx.export(Logits(), (frames,), str(tmp_path / "m.onnx"), dynamo=False)
+    session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: frames.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(frames).logits, rtol=1e-4, atol=1e-4)

@@ -115,3 +115,35 @@ def test_without_a_fork_server_trials_are_spawned(tmp_path: Path, monkeypatch) -
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: asked.append(method) or real(method))
     parallel.run_side_by_side([], 1, None, lambda *args: None)
     assert asked == ["spawn"]
+
+
+# Other packages look at the name of the system instead, so they are imported before the names are taken away.
+WITHOUT_POSIX = """
+import multiprocessing.context, os, signal, sys
+import datasets, open_clip, peft, torch.distributed.run
+from transformers import AutoVideoProcessor, Trainer, pipeline
+import clipvid.commands.finetune, clipvid.experiments.python_api
+for module in ("grp", "pwd", "resource"):
+    sys.modules[module] = None
+for owner, names in {
+    os: ("fork", "forkpty", "mkfifo"),
+    signal: ("SIGHUP", "SIGKILL", "SIGSTOP", "SIGUSR1", "SIGUSR2", "pthread_sigmask", "sigwait", "sigwaitinfo"),
+}.items():
+    for name in names:
+        delattr(owner, name)
+for method in ("fork", "forkserver"):
+    multiprocessing.context._concrete_contexts.pop(method, None)
+multiprocessing.get_all_start_methods = lambda: ["spawn"]
+"""
+
+
+@pytest.mark.slow
+def test_suite_is_collected_without_posix(tmp_path: Path) -> None:
+    (tmp_path / "without_posix.py").write_text(WITHOUT_POSIX)
+    repository = Path(files.__file__).parents[1]
+    path = os.pathsep.join([str(tmp_path), str(repository), os.environ.get("PYTHONPATH", "")])
+    words = ["-m", "pytest", "-p", "without_posix", "-p", "no:cacheprovider", "--collect-only", "-q", "tests"]
+    run = subprocess.run(
+        [sys.executable, *words], cwd=repository, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]

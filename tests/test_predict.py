@@ -23,6 +23,7 @@ import clipvid
 from clipvid import commands
 from clipvid.commands.predict import expand_names, separate
 from clipvid.data.config import DataConfig
+from clipvid.data.lists import sources
 from clipvid.data.manifest import load_manifest
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.reader import VideoError, open_video
@@ -398,3 +399,36 @@ def test_bank_refuses_other_backbones(folders, make_model, tmp_path):
     with pytest.raises(ValueError, match="was trained on another backbone"):
         bank.load_adapter(tmp_path / "other", "other")
     assert bank.adapter_names == ["ila"]
+
+
+def test_timeline_reports_its_progress(saved, videos):
+    seen: list[tuple[int, int]] = []
+    timeline = Predictor(from_pretrained(saved)).timeline(videos[0], 0.1, 0.04, lambda *counts: seen.append(counts))
+    total = len(timeline.times)
+    assert total > 8
+    assert seen == [(min(done, total), total) for done in range(8, total + 8, 8)]
+
+
+@pytest.mark.parametrize("name", ["-clip.mp4", "--clip.mp4", "-"])
+def test_names_that_start_with_a_dash_need_two_dashes_before_them(name, saved, videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(Path(videos[0]).read_bytes())
+    if name != "-":
+        code, _, err = run("--model", str(saved), name)
+        assert code == 1
+        assert f"clipvid predict ... -- {name}; or write ./{name}" in err
+        assert len(err.splitlines()) == 1
+        assert run("--model", str(saved), "--", name)[1][0]["video"] == name
+    assert run("--model", str(saved), f"./{name}")[1][0]["video"] == f"./{name}"
+
+
+@pytest.mark.parametrize("hidden", ["._a.mp4", ".trash/a.mp4", "b/.cache/c/a.mp4"])
+def test_hidden_files_of_a_folder_are_left_out(hidden, tmp_path):
+    for name in ("a.mp4", "b/a.mp4", hidden):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    shown = [str(tmp_path / "a.mp4"), str(tmp_path / "b/a.mp4")]
+    assert list(expand_names([str(tmp_path)])) == shown
+    assert [str(path) for path in sources.find_videos(tmp_path)] == shown
+    assert list(expand_names([f"{tmp_path}/**/*.mp4"])) == shown
+    assert list(expand_names([str(tmp_path / hidden)])) == [str(tmp_path / hidden)]

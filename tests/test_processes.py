@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import STEADY, fresh_backbone, shake
+from conftest import STEADY, fresh_backbone, posix_only, shake
 from processes import SHARDED, Worker, all_end_well, finetune, finetune_together, together
 from safetensors.torch import load_file
 from test_survival import arguments, steps, wait_for, world  # noqa: F401
@@ -192,12 +191,13 @@ def test_fsdp_is_used_or_refused(arguments, tmp_path: Path) -> None:  # noqa: F8
     assert "selects FSDP, but Accelerate uses" in alone.said
 
 
-@pytest.mark.parametrize(("number", "timeout"), [(signal.SIGKILL, 1800), (signal.SIGSTOP, 5)])
-def test_dead_or_hanging_process_ends_all(arguments, tmp_path: Path, number: int, timeout: int) -> None:  # noqa: F811
+@posix_only
+@pytest.mark.parametrize(("name", "timeout"), [("SIGKILL", 1800), ("SIGSTOP", 5)])
+def test_dead_or_hanging_process_ends_all(arguments, tmp_path: Path, name: str, timeout: int) -> None:  # noqa: F811
     options = {"training__per_device_train_batch_size": 2, "training__epochs": 500, "training__ddp_timeout": timeout}
     workers = finetune_together(2, arguments(tmp_path / "run", **options), tmp_path)
     assert wait_for(workers[0], lambda: bool(steps(tmp_path / "run")))
-    workers[1].signal(number)
+    workers[1].signal(name)
     try:
         assert workers[0].ended(120) not in (0, 75)
     finally:

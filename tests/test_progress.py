@@ -2,7 +2,8 @@
 
 import pytest
 
-from clipvid.runs.progress import Progress
+from clipvid.runs import progress as module
+from clipvid.runs.progress import Progress, Remaining
 
 
 @pytest.mark.parametrize(
@@ -16,3 +17,12 @@ def test_a_line_without_figures_shows_no_empty_loss(capsys, entry: dict | None, 
     line = capsys.readouterr().err
     assert line.startswith(expected)
     assert ": ," not in line
+
+
+def test_time_left_is_shown_after_the_first_second(capsys, monkeypatch) -> None:
+    clock = iter([0.0, 0.5, 1.2, 3.0, 22.0, 40.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    show = Remaining("windows")
+    for done in (8, 16, 24, 32, 40):
+        show(done, 40)
+    assert capsys.readouterr().err.splitlines() == ["16 of 40 windows, 2 s left", "32 of 40 windows, 6 s left"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import posix_only
 from safetensors.torch import load_file, save_file
 from transformers import AutoVideoProcessor
 
@@ -75,6 +76,7 @@ def test_json_of_any_length_is_refused_unread(folder, name):
     refused(folder, f"expected at most {MAX_BYTES}")
 
 
+@posix_only
 @pytest.mark.parametrize("name", [CONFIG, PIXELS, WEIGHTS, LORA, TOWER, TOWER_CONFIG])
 def test_only_regular_files_are_opened(folder, name):
     (folder / name).unlink()

@@ -3,13 +3,13 @@
 import json
 import os
 import random
-import resource
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import posix_only
 from processes import all_end_well, finetune, finetune_together
 from safetensors.torch import load_file
 
@@ -189,12 +189,13 @@ def test_number_of_workers_does_not_change_results(arguments, tmp_path: Path) ->
     assert none == two
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_sigterm_saves_and_exits_75(arguments, tmp_path: Path, number: int) -> None:
+@posix_only
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_sigterm_saves_and_exits_75(arguments, tmp_path: Path, name: str) -> None:
     args = arguments(tmp_path / "asked", training__save_steps=0)
     worker = finetune(args, tmp_path / "asked.log")
     assert wait_for(worker, lambda: 5 in steps(tmp_path / "asked"))
-    worker.signal(number)
+    worker.signal(name)
     assert worker.ended() == EXIT_CODE == 75
     assert "interrupted by a signal; the same command resumes" in worker.said
     sessions = json.loads((tmp_path / "asked/run.json").read_text())["sessions"]
@@ -204,8 +205,9 @@ def test_sigterm_saves_and_exits_75(arguments, tmp_path: Path, number: int) -> N
     assert result(tmp_path / "asked") == result(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_signal_to_process_group_keeps_workers(arguments, tmp_path: Path, number: int) -> None:
+@posix_only
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_signal_to_process_group_keeps_workers(arguments, tmp_path: Path, name: str) -> None:
     """A scheduler sends it to the process and to those that load its videos."""
     args = arguments(tmp_path / "asked", data__num_workers=2, training__save_steps=0)
     worker = finetune(args, tmp_path / "asked.log")
@@ -213,19 +215,20 @@ def test_signal_to_process_group_keeps_workers(arguments, tmp_path: Path, number
     children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text().split()
     assert len(children) >= 2
     for child in map(int, children):
-        os.kill(child, number)
-    worker.signal(number)
+        os.kill(child, getattr(signal, name))
+    worker.signal(name)
     assert worker.ended() == EXIT_CODE, worker.said
     all_end_well([finetune(args, tmp_path / "asked.log")])
     all_end_well([finetune(arguments(tmp_path / "whole", training__save_steps=0), tmp_path / "whole.log")])
     assert result(tmp_path / "asked")["tensors"] == result(tmp_path / "whole")["tensors"]
 
 
+@posix_only
 def test_signal_to_one_process_stops_all_at_same_step(arguments, tmp_path: Path) -> None:
     args = arguments(tmp_path / "run", training__per_device_train_batch_size=2, training__epochs=200)
     workers = finetune_together(2, args, tmp_path)
     assert wait_for(workers[0], lambda: 2 in steps(tmp_path / "run"))
-    workers[1].signal(signal.SIGUSR1)
+    workers[1].signal("SIGUSR1")
     assert [worker.ended() for worker in workers] == [EXIT_CODE, EXIT_CODE], workers[0].said
 
 
@@ -241,6 +244,7 @@ def test_full_disk_keeps_training_and_checkpoints(arguments, tmp_path: Path, cap
     """From the second epoch's end until the last epoch begins, no file can be written completely."""
     from clipvid.evaluation import loop as prediction
 
+    resource = pytest.importorskip("resource")
     before, seen = resource.getrlimit(resource.RLIMIT_FSIZE), []
     evaluate = prediction.predict
 
@@ -267,6 +271,7 @@ def test_full_disk_keeps_training_and_checkpoints(arguments, tmp_path: Path, cap
 def test_full_disk_at_the_end(arguments, tmp_path: Path, capsys, monkeypatch) -> None:
     from clipvid.training import finetune as module
 
+    resource = pytest.importorskip("resource")
     write, before = module.write_run, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(*args):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
-from clipvid import ClipvidError
+from clipvid import ClipvidError, InputError
 from clipvid.files import failed_write
 from clipvid.registry import import_plugin, suggest
 from clipvid.runs.preemption import EXIT_CODE, Preempted
@@ -60,6 +61,7 @@ def run(verb: str, args: list[str] | None = None, plugins: Sequence[str] = ()) -
     """
     with exit_cleanly(f"clipvid {verb}"):
         rest, others = split_plugins(sys.argv[1:] if args is None else args)
+        _check_dashes(verb, rest)
         for plugin in (*plugins, *others):
             import_plugin(plugin)
         import_module(f"clipvid.commands.{verb.replace('-', '_')}").main(rest)
@@ -78,6 +80,16 @@ def split_plugins(args: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             rest.append(word)
     return rest, plugins
+
+
+def _check_dashes(verb: str, args: Sequence[str]) -> None:
+    """Raise InputError for a file that would be read as an option, since its name starts with `-`."""
+    for word in itertools.takewhile(lambda word: word != "--", args):
+        if len(word) > 1 and word.startswith("-") and os.path.lexists(word):
+            raise InputError(
+                f"{word} is a file, but words that start with - are options. Put -- before such names: clipvid {verb} "
+                f"... -- {word}; or write ./{word}"
+            )
 
 
 @contextmanager

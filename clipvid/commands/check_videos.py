@@ -17,6 +17,7 @@ def main(args: list[str] | None = None) -> None:
 
     from clipvid.data.broken import BadVideos, Failure
     from clipvid.data.lists.classes import read_classes
+    from clipvid.data.lists.places import locate
     from clipvid.data.lists.sources import ListSource
     from clipvid.data.manifest import Manifest, checked_rows
     from clipvid.data.scan import AnyClass, EveryVideo, _source, _write_fixed, check_all
@@ -26,7 +27,9 @@ def main(args: list[str] | None = None) -> None:
     root, source = _source(config)
     if config.fix and not isinstance(source, ListSource | EveryVideo):
         raise InputError(f"--fix supports lists and folders, but not {source.title}")
-    class_list = AnyClass() if config.classes is None else read_classes(root / config.classes)
+    class_list = (
+        AnyClass() if config.classes is None else read_classes(root / locate(root, config.classes, "list of classes"))
+    )
     rows = checked_rows(source, root, class_list, allow_outside_root=config.allow_outside_root)
     manifest = Manifest(rows, class_list.classes, root)
     bad = BadVideos("check", len(manifest))

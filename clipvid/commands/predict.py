@@ -98,8 +98,10 @@ def report(name: str, predictor: Predictor, options: Any) -> None:
         print(json.dumps({"video": name, "predictions": predictions}), flush=True)
     if options.timeline:
         from clipvid.inference.timeline import write_timeline
+        from clipvid.runs.progress import Remaining
 
-        timeline = predictor.timeline(source, options.window, options.hop)
+        progress = Remaining("windows of the timeline")
+        timeline = predictor.timeline(source, options.window, options.hop, progress)
         labels = predictor.model.labels
         written = write_timeline(options.output_dir, name, timeline, labels, options.window, options.hop, options.top_k)
         print(", ".join(map(str, written)), file=sys.stderr)

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipvid.data.leaks import check_splits
 from clipvid.data.lists.public_datasets import READERS, located, read_public_dataset
 from clipvid.data.lists.sources import find_videos
-from clipvid.data.manifest import ManifestError, check_splits, load_manifest
+from clipvid.data.manifest import ManifestError, load_manifest
 from clipvid.files import write_text
 from clipvid.registry import check_option
 from clipvid.runs.config_files import parse_config

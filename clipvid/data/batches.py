@@ -65,8 +65,8 @@ class TrainBatches(Sampler[list[Key]]):
         if num_samples * repeats < self.global_batch:
             raise InputError(
                 f"{num_samples * repeats} training videos do not fill one global batch of {self.global_batch} "
-                f"(per_device_batch {per_device_batch} x world_size {world_size} x accumulation {accumulation}); "
-                "lower per_device_batch or accumulation, or use fewer processes"
+                f"(per_device_train_batch_size {per_device_batch} x processes {world_size} x "
+                f"gradient_accumulation_steps {accumulation}); lower one of the options, or use fewer processes"
             )
         self.num_samples, self.per_device_batch, self.seed = num_samples, per_device_batch, seed
         self.world_size, self.rank, self.accumulation, self.repeats = world_size, rank, accumulation, repeats

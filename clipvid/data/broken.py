@@ -47,6 +47,29 @@ class BadVideos:
     max_fraction: float | None = None
     file: Path | None = None
     reasons: dict[str, str] = field(default_factory=dict)
+    _unwritten: dict[str, str] = field(default_factory=dict)
+
+    def foresee(self, failures: Iterable[Failure], quiet: bool = False) -> None:
+        """Take up failures without writing them to the file, which `write` does later.
+
+        Args:
+            failures: found before the run.
+            quiet: print and write nothing, which another process does.
+
+        Raises:
+            TooManyBadVideos: they are more than the run allows.
+        """
+        new = {path: reason for path, reason in failures if path not in self.reasons}
+        self.reasons |= new
+        if not quiet:
+            self._unwritten |= new
+            self._print(new)
+        self._check()
+
+    def write(self) -> None:
+        """Write the failures that were foreseen to the file."""
+        self._write(self._unwritten)
+        self._unwritten = {}
 
     def add(self, failures: Iterable[Failure]) -> None:
         """Add failures. Known ones are ignored.
@@ -58,9 +81,15 @@ class BadVideos:
         if not new:
             return
         self.reasons |= new
+        self._print(new)
+        self._write(new)
+        self._check()
+
+    def _print(self, new: dict[str, str]) -> None:
         for path, reason in new.items():
             print(f"bad video in {self.split}: {path}: {reason}", file=sys.stderr, flush=True)
-        self._write(new)
+
+    def _check(self) -> None:
         if self.max_fraction is not None and len(self.reasons) > self._allowed(self.max_fraction):
             raise TooManyBadVideos(self._complaint(self.max_fraction))
 
@@ -69,20 +98,22 @@ class BadVideos:
         return max(fraction * self.total, min(_FLOOR, self.total // 4)) if fraction else 0
 
     def _write(self, new: dict[str, str]) -> None:
-        if self.file is None:
+        if self.file is None or not new:
             return
-        text = self.file.read_text() if self.file.is_file() else ""
+        text = self.file.read_text(encoding="utf-8") if self.file.is_file() else ""
         written = set()
         for line in text.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # line cut off by a killed run
                 entry = json.loads(line)
                 written.add((entry["split"], entry["path"]))
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a") as out:
+        # A name that is not UTF-8 becomes an escape of JSON.
+        with self.file.open("a", encoding="utf-8", errors="backslashreplace") as out:
             out.write("\n" if text and not text.endswith("\n") else "")
             for path, reason in new.items():
                 if (self.split, path) not in written:
-                    out.write(json.dumps({"split": self.split, "path": path, "reason": reason}) + "\n")
+                    entry = {"split": self.split, "path": path, "reason": reason}
+                    out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _complaint(self, limit: float) -> str:
         listed = [f"  {path}: {reason}" for path, reason in list(self.reasons.items())[:_SHOWN]]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-SEPARATE = ("failures", "frames", "features", "key", "mirrored")
+SEPARATE = ("failures", "frames", "features", "key", "facts")
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         One tensor for each figure of the samples, and `failures` of all. `frames` and `features` contain the clips that
         have them, in order. If features are stored, `is_stored` [B] is True for clips with `features`. `keys` and
-        `mirrored` are then lists, with None for clips that are stored already or not to be stored.
+        `facts` are then lists, with None for clips that are stored already or not to be stored.
     """
     batch = default_collate([{name: item[name] for name in item if name not in SEPARATE} for item in items])
     for name in ("frames", "features"):
@@ -26,5 +26,5 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             batch[name] = default_collate(clips)
     if any("features" in item or "key" in item for item in items):
         batch["is_stored"] = torch.tensor(["features" in item for item in items])
-        batch |= {name: [item.get(alias) for item in items] for name, alias in (("keys", "key"), ("mirrored",) * 2)}
+        batch |= {"keys": [item.get("key") for item in items], "facts": [item.get("facts") for item in items]}
     return {**batch, "failures": [failure for item in items for failure in item.get("failures", [])]}

@@ -62,11 +62,15 @@ class DataConfig:
             Null takes the names in `train`. The default means null if the file does not exist.
         allow_outside_root: Allow lists and links to files outside `root`.
         check_files: Check that every file exists, and where links lead.
+        check_leaks: Refusal of videos that are in `train` and `val`. `path` finds the same file under any name and in
+            any kind of source. `content` also finds equal bytes, and reads the files whose sizes are in both. `none`
+            checks nothing.
         world: Synthetic world to build in `root` first.
         group_pattern: Regular expression whose first group, matched on a path, is the video's group (such as a person).
         protocol: `holdout` trains on train and evaluates on val. `leave_one_group_out` pools both and holds out each
             group in turn.
-        sampling: `uniform` segments over the video, or a `dense` window.
+        sampling: `uniform` segments over the video, or a `dense` window. `{name: uniform, by: time}` makes the
+            segments equal in presentation time instead of number of frames.
         stride: Distance between frames of a `dense` window.
         repeats: Clips of each video in an epoch of training, in the same batch (repeated sampling).
         resize: `shortest_center` or `squash`, for evaluation.
@@ -78,6 +82,8 @@ class DataConfig:
         max_bad_fraction: Share of unreadable training videos at which the run stops. Below it, they are replaced by
             other videos. Unless it is 0, three are allowed, or a quarter of the videos if that is fewer. In evaluation
             an unreadable video counts as wrong.
+        check_videos: Videos of each split that are opened before training, spread over it. A smaller split is opened
+            whole. 0 for none.
     """
 
     root: str = "data"
@@ -86,10 +92,11 @@ class DataConfig:
     classes: str | None = "classes.csv"
     allow_outside_root: bool = False
     check_files: bool = True
+    check_leaks: Literal["path", "content", "none"] = "path"
     world: WorldConfig | None = None
     group_pattern: str | None = None
     protocol: Literal["holdout", "leave_one_group_out"] = "holdout"
-    sampling: Literal["uniform", "dense"] = "uniform"
+    sampling: Choice = "uniform"
     stride: int = 1
     repeats: int = 1
     resize: Literal["shortest_center", "squash"] = "shortest_center"
@@ -98,15 +105,17 @@ class DataConfig:
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     num_workers: int = 2
     max_bad_fraction: float = 0.01
+    check_videos: int = 1000
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("stride", "repeats", "test_clips", "test_crops"), (1, FINITE))
-        check_ranges("data", self, num_workers=(0, FINITE), max_bad_fraction=(0, 1), **counts)
+        check_ranges("data", self, num_workers=(0, FINITE), check_videos=(0, FINITE), max_bad_fraction=(0, 1), **counts)
+        self.preprocessing.frame_sampling(1)
 
     @property
     def preprocessing(self) -> Preprocessing:
         """Preprocessing of clips in evaluation."""
-        return Preprocessing(self.sampling, self.stride, self.resize)
+        return Preprocessing.from_options(self.sampling, self.stride, self.resize)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from clipvid.data.lists.checks import Checks, checked, compile_pattern
 from clipvid.data.lists.checks import check_files as check_listed_files
 from clipvid.data.lists.classes import ClassList, read_classes
+from clipvid.data.lists.places import locate
 from clipvid.data.lists.samples import ClassInfo, ManifestError, Rows, Sample
-from clipvid.data.lists.sources import DatasetsSource, ListSource, Source, resolve_source
+from clipvid.data.lists.sources import DatasetsSource, FolderSource, ListSource, Source, resolve_source
 from clipvid.data.lists.tables import LARGE_BYTES, Batches
 from clipvid.files import replacing
 from clipvid.registry import Choice
@@ -31,7 +32,6 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "Sample",
-    "check_splits",
     "checked_rows",
     "leave_one_group_out",
     "load_manifest",
@@ -76,10 +76,17 @@ class Manifest:
         sample = self.samples[index]
         if sample.media is not None:
             return sample.media()
-        path = self.root / sample.path
+        path = self.file(sample)
         with contextlib.suppress(FileNotFoundError):  # reported by the reader
             path.stat()
         return path
+
+    def file(self, sample: Sample) -> Path:
+        """Return the path of a sample that is a file or a folder below the root, or beside it."""
+        # The root need not exist where paths lead out of it.
+        return (
+            Path(os.path.normpath(self.root / sample.path)) if sample.path.startswith("..") else self.root / sample.path
+        )
 
     def joined(self, other: Manifest) -> Manifest:
         """Return the samples of both manifests, which must share classes and root.
@@ -89,7 +96,9 @@ class Manifest:
         """
         if (self.classes, self.root) != (other.classes, other.root):
             raise ManifestError("two lists with different classes or roots cannot be joined")
-        check_splits(self, other)
+        both = sorted({*self.paths()}.intersection(other.paths()))
+        if both:
+            raise ManifestError(f"{len(both)} videos are in both lists, such as {both[:3]}; drop them from one")
         return replace(self, samples=(*self.samples, *other.samples))
 
     def subset(self, indices: Sequence[int]) -> Manifest:
@@ -119,7 +128,8 @@ def load_manifest(
     memory-mapped. The file is reused until the list or the arguments change.
 
     Args:
-        root: Folder that the paths in the list are relative to, and `source` and `classes` unless absolute.
+        root: Folder that the paths in the list are relative to, and `source` and `classes`
+            unless they are absolute or exist only in the working folder.
         source: A file with lines `path label`, or with columns `path`, `label` and optionally `start`, `end` (seconds),
             `caption`, `group`, `split` in CSV, JSON, JSON lines or Parquet; a folder with one folder per class;
             `name-{000..009}.tar` of WebDataset; or `{name: datasets, ...}`. See `clipvid.data.lists.sources`. A label
@@ -148,12 +158,16 @@ def load_manifest(
         batches = list(listing.batches(root, ()))
         class_list = ClassList(_classes_in(batches, listing.title))
     elif isinstance(classes, str | os.PathLike):
-        class_list = read_classes(root / classes)
+        class_list = read_classes(root / locate(root, os.fspath(classes), "list of classes"))
     else:
         class_list = ClassList(classes)
-    rows = checked_rows(listing, root, class_list, pattern, allow_outside_root=allow_outside_root, batches=batches)
+    # Users name a folder by themselves; lists may come from others.
+    top = root / listing.folder if isinstance(listing, FolderSource) else root
+    is_below = os.path.abspath(top).startswith(os.path.join(os.path.abspath(root), ""))
+    allowed = allow_outside_root or (isinstance(listing, FolderSource) and not is_below)
+    rows = checked_rows(listing, root, class_list, pattern, allow_outside_root=allowed, batches=batches)
     if check_files:
-        check_listed_files(rows, listing.title, root, None if allow_outside_root else root)
+        check_listed_files(rows, listing.title, root, None if allow_outside_root else root if is_below else top)
     return Manifest(rows, class_list.classes, root)
 
 
@@ -234,22 +248,6 @@ def leave_one_group_out(manifest: Manifest) -> Iterator[tuple[str, Manifest, Man
     for name in named:
         train, test = ([i for i, group in enumerate(groups) if (group == name) is held] for held in (False, True))
         yield name, manifest.subset(train), manifest.subset(test)
-
-
-def check_splits(first: Manifest, second: Manifest) -> None:
-    """Raise ManifestError if a video is in both manifests, even with different parts.
-
-    Videos are compared by path below one root, and by file if the roots differ.
-    """
-    smaller, larger = sorted((first, second), key=len)
-    if first.root.absolute() == second.root.absolute():
-        seen = set(smaller.paths())
-        both = sorted({path for path in larger.paths() if path in seen})
-    else:
-        files = {os.path.realpath(smaller.root / path) for path in smaller.paths()}
-        both = sorted({path for path in larger.paths() if os.path.realpath(larger.root / path) in files})
-    if both:
-        raise ManifestError(f"{len(both)} videos are in both lists, such as {both[:3]}; drop them from one")
 
 
 def _classes_in(batches: Iterable[pa.RecordBatch], title: str) -> tuple[ClassInfo, ...]:

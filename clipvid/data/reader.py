@@ -121,13 +121,15 @@ class Video:
     @property
     def has_varying_rate(self) -> bool:
         """True if the frame rate varies by more than a factor of two between parts of at least a tenth of the time."""
-        if self.times is None or self._length < 3:
-            return False
-        gaps = np.sort(np.diff(self.times))
-        passed = gaps.cumsum()
-        short, long = (gaps[np.searchsorted(passed, share * passed[-1])] for share in (0.1, 0.9))
-        # Times in files are rounded, to 1 ms in some.
-        return bool(long > 2.1 * short + 0.002)
+        times = self._scan.frame_times
+        return times is not None and times.rate_varies
+
+    def frame_times(self, part: range) -> list[float] | None:
+        """Return when each frame of a part appears and when the last one ends, in seconds; None if unknown."""
+        times, duration = self.times, self.duration
+        if times is None or duration is None:
+            return None
+        return [*times[part.start : part.stop], times[part.stop] if part.stop < len(times) else duration]
 
     def __len__(self) -> int:
         return self._length

@@ -4,6 +4,7 @@ Shapes: N frames in the video, T frames in the clip. Indices count frames in pre
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,41 @@ def uniform_indices(
         return ((segment * num_clips + clip) * 2 + 1) * total // (2 * num_clips * num_frames)
     within = torch.rand(num_frames, generator=generator, dtype=torch.float64)
     return ((segment + within) * total / num_frames).long().clamp_(max=total - 1)
+
+
+def uniform_time_indices(
+    times: Sequence[float],
+    num_frames: int,
+    *,
+    generator: torch.Generator | None = None,
+    clip: int = 0,
+    num_clips: int = 1,
+) -> Tensor:
+    """Return the frames on screen at one moment of each of T equal parts of the duration: int64 [T].
+
+    The moments are placed as `uniform_indices` places frames. At a constant frame rate both return the same.
+
+    Args:
+        times: N + 1 seconds: when each frame appears, and when the last one ends.
+        num_frames: T.
+        generator: draws a random moment of each part.
+        clip: number of the clip, if there are several fixed ones.
+        num_clips: fixed clips of the video.
+
+    Returns:
+        Monotone indices in [0, N). Frames that stay on screen repeat.
+    """
+    edges = torch.as_tensor(times, dtype=torch.float64)
+    total = len(edges) - 1
+    _check(total, num_frames, clip, num_clips)
+    if generator is None:
+        within = torch.full((num_frames,), (clip + 0.5) / num_clips, dtype=torch.float64)
+    else:
+        within = torch.rand(num_frames, generator=generator, dtype=torch.float64)
+    span = edges[-1] - edges[0]
+    # A moment that is the start of a frame but for rounding shows that frame.
+    moments = edges[0] + ((torch.arange(num_frames) + within) / num_frames + 1e-9) * span
+    return (torch.searchsorted(edges, moments, right=True) - 1).clamp_(0, total - 1)
 
 
 def dense_indices(
@@ -83,11 +119,13 @@ class FrameSampling:
         name: `uniform` segments over the whole video, or a `dense` window.
         num_frames: Number of frames T in a clip.
         stride: Distance between frames in a dense window. Must be 1 for `uniform`.
+        by: `frame` makes the segments of `uniform` equal in number of frames, `time` in seconds of presentation.
     """
 
     name: Literal["uniform", "dense"] = "uniform"
     num_frames: int = 8
     stride: int = 1
+    by: Literal["frame", "time"] = "frame"
 
     def __post_init__(self) -> None:
         if self.name not in ("uniform", "dense"):
@@ -96,11 +134,39 @@ class FrameSampling:
             raise InputError(f"num_frames {self.num_frames} and stride {self.stride} must be at least 1")
         if self.name == "uniform" and self.stride != 1:
             raise InputError(f"stride {self.stride} is not used by uniform sampling; set it to 1, or use 'dense'")
+        if self.by not in ("frame", "time"):
+            raise InputError(f"sampling by {self.by!r}; expected 'frame' or 'time'")
+        if self.by == "time" and self.name != "uniform":
+            raise InputError(f"by: time has no meaning in {self.name} sampling; leave it out, or use 'uniform'")
+
+    @property
+    def ignores_time(self) -> bool:
+        """True if frames that are spread evenly by number are meant to be spread over the whole video."""
+        return self.name == "uniform" and self.by == "frame"
 
     def indices(
-        self, total: int, *, generator: torch.Generator | None = None, clip: int = 0, num_clips: int = 1
+        self,
+        total: int,
+        times: Sequence[float] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        clip: int = 0,
+        num_clips: int = 1,
     ) -> Tensor:
-        """Return frame indices int64 [T] of one clip of a video of `total` frames, random with a generator."""
+        """Return the frame indices int64 [T] of one clip; random with a generator.
+
+        Args:
+            total: frames of the video, or of the part that clips are taken from.
+            times: when each of them appears and when the last one ends, in seconds. Used by time only. None for frames
+                without times, which are taken as evenly spaced.
+            generator: for random clips.
+            clip: number of the clip, if there are several fixed ones.
+            num_clips: fixed clips of the video.
+        """
+        if self.by == "time" and times is not None:
+            if len(times) != total + 1:
+                raise InputError(f"{len(times)} times for {total} frames; expected one more than frames")
+            return uniform_time_indices(times, self.num_frames, generator=generator, clip=clip, num_clips=num_clips)
         if self.name == "uniform":
             return uniform_indices(total, self.num_frames, generator=generator, clip=clip, num_clips=num_clips)
         return dense_indices(total, self.num_frames, self.stride, generator=generator, clip=clip, num_clips=num_clips)

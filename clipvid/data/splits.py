@@ -11,11 +11,13 @@ from typing import Literal, Protocol, TypeAlias
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from clipvid.data.batches import EvalBatches
 from clipvid.data.broken import BadVideos
 from clipvid.data.config import DataConfig
+from clipvid.data.dataset import FrameOrder, VideoDataset
 from clipvid.data.feature_store import StoredFeatures
 from clipvid.data.lists.classes import mirror_map
-from clipvid.data.loader import EvalBatches, FrameOrder, VideoDataset, build_loader
+from clipvid.data.loader import build_loader
 from clipvid.data.manifest import ClassInfo, Manifest, load_manifest
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic.world import build_world
@@ -158,4 +160,4 @@ def eval_loader(
 
 
 def _sampling(data: DataConfig, num_frames: int) -> FrameSampling:
-    return FrameSampling(data.sampling, num_frames, data.stride)
+    return data.preprocessing.frame_sampling(num_frames)

@@ -16,6 +16,7 @@ from clipvid.experiments.protocols import Holdout, Part, build_protocol
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.finetune import finetune
 from clipvid.training.session import finished, write_results
+from clipvid.training.small_sets import check_fills_batch
 
 
 def finetune_protocol(
@@ -30,6 +31,8 @@ def finetune_protocol(
     parts = protocol.parts(train, val, trained=True)
     if isinstance(protocol, Holdout):
         return finetune(config, train, val, accelerator, output)
+    smallest = min(len(part.train or ()) for part in parts) * config.data.repeats
+    check_fills_batch(config.training, smallest, accelerator.num_processes)
     folds = [_finetune_fold(config, part, accelerator, output / part.run) for part in parts]
     columns = [torch.cat(column) for column in zip(*folds, strict=True)]
     order = columns[0].argsort()

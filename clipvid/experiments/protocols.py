@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from clipvid import InputError
+from clipvid.data.lists.places import locate
 from clipvid.data.lists.text import read_lines
 from clipvid.data.manifest import Manifest, ManifestError, leave_one_group_out
 from clipvid.data.sampling import keyed_generator
@@ -153,7 +154,8 @@ class FewShot:
     def _subset(self, train: Manifest, shots: int, seed: int) -> Manifest:
         if self.lists is None:
             return few_shot_subset(train, shots, seed)
-        return published(train, train.root / self.lists.format(shots=shots, seed=seed), shots)
+        name = locate(train.root, self.lists.format(shots=shots, seed=seed), "few-shot list")
+        return published(train, train.root / name, shots)
 
     def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
         """Return `few_shot`: mean, std and values of top-1 over the seeds, by K."""
@@ -213,10 +215,11 @@ class BaseToNovel:
     def _base(self, train: Manifest) -> list[int]:
         names = train.class_names
         if self.base is not None:
-            listed = [line.strip() for line in read_lines(train.root / self.base, "list of base classes")]
+            file = train.root / locate(train.root, self.base, "list of base classes")
+            listed = [line.strip() for line in read_lines(file, "list of base classes")]
             unknown = [name for name in listed if name and name not in names]
             if unknown:
-                raise ManifestError(f"{train.root / self.base}: {unknown[:5]} are not classes of this data set")
+                raise ManifestError(f"{file}: {unknown[:5]} are not classes of this data set")
             base = sorted(names.index(name) for name in set(listed) if name)
         else:
             counts = torch.tensor([sample.label for sample in train.samples]).bincount(minlength=len(names)).tolist()

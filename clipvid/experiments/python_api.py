@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 
 from clipvid import InputError, RunError
-from clipvid.data.manifest import Manifest, check_splits
+from clipvid.data.leaks import check_splits
+from clipvid.data.manifest import Manifest
 from clipvid.data.map_dataset import MapDataset, dataset_manifest
 from clipvid.data.splits import load_split, load_splits
 from clipvid.evaluation.summary import describe
@@ -177,7 +178,7 @@ def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] 
         check_hub(config)
     with accelerator.main_process_first():
         train, val = manifests or load_splits(config.data)
-    check_splits(train, val)
+    check_splits(train, val, config.data.check_leaks, follow_links=config.data.check_files)
     figures = finetune_protocol(config, train, val, accelerator, output)
     accelerator.print(f"{describe(figures)} -> {output}/metrics.json")
     end_trackers(accelerator)

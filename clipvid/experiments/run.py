@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from clipvid.adapters import resolve_adapters
-from clipvid.data.loader import FrameOrder
-from clipvid.data.manifest import Manifest, check_splits
+from clipvid.data.dataset import FrameOrder
+from clipvid.data.leaks import check_splits
+from clipvid.data.manifest import Manifest
 from clipvid.data.splits import eval_loader, load_split, load_splits
 from clipvid.evaluation.conditions import ALL_CONTROLS as ALL_CONTROLS
 from clipvid.evaluation.conditions import FORWARD, ZERO_SHOT, Condition
@@ -40,6 +41,7 @@ from clipvid.evaluation.weight_space import (
 from clipvid.experiments.config import EvaluateConfig, extend_evaluation
 from clipvid.experiments.config import Recipe as Recipe
 from clipvid.experiments.protocols import Part, build_protocol
+from clipvid.experiments.recipes import announce_small_sets, finetune_config
 from clipvid.files import hash_file, write_json
 from clipvid.hub.folder import find_folder, read_record, weights_hash
 from clipvid.hub.loading import is_saved, load_model
@@ -49,7 +51,6 @@ from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import config_record
 from clipvid.runs.output_folder import OtherRunError, check_output, prepare_output_dir
 from clipvid.runs.record import recorded
-from clipvid.training.config import FinetuneConfig
 from clipvid.training.features import open_features
 from clipvid.training.finetune import finetune
 
@@ -81,7 +82,7 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
     with accelerator.main_process_first():
         train, test = load_videos(config)
     if train is not None:
-        check_splits(train, test)
+        check_splits(train, test, config.data.check_leaks, follow_links=config.data.check_files)
     if accelerator.is_main_process:
         _check_output(output, config)
     parts = protocol.parts(train, test, config.recipe is not None)
@@ -89,6 +90,8 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
     run = _Run(config, accelerator, output)
     if config.recipe is None:
         run.load(parts[0])  # a model that cannot be loaded leaves no files
+    else:
+        announce_small_sets(config, parts, accelerator)
     if accelerator.is_main_process:
         prepare_output_dir(output, config)
     accelerator.wait_for_everyone()
@@ -206,7 +209,7 @@ class _Run:
             assert part.train is not None
             folder, trained_on = self.output / part.run, part.train.class_names
             if part.run not in self.made:
-                recipe = self._finetune_config(config.recipe, part, folder)
+                recipe = finetune_config(config, part, folder, self.accelerator.num_processes)
                 finetune(recipe, part.train, part.test, self.accelerator, folder)
                 self.accelerator.wait_for_everyone()
                 self.accelerator.free_memory()
@@ -222,17 +225,6 @@ class _Run:
                 f"warning: {self.config.model} was trained on clips sampled as {trained.record()}, but is evaluated on "
                 f"clips sampled as {asked.record()}; see data.sampling, data.stride and data.resize"
             )
-
-    def _finetune_config(self, recipe: Recipe, part: Part, folder: Path) -> FinetuneConfig:
-        return FinetuneConfig(
-            output_dir=str(folder),
-            seed=recipe.seed if part.seed is None else part.seed,
-            model=recipe.model,
-            templates=self.config.templates or "single",
-            data=self.config.data,
-            training=recipe.training,
-            optim=recipe.optim,
-        )
 
     def _ready(self, model: VideoCLIP) -> VideoCLIP:
         self._name(model)

@@ -85,7 +85,9 @@ class Trial:
             config = extend_evaluation(config, metrics.get("config", {}))
         if "config" not in metrics or set(config_differences(metrics["config"], config)) - FREE:
             return None
-        return metrics if inputs is None or recorded_inputs(self.folder) == inputs else None
+        recorded = recorded_inputs(self.folder)
+        same = inputs is None or {name: recorded.get(name) for name in inputs} == inputs
+        return metrics if same else None
 
     def cost(self) -> dict[str, float | None]:
         """Return `seconds` over all sessions and `peak_memory_bytes`. Killed sessions are not counted."""

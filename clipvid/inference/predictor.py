@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict, overload
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from clipvid import InputError
 from clipvid.data.preprocessing import Preprocessing
-from clipvid.data.reader import Source, Video, VideoError, open_video
+from clipvid.data.reader import Source, VideoError, open_video
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.transforms import Transform
 from clipvid.inference.videos import Frames, open_source, split_videos
@@ -58,8 +59,10 @@ class ClipReader:
 
     def read(self, video: Frames, views: int = 1, start: int = 0, stop: int | None = None) -> Tensor:
         """Read clips from the frames [start, stop) of a video, spread in time: uint8 [V, T, 3, S, S]."""
-        total = (len(video) if stop is None else stop) - start
-        indices = torch.stack([self.sampling.indices(total, clip=view, num_clips=views) for view in range(views)])
+        part = range(start, len(video) if stop is None else stop)
+        times = video.frame_times(part) if self.sampling.by == "time" else None
+        drawn = [self.sampling.indices(len(part), times, clip=view, num_clips=views) for view in range(views)]
+        indices = torch.stack(drawn)
         frames = video.read(start + indices.flatten()).permute(0, 3, 1, 2)
         return torch.stack([self.transform(clip) for clip in frames.split(self.sampling.num_frames)])
 
@@ -108,10 +111,11 @@ class Predictor:
     def scores(self, source: Any) -> Tensor:
         """Return the probabilities [K] of a video, on the CPU; see `__call__` for errors."""
         with open_source(source) as video:
-            if isinstance(video, Video) and video.has_varying_rate and self.reader.sampling.name == "uniform":
+            if self.reader.sampling.ignores_time and video.has_varying_rate:
                 warnings.warn(
                     f"{video.name}: its frame rate varies by more than 2x, and frames are sampled evenly by number, "
-                    "not by time; a timeline (--timeline) samples by time",
+                    "not by time; a timeline (--timeline) samples by time, and so does a model that was trained with "
+                    "data.sampling='{name: uniform, by: time}'",
                     stacklevel=2,
                 )
             clips = self.reader.read(video, self.views)
@@ -124,11 +128,19 @@ class Predictor:
             for score, index in zip(values.tolist(), classes.tolist(), strict=True)
         ]
 
-    def timeline(self, source: Source, window: float, hop: float) -> Timeline:
+    def timeline(
+        self, source: Source, window: float, hop: float, on_progress: Callable[[int, int], None] | None = None
+    ) -> Timeline:
         """Return the scores of windows of `window` seconds, `hop` seconds apart. The last one ends with the video.
 
         Windows are defined on presentation times, so they are right for varying frame rates. A window without frames
         shows the current frame.
+
+        Args:
+            source: a path, the bytes of a file, or a file object.
+            window: seconds that a point sees.
+            hop: seconds between points.
+            on_progress: called with the number of windows that are scored, and of all.
 
         Raises:
             InputError: `window` or `hop` is not positive.
@@ -150,6 +162,8 @@ class Predictor:
                 ]
                 clips = torch.cat([self.reader.read(video, start=part.start, stop=part.stop) for part in parts])
                 scores.append(self._probabilities(clips))
+                if on_progress is not None:
+                    on_progress(first + len(parts), len(starts))
         times = [start + min(window, duration) / 2 for start in starts]
         return Timeline(times, torch.cat(scores))
 

@@ -135,5 +135,5 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
                     raise InputError(f"fps={fps}: the frame rate of {video.name} is unknown; use frame_sampling_rate")
                 stride = max(round(video.fps / fps), 1)
             if stride is not None:
-                preprocessing = replace(preprocessing, sampling="dense", stride=stride)
+                preprocessing = replace(preprocessing, sampling="dense", stride=stride, by="frame")
             return ClipReader.create(num_frames or self.num_frames, self.image_size, preprocessing).read(video)

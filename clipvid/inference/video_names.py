@@ -14,13 +14,21 @@ SUFFIXES = (
 
 
 def expand_names(words: list[str]) -> Iterator[str]:
-    """Yield the videos of the arguments: files, all videos in folders, matches of patterns, and `-`."""
+    """Yield the videos of the arguments: files, all videos in folders, matches of patterns, and `-`.
+
+    Hidden files and those in hidden folders are left out, unless they are named themselves.
+    """
     for word in words:
         if Path(word).is_dir():
-            files = [path for path in Path(word).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+            files = [path for path in Path(word).rglob("*") if _is_shown(path.relative_to(word)) and path.is_file()]
             yield from map(str, sorted(files)) if files else [word]
         elif word == STDIN or Path(word).exists() or not glob.has_magic(word):
             yield word
         else:
             matches = sorted(glob.glob(word, recursive=True))
             yield from expand_names(matches) if matches else [word]
+
+
+def _is_shown(path: Path) -> bool:
+    """Return True for the name of a video, below a folder, without a hidden part."""
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)

@@ -32,6 +32,9 @@ class Frames(Protocol):
     def read(self, indices: Tensor) -> Tensor:
         """Return the frames uint8 [T, H, W, 3] at `indices`."""
 
+    def frame_times(self, part: range) -> list[float] | None:
+        """Return when each frame of a part appears and when the last one ends, in seconds; None if unknown."""
+
 
 class FramesInMemory:
     """Frames uint8 [T, H, W, 3] in memory, with the interface of a video. Their rate is unknown.
@@ -42,6 +45,7 @@ class FramesInMemory:
 
     fps = None
     name = "frames in memory"
+    has_varying_rate = False
 
     def __init__(self, frames: np.ndarray | Tensor):
         self.frames = torch.as_tensor(frames)
@@ -61,6 +65,9 @@ class FramesInMemory:
     def read(self, indices: Tensor) -> Tensor:
         """Return the frames uint8 [T, H, W, 3] at `indices`."""
         return self.frames[indices]
+
+    def frame_times(self, part: range) -> None:
+        """Return None: the frames have no times, and count as evenly spaced."""
 
 
 def split_videos(videos: Any) -> tuple[list[Any], bool]:

@@ -80,7 +80,7 @@ class FeatureCache:
         rows = [row for row, is_stored in enumerate(batch["is_stored"].tolist()) if not is_stored]
         for row, features in zip(rows, computed, strict=True):
             if batch["keys"][row] is not None:
-                self.store.write(batch["keys"][row], features, {"mirrored": str(bool(batch["mirrored"][row]))})
+                self.store.write(batch["keys"][row], features, batch["facts"][row])
 
 
 def frozen_fingerprint(model: VideoCLIP, depth: int) -> str:

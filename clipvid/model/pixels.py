@@ -15,7 +15,8 @@ SLACK = 0.2  # share of the range from black to white, since bicubic resizing ov
 
 def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return uint8 pixels [..., 3, S, S] as normalized floats; mean and std [3, 1, 1] are on the scale 0..1."""
-    return ((pixels / 255 - mean) / std).to(mean.dtype)
+    # ONNX divides integers without a remainder, hence the cast.
+    return ((pixels.float() / 255 - mean) / std).to(mean.dtype)
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from clipvid.runs.config_files import config_record
 
 # Options that may change on resume, since no result depends on them (the content of lists is hashed).
 FREE = {
+    "data.check_leaks",
+    "data.check_videos",
     "data.max_bad_fraction",
     "data.num_workers",
     "data.root",

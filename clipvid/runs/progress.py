@@ -61,6 +61,28 @@ class Progress:
         print(f"step {self.done}/{self.total}: {parts}", file=sys.stderr, flush=True)
 
 
+class Remaining:
+    """Lines on standard error with the time left: the first after a second, then every 20 seconds.
+
+    Args:
+        unit: plural of what is counted, such as `windows of the timeline`.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.start = time.monotonic()
+        self._next = self.start + 1
+
+    def __call__(self, done: int, total: int) -> None:
+        """Print a line if it is time for one and something is left."""
+        now = time.monotonic()
+        if now < self._next or not 0 < done < total:
+            return
+        left = (now - self.start) / done * (total - done)
+        print(f"{done} of {total} {self.unit}, {left:.0f} s left", file=sys.stderr, flush=True)
+        self._next = now + SECONDS_BETWEEN_LINES
+
+
 class RunningMean:
     """Means of finite figures over the steps since the last log entry. No synchronization before `take`.
 

@@ -14,6 +14,7 @@ from clipvid.data.splits import eval_loader
 from clipvid.distributed import is_sharded
 from clipvid.evaluation.summary import describe, evaluate
 from clipvid.hub.push import check_login, check_repo_id, push_to_hub
+from clipvid.training.advice import advice
 from clipvid.training.build import build_trainer, classification
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.session import (
@@ -22,8 +23,10 @@ from clipvid.training.session import (
     load_finished_run,
     preemption,
     session,
+    with_backbone,
     write_run,
 )
+from clipvid.training.unreadable import check_readable, count_unreadable
 
 
 def check_hub(config: FinetuneConfig) -> None:
@@ -67,12 +70,14 @@ def finetune(
         return done
     with preemption(config) as stop:
         model = fresh_model(config, train, accelerator)
+        hashes = with_backbone(hashes, model, output)
         objective = classification(config, len(train.classes))
         trainer = build_trainer(config, model, objective, train, accelerator, output, keep_features=True)
         batch_size = config.training.per_device_eval_batch_size
         features = trainer.features
         stored = None if features is None else features.stored
         loader = eval_loader(config.data, model, val, accelerator, batch_size, output_dir=output, features=stored)
+        records = [check_readable(config.data, *pair, accelerator) for pair in ((train, trainer.loader), (val, loader))]
         best_wanted = config.training.load_best_model_at_end
 
         def on_epoch_end(epoch: int) -> dict[str, Any]:
@@ -84,7 +89,9 @@ def finetune(
             return {"val_top1": figures["top1"]["value"]}
 
         with session(config, hashes, accelerator, output, stop) as run:
-            state = run(trainer, on_epoch_end)
+            for bad in records:
+                bad.write()
+            state = run.train(trainer, on_epoch_end)
             weights = trainer.result()
             if is_sharded(model) or config.training.frozen_bf16:
                 model = fresh_model(config, train, accelerator)
@@ -92,5 +99,11 @@ def finetune(
             predictions, figures = evaluate(accelerator, model, loader, val.classes, features)
             if state.best is not None:
                 figures["selected"] = state.best | {"by": config.training.metric_for_best_model}
+            if features is not None:
+                run.record["features"] = features.record()
+            run.record["unreadable"] = count_unreadable(accelerator, output, records)
             write_run(output, model, state, predictions, figures, config, accelerator)
+    hint = advice(figures, state.step, len(val.classes), config)
+    if hint is not None:
+        accelerator.print(hint)
     return figures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ from accelerate import Accelerator
 
 from clipvid import InputError
 from clipvid.backbone.state_dicts import load_strictly
-from clipvid.data.manifest import ClassInfo, Manifest, check_splits, load_manifest
+from clipvid.data.leaks import check_splits
+from clipvid.data.lists.samples import Stored
+from clipvid.data.manifest import ClassInfo, Manifest, load_manifest
 from clipvid.data.splits import eval_loader, load_splits
 from clipvid.evaluation.summary import describe, evaluate
 from clipvid.evaluation.weight_space import zero_shot_model
@@ -20,7 +21,16 @@ from clipvid.training.build import build_trainer
 from clipvid.training.config import PretrainConfig
 from clipvid.training.pretext_tasks import resolve_pretext_tasks
 from clipvid.training.self_supervised import SelfSupervisedModel, SelfSupervisedObjective
-from clipvid.training.session import fresh_model, input_hashes, load_finished_run, preemption, session, write_run
+from clipvid.training.session import (
+    fresh_model,
+    input_hashes,
+    load_finished_run,
+    preemption,
+    session,
+    with_backbone,
+    write_run,
+)
+from clipvid.training.unreadable import check_readable, count_unreadable
 
 UNLABELLED = (ClassInfo(0, "unlabelled"),)
 
@@ -49,11 +59,15 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
     with preemption(config) as stop:
         terms = resolve_pretext_tasks(config.objectives)
         model = fresh_model(config, val, accelerator)
+        hashes = with_backbone(hashes, model, output)
         student = SelfSupervisedModel(model, terms).to(accelerator.device)
         trainer = build_trainer(
             config, student, SelfSupervisedObjective(config.seed, tuple(terms)), train, accelerator, output
         )
-        loader = eval_loader(config.data, model, val, accelerator, config.training.per_device_eval_batch_size)
+        loader = eval_loader(
+            config.data, model, val, accelerator, config.training.per_device_eval_batch_size, output_dir=output
+        )
+        records = [check_readable(config.data, *pair, accelerator) for pair in ((train, trainer.loader), (val, loader))]
 
         def on_epoch_end(epoch: int) -> dict[str, Any]:
             warning = collapse(trainer.state.history)
@@ -66,7 +80,9 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
             return {f"val_{name}": figures[name]["value"] for name in ("top1", "object") if name in figures}
 
         with session(config, hashes, accelerator, output, stop) as run:
-            state = run(trainer, on_epoch_end)
+            for bad in records:
+                bad.write()
+            state = run.train(trainer, on_epoch_end)
             weights = trainer.result()
             if config.training.frozen_bf16:
                 model = fresh_model(config, val, accelerator)
@@ -74,6 +90,7 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
             load_strictly(student.trained_state(), weights)
             predictions, figures = evaluate(accelerator, model, loader, val.classes)
             figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
+            run.record["unreadable"] = count_unreadable(accelerator, output, records)
             write_run(output, model, state, predictions, figures, config, accelerator)
     return figures
 
@@ -99,13 +116,13 @@ def load_videos(config: PretrainConfig) -> tuple[Manifest, Manifest]:
         ManifestError: A video is also in `data.val`.
     """
     train, val = load_splits(config.data)
-    check_splits(train, val)
+    check_splits(train, val, config.data.check_leaks, follow_links=config.data.check_files)
     samples = [replace(sample, label=0) for sample in train.samples]
     for more in config.also:
         manifest = load_manifest(more.root, more.videos, more.classes, check_files=config.data.check_files)
-        check_splits(manifest, val)
+        check_splits(manifest, val, config.data.check_leaks, follow_links=config.data.check_files)
         for sample in manifest.samples:
-            media = sample.media or partial(str, manifest.root / sample.path)
+            media = sample.media or Stored(str(manifest.file(sample)))
             samples.append(replace(sample, path=f"{Path(more.root).name}/{sample.path}", label=0, media=media))
     return Manifest(tuple(samples), UNLABELLED, train.root), val
 

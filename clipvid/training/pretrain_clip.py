@@ -57,7 +57,7 @@ def pretrain_clip(config: PretrainClipConfig, accelerator: Accelerator) -> dict[
     with preemption(config) as stop:
         trainer = build_clip_trainer(config, model, train, accelerator, output)
         with session(config, {}, accelerator, output, stop) as run:
-            state = run(trainer, on_epoch_end)
+            state = run.train(trainer, on_epoch_end)
             load_strictly(model.trained_state(), trainer.result())
             figures = {"object": name_objects(model, val, world, batch_size)}
             if accelerator.is_main_process:

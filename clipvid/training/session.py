@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from clipvid.evaluation.loop import Predictions
 from clipvid.files import write_json
 from clipvid.hub.card import write_card
 from clipvid.hub.folder import read_record, read_weights, weights_hash
-from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import config_record
@@ -30,6 +30,8 @@ from clipvid.training.build import build_finetune_model
 from clipvid.training.config import RunConfig, VideoRunConfig
 from clipvid.training.state import TrainState
 from clipvid.training.trainer import EpochEnd, Trainer
+
+BACKBONE = "model.backbone"  # its hash in run.json
 
 
 def fresh_model(config: VideoRunConfig, labelled: Manifest, accelerator: Accelerator) -> VideoCLIP:
@@ -76,16 +78,62 @@ def load_finished_run(
     return done[1]
 
 
+def with_backbone(hashes: dict[str, str], model: VideoCLIP, output: Path) -> dict[str, str]:
+    """Return the hashes with that of the pretrained weights that the model is made from.
+
+    Args:
+        hashes: see `input_hashes`.
+        model: before training.
+        output: folder of the run.
+
+    Raises:
+        OtherRunError: the run in `output` was started from other weights.
+    """
+    digest = model.base_fingerprint()
+    before = recorded_inputs(output).get(BACKBONE, digest)
+    if before != digest:
+        backbone = model.backbone
+        raise OtherRunError(
+            f"{output} holds a run on other weights: those of model.backbone={backbone.name} (pretrained="
+            f"{backbone.pretrained}) have changed since, SHA-256 {digest[:12]}..., expected {before[:12]}.... Bring "
+            "back the former weights, or choose another output_dir"
+        )
+    return hashes | {BACKBONE: digest}
+
+
 def preemption(config: RunConfig) -> Preemption:
     """Return the handler of signals that end a run early."""
     return Preemption(timedelta(seconds=config.training.ddp_timeout))
 
 
+@dataclass(frozen=True)
+class Session:
+    """One start of a run.
+
+    Attributes:
+        record: entry of the session in run.json, to which figures may be added.
+        accelerator: of the run.
+        stop: the active listener to signals.
+    """
+
+    record: dict[str, Any]
+    accelerator: Accelerator
+    stop: Preemption
+
+    def train(self, trainer: Trainer, on_epoch_end: EpochEnd) -> TrainState:
+        """Run the trainer to its end, and record its throughput. See `Trainer.run` for errors."""
+        start_trackers(self.accelerator)
+        try:
+            return trainer.run(self.stop, on_epoch_end)
+        finally:
+            self.record.update(trainer.throughput())
+
+
 @contextmanager
 def session(
     config: RunConfig, hashes: dict[str, str], accelerator: Accelerator, output: Path, stop: Preemption
-) -> Iterator[Callable[[Trainer, EpochEnd], TrainState]]:
-    """Record the config and this session of a run, and yield the function that runs its trainer.
+) -> Iterator[Session]:
+    """Record the config and this session of a run, and yield the session.
 
     Enter it after building model, data and objective, so that a run that cannot start leaves no files.
 
@@ -109,22 +157,8 @@ def session(
             )
         prepare_output_dir(Path(config.output_dir), config)
     accelerator.wait_for_everyone()
-    caches: list[FeatureCache] = []
     with recorded(output, accelerator, config_record(config), hashes) as record:
-
-        def run(trainer: Trainer, on_epoch_end: EpochEnd) -> TrainState:
-            start_trackers(accelerator)
-            caches.extend([trainer.features] if trainer.features is not None else [])
-            try:
-                return trainer.run(stop, on_epoch_end)
-            finally:
-                record.update(trainer.throughput())
-
-        try:
-            yield run
-        finally:
-            if caches:
-                record["features"] = caches[0].record()
+        yield Session(record, accelerator, stop)
 
 
 def write_run(

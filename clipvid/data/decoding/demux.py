@@ -8,10 +8,9 @@ import contextlib
 import errno
 import functools
 import os
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import av
 from av.bitstream import BitStreamFilterContext
@@ -23,6 +22,7 @@ from av.video.stream import VideoStream
 from clipvid import InputError
 from clipvid.data.decoding.boxes import check_boxes
 from clipvid.data.decoding.files import ALLOWED_FORMATS, NamelessFile, opened_binary
+from clipvid.data.decoding.frame_times import FrameTimes, Keyframe, Packet, order_frames
 from clipvid.data.decoding.limits import Clock, Limits
 
 Opened: TypeAlias = tuple[InputContainer, VideoStream]
@@ -38,46 +38,6 @@ EMPTY_MPEG4_BYTES = 16
 _CLOSED = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": ""}
 # PyAV raises IndexError if a damaged file adds a stream during demuxing.
 _DEMUX_ERRORS = (av.FFmpegError, IndexError)
-
-
-class Packet(NamedTuple):
-    """Packet properties that the walk stores, with times in the stream's unit and the size in bytes.
-
-    Decoding can start at a keyframe that `resets`.
-    """
-
-    pts: int | None
-    dts: int | None
-    size: int
-    is_keyframe: bool
-    is_discard: bool
-    resets: bool
-
-
-class Keyframe(NamedTuple):
-    """Packet at which decoding can start, and the target time of a seek that lands on it or before it."""
-
-    pts: int
-    seek_time: int
-
-
-@dataclass(frozen=True)
-class FrameTimes:
-    """Frames in presentation order.
-
-    Attributes:
-        times: Times in ticks of `time_base` seconds.
-        entries: For each frame, the index in `keyframes` from which to decode it.
-        keyframes: Packets at which decoding can start.
-        closed_gops: True if no frame needs data from before its keyframe.
-        time_base: Length of a tick in seconds.
-    """
-
-    times: Sequence[int]
-    entries: Sequence[int]
-    keyframes: list[Keyframe]
-    closed_gops: bool
-    time_base: float
 
 
 @dataclass(frozen=True)
@@ -221,7 +181,7 @@ def walk(source: str | bytes) -> Scan:
             height=height,
             fps=float(rate) if rate else None,
             checked=parser is not None,
-            frame_times=_frame_times(found, float(stream.time_base or 0)) if trusted and context.format else None,
+            frame_times=order_frames(found, float(stream.time_base or 0)) if trusted and context.format else None,
         )
 
 
@@ -289,28 +249,3 @@ def _has_idr_slice(packet: av.Packet, extradata: bytes | None) -> bool:
             return True
         start += width + int.from_bytes(data[start : start + width], "big")
     return False
-
-
-def _frame_times(found: list[Packet], time_base: float) -> FrameTimes | None:
-    """Return the frames of the packets in presentation order, or None if time stamps do not distinguish them."""
-    if len({packet.pts for packet in found}) < len(found) or not found[0].resets:
-        return None
-    keyframes: list[Keyframe] = []
-    frames: list[tuple[int, int]] = []
-    closed_gops = all(packet.resets for packet in found if packet.is_keyframe)
-    for packet in found:
-        if packet.pts is None or (packet.resets and keyframes and packet.pts < keyframes[-1].pts):
-            return None
-        if packet.resets:
-            keyframes.append(Keyframe(packet.pts, packet.pts if packet.dts is None else min(packet.pts, packet.dts)))
-        entry = len(keyframes) - 1
-        # A leading picture is shown before the keyframe it follows, and may need earlier packets.
-        while entry >= 0 and packet.pts < keyframes[entry].pts:
-            entry, closed_gops = entry - 1, False
-        if entry < 0:
-            return None
-        if not packet.is_discard:
-            frames.append((packet.pts, entry))
-    frames.sort()
-    times, entries = (array("q", (frame[part] for frame in frames)) for part in (0, 1))
-    return FrameTimes(times, entries, keyframes, closed_gops, time_base)

@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 from clipvid.data.decoding.demux import INDEXED_FORMATS, Scan
-from clipvid.data.decoding.pictures import HDR_CURVES, display_matrix, is_mirrored
+from clipvid.data.decoding.pictures import HDR_CURVES, display_matrix, has_alpha, is_mirrored
 
 
 class Refused(Exception):
@@ -57,6 +57,8 @@ def check_plain(scanned: Scan, frame: av.VideoFrame) -> None:
         raise Refused("only PyAV's frames are stretched to square pixels")
     if frame.color_trc in HDR_CURVES:
         raise Refused("only PyAV's frames are mapped from HDR to SDR")
+    if has_alpha(frame):
+        raise Refused("only PyAV's frames are blended over black")
     if is_mirrored(display_matrix(frame)):
         raise Refused("only PyAV's frames are mirrored")
 

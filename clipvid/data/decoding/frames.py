@@ -16,6 +16,7 @@ from clipvid import InputError
 from clipvid.data.decoding.errors import VideoError, checked_indices
 from clipvid.data.decoding.files import open_regular
 from clipvid.data.decoding.limits import Limits
+from clipvid.data.decoding.pictures import over_black
 
 # Formats that Pillow decodes internally. For others, such as EPS, it starts external programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
@@ -34,6 +35,7 @@ class FrameFolder:
     backend = "images"
     fps: float | None = None
     duration: float | None = None
+    has_varying_rate = False
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.name = os.fspath(folder)
@@ -83,11 +85,16 @@ class FrameFolder:
             raise VideoError(self.name, f"a folder of frames has no times; {start} to {end} seconds cannot be selected")
         return range(len(self))
 
+    def frame_times(self, part: range) -> None:
+        """Return None: images have no times, and count as evenly spaced."""
+
     def _image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Its size is checked before decoding."""
         try:
             with open_regular(self.files[index]) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
                 Limits.current().check_size(*image.size)
+                if image.has_transparency_data:
+                    return over_black(np.asarray(image.convert("RGBA")))
                 return np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise VideoError(self.name, f"{self.files[index].name} is not a readable image ({error})") from None

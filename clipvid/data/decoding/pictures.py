@@ -44,9 +44,22 @@ class PictureMaker:
             matrix = Colorspace.BT2020 if frame.colorspace == _UNSPECIFIED else None
             wide = self._reformatter.reformat(frame, *self._size, format="rgb48le", src_colorspace=matrix)
             picture = tone_mapped(wide.to_ndarray(), frame.color_trc, frame.color_primaries)
+        elif has_alpha(frame):
+            picture = over_black(self._reformatter.reformat(frame, *self._size, format="rgba").to_ndarray())
         else:
             picture = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
         return oriented(picture, display_matrix(frame))
+
+
+def has_alpha(frame: av.VideoFrame) -> bool:
+    """Return True for a frame with an alpha channel."""
+    return any(component.is_alpha for component in frame.format.components)
+
+
+def over_black(picture: np.ndarray) -> np.ndarray:
+    """Return a picture uint8 [H, W, 4] (RGBA) in front of black: uint8 [H, W, 3]."""
+    color, alpha = picture[..., :3], picture[..., 3:]
+    return ((color.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -73,8 +73,9 @@ class Checks:
             return paths
         base, normal = os.path.abspath(self.root), paths.to_pylist()
         for i in np.flatnonzero(odd.to_numpy(zero_copy_only=False)):
-            relative = os.path.relpath(os.path.join(base, normal[i]), base).replace(os.sep, "/")
-            if (relative == ".." or relative.startswith("../")) and not self.allow_outside_root:
+            relative = _relative(os.path.join(base, normal[i]), base).replace(os.sep, "/")
+            outside = relative == ".." or relative.startswith("../") or os.path.isabs(relative)
+            if outside and not self.allow_outside_root:
                 raise ManifestError(
                     f"{self.where(rows['line'][i])}: {normal[i]!r} is outside of the root {base}; move it, or set "
                     "allow_outside_root"
@@ -93,6 +94,14 @@ class Checks:
                 f"{self.where(lines[place])}: start {start[place]} and end {end[place]} in seconds; expected "
                 "0 <= start < end"
             )
+
+
+def _relative(path: str, base: str) -> str:
+    """Return the path from `base`; the path itself on another drive of Windows."""
+    try:
+        return os.path.relpath(path, base)
+    except ValueError:
+        return os.path.abspath(path)
 
 
 def checked(batches: Batches, checks: Checks) -> Batches:
@@ -140,15 +149,18 @@ def check_files(rows: Rows, title: str, root: Path, inside: Path | None) -> None
     table = rows.table
     if "file" in table.column_names:
         table = table.filter(pc.is_null(table["file"]))
-    problems, folders = list[str](), dict[str, str]()
+    problems, missing, folders = list[str](), list[str](), dict[str, str]()
     top = None if inside is None else os.path.join(os.path.realpath(inside), "")
     for batch in table.select(["path", "line"]).to_batches():
         for path, line in zip(batch["path"].to_pylist(), batch["line"].to_pylist(), strict=True):
             file = os.path.join(root, path)
+            if path.startswith(".."):
+                file = os.path.normpath(file)
             try:
                 os.stat(file)
             except (FileNotFoundError, NotADirectoryError):
                 problems.append(f"{title}:{line}: no video at {file}")
+                missing.append(path)
                 continue
             except (OSError, ValueError):
                 continue
@@ -156,7 +168,11 @@ def check_files(rows: Rows, title: str, root: Path, inside: Path | None) -> None
             if top is not None and not real.startswith(top):
                 problems.append(f"{title}:{line}: {file} is a link out of {inside}, to {real}; set allow_outside_root")
     if problems:
-        _refuse(problems, "Correct the list, or its root; clipvid check-videos --fix writes a list without them.")
+        advice = "Correct the list, or its root; clipvid check-videos --fix writes a list without them."
+        for folder in (root / title).parent, Path.cwd():
+            if missing and (folder / missing[0]).exists():
+                advice = f"Set data.root={folder}: {missing[0]} is there. Or correct the list."
+        _refuse(problems, advice)
 
 
 def _real_path(file: str, folders: dict[str, str]) -> str:

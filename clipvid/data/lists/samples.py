@@ -82,6 +82,29 @@ COLUMNS = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A video at a place of its source's choice, returned as a path or as bytes when it is called.
+
+    Attributes:
+        file: path or address of a file.
+        offset: first byte of the video in the file; None for a file that is the video.
+        size: bytes of the video; None up to the end of the file.
+    """
+
+    file: str
+    offset: int | None = None
+    size: int | None = None
+
+    def __call__(self) -> str | bytes:
+        """Return the path of a local file that is the video, otherwise the bytes of the video."""
+        if self.offset is None and "://" not in self.file:
+            return self.file
+        with fsspec.open(self.file, "rb") as handle:
+            handle.seek(self.offset or 0)
+            return bytes(handle.read(-1 if self.size is None else self.size))
+
+
 class Samples(Sequence[Sample]):
     """Samples that are created on access, by index or slice."""
 
@@ -144,13 +167,5 @@ class Rows(Samples):
     def _sample(self, row: dict[str, Any], place: int) -> Sample:
         file, offset, size = (row.pop(name, None) for name in ("file", "offset", "size"))
         if file is not None:
-            return Sample(**row, media=partial(_fetch, file, offset, size))
+            return Sample(**row, media=Stored(file, offset, size))
         return Sample(**row, media=None if self.media is None else partial(self.media, place))
-
-
-def _fetch(file: str, offset: int | None, size: int | None) -> str | bytes:
-    if offset is None and "://" not in file:
-        return file
-    with fsspec.open(file, "rb") as handle:
-        handle.seek(offset or 0)
-        return bytes(handle.read(-1 if size is None else size))

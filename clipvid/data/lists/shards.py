@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import io
-import re
 import tarfile
 import warnings
 from collections.abc import Collection
@@ -14,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipvid.data.lists.places import locate_shards
 from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
 from clipvid.data.lists.tables import Batches
 from clipvid.data.lists.text import check_list, is_utf8, parse_json
 
-MAX_SHARDS = 100_000
 _MAX_TEXT = 1 << 20  # bytes of a label, a caption or a header of a shard
 
 
@@ -29,7 +27,7 @@ class WebDatasetSource:
     Videos are read inside the shards, in any order, without unpacking. Shards must be uncompressed.
 
     Attributes:
-        shards: `train-{000..009}.tar` or `train-*.tar`, relative to the root.
+        shards: `train-{000..009}.tar` or `train-*.tar`, relative to the root or the working folder.
     """
 
     shards: str
@@ -41,24 +39,8 @@ class WebDatasetSource:
 
     def batches(self, root: Path, names: Collection[str]) -> Batches:
         """Yield one batch per shard."""
-        start = "" if Path(self.shards).is_absolute() else f"{glob.escape(str(root))}/"
-        files = [Path(file) for pattern in _braces(self.shards) for file in sorted(glob.glob(f"{start}{pattern}"))]
-        if not files:
-            raise FileNotFoundError(f"no shard matches {self.shards} in {root}")
-        for file in files:
+        for file in locate_shards(root, self.shards):
             yield _shard_batch(file, file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file))
-
-
-def _braces(pattern: str) -> list[str]:
-    """Expand `a-{00..11}.tar` to a-00.tar, ..., a-11.tar."""
-    match = re.search(r"\{(\d{1,9})\.\.(\d{1,9})\}", pattern)
-    if match is None:
-        return [pattern]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    numbers = range(int(match[1]), int(match[2]) + 1)
-    if len(numbers) > MAX_SHARDS:
-        raise ManifestError(f"{pattern}: it expands to {len(numbers)} shards, more than {MAX_SHARDS}; correct it")
-    return [name for i in numbers for name in _braces(f"{before}{i:0{len(match[1])}d}{after}")]
 
 
 def _shard_batch(file: Path, name: str) -> pa.RecordBatch:

@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipvid.data.decoding.frames import is_image
+from clipvid.data.lists.places import locate
 from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
 from clipvid.data.lists.shards import WebDatasetSource
 from clipvid.data.lists.tables import Batches, read_table
@@ -83,7 +84,7 @@ class FolderSource:
         """
         top = root / self.folder
         rows = [
-            (video.relative_to(root).as_posix() if video.is_relative_to(root) else str(video), kind.name)
+            (video.relative_to(root).as_posix() if video.is_relative_to(root) else os.path.abspath(video), kind.name)
             for kind in sorted(top.iterdir())
             if kind.is_dir() and not kind.name.startswith(".")
             for video in find_videos(kind)
@@ -157,7 +158,7 @@ class DatasetsSource:
 
         options = {key: value for key, value in asdict(self).items() if key in ("revision", "data_files") and value}
         if self.data_dir is not None:
-            options["data_dir"] = str(root / self.data_dir)
+            options["data_dir"] = str(root / locate(root, self.data_dir, "folder"))
         rows = datasets.load_dataset(self.path, self.config, split=self.split, streaming=self.streaming, **options)
         columns = [self.video, *self._texts().values()]
         for column in columns:
@@ -216,12 +217,23 @@ SOURCES = Registry(
 
 
 def resolve_source(spec: Choice, root: Path) -> Source:
-    """Return the source of a config: `{name: datasets, path: ...}`, or a path whose form determines the kind."""
+    """Return the source of a config: `{name: datasets, path: ...}`, or a path whose form determines the kind.
+
+    Paths start from `root`. What is not there is looked for from the working folder.
+
+    Raises:
+        FileNotFoundError: a list or folder is in neither place.
+    """
     if isinstance(spec, str):
-        if (root / spec).is_dir():
-            return FolderSource(spec)
-        return WebDatasetSource(spec) if spec.endswith(".tar") else ListSource(spec)
+        if spec.endswith(".tar"):
+            return WebDatasetSource(spec)
+        name = locate(root, spec, "list of videos" if Path(spec).suffix else "list or folder of videos")
+        return FolderSource(name) if (root / name).is_dir() else ListSource(name)
     source: Source = SOURCES.resolve(spec)[1]
+    if isinstance(source, ListSource):
+        return replace(source, file=locate(root, source.file, "list of videos"))
+    if isinstance(source, FolderSource):
+        return replace(source, folder=locate(root, source.folder, "folder of videos"))
     return source
 
 
