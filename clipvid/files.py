@@ -1,4 +1,4 @@
-"""Atomic writing of files, detection of failed writes, and hashes."""
+"""Atomic writing of files, detection of failed writes, hashes, and names of strangers as text that is safe to show."""
 
 from __future__ import annotations
 
@@ -20,13 +20,45 @@ from clipvid import InputError
 _FOLDERS_FLUSH = os.name != "nt"
 # The ZIP writer of torch.save checks its position after a write that was cut short.
 _TORCH_WRITER = re.compile("PytorchStreamWriter failed|inline_container.*unexpected pos")
+# Control characters, line separators, overrides of the writing direction, and bytes that are not UTF-8.
+_ODD = "\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSAFE = re.compile(f"[\x00-\x1f{_ODD}]")
+_MARKDOWN = re.compile(r"[\\`*\[\]!|~#$]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def printable(text: object) -> str:
+    r"""Return text on one line for a terminal or page, with escapes such as `\x1b` for what a terminal would obey."""
+    return _UNSAFE.sub(lambda sign: ascii(sign[0])[1:-1], str(text))
+
+
+def printable_lines(text: object) -> str:
+    """Return text of several lines, each as `printable` has it."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+def markdown_text(text: str) -> str:
+    """Return text on one line that Markdown shows as it is: without markup, HTML, formulas or table cells."""
+    line = " ".join(_UNSAFE.sub(" ", text).split())
+    return _MARKDOWN.sub(r"\\\g<0>", line).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def markdown_code(text: str) -> str:
+    """Return a code span of Markdown that shows printable text as it is."""
+    line = printable(text)
+    ticks = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    return f"{ticks} {line} {ticks}" if "`" in line else f"{ticks}{line}{ticks}"
+
+
+def json_text(content: Any, indent: int | None = None, ascii_only: bool = False) -> str:
+    """Return JSON with letters of all scripts as they are, and escapes for what `printable` escapes."""
+    text = json.dumps(content, indent=indent, ensure_ascii=ascii_only)
+    # The only control characters that are left are the line ends of an indented text.
+    return re.sub(f"[{_ODD}]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically (see `replacing`), without escaping non-ASCII letters."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    # File names that are not UTF-8 contain lone surrogates, which must be escaped.
-    write_text(path, re.sub("[\ud800-\udfff]", lambda sign: f"\\u{ord(sign[0]):04x}", text) + "\n")
+    write_text(path, json_text(content, indent=2) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:

@@ -13,7 +13,7 @@ import yaml
 from conftest import posix_only, shake
 from processes import Worker, all_end_well, together
 from sklearn.metrics import log_loss, top_k_accuracy_score
-from test_report import Page
+from test_report import ParsedPage
 
 from clipvid.commands import evaluate as command
 from clipvid.data.preprocessing import Preprocessing
@@ -131,13 +131,13 @@ def test_sweep_ends_equal_zero_shot_and_model(evaluated: Path) -> None:
 
 def test_report_is_complete_and_self_contained(evaluated: Path) -> None:
     html = (evaluated / "report.html").read_text()
-    page = Page(html)
+    page = ParsedPage(html)
     headings = ["Results", "Accuracy by motion pair", "More figures", "Gains by class", "Calibration"]
     headings += ["Weight-space ensembling", "Views", "Clips", "Confusion matrices", "Details"]
     assert re.findall("<h2>(.*?)</h2>", html) == headings
     for line in ("zero-shot CLIP", "on reversed clips", "on shuffled clips", "first frame, repeated", "bag of frames"):
         assert line in page.text
-    assert html.count("data:image/png") >= 5
+    assert (html.count("data:image/png"), html.count("data:image/svg+xml")) == (2, 5)
     assert "http://" not in html
     assert "https://" not in html
     own = rows(evaluated, condition="forward")
@@ -201,9 +201,16 @@ def test_repaired_video_is_evaluated_again(world: Path, model_folder: Path, tmp_
     broken = next((videos / "val").rglob("*.mp4"))
     content = broken.read_bytes()
     broken.write_bytes(content[:100])
-    assert evaluate(videos, model_folder, tmp_path / "out", controls="[]")["unreadable"] == 1
+    metrics = evaluate(videos, model_folder, tmp_path / "out", controls="[]")
+    assert (metrics["unreadable"], metrics["top1"]["count"], metrics["top5"]["value"]) == (1, 12, 11 / 12)
+    page = ParsedPage((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert "1 of 12 videos could not be read." in page.text
+    assert broken.relative_to(videos).as_posix() in page.words
+    assert "NLL of the readable videos" in page.text
+    assert "top-5" not in page.text
     broken.write_bytes(content)
     assert evaluate(videos, model_folder, tmp_path / "out", controls="[]")["unreadable"] == 0
+    assert "could not be read" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
 def test_different_sampling_is_reported(world: Path, make_model, tmp_path: Path, capsys) -> None:
@@ -399,7 +406,7 @@ def test_few_shot_from_recipe_to_figures(world: Path, clip_folder: Path, tmp_pat
     assert scores(zero_shot[0]).tolist() == scores(zero_shot[3]).tolist()
     trained = [scores(rows(tmp_path, group=name, condition="forward")) for name in groups]
     assert not torch.equal(trained[0], trained[1])
-    assert "K=2" in Page((tmp_path / "report.html").read_text()).text
+    assert "K=2" in ParsedPage((tmp_path / "report.html").read_text()).text
 
 
 def test_base_to_novel_from_recipe_to_figures(world: Path, clip_folder: Path, tmp_path: Path) -> None:

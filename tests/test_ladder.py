@@ -15,6 +15,7 @@ import yaml
 from conftest import REPOSITORY, posix_only
 from processes import Worker
 from scipy.stats import binomtest
+from test_report import ParsedPage
 
 from clipvid.benchmarks.ladder import LadderConfig, ladder_trials
 from clipvid.benchmarks.seed_statistics import (
@@ -111,6 +112,16 @@ def test_predictions_are_judged(measured: Path, results: dict) -> None:
     table = (measured / "table.md").read_text()
     assert "| shift − none on pairs ≥ 1.5 | **no** |" in table
     assert "| shift on horizontal, reversed | - |" in table
+
+
+def test_report_has_tables_and_picture(measured: Path, results: dict) -> None:
+    page = ParsedPage((measured / "report.html").read_text(encoding="utf-8"))
+    for heading in ("Accuracy and cost", "Rows", "Motion pairs", "Hypotheses", "Details"):
+        assert heading in page.words
+    assert all(name in page.text for name in results["rows"])
+    assert "shift − none on pairs ≥ 1.5 no" in page.text
+    assert results["command"] in page.text
+    assert [image["src"][:24] for image in page.all("img")] == ["data:image/svg+xml;base6"]
 
 
 def test_table_has_all_rows_and_settings(measured: Path, results: dict) -> None:

@@ -62,6 +62,7 @@ run = clipvid.finetune({
 })
 assert 0 <= run.figures["top1"]["value"] <= 1
 assert (run.folder / "model.safetensors").is_file()
+assert "</html>" in (run.folder / "report.html").read_text(encoding="utf-8")
 print(*run.model.labels, sep="\\n")
 """
 

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoP
 
 import clipvid
 from clipvid import commands
-from clipvid.commands.predict import expand_names, separate
+from clipvid.commands import exit_cleanly
+from clipvid.commands.predict import expand_names, separate, show_table
+from clipvid.data.broken import BadVideos, Failure
 from clipvid.data.config import DataConfig
 from clipvid.data.lists import sources
 from clipvid.data.manifest import load_manifest
@@ -30,6 +33,7 @@ from clipvid.data.reader import VideoError, open_video
 from clipvid.data.splits import eval_loader
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.evaluation.loop import predict
+from clipvid.files import printable
 from clipvid.hub.loading import from_pretrained
 from clipvid.inference.bank import AdapterBank
 from clipvid.inference.predictor import Predictor
@@ -267,6 +271,52 @@ def test_table_on_a_terminal(saved, videos, tmp_path, monkeypatch):
     assert best["label"] in shown
     assert f"{best['score']:.3f}" in shown
     assert "{" not in shown
+
+
+ODD_NAMES = [
+    "\x1b[2J\x1b]0;owned\x07.mp4",
+    "a\nb.mp4",
+    "\x9b31m.mp4",
+    "\u202e4pm.mp4",
+    os.fsdecode(b"\xff.mp4"),
+    "打.mp4",
+]
+
+
+def fail(name: str) -> None:
+    sys.stderr.write(warnings.formatwarning(f"beware of {name}", UserWarning, "file.py", 1))
+    raise VideoError(name, f"no video stream in {name}")
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_cannot_steer_the_terminal(name, capsys):
+    show_table(name, [{"label": name, "score": 0.5}])
+    with pytest.raises(SystemExit), exit_cleanly("clipvid"):
+        fail(name)
+    BadVideos().add([Failure(name, name)])
+    shown = capsys.readouterr()
+    text = shown.out + shown.err
+    assert text.count(printable(name)) >= 6 - ("\n" in name)  # a warning may have several lines
+    assert not set(text) & {"\x1b", "\x07", "\x9b", "\u202e", "\udcff"}
+    assert f"clipvid: {printable(name)}: no video stream in {printable(name)}" in shown.err.splitlines()
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_json_of_odd_names_is_valid_on_one_line(name, encoding, make_model, videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(videos[0], name)
+    label = name.encode(errors="replace").decode()  # a class name is always UTF-8
+    make_model(labels=[label, "other"]).save_pretrained("m")
+    out = io.BytesIO()
+    with contextlib.redirect_stdout(io.TextIOWrapper(out, encoding, write_through=True)):
+        commands.run("predict", ["--model", "m", "--timeline", "--output_dir", "t", name])
+        text = out.getvalue().decode(encoding)
+    (line,) = text.splitlines()
+    assert json.loads(line)["video"] == name
+    assert label in [each["label"] for each in json.loads(line)["predictions"]]
+    assert printable(text.strip()) == text.strip()
+    assert len(list((tmp_path / "t").iterdir())) == 2
 
 
 def test_timeline_json_and_png(saved, videos, tmp_path):

@@ -1,15 +1,22 @@
 """Pushes publish only the model's files with unchanged texts, and a backbone's config cannot run code."""
 
+import html.parser
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from PIL import Image
 from transformers import AutoConfig
 
 from clipvid.backbone import load_backbone
 from clipvid.data.reader import VideoError, read_frames
+from clipvid.files import markdown_code, markdown_text, printable, write_json
 from clipvid.hub import from_pretrained
-from clipvid.hub.card import plain_text, public_config
+from clipvid.hub.card import card_text, public_config
 from clipvid.hub.push import files_to_push
 
 NAMES = ["/m/0abc dog", "/m/09xyz/cat", "local-dir:/x"]
@@ -59,13 +66,95 @@ def test_push_refuses_a_link(make_model, tmp_path):
     [
         ("![x](http://a/b.png)", r"\!\[x\](http://a/b.png)"),
         ("a\n\n## Measured\n\n| top1 | 1.0 |", r"a \#\# Measured \| top1 \| 1.0 \|"),
-        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)>"),
         ("brush_hair", "brush_hair"),
         ("\x1b[31mred", r"\[31mred"),
     ],
 )
 def test_card_escapes_class_names(name, shown):
-    assert plain_text(name) == shown
+    assert markdown_text(name) == shown
+
+
+HOSTILE = [
+    "| x | 1.0 |",
+    "[a](javascript:alert(1))",
+    "![b](http://a/b.png)",
+    "<script>alert(1)</script>",
+    "<!-- hidden",
+    "a\n\n## Measured\n\n```\nx",
+    "- item",
+    "1. first",
+    "> quote",
+    "---",
+    "===",
+    "```",
+    "`code` ``two``",
+    "*a* _b_ __c__ ~~d~~",
+    "$x$ \\(y\\)",
+    "{{ card_data }} {% raw %}",
+    "key: value # comment",
+    "'single' \"double\" \\",
+    "!!python/object/apply:os.system [id]",
+    "&anchor *alias",
+    "a\x1b[31mred\x07",
+    "\u202eabc",
+    os.fsdecode(b"\xff.mp4"),
+    "\u2028line",
+    "打球 🏀",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_card_shows_every_name_as_it_is(make_model, tmp_path, name):
+    folder = tmp_path / "m"
+    make_model("none", [name, "other"]).save_pretrained(folder)
+    share = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 8}
+    data = {"root": name, "val": {"name": name}, "protocol": "holdout"}
+    metrics = {"top1": share, "top5": share, "nll": 0.5, "unreadable": 1, "config": {"output_dir": name, "data": data}}
+    write_json(folder / "metrics.json", metrics)
+    text = card_text(folder, name)
+    assert text.encode().decode() == text
+    card = ModelCard(text)
+    result = card.data.eval_results[0]
+    assert (card.data.model_name, result.dataset_name) == (printable(name), printable(Path(name).name))
+    assert list(card.data.to_dict()) == ["library_name", "pipeline_tag", "tags", "model-index"]
+    page = html.parser.HTMLParser(convert_charrefs=False)
+    tags = []
+    page.handle_starttag = lambda tag, attributes: tags.append(tag)
+    tokens = MarkdownIt().enable(["table", "strikethrough"]).parse(card.text)
+    inline = [child for token in tokens for child in token.children or []]
+    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    assert headings == [markdown_text(name), "Use", "Measured", "Classes", "Training", "Papers"]
+    allowed = {"text", "code_inline", "softbreak", "text_special", "link_open", "link_close"}
+    assert {token.type for token in inline} <= allowed
+    page.feed("".join(token.content for token in tokens if token.type == "html_block"))
+    assert sorted(set(tags)) == ["details", "summary"]
+    (classes,) = [token for token in tokens if token.type == "inline" and token.content.startswith("2: ")]
+    line = " ".join(re.sub("[\x00-\x1f\x7f\u2028\u202e\ud800-\udfff]", " ", name).split())
+    assert "".join(child.content for child in classes.children) == f"2: {line}, other"
+    assert len([token for token in tokens if token.type == "tr_open"]) == 3
+    assert "top5" not in card.text
+
+
+@pytest.mark.parametrize("text", ["plain", "a`b", "``", "`", "a```b`", "x\n\ny"])
+def test_code_span_shows_its_text(text):
+    (inline,) = [token for token in MarkdownIt().parse(f"before {markdown_code(text)} after") if token.type == "inline"]
+    assert [child.type for child in inline.children] == ["text", "code_inline", "text"]
+    assert inline.children[1].content == printable(text)
+
+
+@pytest.mark.parametrize(
+    "sign", [*map(chr, range(32)), *map(chr, range(127, 160)), "\u2028", "\u202e", "\u2066", "\udcff"]
+)
+def test_no_control_character_is_printed(sign):
+    shown = printable(f"a{sign}b")
+    assert shown.isprintable()
+    assert shown == f"a{ascii(sign)[1:-1]}b"
+
+
+@pytest.mark.parametrize("text", ["naïve", "打球", "👩‍🚀", "नमस्ते", "C:\\videos", "می\u200cخواهم", "\u3000"])
+def test_letters_of_all_scripts_are_printed(text):
+    assert printable(text) == text
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,50 @@
-"""Report read back as in a browser: parsed as HTML, with decoded pictures."""
+"""The report is read back the way a browser would: parsed as HTML, its pictures decoded."""
 
 import base64
 import io
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
 
+from clipvid.data.manifest import ClassInfo
+from clipvid.evaluation.clips import ClipStrip, save_strips, strip_image
+from clipvid.evaluation.evaluation_report import Evaluation, evaluation_page
+from clipvid.evaluation.loop import Predictions
 from clipvid.evaluation.metrics import proportion
-from clipvid.evaluation.report import ClipStrip, Curve, Row, render_rows, save_strips, strip_image, write_report
+from clipvid.evaluation.report import Page, write_page
+from clipvid.evaluation.report_sections import (
+    Confusion,
+    Curve,
+    ReportRow,
+    clips_section,
+    confusions_section,
+    curves_section,
+    details_section,
+    pairs_section,
+    results_section,
+    results_table,
+    row_colors,
+)
+from clipvid.evaluation.summary import summarise_thoroughly
+from clipvid.files import printable
 
-VOID = {"meta", "link", "img"}
+SHAPES = {
+    "svg", "defs", "style", "g", "path", "text", "use", "metadata", "RDF", "Work", "type", "format", "creator", "Agent",
+    "title", "rect", "clipPath", "image",
+}  # fmt: skip
+VOID = {"meta", "link", "img", "col"}
 NASTY = 'a <b>&"quoted"</b> $name_{x'
 
 
-class Page(HTMLParser):
-    """Elements as (tag, attributes) and text with normalized whitespace. Asserts that tags are closed in order."""
+class ParsedPage(HTMLParser):
+    """Elements as (tag, attributes) and text with whitespace put in order; asserts that tags are closed in order."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -65,10 +90,10 @@ def clip(num_frames: int = 3, height: int = 8, width: int = 8, seed: int = 0) ->
 HISTORY = [{"step": 1, "epoch": 0, "lr": 0.1, "loss": 2.5}, {"step": 2, "epoch": 0, "lr": 0.1, "loss": 0.75}]
 FULL = {
     "title": "A title",
-    "introduction": "First.\n\nSecond.",
-    "rows": [Row("zero-shot", figures(50)), Row("ILA", figures(93))],
+    "introduction": ["First.", "Second."],
+    "rows": [ReportRow("zero-shot", figures(50)), ReportRow("ILA", figures(93))],
     "curves": [Curve("ILA", [*HISTORY, {"step": 2, "epoch": 0, "val_top1": 0.625}])],
-    "confusions": {"ILA": ([[3, 1], [0, 4]], ["closer", "away"])},
+    "confusions": [Confusion("ILA", [[3, 1], [0, 4]], ["closer", "away"])],
     "clips": [clip()],
     "details": {"command": "make demo"},
 }
@@ -81,14 +106,22 @@ SECTIONS = {
 }
 
 
+def build(parts: dict) -> Page:
+    colors = row_colors(parts["rows"], parts["curves"])
+    sections = [results_section(parts["rows"], colors), pairs_section(parts["rows"], colors)]
+    sections += [clips_section(parts["clips"]), curves_section(parts["curves"], colors)]
+    sections += [confusions_section(parts["confusions"]), details_section(parts["details"])]
+    return Page(parts["title"], parts["introduction"], sections)
+
+
 @pytest.fixture
 def render(tmp_path):
-    def write(**changes) -> tuple[Page, str]:
+    def write(**changes) -> tuple[ParsedPage, str]:
         path = tmp_path / "new folder" / "report.html"
-        write_report(path, **{**FULL, **changes})
+        write_page(path, build({**FULL, **changes}))
         assert list(path.parent.iterdir()) == [path]
         html = path.read_text(encoding="utf-8")
-        return Page(html), html
+        return ParsedPage(html), html
 
     return write
 
@@ -97,7 +130,7 @@ def decode(uri: str) -> bytes:
     return base64.b64decode(uri.split(",", 1)[1], validate=True)
 
 
-def test_page_is_self_contained(render):
+def test_page_needs_nothing_but_itself(render):
     page, html = render()
     assert "http://" not in html
     assert "https://" not in html
@@ -109,7 +142,7 @@ def test_page_is_self_contained(render):
     assert "default-src 'none'" in html  # a browser would refuse anything else
 
 
-def test_every_picture_decodes_and_has_alt_text(render):
+def test_every_picture_decodes_and_has_words(render):
     page, html = render()
     assert len(page.all("img")) == 3
     for image in page.all("img"):
@@ -133,14 +166,14 @@ def test_table_shows_values_intervals_and_chance(render):
     assert html.count('class="chance"') == 4  # the pairs of two rows, in the table and by pair
 
 
-def test_missing_figures_are_dashes(render):
-    page, _ = render(rows=[Row("plain", {"top1": proportion(1, 4)}), Row("none", {})])
+def test_figures_that_a_row_lacks_are_dashes(render):
+    page, _ = render(rows=[ReportRow("plain", {"top1": proportion(1, 4)}), ReportRow("none", {})])
     assert "plain 0.25 0.05–0.70 none – Clips" in page.text
     assert "Accuracy by motion pair" not in page.text
 
 
-def test_different_counts_are_a_range(render):
-    page, _ = render(rows=[Row("a", {"top1": proportion(1, 4), "pairs": proportion(2, 9)})])
+def test_counts_that_differ_are_told_as_a_range(render):
+    page, _ = render(rows=[ReportRow("a", {"top1": proportion(1, 4), "pairs": proportion(2, 9)})])
     assert "share of 4 to 9 clips" in page.text
 
 
@@ -152,8 +185,8 @@ def test_sections_with_nothing_to_show_are_left_out(render, part):
             assert (heading in page.words) == (other != part)
 
 
-def test_empty_report_is_a_valid_page(render):
-    page, _ = render(**{part: type(FULL[part])() for part in SECTIONS}, introduction="")
+def test_page_of_nothing_is_still_a_page(render):
+    page, _ = render(**{part: type(FULL[part])() for part in SECTIONS}, introduction=[])
     assert page.text == "A title A title"  # title and heading
 
 
@@ -162,10 +195,10 @@ def test_all_text_is_escaped(render):
     by_pair = {**figures(93), "by_pair": {NASTY: proportion(1, 2)}}
     page, html = render(
         title=NASTY,
-        introduction=NASTY,
-        rows=[Row(NASTY, by_pair)],
+        introduction=[NASTY],
+        rows=[ReportRow(NASTY, by_pair)],
         curves=[Curve(NASTY, HISTORY)],
-        confusions={NASTY: ([[1, 0], [0, 1]], [NASTY, "$\\nonsense$"])},
+        confusions=[Confusion(NASTY, [[1, 0], [0, 1]], [NASTY, "$\\nonsense$"])],
         clips=[named],
         details={NASTY: NASTY},
     )
@@ -175,7 +208,50 @@ def test_all_text_is_escaped(render):
     assert all(NASTY in alt for alt in alts)
 
 
-def test_right_and_wrong_have_symbol_word_and_color(render):
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</style><img src=x onerror=alert(1)>",
+    "--><!--",
+    "' onload='alert(1)",
+    '" style="background:url(http://a/b)',
+    "{{ 7 * 7 }} {% raw %} {# #}",
+    "javascript:alert(1)",
+    "&lt;b&gt; &amp;",
+    "$\\frac{x$",
+    "_hidden",
+    "| x",
+    "\x00\x1b[31m\x07",
+    "a\r\nb\u2028c",
+    "\u202egpj.exe",
+    os.fsdecode(b"\xff\xfe"),
+    "打球 🏀",
+    "l" * 5000,
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_every_name_is_text_in_page_and_charts(render, name):
+    _, clean = render()
+    page, html = render(
+        title=name,
+        introduction=[name],
+        rows=[ReportRow(name, {**figures(93), "by_pair": {name: proportion(1, 2)}})],
+        curves=[Curve(name, HISTORY)],
+        confusions=[Confusion(name, [[1, 0], [0, 1]], [name, "other"])],
+        clips=[replace(clip(), truth=name, predictions={name: [(name, 1.0)]}, name=name)],
+        details={name: name},
+    )
+    assert {tag for tag, _ in page.elements} == {tag for tag, _ in ParsedPage(clean).elements}
+    assert {key for _, a in page.elements for key in a} == {key for _, a in ParsedPage(clean).elements for key in a}
+    assert "".join(page.words).count(printable(name)) == 14
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", html)
+    charts = [ElementTree.fromstring(decode(image["src"])) for image in page.all("img")]
+    assert {element.tag.split("}")[1] for chart in charts for element in chart.iter()} <= SHAPES
+    texts = ["".join(element.itertext()) for element in charts[-1].iter() if element.tag.endswith("}text")]
+    assert sum(text.strip().startswith(printable(name)[:39].strip()) for text in texts) == 2
+
+
+def test_right_and_wrong_are_told_by_symbol_word_and_colour(render):
     page, html = render()
     assert "✗ zero-shot box going away 60% box coming closer 40%" in page.text
     assert "✓ ILA box coming closer 97%" in page.text
@@ -183,7 +259,7 @@ def test_right_and_wrong_have_symbol_word_and_color(render):
     assert '<div class="right"><b role="img" aria-label="right">✓</b> <h4>ILA' in html
 
 
-def test_model_without_predictions_is_omitted(render, tmp_path):
+def test_model_that_said_nothing_of_a_clip_is_left_out(render, tmp_path):
     silent = replace(clip(), predictions={"silent": []})
     page, _ = render(clips=[silent])
     assert "silent" not in page.text
@@ -203,16 +279,16 @@ def test_any_number_of_frames(render, num_frames, columns):
 
 def test_forty_classes_and_a_class_without_clips(render):
     counts = np.diag([5] * 39 + [0]).tolist()
-    page, _ = render(confusions={"ILA": (counts, [f"class number {i}" for i in range(40)])})
+    page, _ = render(confusions=[Confusion("ILA", counts, [f"class number {i}" for i in range(40)])])
     assert page.all("img")[-1]["alt"].startswith("Confusion matrix of ILA: 100%")
 
 
 def test_confusion_that_does_not_fit_its_names_is_refused(render):
     with pytest.raises(ValueError, match=r"K=3 names, got \(2, 2\)"):
-        render(confusions={"ILA": ([[1, 0], [0, 1]], ["a", "b", "c"])})
+        render(confusions=[Confusion("ILA", [[1, 0], [0, 1]], ["a", "b", "c"])])
 
 
-def test_curve_of_diverged_run(render):
+def test_curve_of_a_run_that_diverged_or_never_evaluated(render):
     page, html = render(curves=[Curve("nan", [*HISTORY, {"step": 3, "loss": float("nan")}]), Curve("empty", [])])
     assert "training loss: nan from 2.50 to 0.75" in html
     assert "validation top-1" not in page.words
@@ -222,14 +298,33 @@ def test_curve_of_diverged_run(render):
 def test_earlier_report_stays_when_writing_fails(render, tmp_path):
     render()
     with pytest.raises(ValueError, match="confusion"):
-        render(title="Another", confusions={"ILA": ([[1]], [])})
-    page, _ = Page((tmp_path / "new folder" / "report.html").read_text()), None
+        render(title="Another", confusions=[Confusion("ILA", [[1]], [])])
+    page, _ = ParsedPage((tmp_path / "new folder" / "report.html").read_text()), None
     assert "A title" in page.text
 
 
+@pytest.mark.parametrize(("classes", "has_top5"), [(1, False), (2, False), (5, False), (6, True), (40, True)])
+@pytest.mark.parametrize("broken", [0, 1, 20])
+def test_top_5_is_shown_if_it_can_be_below_one_and_unreadable_videos_are_named(tmp_path, classes, has_top5, broken):
+    labels = torch.arange(40) % classes
+    scores = torch.rand(40, classes, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    scores[:broken] = 0
+    names = [f"class number {index}" for index in range(classes)]
+    infos = [ClassInfo(index, name) for index, name in enumerate(names)]
+    figures = summarise_thoroughly(Predictions(torch.arange(40), labels, scores), infos)
+    unreadable = [f"<broken {index}>.mp4" for index in range(broken)]
+    write_page(tmp_path / "report.html", evaluation_page(Evaluation("model", {"all": figures}, names, {}, unreadable)))
+    page = ParsedPage((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert ("top-5" in page.text) == has_top5
+    assert (f"{broken} of 40 videos could not be read." in page.text) == (broken > 0)
+    assert all(name in page.words for name in unreadable)
+    assert ("NLL of the readable videos" in page.text) == ("unreadable ones are wrong" in page.text) == (broken > 0)
+    assert len(page.all("details")) == (broken > 12)
+
+
 def test_rows_render_as_a_markdown_table():
-    rows = [Row("zero-shot", figures(50)), Row("a | b\nc", {"pairs": proportion(93, 100)})]
-    assert render_rows(rows) == (
+    rows = [ReportRow("zero-shot", figures(50)), ReportRow("a | b\nc", {"pairs": proportion(93, 100)})]
+    assert results_table(rows).markdown() == (
         "| | object top-1 | motion pairs | top-1 |\n"
         "|---|---:|---:|---:|\n"
         "| zero-shot | 0.96 (0.90-0.98) | 0.50 (0.40-0.60) | 0.50 (0.40-0.60) |\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,9 +11,9 @@ import torch
 
 from clipvid.data.lists.samples import Sample
 from clipvid.data.manifest import ClassInfo, Manifest
+from clipvid.evaluation.clips import best_answers
 from clipvid.evaluation.conditions import FORWARD, ZERO_SHOT, Condition
 from clipvid.evaluation.loop import ViewScores
-from clipvid.evaluation.report_page import best_answers
 from clipvid.evaluation.results import (
     ConditionScores,
     Group,
@@ -22,9 +23,10 @@ from clipvid.evaluation.results import (
     read_predictions,
     write_predictions,
 )
-from clipvid.files import write_json
+from clipvid.files import printable, write_json
 from clipvid.inference.predictor import Timeline
-from clipvid.inference.timeline import write_timeline
+from clipvid.inference.timeline import timeline_stem, write_timeline
+from clipvid.inference.video_names import STDIN
 
 WHOLE = Manifest(
     tuple(Sample(f"{i}.mp4", i % 2) for i in range(6)), (ClassInfo(0, "a", {}), ClassInfo(1, "b", {})), Path(".")
@@ -119,8 +121,30 @@ def test_json_keeps_letters_and_every_file_name(tmp_path, name):
     assert (name in text) == (not any("\ud800" <= sign <= "\udfff" for sign in name))
 
 
-@pytest.mark.parametrize("name", ["$", "a$\\frac{x$", "$$", "cost $5 or $x_{", "plain"])
+NAMES = [
+    "plain.mp4", "a$\\frac{x$.mp4", "$$", "_private", "__", "a\nb", "\x1b[31mred.mp4", "\u202eabc",
+    "打球 🏀.mp4", "*?.mp4",
+    os.fsdecode(b"\xff.mp4"), "x/y.mp4", "x_y.mp4", "x/y_z.mp4", "x_y/z.mp4", "/x/y.mp4", "../x/y.mp4", "stdin", STDIN,
+    "d" * 250, "d" * 249 + "e", "é" * 120, "d" * 120 + "/" + "d" * 120, "<a>.mp4", "a|b", "CON:", "x_y.mp4.12345678",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_timeline_draws_names_with_any_sign(tmp_path, name):
     timeline = Timeline([0.0, 1.0], torch.tensor([[0.2, 0.8], [0.6, 0.4]]))
-    files = write_timeline(tmp_path, f"{name}.mp4", timeline, [name, "other"], 1.0, 1.0, 2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error")
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        files = write_timeline(tmp_path, name, timeline, [name, "other"], 1.0, 1.0, 2)
+    assert sorted(tmp_path.iterdir()) == sorted(files)
     assert all(file.stat().st_size > 100 for file in files)
+    assert all(printable(file.name) == file.name for file in files)
+    assert json.loads(files[0].read_text(encoding="utf-8"))["video"] == name
+
+
+def test_no_two_videos_share_the_files_of_a_timeline():
+    stems = [timeline_stem(name) for name in NAMES]
+    stems.append(timeline_stem(timeline_stem("x/y.mp4")))  # a file of that very name
+    assert len(set(stems)) == len(stems)
+    assert max(len(stem.encode()) for stem in stems) < 120
+    assert timeline_stem("plain.mp4") == timeline_stem("./plain.mp4") == "plain.mp4"

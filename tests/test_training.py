@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from test_report import ParsedPage
 
 import clipvid
 from clipvid.commands import finetune as command
@@ -74,10 +75,19 @@ def test_a_run_gives_a_model_folder(world: Path, tmp_path: Path, capsys) -> None
     assert f"| top1 | {metrics['top1']['value']:.3f} (" in card.content
     assert "ball moving left, ball moving right" in card.content
     assert {name.split(".")[0] for name in load_file(tmp_path / "model.safetensors")} == {"encoder"}
-    before = (tmp_path / "model.safetensors").read_bytes()
-    capsys.readouterr()
+    report = tmp_path / "report.html"
+    assert f"report: {report}\n" in capsys.readouterr().out
+    page = ParsedPage(report.read_text(encoding="utf-8"))
+    headings = ["Results", "Accuracy by motion pair", "More figures", "Calibration", "Clips", "Learning curves"]
+    assert all(heading in page.words for heading in [*headings, "Confusion matrices", "Details"])
+    assert f"{metrics['top1']['value']:.2f}" in page.text
+    before, rendered = (tmp_path / "model.safetensors").read_bytes(), report.read_bytes()
+    report.unlink()
     command.main(arguments(world, tmp_path))
-    assert "already finished" in capsys.readouterr().out
+    again = capsys.readouterr().out
+    assert "already finished" in again
+    assert f"report: {report}\n" in again
+    assert report.read_bytes() == rendered
     assert (tmp_path / "model.safetensors").read_bytes() == before
     with pytest.raises(FileExistsError, match="seed"):
         command.main(arguments(world, tmp_path, "--seed=1"))

@@ -26,7 +26,7 @@ from clipvid.benchmarks.cost import (
     time_passes,
     trained_parameters,
 )
-from clipvid.evaluation.tables import markdown_table
+from clipvid.evaluation.tables import Table
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
 from clipvid.registry import Choice, OptionValue, build_config
@@ -264,7 +264,7 @@ def render_table(rows: list[AdapterCost], config: AdapterBenchmark) -> str:
     base = rows[0].forward
     seconds = f"{statistics.median(base.seconds):.3g} s ({min(base.seconds):.3g} to {max(base.seconds):.3g})"
     what = f"{config.backbone}, {config.num_frames} frames, batch {config.batch_size}, median of {config.repeats}"
-    lines = [markdown_table(titles, table)]
+    lines = [Table(titles, table).markdown()]
     lines += [f"{what}; {', '.join(describe_machine().values())}."]
     lines += [f"1 is the forward pass of `{BASELINE}`: {seconds}, {base.macs / 1e9:.3g} G MACs (multiply-adds) a clip."]
     lines += ["MiB: peak memory of a training step, without weights and frames."]

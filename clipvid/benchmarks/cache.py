@@ -27,7 +27,7 @@ from clipvid.data.feature_store import FeatureStore, cache_folder
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import load_split
 from clipvid.data.synthetic.world import WorldConfig
-from clipvid.evaluation.tables import markdown_table
+from clipvid.evaluation.tables import Table
 from clipvid.model.config import ModelConfig
 from clipvid.registry import build_config
 from clipvid.runs.config_files import parse_config
@@ -183,7 +183,7 @@ def render_table(rows: list[EpochTimes], config: CacheBenchmark) -> str:
     what = f"{config.backbone}, {config.num_frames} frames, batch {config.batch_size}, {config.clips} clips"
     return "\n".join(
         [
-            markdown_table(["", "later epochs", "first epoch", "s without", "KiB per clip"], table),
+            Table(["", "later epochs", "first epoch", "s without", "KiB per clip"], table).markdown(),
             f"{what}, median of {config.repeats}; {', '.join(describe_machine().values())}.",
             "Later epochs: how many times quicker than an epoch without stored features. First epoch: its time, "
             "relative to an epoch without.",

@@ -34,7 +34,7 @@ from clipvid.data.reader import open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
 from clipvid.data.synthetic.encoding import write_video
 from clipvid.data.transforms import eval_transforms, train_transform
-from clipvid.evaluation.tables import markdown_table
+from clipvid.evaluation.tables import Table
 from clipvid.files import write_json, write_text
 from clipvid.runs.config_files import config_record, parse_config
 from clipvid.runs.lock import locked
@@ -197,7 +197,7 @@ def render_table(rows: list[Comparison], manifest: dict[str, Any] | None, config
     for row in rows:
         mark = "" if row.ratio >= row.bar else " ✗"
         table.append([row.name, f"{row.ours:.2f}", f"{row.plain:.2f}", f"{row.ratio:.2f}{mark}", str(row.bar)])
-    lines = [markdown_table(["", "ours, s", "plain, s", "times as fast", "bar"], table)]
+    lines = [Table(["", "ours, s", "plain, s", "times as fast", "bar"], table).markdown()]
     lines += [f"{videos} videos, {config.num_frames} frames of {config.image_size} px, median of {config.repeats}."]
     if manifest is not None:
         lines.append(

@@ -22,10 +22,11 @@ from clipvid import InputError
 from clipvid.benchmarks.adapters import BASELINE
 from clipvid.benchmarks.cost import describe_machine
 from clipvid.benchmarks.ladder_costs import measured_once
-from clipvid.benchmarks.ladder_report import draw_ladder, render_ladder
+from clipvid.benchmarks.ladder_report import draw_ladder, ladder_page, render_ladder
 from clipvid.benchmarks.seed_statistics import Hypothesis, Results, measures_of, same_answers
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import load_split, load_splits
+from clipvid.evaluation.report import write_page
 from clipvid.experiments.config import GridConfig
 from clipvid.experiments.grid import Grid
 from clipvid.experiments.protocols import Holdout, LeaveOneGroupOut, build_protocol
@@ -109,7 +110,9 @@ class LadderTrial(Trial):
 
 
 def main(args: list[str]) -> None:
-    """Run the benchmark. Write table.md, ladder.png and metrics.json after every trial, and print the table at the end.
+    """Run the subject, write its files after every trial, and print the table at the end.
+
+    The files are report.html, table.md, ladder.png and metrics.json.
 
     Raises:
         RunError: Trials failed. The others are kept.
@@ -139,7 +142,7 @@ def main(args: list[str]) -> None:
         finally:
             if ladder.results:
                 Console().print(Markdown(render_ladder(ladder.results)))
-                print(f"-> {output}/table.md, ladder.png, metrics.json")
+                print(f"-> {output}/report.html, table.md, ladder.png, metrics.json")
 
 
 def ladder_trials(config: LadderConfig) -> list[LadderTrial]:
@@ -267,6 +270,7 @@ class _Ladder:
         }
         write_text(output / "table.md", render_ladder(self.results))
         draw_ladder(self.results, output / "ladder.png")
+        write_page(output / "report.html", ladder_page(self.results))
         write_json(output / METRICS, self.results)
 
     def _repeat(self, finished: list[LadderTrial]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Markdown table of a ladder, and its plot of accuracy against cost."""
+"""The tables of a ladder, in Markdown and as an HTML report, and its picture: accuracy against cost."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipvid.benchmarks.seed_statistics import FORWARD, PAIRS, TOP1
-from clipvid.evaluation.report import INK, PALETTE
-from clipvid.evaluation.tables import markdown_table
-from clipvid.files import replacing
+from clipvid.evaluation.charts import GRID, PALETTE, chart_text, picture
+from clipvid.evaluation.clips import INK
+from clipvid.evaluation.report import Block, Page, Paragraph, Pictures, Section
+from clipvid.evaluation.tables import Cell, Strong, Table
+from clipvid.files import markdown_code, markdown_text, replacing
 
 MEASURES = {PAIRS: "motion pairs", TOP1: "top-1"}
 CONTROLS = ("reversed", "shuffled", "single")
@@ -19,13 +21,44 @@ MARKERS = "osD^vPX<>"
 
 
 def render_ladder(results: dict[str, Any]) -> str:
-    """Return Markdown: the rows, the pairs one by one, the predictions, and the settings."""
-    rows = results["rows"]
-    blocks = [_main_table(results), _pair_table(rows), _hypotheses(results["predictions"]), _notes(results)]
-    return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
+    """Return Markdown: the rows, the pairs one by one, the hypotheses, and the settings."""
+    tables = [_main_table(results), _pair_table(results["rows"]), _hypotheses(results["predictions"])]
+    blocks = [table.markdown().rstrip() for table in tables if table is not None]
+    return "\n\n".join([*blocks, "\n".join(map(_note_markdown, _notes(results)))]) + "\n"
 
 
-def _main_table(results: dict[str, Any]) -> str:
+def ladder_page(results: dict[str, Any]) -> Page:
+    """Return the report: the picture, the tables and the settings."""
+    figure = ladder_figure(results)
+    alt = "Accuracy with its 95% interval over the GFLOPs of a clip; the numbers are in the table below."
+    drawn: list[Block] = [] if figure is None else [Pictures([picture(figure, "accuracy over cost", alt)])]
+    pairs, hypotheses = _pair_table(results["rows"]), _hypotheses(results["predictions"])
+    return Page(
+        "Adapters under one recipe",
+        ["Every row is trained by the same recipe with several seeds, and measured on the same videos."],
+        [
+            Section("Accuracy and cost", "Points to the upper left are better.", drawn),
+            Section(
+                "Rows",
+                "Means and intervals over seeds and videos. A clip is what the model sees at once.",
+                [_main_table(results)],
+            ),
+            Section(
+                "Motion pairs",
+                "Share of clips that are distinguished from their reverse.",
+                [] if pairs is None else [pairs],
+            ),
+            Section(
+                "Hypotheses",
+                "Written down before the trials ran, unless a row says otherwise.",
+                [] if hypotheses is None else [hypotheses],
+            ),
+            Section("Details", "", _notes(results)),
+        ],
+    )
+
+
+def _main_table(results: dict[str, Any]) -> Table:
     rows = results["rows"]
     measures = _measured(rows)
     settings = list(dict.fromkeys(key for row in rows.values() for key in row["settings"]))
@@ -33,14 +66,14 @@ def _main_table(results: dict[str, Any]) -> str:
     heads = ["", *settings, *(MEASURES[measure] for measure in measures)]
     heads += [f"{MEASURES[controlled]}, {' / '.join(CONTROLS)}"]
     heads += ["trained", "GFLOPs", "clips/s forward", "clips/s training", "peak memory"]
-    lines = []
+    lines: list[list[Cell]] = []
     for name, row in rows.items():
         cells = [_setting(row["settings"].get(key)) for key in settings]
         cells += [_accuracy(row["figures"].get(FORWARD, {}).get(measure)) for measure in measures]
         controls = [row["figures"].get(control, {}).get(controlled) for control in CONTROLS]
         cells += [" / ".join("-" if each is None else f"{each['mean']:.2f}" for each in controls)]
         lines.append([name, *cells, *_costs(row["cost"])])
-    return markdown_table(heads, lines, text_columns=1 + len(settings))
+    return Table(heads, lines, text_columns=1 + len(settings))
 
 
 def _measured(rows: dict[str, Any]) -> list[str]:
@@ -79,62 +112,74 @@ def _costs(cost: dict[str, Any]) -> list[str]:
     ]
 
 
-def _pair_table(rows: dict[str, Any]) -> str:
+def _pair_table(rows: dict[str, Any]) -> Table | None:
     figures = {name: row["figures"].get(FORWARD, {}) for name, row in rows.items()}
     pairs = list(dict.fromkeys(key for own in figures.values() for key in own if key not in MEASURES))
     if not pairs:
-        return ""
-    lines = [
+        return None
+    lines: list[list[Cell]] = [
         [name, *(f"{own[pair]['mean']:.2f}" if pair in own else "-" for pair in pairs)] for name, own in figures.items()
     ]
-    return markdown_table(["motion against its reverse", *pairs], lines, text_columns=1)
+    return Table(["motion distinguished from its reverse", *pairs], lines)
 
 
-def _hypotheses(hypotheses: list[dict[str, Any]]) -> str:
+def _hypotheses(hypotheses: list[dict[str, Any]]) -> Table | None:
     if not hypotheses:
-        return ""
-    lines = []
+        return None
+    held: dict[bool | None, Cell] = {None: None, True: "yes", False: Strong("no")}
+    lines: list[list[Cell]] = []
     for each in hypotheses:
-        found, held = each["found"], {None: "-", True: "yes", False: "**no**"}[each["held"]]
-        told = "-" if found is None else f"{found['mean']:.3f} ({found['low']:.2f} to {found['high']:.2f})"
+        figure = each["found"]
+        value = None if figure is None else f"{figure['mean']:.3f} ({figure['low']:.2f} to {figure['high']:.2f})"
         late = f" (written after {each['written_after']} trials)" if each["written_after"] else ""
-        lines.append([each["text"] + late, held, told, each["why"]])
-    return markdown_table(["prediction", "held", "found", "why it was expected"], lines, text_columns=4)
+        lines.append([each["text"] + late, held[each["held"]], value, each["why"]])
+    return Table(["prediction", "held", "found", "why it was expected"], lines, text_columns=4)
 
 
-def _notes(results: dict[str, Any]) -> str:
+def _notes(results: dict[str, Any]) -> list[Paragraph]:
     seeds, machine = results["config"]["seeds"], ", ".join(results["machine"].values())
     apart = results["clusters"] < results["videos"]
     whom = f"{results['videos']} videos of {results['clusters']} groups, a group taken as one draw"
     whom = whom if apart else f"{results['videos']} videos"
-    lines = [
+    notes = [
         f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}; in brackets the 95% interval of the "
         f"mean over seeds and {whom}.",
         "Controls: means on reversed clips, shuffled clips, the first frame repeated. GFLOPs: of one clip's forward "
-        "pass, two for a multiply-add. clips/s relative to `none`, and memory (of a training step, beyond weights and "
-        "frames; relative to `none` in brackets), measured in one run.",
+        "pass, two for a multiply-add. clips/s relative to none, and memory (of a training step, beyond weights and "
+        "frames; relative to none in brackets), measured in one run.",
     ]
+    lines = list(map(Paragraph, notes))
     if results["repeat"] is not None:
-        same = "the same scores to the bit" if results["repeat"]["same"] else "**other scores than the first**"
-        lines.append(f"The second run of {results['repeat']['cell']} gave {same}.")
-    for name, error in results["failed"].items():
-        lines.append(f"**{_escaped(name)} failed**: {_escaped(error)}")
+        name = results["repeat"]["cell"]
+        same = Paragraph(f"The second run of {name} gave the same scores to the bit.")
+        other = Paragraph(f"the second run of {name}", lead="other scores than the first")
+        lines.append(same if results["repeat"]["same"] else other)
+    lines += [Paragraph(error, lead=f"{name} failed") for name, error in results["failed"].items()]
     trials = f"{results['finished']} of {results['cells']} trials"
     jobs = f"{results['config']['jobs'] or 1} trials at a time"
     minutes = f"{results['seconds'] / 60:.0f} min of trials, {jobs}"
-    lines.append(f"{trials}, {minutes}; {results['date']}, {machine}: `{results['command']}`")
-    return "\n".join(f"- {line}" for line in lines)
+    lines.append(Paragraph(f"{trials}, {minutes}; {results['date']}, {machine}:", code=results["command"]))
+    return lines
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _note_markdown(note: Paragraph) -> str:
+    lead = f"**{markdown_text(note.lead)}**: " if note.lead else ""
+    return f"- {lead}{markdown_text(note.text)}{f' {markdown_code(note.code)}' if note.code else ''}"
 
 
 def draw_ladder(results: dict[str, Any], file: Path) -> None:
-    """Plot accuracy with its interval against the GFLOPs of a clip, one panel per measure. Nothing without trials."""
+    """Write the picture as PNG; nothing without trials."""
+    figure = ladder_figure(results)
+    if figure is not None:
+        with replacing(file) as aside:
+            figure.savefig(aside, format="png", dpi=144)
+
+
+def ladder_figure(results: dict[str, Any]) -> Figure | None:
+    """Return a chart for each measure: accuracy with its interval over the GFLOPs of a clip; None without trials."""
     rows = {name: row for name, row in results["rows"].items() if row["figures"]}
     if not rows:
-        return
+        return None
     measures = _measured(rows)
     figure = Figure(figsize=(5.2 * len(measures) + 1.4, 4), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
@@ -142,8 +187,7 @@ def draw_ladder(results: dict[str, Any], file: Path) -> None:
     legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name may hold a dollar sign
-    with replacing(file) as aside:
-        figure.savefig(aside, format="png", dpi=144)
+    return figure
 
 
 def _draw(axes: Axes, measure: str, rows: dict[str, Any]) -> None:
@@ -155,8 +199,10 @@ def _draw(axes: Axes, measure: str, rows: dict[str, Any]) -> None:
     for place, (cost, name, found) in enumerate(points):
         error = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
         look: Any = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
-        axes.errorbar(cost, found["mean"], yerr=error, linestyle="none", capsize=3, markersize=6, label=name, **look)
+        axes.errorbar(
+            cost, found["mean"], yerr=error, linestyle="none", capsize=3, markersize=6, label=chart_text(name), **look
+        )
     axes.set_title(f"{MEASURES[measure]}, 95% interval", fontsize=11, color=INK)
     axes.set_xlabel("GFLOPs of a clip's forward pass", fontsize=9)
-    axes.grid(axis="y", color="#e2e6ee")
+    axes.grid(axis="y", color=GRID, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)

@@ -17,7 +17,7 @@ from rich.markdown import Markdown
 from clipvid import InputError
 from clipvid.adapters import AdapterSpec
 from clipvid.benchmarks.seed_statistics import accuracy_over_seeds, difference_over_seeds
-from clipvid.evaluation.tables import markdown_table
+from clipvid.evaluation.tables import Table
 from clipvid.experiments.config import GridConfig
 from clipvid.experiments.grid import Grid
 from clipvid.experiments.protocols import FewShot, build_protocol
@@ -236,7 +236,7 @@ def render_table(rows: list[StudyRow], config: PretrainingBenchmark) -> str:
         else:
             cells += [_told(row.gain, "+"), f"{row.before:.2f} → {row.after:.2f}", "yes" if row.held else "no"]
         table.append(cells)
-    lines = [markdown_table(head, table, text_columns=2)]
+    lines = [Table(head, table, text_columns=2).markdown()]
     lines += [f"Top-1 by labels per class (K), mean over {len(shots_of(config).seeds)} seeds; in brackets 95% "]
     lines[-1] += "intervals over seeds and videos. Each stage was trained once."
     lines += [f"Held: K={fewer} after the stage is at least K={more} of the fresh adapter, in the mean"]

@@ -24,7 +24,7 @@ from clipvid.benchmarks.cost import (
     time_passes,
     trained_parameters,
 )
-from clipvid.evaluation.tables import markdown_table
+from clipvid.evaluation.tables import Table
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import ModelConfig, VideoCLIP
 from clipvid.registry import OptionValue, build_config
@@ -165,7 +165,7 @@ def render_table(steps: list[Step], config: TuningBenchmark) -> str:
         table.append([step.name, *cells, f"{step.trained_parameters / 1e6:.2f} M"])
     what = f"{config.backbone}, {config.num_frames} frames, batch {config.batch_size}, median of {config.repeats}"
     base = next(step for step in steps if step.name == BASELINE)
-    lines = [markdown_table(["", "time", "memory", "MiB", "trained"], table)]
+    lines = [Table(["", "time", "memory", "MiB", "trained"], table).markdown()]
     lines += [f"{what}; {', '.join(describe_machine().values())}."]
     lines += [f"1 is a step that tunes the whole image tower: {statistics.median(base.seconds):.3g} s."]
     lines += ["MiB: peak memory of a step, without weights, gradients of earlier steps and frames."]

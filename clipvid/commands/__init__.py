@@ -6,12 +6,13 @@ import itertools
 import os
 import select
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
 from clipvid import ClipvidError, InputError
-from clipvid.files import failed_write
+from clipvid.files import failed_write, printable_lines
 from clipvid.registry import import_plugin, suggest
 from clipvid.runs.preemption import EXIT_CODE, Preempted
 
@@ -101,7 +102,8 @@ def exit_cleanly(prog: str) -> Iterator[None]:
     """
     try:
         try:
-            yield
+            with _printable_warnings():
+                yield
         except Preempted:
             print(f"{prog}: interrupted by a signal; the same command resumes", file=sys.stderr)
             sys.exit(EXIT_CODE)
@@ -114,13 +116,24 @@ def exit_cleanly(prog: str) -> Iterator[None]:
             failure = failed_write(error)
             if failure is None and not isinstance(error, ClipvidError | ValueError | OSError):
                 raise
-            print(f"{prog}: {failure or error}", file=sys.stderr)
+            print(f"{prog}: {printable_lines(failure or error)}", file=sys.stderr)
             sys.exit(1)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again on exit
         sys.exit(READER_LEFT)
+
+
+@contextmanager
+def _printable_warnings() -> Iterator[None]:
+    """Show warnings without control characters, since they name files and classes of strangers."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **options: printable_lines(usual(*args, **options))
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _reader_left() -> bool:

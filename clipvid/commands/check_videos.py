@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ def main(args: list[str] | None = None) -> None:
     from clipvid.data.lists.sources import ListSource
     from clipvid.data.manifest import Manifest, checked_rows
     from clipvid.data.scan import AnyClass, EveryVideo, _source, _write_fixed, check_all
-    from clipvid.files import write_text
+    from clipvid.files import json_text, printable, write_text
     from clipvid.runs.progress import Progress
 
     root, source = _source(config)
@@ -43,9 +42,10 @@ def main(args: list[str] | None = None) -> None:
             progress.advance(done)
     report = Path(config.report)
     entries = [{"path": path, "reason": reason} for path, reason in sorted(bad.reasons.items())]
-    write_text(report, "".join(json.dumps(entry) + "\n" for entry in entries))
-    print(f"{len(manifest)} checked, {len(failed)} cannot be read -> {report}")
+    write_text(report, "".join(json_text(entry) + "\n" for entry in entries))
+    print(f"{len(manifest)} checked, {len(failed)} cannot be read -> {printable(report)}")
     if config.fix and isinstance(source, ListSource | EveryVideo):
         lines = rows.table["line"]
-        print(f"list without them -> {_write_fixed(source, root, {lines[i].as_py() for i in failed})}")
+        fixed = _write_fixed(source, root, {lines[i].as_py() for i in failed})
+        print(f"list without them -> {printable(fixed)}")
     sys.exit(1 if failed else 0)

@@ -16,9 +16,9 @@ def main(args: list[str] | None = None) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from clipvid.evaluation.report import render_rows
+    from clipvid.evaluation.report_sections import results_table
     from clipvid.experiments.demo import run_demo
 
     rows = run_demo(demo, Accelerator())
-    Console().print(Markdown(render_rows(rows)))
+    Console().print(Markdown(results_table(rows).markdown()))
     print(f"report: {Path(demo.output_dir) / 'report.html'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 
 from clipvid import InputError
+from clipvid.files import json_text, printable
 from clipvid.inference.video_names import STDIN, SUFFIXES, expand_names
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> None:
             report(name, predictor, options)
         except VideoError as error:
             failures += 1
-            print(f"clipvid predict: {error}", file=sys.stderr)
+            print(f"clipvid predict: {printable(error)}", file=sys.stderr)
     if failures:
         sys.exit(1)
 
@@ -95,7 +95,8 @@ def report(name: str, predictor: Predictor, options: Any) -> None:
     if sys.stdout.isatty():
         show_table(name, predictions)
     else:
-        print(json.dumps({"video": name, "predictions": predictions}), flush=True)
+        ascii_only = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+        print(json_text({"video": name, "predictions": predictions}, ascii_only=ascii_only), flush=True)
     if options.timeline:
         from clipvid.inference.timeline import write_timeline
         from clipvid.runs.progress import Remaining
@@ -104,7 +105,7 @@ def report(name: str, predictor: Predictor, options: Any) -> None:
         timeline = predictor.timeline(source, options.window, options.hop, progress)
         labels = predictor.model.labels
         written = write_timeline(options.output_dir, name, timeline, labels, options.window, options.hop, options.top_k)
-        print(", ".join(map(str, written)), file=sys.stderr)
+        print(printable(", ".join(map(str, written))), file=sys.stderr)
 
 
 def show_table(name: str, predictions: list[LabelScore]) -> None:
@@ -116,7 +117,7 @@ def show_table(name: str, predictions: list[LabelScore]) -> None:
     table = Table("class")
     table.add_column("score", justify="right")
     for prediction in predictions:
-        table.add_row(escape(prediction["label"]), f"{prediction['score']:.3f}")
+        table.add_row(escape(printable(prediction["label"])), f"{prediction['score']:.3f}")
     console = Console()
-    console.out(name, highlight=False)
+    console.out(printable(name), highlight=False)
     console.print(table)

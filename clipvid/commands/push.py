@@ -7,6 +7,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from clipvid.files import printable, printable_lines
+
 
 def main(args: list[str] | None = None) -> None:
     """Run the verb."""
@@ -48,7 +50,7 @@ def show(options: Any) -> None:
     for path, content in files.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         total += size
-        print(f"{size:>13,}  {path}")
+        print(f"{size:>13,}  {printable(path)}")
     print(f"{total:>13,}  bytes in total\n")
     card = files["README.md"]
-    print(card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8"))
+    print(printable_lines(card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")))

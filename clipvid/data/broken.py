@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipvid import InputError
+from clipvid.files import printable
 
 _SHOWN = 20
 _FLOOR = 3  # in small sets, one video already exceeds the usual share
@@ -87,7 +88,7 @@ class BadVideos:
 
     def _print(self, new: dict[str, str]) -> None:
         for path, reason in new.items():
-            print(f"bad video in {self.split}: {path}: {reason}", file=sys.stderr, flush=True)
+            print(f"bad video in {self.split}: {printable(path)}: {printable(reason)}", file=sys.stderr, flush=True)
 
     def _check(self) -> None:
         if self.max_fraction is not None and len(self.reasons) > self._allowed(self.max_fraction):
@@ -116,7 +117,7 @@ class BadVideos:
                     out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _complaint(self, limit: float) -> str:
-        listed = [f"  {path}: {reason}" for path, reason in list(self.reasons.items())[:_SHOWN]]
+        listed = [f"  {printable(path)}: {printable(reason)}" for path, reason in list(self.reasons.items())[:_SHOWN]]
         more = [f"  ... and {len(self.reasons) - _SHOWN} more"] if len(self.reasons) > _SHOWN else []
         return "\n".join(
             [

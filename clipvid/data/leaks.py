@@ -48,7 +48,7 @@ def check_splits(first: Manifest, second: Manifest, by: LeakCheck = "path", *, f
 
 
 def _same_places(smaller: Manifest, larger: Manifest, follow_links: bool) -> list[tuple[str, str]]:
-    """Return the names in both manifests of each video that is the same file, or lies at the same place of one."""
+    """Return the names in both manifests of each video that is the same file, or at the same place of one."""
     place = _file_identity if follow_links else os.path.normpath
     seen = {key: name for name, key in _places(smaller, place)}
     both = {key: (seen[key], name) for name, key in _places(larger, place) if key in seen}
@@ -102,7 +102,7 @@ def _same_contents(smaller: Manifest, larger: Manifest) -> list[tuple[str, str]]
 
 
 def _size(manifest: Manifest, sample: Sample) -> int | None:
-    """Return the number of bytes of a video without reading it; None if it is unknown, -1 if there is no such file."""
+    """Return the number of bytes of a video without reading it; None if it is unknown, -1 if the file is missing."""
     if isinstance(sample.media, Stored):
         if sample.media.size is not None:
             return sample.media.size

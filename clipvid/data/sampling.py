@@ -74,7 +74,7 @@ def uniform_time_indices(
     else:
         within = torch.rand(num_frames, generator=generator, dtype=torch.float64)
     span = edges[-1] - edges[0]
-    # A moment that is the start of a frame but for rounding shows that frame.
+    # A moment that is the start of a frame, up to rounding, shows that frame.
     moments = edges[0] + ((torch.arange(num_frames) + within) / num_frames + 1e-9) * span
     return (torch.searchsorted(edges, moments, right=True) - 1).clamp_(0, total - 1)
 

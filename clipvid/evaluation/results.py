@@ -157,6 +157,11 @@ class Group:
         """Return one prediction per video."""
         return self.conditions[condition].averaged(average)
 
+    def unreadable(self) -> list[str]:
+        """Return the paths of the videos that could not be read."""
+        forward = self.conditions[FORWARD]
+        return [self.manifest.samples[index].path for index in forward.indices[~forward.readable].tolist()]
+
 
 def _renumbered(parts: Sequence[ConditionScores], places: Tensor) -> ViewScores:
     """Join scores, with indices into the videos at `places`, int64 [V] ascending, of the whole group."""

@@ -13,6 +13,7 @@ from clipvid.data.manifest import Manifest
 from clipvid.evaluation.loop import Predictions
 from clipvid.evaluation.summary import summarise
 from clipvid.experiments.protocols import Holdout, Part, build_protocol
+from clipvid.files import printable
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.finetune import finetune
 from clipvid.training.session import finished, write_results
@@ -48,7 +49,7 @@ def _finetune_fold(config: FinetuneConfig, part: Part, accelerator: Accelerator,
     """Return the predictions for one fold, with indices into the manifest of all folds."""
     assert part.train is not None
     assert part.places is not None
-    name = part.run.replace("_", " ", 1)
+    name = printable(part.run.replace("_", " ", 1))
     accelerator.print(f"{name}: {len(part.train)} videos to train on, {len(part.test)} held out")
     finetune(config, part.train, part.test, accelerator, folder)
     accelerator.wait_for_everyone()

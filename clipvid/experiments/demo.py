@@ -16,12 +16,25 @@ from accelerate import Accelerator
 
 from clipvid import RunError
 from clipvid.data.manifest import Manifest
-from clipvid.data.splits import eval_loader, load_split
+from clipvid.data.splits import load_split
+from clipvid.evaluation.clips import ClipStrip, save_strips
 from clipvid.evaluation.loop import Predictions
-from clipvid.evaluation.report import ClipStrip, Curve, Row, save_strips, write_report
-from clipvid.evaluation.report_page import best_answers
+from clipvid.evaluation.report import Page, write_page
+from clipvid.evaluation.report_sections import (
+    Confusion,
+    Curve,
+    ReportRow,
+    clips_section,
+    confusions_section,
+    curves_section,
+    details_section,
+    pairs_section,
+    results_section,
+    row_colors,
+)
 from clipvid.evaluation.results import PREDICTIONS, read_conditions
 from clipvid.experiments.config import DemoConfig, EvaluateConfig
+from clipvid.experiments.report_clips import read_clips
 from clipvid.experiments.run import evaluate_protocol
 from clipvid.files import write_json
 from clipvid.hub.loading import load_model
@@ -37,7 +50,7 @@ INTRODUCTION = (
 )
 
 
-def run_demo(demo: DemoConfig, accelerator: Accelerator) -> list[Row]:
+def run_demo(demo: DemoConfig, accelerator: Accelerator) -> list[ReportRow]:
     """Fine-tune the baseline and the adapter, evaluate the adapter's model, and write the report.
 
     The evaluation measures zero-shot CLIP, reversed clips and shuffled clips too. What is finished is reused.
@@ -58,10 +71,10 @@ def run_demo(demo: DemoConfig, accelerator: Accelerator) -> list[Row]:
     evaluation = _evaluation(adapter)
     figures = evaluate_protocol(evaluation, accelerator)["groups"]["all"]
     rows = [
-        Row("zero-shot CLIP", figures["zero_shot"]),
-        Row(names["mean_pooling"], pooled[1]),
-        Row(names["ila"], figures),
-        *(Row(f"ILA on {order} clips", figures["controls"][order]) for order in evaluation.controls),
+        ReportRow("zero-shot CLIP", figures["zero_shot"]),
+        ReportRow(names["mean_pooling"], pooled[1]),
+        ReportRow(names["ila"], figures),
+        *(ReportRow(f"ILA on {order} clips", figures["controls"][order]) for order in evaluation.controls),
     ]
     scores = read_conditions(Path(evaluation.output_dir) / PREDICTIONS)
     shown = [scores["zero-shot"], pooled[0], scores["forward"]]
@@ -114,28 +127,19 @@ def _clips(
             chosen.setdefault(motion, index)
     picks = [chosen[motion] for motion in motions]
     model = load_model("tiny", None, config.model.num_frames, manifest.class_names, config.templates)
-    loader = eval_loader(config.data, model, manifest.subset(picks), accelerator, len(picks))
-    frames = next(iter(loader))["frames"][:, 0]
-    names = manifest.class_names
-    return [
-        ClipStrip(
-            clip,
-            names[manifest.samples[index].label],
-            {name: best_answers(best, names, index) for name, best in predictions.items()},
-        )
-        for clip, index in zip(frames, picks, strict=True)
-    ]
+    return read_clips(config.data, model, manifest, picks, predictions, accelerator)
 
 
 def _write(
-    output: Path, rows: list[Row], clips: list[ClipStrip], demo: DemoConfig, manifest: Manifest, seconds: float
+    output: Path, rows: list[ReportRow], clips: list[ClipStrip], demo: DemoConfig, manifest: Manifest, seconds: float
 ) -> None:
     """Write report.html, clips.png and metrics.json."""
     curves = []
     for row, path in zip(rows[1:3], (demo.baseline, demo.adapter), strict=True):
         folder = parse_config(FinetuneConfig, ["--config", path], "clipvid demo").output_dir
         curves.append(Curve(row.name, _read_history(Path(folder))))
-    confusions = {row.name: (row.figures["confusion"], manifest.class_names) for row in rows[:3]}
+    confusions = [Confusion(row.name, row.figures["confusion"], manifest.class_names) for row in rows[:3]]
+    colors = row_colors(rows, curves)
     packages = ("clipvid", "torch", "open_clip_torch", "accelerate")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     details = {
@@ -145,9 +149,15 @@ def _write(
         "hardware": device,
         "seconds for this call": f"{seconds:.0f}",
     }
-    write_report(
-        output / "report.html", "Can CLIP learn motion?", INTRODUCTION, rows, curves, confusions, clips, details
-    )
+    sections = [
+        results_section(rows, colors),
+        pairs_section(rows, colors),
+        clips_section(clips),
+        curves_section(curves, colors),
+        confusions_section(confusions),
+        details_section(details),
+    ]
+    write_page(output / "report.html", Page("Can CLIP learn motion?", [INTRODUCTION], sections))
     save_strips(output / "clips.png", clips)
     write_json(output / "metrics.json", {row.name: row.figures for row in rows})
 

@@ -20,6 +20,7 @@ from clipvid.data.splits import load_split, load_splits
 from clipvid.evaluation.summary import describe
 from clipvid.experiments.config import EvaluateConfig
 from clipvid.experiments.cross_validation import finetune_protocol
+from clipvid.experiments.finetune_report import write_finetune_report
 from clipvid.experiments.protocols import BaseToNovel, Holdout, build_protocol
 from clipvid.experiments.run import evaluate_protocol
 from clipvid.hub.loading import from_pretrained, load_model
@@ -159,7 +160,7 @@ def _dataset_manifests(
 
 
 def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] | None = None) -> None:
-    """Fine-tune under `data.protocol`, write the output folder, print the figures, and push if configured.
+    """Fine-tune under `data.protocol`, write folder and report, print the figures, and push if configured.
 
     Args:
         config: The config.
@@ -181,6 +182,8 @@ def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] 
     check_splits(train, val, config.data.check_leaks, follow_links=config.data.check_files)
     figures = finetune_protocol(config, train, val, accelerator, output)
     accelerator.print(f"{describe(figures)} -> {output}/metrics.json")
+    if accelerator.is_main_process:
+        print(f"report: {write_finetune_report(config, train, val, accelerator, output)}")
     end_trackers(accelerator)
     if config.hub.push_to_hub and accelerator.is_main_process:
         print(push_run(config, output))

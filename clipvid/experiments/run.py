@@ -11,17 +11,19 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from clipvid.adapters import resolve_adapters
+from clipvid.adapters import AdapterSpec, resolve_adapters
 from clipvid.data.dataset import FrameOrder
 from clipvid.data.leaks import check_splits
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import eval_loader, load_split, load_splits
+from clipvid.evaluation.clips import ClipStrip, hardest
 from clipvid.evaluation.conditions import ALL_CONTROLS as ALL_CONTROLS
 from clipvid.evaluation.conditions import FORWARD, ZERO_SHOT, Condition
 from clipvid.evaluation.conditions import Control as Control
+from clipvid.evaluation.evaluation_report import Evaluation, evaluation_page
 from clipvid.evaluation.loop import PredictionCache, ViewScores, predict_views
-from clipvid.evaluation.report import ClipStrip
-from clipvid.evaluation.report_page import best_answers, hardest, write_evaluation_report
+from clipvid.evaluation.report import write_page
+from clipvid.evaluation.report_sections import ZERO_SHOT_NAME
 from clipvid.evaluation.results import (
     PREDICTIONS,
     ConditionScores,
@@ -42,6 +44,7 @@ from clipvid.experiments.config import EvaluateConfig, extend_evaluation
 from clipvid.experiments.config import Recipe as Recipe
 from clipvid.experiments.protocols import Part, build_protocol
 from clipvid.experiments.recipes import announce_small_sets, finetune_config
+from clipvid.experiments.report_clips import read_clips
 from clipvid.files import hash_file, write_json
 from clipvid.hub.folder import find_folder, read_record, weights_hash
 from clipvid.hub.loading import is_saved, load_model
@@ -61,7 +64,12 @@ def title_of(config: EvaluateConfig) -> str:
         return config.name
     if config.recipe is None:
         return config.model
-    return f"{' + '.join(resolve_adapters(config.recipe.model.adapter)) or 'frames averaged'}, fine-tuned"
+    return trained_name(config.recipe.model.adapter)
+
+
+def trained_name(adapter: AdapterSpec) -> str:
+    """Return the name in reports of a model with this adapter that was fine-tuned."""
+    return f"{' + '.join(resolve_adapters(adapter)) or 'frames averaged'}, fine-tuned"
 
 
 def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any]:
@@ -285,27 +293,22 @@ class _Run:
             "videos": ", ".join(f"{len(group.manifest)} ({group.name})" for group in groups),
             "config": json.dumps(metrics["config"]),
         }
-        clips = self._hardest_clips(groups[-1])
-        path = self.output / "report.html"
-        write_evaluation_report(path, self.title, metrics, groups, clips, details)
+        last = groups[-1]
+        evaluation = Evaluation(
+            self.title,
+            metrics["groups"],
+            last.manifest.class_names,
+            metrics.get("few_shot") or metrics.get("base_to_novel") or {},
+            last.unreadable(),
+            self._hardest_clips(last),
+            details=details,
+        )
+        write_page(self.output / "report.html", evaluation_page(evaluation))
 
     def _hardest_clips(self, group: Group) -> list[ClipStrip]:
         """Return the clips of a group with the worst predictions, and the best answers of model and zero-shot CLIP."""
-        chosen, names = hardest(group, self.config.average, self.config.hardest_clips), group.manifest.class_names
-        if not chosen:
-            return []
-        said = {self.title: FORWARD}
-        said = ({"zero-shot CLIP": ZERO_SHOT} if ZERO_SHOT in group.conditions else {}) | said
-        answers = {label: group.predictions(condition, self.config.average) for label, condition in said.items()}
-        shown = group.manifest.subset(chosen)
-        loader = eval_loader(self.config.data, self.model, shown, self.accelerator, len(shown))
-        frames = next(iter(loader))["frames"][:, 0]
-        return [
-            ClipStrip(
-                clip,
-                names[sample.label],
-                {label: best_answers(predictions, names, index) for label, predictions in answers.items()},
-                sample.path,
-            )
-            for clip, sample, index in zip(frames, shown.samples, chosen, strict=True)
-        ]
+        chosen = hardest(group.predictions(FORWARD, self.config.average), self.config.hardest_clips)
+        shown = {self.title: FORWARD}
+        shown = ({ZERO_SHOT_NAME: ZERO_SHOT} if ZERO_SHOT in group.conditions else {}) | shown
+        predictions = {name: group.predictions(condition, self.config.average) for name, condition in shown.items()}
+        return read_clips(self.config.data, self.model, group.manifest, chosen, predictions, self.accelerator)

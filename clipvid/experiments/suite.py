@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvid import InputError
-from clipvid.evaluation.tables import markdown_table
+from clipvid.evaluation.tables import Table
 from clipvid.experiments.config import EvaluateConfig, SuiteConfig
 from clipvid.experiments.grid import Grid
 from clipvid.experiments.trial import Trial
@@ -81,7 +81,7 @@ def render_table(suite: SuiteConfig, results: dict[str, dict[str, Any]]) -> str:
         lines = {model: table_cells(results[name]) if name in results else {} for model, name in names.items()}
         columns = list(dict.fromkeys(column for line in lines.values() for column in line)) or ["top-1"]
         rows = [[model, *(line.get(column, "-") for column in columns)] for model, line in lines.items()]
-        blocks.append(markdown_table([protocol, *columns], rows))
+        blocks.append(Table([protocol, *columns], rows).markdown())
     return "\n".join(blocks)
 
 

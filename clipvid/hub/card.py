@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import re
+import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from clipvid.adapters import ADAPTERS
 from clipvid.backbone import hub_repository
-from clipvid.files import write_text
+from clipvid.files import markdown_code, markdown_text, printable, write_text
 from clipvid.model.heads import HEADS
 from clipvid.model.pooling import POOLING
 from clipvid.model.tuning import TUNING
@@ -24,28 +25,28 @@ TEMPLATE = """---
 {{ card_data }}
 ---
 
-# {{ name }}
+# {{ title }}
 
-A video model made with clipvid: the image encoder of CLIP `{{ backbone }}` over \
+A video model made with clipvid: the image encoder of CLIP {{ backbone }} over \
 {{ num_frames }} frames, temporal adapter: {{ adapter }}, pooling: {{ pooling }}, head: {{ head }}. \
 Trained: {{ tune }}.
 
 ## Use
 
 ```
-clipvid predict --model {{ name }} clip.mp4
+clipvid predict --model {{ shell_name }} clip.mp4
 ```
 ```python
 import clipvid
 
-model = clipvid.from_pretrained("{{ name }}")  # a folder, or an id on the Hub; revision=... for a branch or commit
+model = clipvid.from_pretrained({{ python_name }})  # a folder, or an id on the Hub; revision=... for a branch or commit
 print(clipvid.Predictor(model)("clip.mp4"))  # [{"label": ..., "score": ...}, ...]
 ```
 ```python
 import clipvid  # makes the model known to transformers
 from transformers import pipeline
 
-print(pipeline("video-classification", model="{{ name }}")("clip.mp4"))
+print(pipeline("video-classification", model={{ python_name }})("clip.mp4"))
 ```
 
 ## Measured
@@ -127,12 +128,6 @@ def public_config(value: Any, field: str = "") -> Any:
     return Path(value).name if field in _PATH_FIELDS and Path(value).is_absolute() else value
 
 
-def plain_text(text: str) -> str:
-    """Return text on one line that shows as it is in Markdown and HTML."""
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    return re.sub(r"([\\`*\[\]!|~#])", r"\\\1", html.escape(line, quote=False))
-
-
 def is_edited(text: str) -> bool:
     """Return True if a card differs from the output of `card_text`, by the mark at its end."""
     body, _, mark = text.strip().rpartition("\n")
@@ -150,46 +145,60 @@ def _card_data(name: str, record: dict[str, Any], metrics: dict[str, Any] | None
         pipeline_tag="video-classification",
         base_model=hub_repository(backbone["name"], backbone["pretrained"]),
         tags=["clipvid", "clip", "video-classification", *_adapters(record)],
-        model_name=name if metrics is not None else None,
-        eval_results=None if metrics is None else _eval_results(metrics),
+        model_name=printable(name) if metrics is not None else None,
+        eval_results=None if metrics is None else _eval_results(metrics, _meaningless(record)),
     )
 
 
-def _eval_results(metrics: dict[str, Any]) -> list[EvalResult]:
+def _eval_results(metrics: dict[str, Any], left_out: Collection[str]) -> list[EvalResult]:
     """Return the card's model-index: accuracies with intervals and data."""
     data = metrics["config"]["data"]
-    dataset = data["root"]
+    dataset = printable(data["root"])
     return [
         EvalResult(
             task_type="video-classification",
             dataset_type=re.sub(r"[^\w.-]+", "-", dataset),
             dataset_name=dataset,
-            dataset_split=_in_words(data["val"]),
+            dataset_split=printable(_in_words(data["val"])),
             metric_type="accuracy",
             metric_name=title,
             metric_value=metrics[key]["value"],
             metric_args={name: metrics[key][name] for name in ("low", "high", "count")},
         )
         for key, title in _FIGURES.items()
+        if key not in left_out
     ]
 
 
 def _sections(name: str, record: dict[str, Any], metrics: dict[str, Any] | None) -> dict[str, str]:
     model, backbone = record["model"], record["backbone"]
     weights = f" ({backbone['pretrained']})" if backbone["pretrained"] else ""
+    left_out = _meaningless(record)
     return {
-        "name": name,
-        "backbone": plain_text(backbone["name"] + weights).replace("\\", ""),
+        "title": markdown_text(name),
+        "shell_name": printable(shlex.quote(name)),
+        "python_name": printable(json.dumps(name, ensure_ascii=False)),
+        "backbone": markdown_code(backbone["name"] + weights),
         "num_frames": str(model["num_frames"]),
-        "adapter": _named(model["adapter"]),
-        "pooling": _named(model["pooling"]),
-        "head": _named(model["head"]),
-        "tune": _named(model["tune"]),
-        "measured": "Nothing was measured yet." if metrics is None else _measured(metrics),
-        "classes": ", ".join(map(plain_text, record["labels"])) or "Any that are named: `model.set_labels([...])`.",
+        "adapter": markdown_text(_named(model["adapter"])),
+        "pooling": markdown_text(_named(model["pooling"])),
+        "head": markdown_text(_named(model["head"])),
+        "tune": markdown_text(_named(model["tune"])),
+        "measured": "Nothing was measured yet." if metrics is None else _measured(metrics, left_out),
+        "classes": _class_names(record["labels"]) or "Any that are named: `model.set_labels([...])`.",
         "training": "Not recorded." if metrics is None else _training(metrics["config"]),
         "papers": "\n".join(f"- {paper}" for paper in (*PAPERS, *_papers(record))),
     }
+
+
+def _meaningless(record: dict[str, Any]) -> set[str]:
+    """Return the figures that cannot be below 1."""
+    return {"top5"} if len(record["labels"]) <= 5 else set()
+
+
+def _class_names(labels: list[str]) -> str:
+    """Return the names after their number, so that no name starts a line; empty for none."""
+    return f"{len(labels)}: {', '.join(map(markdown_text, labels))}" if labels else ""
 
 
 def _adapters(record: dict[str, Any]) -> list[str]:
@@ -225,21 +234,24 @@ def _named(choice: Any) -> str:
     return f"{choice['name']} ({options})" if options else str(choice["name"])
 
 
-def _measured(metrics: dict[str, Any]) -> str:
+def _measured(metrics: dict[str, Any], left_out: Collection[str]) -> str:
     data = metrics["config"]["data"]
+    protocol, val, root = (markdown_text(_in_words(data[key])) for key in ("protocol", "val", "root"))
+    unreadable = metrics.get("unreadable", 0)
+    counted = f" ({unreadable} unreadable, counted as wrong)" if unreadable else ""
     lines = [
-        f"{_in_words(data['protocol'])} on {plain_text(_in_words(data['val']))} of {plain_text(data['root'])}, "
-        f"{metrics['top1']['count']} videos, "
-        "95% Wilson intervals.",
+        f"{protocol} on {val} of {root}, {metrics['top1']['count']} videos{counted}, 95% Wilson intervals.",
         "",
         "| figure | value |",
         "|---|---|",
     ]
     for key, value in metrics.items():
+        if key in left_out:
+            continue
         if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
-            lines.append(f"| {plain_text(key)} | {value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f}) |")
+            lines.append(f"| {markdown_text(key)} | {value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f}) |")
         elif isinstance(value, float):
-            lines.append(f"| {plain_text(key)} | {value:.3f} |")
+            lines.append(f"| {markdown_text(key)} | {value:.3f} |")
     return "\n".join(lines)
 
 

@@ -1,45 +1,61 @@
-"""Files of a timeline: the scores of a video over time, as JSON and as a plot."""
+"""Files of a timeline: the scores of a video over time, as JSON and as a picture."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from clipvid.files import replacing, write_text
+from clipvid.evaluation.charts import chart_text
+from clipvid.files import json_text, printable, replacing, write_text
 from clipvid.inference.predictor import Timeline
 from clipvid.inference.video_names import STDIN
+
+_MAX_STEM = 100  # bytes; file systems allow 255, with a suffix and the mark of an unfinished file
+_NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*]')  # Windows refuses them
 
 
 def write_timeline(
     folder: Path, name: str, timeline: Timeline, labels: list[str], window: float, hop: float, top_k: int
 ) -> tuple[Path, Path]:
-    """Write the scores of all classes, and a plot of the `top_k` highest.
+    """Write the scores of all classes, and a picture with the curves of the `top_k` highest.
 
     Args:
-        folder: Output folder.
-        name: Name of the video, from which the file names are derived.
-        timeline: The scores.
-        labels: Class names.
-        window: Length of a window in seconds.
-        hop: Distance between windows in seconds.
-        top_k: Number of curves in the plot.
+        name: the video as it was named. The files are named after it, see `timeline_stem`.
+        window, hop: seconds that a point sees, and seconds between points.
 
     Returns:
         The JSON file and the PNG file.
     """
-    stem = "stdin" if name == STDIN else "_".join(part for part in Path(name).parts if part not in ("/", ".", ".."))
+    stem = timeline_stem(name)
     scores, picture = folder / f"{stem}.json", folder / f"{stem}.png"
     record = {"video": name, "window": window, "hop": hop, "labels": labels, "times": timeline.times}
-    write_text(scores, json.dumps(record | {"scores": timeline.scores.tolist()}) + "\n")
+    write_text(scores, json_text(record | {"scores": timeline.scores.tolist()}) + "\n")
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     for index in timeline.scores.amax(dim=0).topk(min(top_k, len(labels))).indices.tolist():
-        axes.plot(timeline.times, timeline.scores[:, index], marker=".", label=labels[index])
+        axes.plot(timeline.times, timeline.scores[:, index], marker=".", label=chart_text(labels[index]))
     axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1))
-    for text in (axes.set_title(name), *axes.legend(loc="upper right").get_texts()):
-        text.set_parse_math(False)  # names may contain a dollar sign
+    for text in (axes.set_title(chart_text(name, 100)), *axes.legend(loc="upper right").get_texts()):
+        text.set_parse_math(False)  # a name may hold a dollar sign
     with replacing(picture) as aside:
         figure.savefig(aside, format="png", dpi=100)
     return scores, picture
+
+
+def timeline_stem(name: str) -> str:
+    """Return the name of the files of a video, without suffix; two videos never share it.
+
+    A file in the current folder keeps its name. Others have the parts of their path joined by `_`, printable and cut,
+    with the first digits of a hash of the path.
+    """
+    if name == STDIN:
+        return "stdin"
+    path = str(Path(name))
+    joined = "_".join(part for part in Path(name).parts if part not in ("/", ".", ".."))
+    stem = _NOT_IN_NAMES.sub("_", printable(joined)).encode()[:_MAX_STEM].decode(errors="ignore")
+    if stem == path and stem != "stdin" and not re.search(r"\.[0-9a-f]{8}$", stem):
+        return stem
+    return f"{stem}.{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:8]}"

@@ -15,8 +15,8 @@ _CHANCE = 0.97  # share of the NLL of a guess from which a model counts as guess
 def advice(figures: Mapping[str, Any], steps: int, num_classes: int, config: FinetuneConfig) -> str | None:
     """Return one line for a run that ends at chance or after few steps, None for any other.
 
-    A run is at chance if its NLL is near or above ln K, that of equal probabilities, and the interval of its top-1
-    includes 1 / K.
+    A run is at chance if its NLL is near or above ln K, and the interval of its top-1 includes 1 / K. Equal
+    probabilities have an NLL of ln K.
 
     Args:
         figures: of the evaluation.

@@ -22,6 +22,7 @@ from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.loader import TrainBatches
 from clipvid.data.sampling import keyed_generator
 from clipvid.distributed import full, load_optimizer_state, prepare, whole
+from clipvid.files import printable
 from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.trainable import TrainableModel
 from clipvid.runs.preemption import Preempted, Preemption
@@ -202,7 +203,8 @@ class Trainer:
             if step.skipped:
                 names = [self.name_of(number) for number in step.samples]
                 self.state.history.append({"before_step": self.state.step, "skipped_samples": names})
-                self.accelerator.print(f"step skipped, loss or gradients are not finite; samples: {', '.join(names)}")
+                listed = printable(", ".join(names))
+                self.accelerator.print(f"step skipped, loss or gradients are not finite; samples: {listed}")
                 if self.state.skipped_in_row >= self.settings.max_skipped_steps:
                     raise RunError(diverged(self.state.skipped_in_row, self.state.step, names))
 

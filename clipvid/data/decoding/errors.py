@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from clipvid import InputError, RunError
+from clipvid.files import printable
 
 
 class VideoError(RunError):
@@ -20,7 +21,7 @@ class VideoError(RunError):
     """
 
     def __init__(self, path: str, reason: str | None = None) -> None:
-        super().__init__(path if reason is None else f"{path}: {reason}")
+        super().__init__(path if reason is None else f"{printable(path)}: {printable(reason)}")
         self.path, self.reason = path, reason
 
     def __reduce__(self) -> tuple[type, tuple[str, str | None]]:

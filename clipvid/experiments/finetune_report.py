@@ -1,0 +1,84 @@
+"""The report of a fine-tuning run, made from the files that the run has written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from clipvid.data.manifest import Manifest
+from clipvid.evaluation.clips import hardest
+from clipvid.evaluation.evaluation_report import Evaluation, evaluation_page
+from clipvid.evaluation.metrics import answered
+from clipvid.evaluation.report import write_page
+from clipvid.evaluation.report_sections import Curve
+from clipvid.evaluation.summary import summarise_thoroughly
+from clipvid.experiments.protocols import Holdout, build_protocol
+from clipvid.experiments.report_clips import read_clips
+from clipvid.experiments.run import trained_name
+from clipvid.hub.loading import from_pretrained
+from clipvid.runs.config_files import config_record
+from clipvid.training.config import FinetuneConfig
+from clipvid.training.session import finished
+
+_CLIPS = 8  # the hardest ones
+
+
+def write_finetune_report(
+    config: FinetuneConfig, train: Manifest, val: Manifest, accelerator: Accelerator, output: Path
+) -> Path:
+    """Write `report.html` into the folder of a finished run, unless it is there already; return its path.
+
+    Call it on one process. The model, the predictions and the history of the run are read, and no video is scored.
+    """
+    report, metrics_file = output / "report.html", output / "metrics.json"
+    if report.is_file() and report.stat().st_mtime_ns >= metrics_file.stat().st_mtime_ns:
+        return report
+    run = finished(output)
+    assert run is not None
+    predictions, metrics = run
+    protocol = build_protocol(config.data.protocol)
+    is_single = isinstance(protocol, Holdout)
+    folder = output if is_single else output / protocol.parts(train, val, trained=True)[0].run
+    tested = val if is_single else train.joined(val)
+    name = trained_name(config.model.adapter)
+    unreadable = predictions.indices[~answered(predictions.scores)].tolist()
+    evaluation = Evaluation(
+        name,
+        {"all": summarise_thoroughly(predictions, tested.classes)},
+        tested.class_names,
+        unreadable=[tested.samples[index].path for index in unreadable],
+        clips=read_clips(
+            config.data, from_pretrained(folder), tested, hardest(predictions, _CLIPS), {name: predictions}, accelerator
+        ),
+        curves=[Curve(name, json.loads((output / "history.json").read_text()))] if is_single else [],
+        details=_details(config, metrics, tested),
+        introduction=_introduction(folder if is_single else None),
+    )
+    write_page(report, evaluation_page(evaluation))
+    return report
+
+
+def _introduction(folder: Path | None) -> list[str]:
+    texts = ["Answers of the fine-tuned model for videos that it was not trained on."]
+    if folder is not None:
+        command = f"clipvid evaluate --model {shlex.quote(str(folder))}"
+        texts.append(
+            f"{command} adds zero-shot CLIP and clips in other orders, which show how much comes from the training and "
+            "how much from motion."
+        )
+    return texts
+
+
+def _details(config: FinetuneConfig, metrics: dict[str, Any], tested: Manifest) -> dict[str, str]:
+    details = {
+        "folder": config.output_dir,
+        "protocol": json.dumps(config.data.protocol, ensure_ascii=False),
+        "videos": str(len(tested)),
+    }
+    if "selected" in metrics:
+        details["weights"] = f"the best ones by {metrics['selected']['by']}, chosen on these videos"
+    return details | {"config": json.dumps(config_record(config), ensure_ascii=False)}
