@@ -23,6 +23,8 @@ _TORCH_WRITER = re.compile("PytorchStreamWriter failed|inline_container.*unexpec
 # Control characters, line separators, overrides of the writing direction, and bytes that are not UTF-8.
 _ODD = "\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE = re.compile(f"[\x00-\x1f{_ODD}]")
+_MAX_STEM = 100  # bytes; file systems allow 255, with a suffix and the mark of an unfinished file
+_NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*]')  # Windows refuses them
 _MARKDOWN = re.compile(r"[\\`*\[\]!|~#$]|(?<![^\W_])_|_(?![^\W_])")
 
 
@@ -47,6 +49,23 @@ def markdown_code(text: str) -> str:
     line = printable(text)
     ticks = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
     return f"{ticks} {line} {ticks}" if "`" in line else f"{ticks}{line}{ticks}"
+
+
+def file_name(text: str, of: str | None = None) -> str:
+    """Return the name of one file or folder for a text. Different texts have different names.
+
+    A text that every file system takes as a name is kept. Others are made printable and cut, with the first digits of
+    their hash at the end.
+
+    Args:
+        text: Source of the readable part.
+        of: Source of the hash, by default `text`.
+    """
+    of = text if of is None else of
+    stem = _NOT_IN_NAMES.sub("_", printable(text)).encode()[:_MAX_STEM].decode(errors="ignore")
+    if stem == of and stem.strip(". ") == stem != "" and not re.search(r"\.[0-9a-f]{8}$", stem):
+        return stem
+    return f"{stem.lstrip('. ')}.{hashlib.sha256(of.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
 def json_text(content: Any, indent: int | None = None, ascii_only: bool = False) -> str:

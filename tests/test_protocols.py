@@ -172,6 +172,21 @@ def test_groups_keep_their_whole_names(groups: list[str]) -> None:
     assert sorted(part.run for part in parts) == sorted(f"fold_{group}" for group in groups)
 
 
+@pytest.mark.parametrize("options", [{}, {"folds": 2}])
+@pytest.mark.parametrize("group", ["../../x", "a/b", "/tmp/x", "..\\x", "C:x", "x" * 300, "\x1b[2J", "a\nb", "..", ""])
+def test_folders_of_groups_stay_below_the_output_folder(group: str, options: dict) -> None:
+    names = [group, f"{group}/", "other"]
+    samples = [replace(sample, group=names[i % 3]) for i, sample in enumerate(TRAIN.samples)]
+    protocol = build_protocol({"name": "leave_one_group_out", **options})
+    runs = [part.run for part in protocol.parts(replace(TRAIN, samples=samples), manifest([0] * 4), True)]
+    assert len({run.lower() for run in runs}) == len(runs)
+    for run in runs:
+        assert Path(run).parts == (run,)
+        assert not set(run) & set('<>:"/\\|?*')
+        assert run.isprintable()
+        assert len(run.encode()) < 200
+
+
 def test_base_classes_with_spaces_and_commas(tmp_path) -> None:
     names = ["brush hair", "climb stairs, up", "walk", "K=1 seed=0"]
     train, test = (Manifest(found.samples, manifest([0] * 4, names=names).classes, tmp_path) for found in (TRAIN, TEST))

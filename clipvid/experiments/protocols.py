@@ -19,6 +19,7 @@ from clipvid.data.manifest import Manifest, ManifestError, leave_one_group_out
 from clipvid.data.sampling import keyed_generator
 from clipvid.evaluation.metrics import harmonic_mean, mean_and_spread
 from clipvid.experiments.subsets import few_shot_subset, of_classes, published
+from clipvid.files import file_name
 from clipvid.registry import Choice, Registry
 
 Figures = dict[str, dict[str, Any]]  # by name of the group
@@ -100,14 +101,14 @@ class LeaveOneGroupOut:
     def _held_out(self, names: list[str]) -> Iterator[tuple[str, set[str]]]:
         """Yield name and groups of every fold."""
         if self.folds is None:
-            yield from ((f"fold_{name}", {name}) for name in names)
+            yield from ((f"fold_{file_name(name)}", {name}) for name in names)
             return
         if self.folds > len(names):
             raise ManifestError(f"folds={self.folds}, but there are {len(names)} groups; choose fewer folds, or null")
         order = torch.randperm(len(names), generator=keyed_generator(self.seed, len(names))).tolist()
         for fold in range(self.folds):
             held_out = {names[place] for place in order[fold :: self.folds]}
-            yield f"fold_{fold}_{'_'.join(sorted(held_out))[:50]}", held_out
+            yield f"fold_{fold}_{file_name('_'.join(sorted(held_out)))}", held_out
 
     def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
         """Return an empty dict, since the figures of the only group are the result."""

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from clipvid.evaluation.charts import chart_text
-from clipvid.files import json_text, printable, replacing, write_text
+from clipvid.files import file_name, json_text, replacing, write_text
 from clipvid.inference.predictor import Timeline
 from clipvid.inference.video_names import STDIN
-
-_MAX_STEM = 100  # bytes; file systems allow 255, with a suffix and the mark of an unfinished file
-_NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*]')  # Windows refuses them
 
 
 def write_timeline(
@@ -23,8 +18,13 @@ def write_timeline(
     """Write the scores of all classes, and a picture with the curves of the `top_k` highest.
 
     Args:
-        name: the video as it was named. The files are named after it, see `timeline_stem`.
-        window, hop: seconds that a point sees, and seconds between points.
+        folder: Output folder.
+        name: Name of the video. The files are named after it, see `timeline_stem`.
+        timeline: The scores.
+        labels: Class names.
+        window: Length of a window in seconds.
+        hop: Distance between windows in seconds.
+        top_k: Number of curves in the plot.
 
     Returns:
         The JSON file and the PNG file.
@@ -39,7 +39,7 @@ def write_timeline(
         axes.plot(timeline.times, timeline.scores[:, index], marker=".", label=chart_text(labels[index]))
     axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1))
     for text in (axes.set_title(chart_text(name, 100)), *axes.legend(loc="upper right").get_texts()):
-        text.set_parse_math(False)  # a name may hold a dollar sign
+        text.set_parse_math(False)  # names may contain a dollar sign
     with replacing(picture) as aside:
         figure.savefig(aside, format="png", dpi=100)
     return scores, picture
@@ -55,7 +55,4 @@ def timeline_stem(name: str) -> str:
         return "stdin"
     path = str(Path(name))
     joined = "_".join(part for part in Path(name).parts if part not in ("/", ".", ".."))
-    stem = _NOT_IN_NAMES.sub("_", printable(joined)).encode()[:_MAX_STEM].decode(errors="ignore")
-    if stem == path and stem != "stdin" and not re.search(r"\.[0-9a-f]{8}$", stem):
-        return stem
-    return f"{stem}.{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:8]}"
+    return file_name(joined, of="./stdin" if path == "stdin" else path)
