@@ -229,7 +229,10 @@ def test_failed_trial_does_not_stop_others(clip_folder: Path, tmp_path: Path) ->
         ({"rows": ROWS | {"x": {"model.adaptor": "ila"}}}, "adaptor"),
         ({"rows": ROWS | {"x": {"optim.lr": "0.001"}}}, "row 'x': optim.lr='0.001' is text; expected 0.001 without"),
         ({"rows": ROWS | {"x": {"training.epochs": "4"}}}, "row 'x': training.epochs='4' is text"),
-        ({"rows": ROWS | {"x": {"model.num_frames": 2}}}, r"'x' \(4, 2, 3, 64, 64\); compare other sizes in a ladder"),
+        (
+            {"rows": ROWS | {"x": {"model.num_frames": 2}}},
+            r"'x' \(4, 2, 3, 64, 64\); compare other sizes in a separate ladder",
+        ),
     ],
 )
 def test_invalid_ladder_is_refused_early(

@@ -186,7 +186,7 @@ def test_foreign_config_is_refused(make_model, tmp_path, change, message):
         ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is damaged or was changed"),
         ("model.safetensors", lambda content: content[:-5], "is damaged or was changed"),
         ("config.json", lambda content: content[:-20], "is damaged: it is not JSON"),
-        ("config.json", lambda content: b"[]", "holds a list, expected a JSON object"),
+        ("config.json", lambda content: b"[]", "contains a list, expected a JSON object"),
         ("video_preprocessor_config.json", lambda content: b"", "is damaged: it is not JSON"),
         (
             "backbone/open_clip_model.safetensors",
