@@ -154,7 +154,7 @@ def test_paths_on_another_drive_are_outside_of_the_root(filled: Path, tmp_path: 
 
     monkeypatch.setattr(checks.os.path, "relpath", refuse)
     (tmp_path / "l.txt").write_text("/elsewhere/a.mp4 run\n")
-    with pytest.raises(ManifestError, match="lies outside of the root"):
+    with pytest.raises(ManifestError, match="is outside of the root"):
         load_manifest(filled, str(tmp_path / "l.txt"), "classes.txt")
 
 

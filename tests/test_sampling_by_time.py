@@ -212,7 +212,7 @@ def test_option_is_read_from_options_and_files(words: list[str], tmp_path: Path,
         ({"sampling": {"name": "uniform", "per": "time"}}, "data.sampling=.*expected a name, or a mapping"),
         ({"sampling": {"name": "dense", "stride": 2}, "stride": 3}, "data.sampling has stride 2, and data.stride=3"),
         ({"sampling": {"name": "dense", "stride": "2"}}, "stride='2'"),
-        ({"sampling": "uniform", "stride": 2}, "stride 2 has no meaning in uniform sampling"),
+        ({"sampling": "uniform", "stride": 2}, "stride 2 is not used by uniform sampling"),
     ],
 )
 def test_options_without_sense_are_refused(options: dict, message: str):
