@@ -240,6 +240,12 @@ def failed_write(error: BaseException) -> str | None:
     return f"{text}. The file could not be written; is the disk full?" if is_writer else None
 
 
+def one_line(error: object, length: int = 500) -> str:
+    """Return the message of another library's error in one line of at most `length` letters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:

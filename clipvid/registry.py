@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args,
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from clipvid import InputError, RunError
+from clipvid.files import one_line
 
 if TYPE_CHECKING:
     OptionValue: TypeAlias = Any
@@ -97,11 +98,11 @@ class Registry(dict[str, Any]):
         name = options.pop("name", None)
         if not isinstance(name, str):
             raise InputError(
-                f"{self.kind}: expected a name or a mapping with `name`, got {choice!r}; names: {', '.join(self)}"
+                f"{self.kind}: expected a name or a mapping with `name`, got {_shown(choice)}; names: {', '.join(self)}"
             )
         if self.find(name) is None:
             known = [*self, *(point.name for point in self._entry_points())]
-            message = f"unknown {self.kind} {name!r}{suggest(name, known)}; known: {', '.join(known)}"
+            message = f"unknown {self.kind} {_shown(name)}{suggest(name[:200], known)}; known: {', '.join(known)}"
             if self.group is not None:
                 message += "; if another package defines it, install that package or add --plugin MODULE"
             raise UnknownNameError(self.kind, name, message)
@@ -111,8 +112,10 @@ class Registry(dict[str, Any]):
         """Return configs by name, in order.
 
         Raises:
-            InputError: See `resolve`; or a name is listed twice.
+            InputError: See `resolve`; or `spec` is not a list, or a name is listed twice.
         """
+        if not isinstance(choices, list | tuple):
+            raise InputError(f"{self.kind}: expected a list of names and mappings with `name`, got {_shown(choices)}")
         resolved = [self.resolve(choice) for choice in choices]
         names = [name for name, _ in resolved]
         if len(set(names)) < len(names):
@@ -200,7 +203,7 @@ def build_config(config_class: type, options: Mapping[str, Any], owner: str) -> 
     for key in options:
         if key not in hints:
             known = ", ".join(sorted(hints)) or "none"
-            raise InputError(f"{owner} has no option {key!r}{suggest(key, hints)}; its options: {known}")
+            raise InputError(f"{owner} has no option {_shown(key)}{suggest(key[:200], hints)}; its options: {known}")
     return config_class(**{key: check_type(value, hints[key], f"{owner}: {key}") for key, value in options.items()})
 
 
@@ -217,10 +220,10 @@ def check_type(value: Any, hint: Any, owner: str) -> Any:
         return adapter.validate_json(json.dumps(value, default=_not_json), strict=True)
     except ValidationError as error:
         expected = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
-        near = suggest(value, _literals(hint)) if isinstance(value, str) else ""
-        raise InputError(f"{owner}={value!r}: expected {' or '.join(expected)}{near}") from None
+        near = suggest(value[:200], _literals(hint)) if isinstance(value, str) else ""
+        raise InputError(f"{owner}={_shown(value)}: expected {one_line(' or '.join(expected))}{near}") from None
     except TypeError:
-        raise InputError(f"{owner}={value!r}: expected a value that JSON can represent") from None
+        raise InputError(f"{owner}={_shown(value)}: expected a value that JSON can represent") from None
 
 
 def config_to_choice(name: str, config: Any) -> dict[str, Any]:
@@ -231,8 +234,8 @@ def config_to_choice(name: str, config: Any) -> dict[str, Any]:
 def check_option(owner: str, option: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raise InputError for a value outside `allowed`."""
     if value not in allowed:
-        near = suggest(value, map(str, allowed)) if isinstance(value, str) else ""
-        raise InputError(f"{owner}: {option}={value!r} is not one of {', '.join(map(str, allowed))}{near}")
+        near = suggest(value[:200], map(str, allowed)) if isinstance(value, str) else ""
+        raise InputError(f"{owner}: {option}={_shown(value)} is not one of {', '.join(map(str, allowed))}{near}")
 
 
 def check_ranges(owner: str, config: Any, **bounds: tuple[float, float]) -> None:
@@ -254,6 +257,10 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the nearest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _shown(value: Any) -> str:
+    return one_line(repr(value), 200)
 
 
 @cache

@@ -1,5 +1,6 @@
 """Untrusted files and configs: accepted, or refused with an error for users, and never executed."""
 
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_checkpoint import mutate
 
+from clipvid import InputError
 from clipvid.data.manifest import ManifestError, load_manifest
-from clipvid.runs.config_files import config_record, parse_config
+from clipvid.runs.config_files import config_record, parse_config, read_config
 from clipvid.runs.output_folder import prepare_output_dir
 from clipvid.training.config import FinetuneConfig
 
@@ -143,3 +145,54 @@ def test_a_mutated_list_is_read_or_refused(tmp_path: Path, kind: str, count: int
                     continue
                 assert path.is_relative_to(tmp_path.resolve())
     assert refused > 0
+
+
+REPEATED = "x:\n- &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
+    f"- &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", r":2: the key 'seed' appears twice"),
+        ("data: {val: a, root: b, val: c}\n", r":1: the key 'val' appears twice"),
+        ("model:\n  head: {name: text, name: linear}\n", r":2: the key 'name' appears twice"),
+        (REPEATED, "over 10000 values, with those that anchors repeat"),
+        ("x: [" + "a, " * 10_001 + "]", "over 10000 values"),
+        ("a: &a [1, *a]\n", "an anchor is used inside itself"),
+        ("a: " + "[" * 40 + "]" * 40, "nested too deep"),
+        ("a: " + "[" * 5000, "not YAML|nested too deep"),
+        ("seed: 1" + "0" * 5000, r":1: a number of over 100 digits"),
+        ("a: 'b\n\n", r":\d: not YAML"),
+        ("a: b: c\n", r":1: not YAML"),
+        ("a: \x15\n", "not YAML"),
+        (" " * (2**20 + 1), "expected at most 1048576"),
+        ("a: é".encode("latin-1"), "is not UTF-8 text"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+@pytest.mark.parametrize("name", ["config.yaml", "run/run.yaml"])
+def test_yaml_is_read_strictly(text: str | bytes, message: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    read = {
+        "config.yaml": lambda: read_config(FinetuneConfig, tmp_path / name),
+        "run/run.yaml": lambda: prepare_output_dir(tmp_path / "run", FinetuneConfig()),
+    }[name]
+    with pytest.raises(InputError, match=message) as error:
+        read()
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 1000
+
+
+def test_anchors_within_the_bound_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {epochs: &few 2, save_steps: *few}\n")
+    assert read_config(FinetuneConfig, tmp_path / "config.yaml").training.save_steps == 2
+
+
+@pytest.mark.parametrize("value", [{"dropout": "x" * 9999}, {"y" * 9999: 1}], ids=["value", "name"])
+def test_messages_about_options_are_short(value: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as error:
+        read_config(FinetuneConfig, {"model": {"head": {"name": "linear", **value}}})
+    assert len(str(error.value)) < 1000

@@ -5,6 +5,8 @@ import os
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_loader import grey_video
 
@@ -180,3 +182,42 @@ def test_shard_members_longer_than_the_file_are_refused(size: int, name: str, ro
 def test_brace_bombs_are_refused(last: str, root: Path):
     with pytest.raises((ManifestError, FileNotFoundError), match=r"s-\{0\.\."):
         load_manifest(root, f"s-{{0..{last}}}.tar", "classes.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.json", '[{"path": "a.mp4", "label": "left", "start": "a\\nb"}]', "column 'start'"),
+        ("l.csv", "path,label," + "x" * 50_000 + "\n", "unknown column"),
+        ("c.csv", "id,name,name," + "y" * 50_000 + "\n0,a,b,c\n", "names a column twice"),
+    ],
+)
+def test_messages_about_lists_are_short_lines(name: str, content: str, message: str, root: Path):
+    (root / name).write_text(content)
+    with pytest.raises(ManifestError, match=message) as error:
+        read_classes(root / name) if name == "c.csv" else load_manifest(root, name, "classes.txt", check_files=False)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("start", [0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("fill", [b"\xff" * 30, bytes(30)])
+def test_a_damaged_parquet_file_is_refused_in_one_line(start: float, fill: bytes, root: Path):
+    table = pa.table({"path": [f"{i}.mp4" for i in range(50)], "label": ["left"] * 50})
+    pq.write_table(table, root / "l.parquet")
+    content = bytearray((root / "l.parquet").read_bytes())
+    place = int(start * len(content))
+    content[place : place + 30] = fill
+    (root / "l.parquet").write_bytes(content)
+    try:
+        load_manifest(root, "l.parquet", "classes.txt", check_files=False)
+    except ManifestError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.struct([("a", pa.string())])], ids=str)
+def test_parquet_columns_of_other_types_are_refused(kind: pa.DataType, root: Path):
+    value = ["a.mp4"] if pa.types.is_list(kind) else {"a": "a.mp4"}
+    pq.write_table(pa.table({"path": pa.array([value], kind), "label": ["left"]}), root / "l.parquet")
+    with pytest.raises(ManifestError, match=r"l\.parquet: a column is neither text nor numbers"):
+        load_manifest(root, "l.parquet", "classes.txt", check_files=False)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import posix_only
 from safetensors.torch import load_file, save_file
-from transformers import AutoVideoProcessor
+from transformers import AutoConfig, AutoVideoProcessor
 
-from clipvid import InputError
+from clipvid import ClipVidConfig, InputError
 from clipvid.files import hash_file
 from clipvid.hub import from_pretrained
 from clipvid.hub.strict import MAX_BYTES
@@ -81,7 +81,7 @@ def test_json_of_any_length_is_refused_unread(folder, name):
 def test_only_regular_files_are_opened(folder, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    refused(folder, "is not a regular file|is incomplete")
+    refused(folder, "is a pipe or device|is incomplete")
 
 
 @pytest.mark.parametrize("name", [CONFIG, PIXELS, WEIGHTS, LORA, TOWER, TOWER_CONFIG])
@@ -165,3 +165,68 @@ def test_preprocessor_file_has_a_schema(folder, change):
     edit(folder / PIXELS, lambda record: record.update(change))
     with pytest.raises(InputError, match=next(iter(change))):
         AutoVideoProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("depth", [33, 500, 900])
+def test_json_deep_enough_to_end_recursion_is_refused(folder, depth):
+    (folder / CONFIG).write_text('{"a": ' + '{"a": ' * depth + "1" + "}" * depth + "}")
+    refused(folder, "nested too deep")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mean", {}), ("mean", [0.5, 0.5]), ("std", ["a", "b", "c"]), ("std", [[1], 1, 1]), ("mean", 0.5), ("std", None)],
+)
+def test_pixel_constants_of_a_tower_are_three_numbers(folder, key, value):
+    edit(folder / TOWER_CONFIG, lambda record: record["preprocess_cfg"].update({key: value}))
+    refused(folder, f"preprocess_cfg.{key}=")
+
+
+@pytest.mark.parametrize("value", [0.5, 1, "adapters", None, {"name": "lora"}, [["lora"]], [1]])
+def test_tune_is_a_list_of_choices(folder, value):
+    edit(folder / CONFIG, lambda record: record["model"].update(tune=value))
+    refused(folder, "tune")
+
+
+@pytest.mark.parametrize("key", ["dtype", "Embedded", "x" * 1000])
+def test_entries_of_a_backbone_are_known(folder, key):
+    edit(folder / CONFIG, lambda record: record["backbone"].update({key: {}}))
+    refused(folder, rf"unknown entry 'backbone\.{key[:40]}")
+
+
+def test_names_in_messages_are_shortened(folder):
+    edit(folder / CONFIG, lambda record: record["model"].update(head="x" * 100_000))
+    with pytest.raises(InputError) as error:
+        from_pretrained(folder)
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("header", [b"x" * 90_000, b'{"' + b"a" * 90_000 + b'": 1}'], ids=["text", "key"])
+def test_a_damaged_header_gives_a_short_message(folder, header):
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    edit(folder / CONFIG, lambda record: record["files"].update({WEIGHTS: hash_file(folder / WEIGHTS)}))
+    with pytest.raises(InputError, match="not a safetensors file") as error:
+        from_pretrained(folder)
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("text", ['"x": 3, "x": 4}', '"a": [NaN]}', '"a": {"b": 1, "b": 1}}', '"a": 1e999}'])
+@pytest.mark.parametrize("kind", [ClipVidConfig, AutoVideoProcessor])
+def test_classes_of_transformers_read_json_strictly(folder, text, kind):
+    path = folder / (CONFIG if kind is ClipVidConfig else PIXELS)
+    path.write_text(f"{path.read_text().rstrip()[:-1]}, {text}")
+    with pytest.raises(InputError, match=r"appears twice|not a finite number"):
+        kind.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", [{"dtype": "x"}, {"id2label": {"0": "z"}}, {"auto_map": {"AutoConfig": "evil.E"}}])
+def test_entries_of_transformers_in_a_config_have_no_effect(folder, change):
+    edit(folder / CONFIG, lambda record: record.update(change))
+    assert AutoConfig.from_pretrained(folder).id2label == dict(enumerate(LABELS))
+
+
+@pytest.mark.parametrize("change", [{"dtype": "x"}, {"num_frames": 0}, {"head": {"name": "linear", "dtype": "x"}}])
+def test_transformers_checks_the_model_of_a_config(folder, change):
+    edit(folder / CONFIG, lambda record: record["model"].update(change))
+    with pytest.raises(InputError):
+        AutoConfig.from_pretrained(folder)

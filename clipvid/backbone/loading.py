@@ -27,6 +27,7 @@ from clipvid.backbone.hugging_face import read_hugging_face
 from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, split_clip
 from clipvid.backbone.state_dicts import mismatches, shortened
 from clipvid.backbone.towers import NO_TEXT, MissingTokenizer
+from clipvid.files import one_line
 from clipvid.registry import suggest
 
 TOKENIZER_OPTIONS = {"clean", "language", "strip_sep_token"}
@@ -275,8 +276,9 @@ def _fetch_advice(name: str, pretrained: str | None, error: Exception | str) -> 
     title = f"{name}, pretrained={pretrained!r}" if pretrained else name
     tag = get_pretrained_cfg(name, pretrained) if pretrained and ":" not in name else None
     places = [tag[key] for key in ("hf_hub", "url") if tag and tag.get(key)] if tag else [name]
+    reason = one_line(error, 1000) or type(error).__name__
     return (
-        f"the weights of {title} could not be loaded from {' or '.join(places)}: {error}\n"
+        f"the weights of {title} could not be loaded from {' or '.join(places)}: {reason.rstrip('.')}. "
         "With a local copy, use pretrained=/path/to/weights (.safetensors or .pt of that model, or a folder of "
         "transformers' CLIPModel or SiglipModel), or "
         f"backbone=local-dir:/path (a folder with {CONFIG_FILE} and {WEIGHTS_FILE}), "

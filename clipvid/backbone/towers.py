@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clipvid import InputError, RunError
 from clipvid.layers.attention import SelfAttention, fuse_projection
+from clipvid.layers.parts import apply_in_parts
 
 _TEXTS_AT_ONCE = 128
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
@@ -200,7 +201,7 @@ class TextTower(nn.Module):
         trained = (context is not None and context.requires_grad) or any(p.requires_grad for p in self.parameters())
         if torch.is_grad_enabled() and trained:
             return self._encode(tokens, context)
-        return torch.cat([self._encode(part, context) for part in tokens.split(_TEXTS_AT_ONCE)])
+        return apply_in_parts(lambda part: self._encode(part, context), tokens, _TEXTS_AT_ONCE)
 
     def _encode(self, tokens: Tensor, context: Tensor | None) -> Tensor:
         if context is None:

@@ -81,7 +81,15 @@ def read_record(folder: Path, source: str | Path | None = None) -> dict[str, Any
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"{source or folder} holds no model: it has no config.json")
-    record = read_json(path)
+    return check_record(read_json(path), path)
+
+
+def check_record(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the content of `config.json`, checked.
+
+    Raises:
+        InputError: it is of another library or of a later format, or entries are missing or of a wrong type.
+    """
     if record.get("model_type") != "clipvid":
         raise InputError(f"{path} is not the config of a clipvid model (model_type is not 'clipvid')")
     missing = [key for key in _RECORD_KEYS if key not in record]
@@ -95,6 +103,9 @@ def read_record(folder: Path, source: str | Path | None = None) -> dict[str, Any
         values = record[owner] if owner else record
         if not isinstance(values, dict) or (key in values and not _is_kind(values[key], hint)):
             raise InputError(f"{path} is damaged: {name} is invalid. Replace it by an intact copy")
+    unknown = sorted(f"backbone.{key}" for key in record["backbone"] if f"backbone.{key}" not in _KINDS)
+    if unknown and record["format_version"] <= FORMAT_VERSION:
+        raise InputError(f"{path} is damaged: it has the unknown entry {unknown[0][:80]!r}. Bring a whole copy of it")
     if record["format_version"] > FORMAT_VERSION:
         raise InputError(
             f"{path} has format {record['format_version']}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid"

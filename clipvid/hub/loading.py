@@ -12,12 +12,12 @@ from clipvid.backbone import BACKBONE_FILES, Backbone, load_backbone
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.hub.folder import find_folder, read_record, read_weights
-from clipvid.hub.strict import check_dtypes, check_finite, check_regular, check_sizes, read_json, read_tensors
+from clipvid.hub.strict import check_dtypes, check_finite, check_model_file, check_sizes, read_json, read_tensors
 from clipvid.model.config import ModelConfig
 from clipvid.model.factory import assemble_model, create_model
 from clipvid.model.saving import LORA_WEIGHTS
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.registry import UnknownNameError, build_config
+from clipvid.registry import UnknownNameError, build_config, check_type
 
 
 def from_pretrained(source: str | Path, revision: str | None = None, backbone: Backbone | None = None) -> VideoCLIP:
@@ -51,8 +51,8 @@ def _build(
         config: ModelConfig = build_config(ModelConfig, record["model"], f"{folder}/config.json")
     except UnknownNameError as error:
         raise InputError(
-            f"{source} needs the {error.kind} {error.name!r}, which is not installed ({error}): install the package "
-            "that provides it, or add --plugin MODULE (in Python, import the module first)"
+            f"{source} needs the {error.kind} {error.name[:80]!r}, which is not installed ({error}): install the "
+            "package that provides it, or add --plugin MODULE (in Python, import the module first)"
         ) from error
     if backbone is None:
         backbone = _load_backbone(folder, record, config)
@@ -136,9 +136,14 @@ def _load_backbone(folder: Path, record: dict[str, Any], config: ModelConfig) ->
     files = [folder / "backbone" / name for name in BACKBONE_FILES]
     for path in files:
         if path.exists():
-            check_regular(path)
-    content = read_json(files[0]).get("model_cfg")
-    check_sizes(content, [path for path in files if path.suffix == ".safetensors"], files[0], "model_cfg")
+            check_model_file(path)
+    content = read_json(files[0])
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    check_sizes(content.get("model_cfg"), weights, files[0], "model_cfg")
+    pixels = check_type(content.get("preprocess_cfg", {}), dict[str, Any], f"{files[0]}: preprocess_cfg")
+    for name in ("mean", "std"):
+        if name in pixels:
+            check_type(pixels[name], tuple[float, float, float], f"{files[0]}: preprocess_cfg.{name}")
     backbone = load_backbone(f"local-dir:{folder / 'backbone'}")
     check_finite(backbone.open_clip_state_dict(), folder / "backbone")
     backbone.name, backbone.pretrained = saved["name"], saved["pretrained"]

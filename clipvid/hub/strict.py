@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipvid import InputError
+from clipvid.files import check_regular, one_line
 
 MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 32
@@ -29,7 +30,7 @@ _LIMITS = {
 _FLOATING = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
-def check_regular(path: Path) -> None:
+def check_model_file(path: Path) -> None:
     """Check that a path of a model folder is a regular file inside that folder.
 
     The Hub's cache stores files as links into its `blobs` folder, which are allowed.
@@ -40,8 +41,7 @@ def check_regular(path: Path) -> None:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    if not path.is_file():
-        raise InputError(f"{path} is not a regular file; replace the model folder by an intact copy")
+    check_regular(path, "file of the model")
     if path.is_symlink():
         folder = path.parent if path.parent.name not in ("backbone", "lora") else path.parent.parent
         allowed = [folder.resolve()]
@@ -59,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: The file is not regular, too long, not JSON or not an object. Also raised for duplicate keys,
             numbers that are not finite, or values nested too deep.
     """
-    check_regular(path)
+    check_model_file(path)
     if path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path} has {path.stat().st_size} bytes; expected at most {MAX_BYTES}")
     try:
@@ -74,10 +74,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{path} is damaged: it is not JSON ({error}). Replace it by an intact copy") from error
+        raise InputError(
+            f"{path} is damaged: it is not JSON ({one_line(error)}). Replace it by an intact copy"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} contains a {type(content).__name__}, expected a JSON object")
-    if _depth(content) > MAX_DEPTH:
+    if _is_deep(content):
         raise InputError(f"{path}: its values are nested too deep; expected at most {MAX_DEPTH} levels")
     return content
 
@@ -100,11 +102,13 @@ def _finite(word: str, path: Path) -> float:
     return value if math.isfinite(value) else _refuse_number(word, path)
 
 
-def _depth(value: Any) -> int:
-    parts: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if not isinstance(value, dict | list):
-        return 0
-    return 1 + max(map(_depth, parts), default=0)
+def _is_deep(content: dict[str, Any]) -> bool:
+    """Return True for values nested deeper than `MAX_DEPTH` (found without recursion, which Python limits)."""
+    level: list[Any] = [content]
+    for _ in range(MAX_DEPTH):
+        below = (item for part in level for item in (part.values() if isinstance(part, dict) else part))
+        level = [item for item in below if isinstance(item, dict | list)]
+    return bool(level)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -114,11 +118,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: The file does not exist.
         InputError: The file has another format, or weights that are not finite.
     """
-    check_regular(path)
+    check_model_file(path)
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path} is damaged: it is not a safetensors file ({error})") from error
+        raise InputError(f"{path} is damaged: it is not a safetensors file ({one_line(error)})") from error
     check_finite(state, path)
     return state
 
@@ -165,11 +169,11 @@ def _sizes(value: Any, name: str) -> list[tuple[str, float]]:
 def _largest_dimension(files: Iterable[Path]) -> int:
     largest = 0
     for path in files:
-        check_regular(path)
+        check_model_file(path)
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     largest = max(largest, *file.get_slice(key).get_shape(), 0)
         except SafetensorError as error:
-            raise InputError(f"{path} is damaged: it is not a safetensors file ({error})") from error
+            raise InputError(f"{path} is damaged: it is not a safetensors file ({one_line(error)})") from error
     return largest

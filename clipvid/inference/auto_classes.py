@@ -7,6 +7,7 @@ Importing this module registers them, the video processor and the pipeline with 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # transformers may import this module before clipvid's module
 
 _PASSED_BY_TRANSFORMERS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code", "use_safetensors")
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_ENTRIES = ("model_type", "format_version", "backbone", "model", "num_classes", "labels", "templates", "files")
 _PUSHING = {"private", "revision", "max_shard_size"}
 # Options of transformers' save_pretrained with values that have no effect here.
 _SAVING = {"save_peft_format": True, "save_original_format": True, "token": None}
@@ -58,6 +60,27 @@ class ClipVidConfig(PreTrainedConfig):
             self.id2label = dict(enumerate(self.labels))
             self.label2id = {name: index for index, name in enumerate(self.labels)}
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a config from the content of `config.json`, checked; entries that clipvid does not write are left out.
+
+        Raises:
+            InputError: entries that make no model; see `clipvid.from_pretrained`.
+        """
+        from clipvid.hub.folder import check_record
+        from clipvid.model.config import ModelConfig
+        from clipvid.registry import build_config
+
+        record = check_record(config_dict, Path("config.json"))
+        build_config(ModelConfig, record["model"], "config.json")
+        return super().from_dict({key: record[key] for key in (*_ENTRIES, "num_labels") if key in record}, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        from clipvid.hub.strict import read_json
+
+        return read_json(Path(json_file))
 
     @property
     def num_frames(self) -> int | None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils.hub import cached_file
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from clipvid import InputError
 from clipvid.data.preprocessing import Preprocessing
+from clipvid.files import one_line
 from clipvid.registry import suggest
 
 _RECORD = "video_preprocessor_config.json"
+_PASSED = ("proxies", "_from_auto", "_from_pipeline", "trust_remote_code")  # by transformers itself
 # Options of transformers' video processors with the only supported value, and the reason.
 _REFUSED = {
     "do_resize": (True, "frames are always resized to the size of the model"),
@@ -46,12 +51,33 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
         super().__init__(**kwargs)
         for name, value, limit in (("num_frames", num_frames, 4096), ("image_size", image_size, 2048)):
             if type(value) is not int or not 1 <= value <= limit:
-                raise InputError(f"{_RECORD}: {name}={value!r}: expected an integer from 1 to {limit}")
+                raise InputError(
+                    f"{_RECORD}: {name}={one_line(repr(value), 80)}: expected an integer from 1 to {limit}"
+                )
         self.image_mean, self.image_std = image_mean, image_std
         self.num_frames, self.image_size = num_frames, image_size
         self.sampling, self.resizing = sampling, resize
         record = {"sampling": sampling, "resize": resize}
         self._preprocessing = Preprocessing.from_record(record, _RECORD) or Preprocessing()
+
+    @classmethod
+    def get_video_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the content of `video_preprocessor_config.json`, read strictly, and the options that are left.
+
+        transformers calls this method.
+
+        Raises:
+            InputError: JSON that `clipvid.from_pretrained` refuses, too.
+        """
+        from clipvid.hub.strict import read_json
+
+        names = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+        found = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
+        others = {name: value for name, value in kwargs.items() if name not in (*names, *_PASSED)}
+        path = cached_file(os.fspath(pretrained_model_name_or_path), _RECORD, **found)
+        return read_json(Path(str(path))), others
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `video_preprocessor_config.json`."""

@@ -16,6 +16,8 @@ from clipvid import InputError
 from clipvid.layers.attention import CrossAttention, feed_forward
 from clipvid.registry import Registry
 
+CLASSES_AT_ONCE = 1024  # whose prompts are encoded together; the features of all would need gigabytes
+
 
 @dataclass(frozen=True)
 class TextHeadConfig:
@@ -120,6 +122,17 @@ class VideoSpecificPrompts(nn.Module):
         for layer in self.layers:
             decoded = layer(decoded, video)
         return text + self.alpha * decoded
+
+
+def mean_direction(features: Tensor) -> Tensor:
+    """Return the mean direction [K, E] of the features [K, templates, E] of each class's prompts, at their mean length.
+
+    One prompt is returned as it is.
+    """
+    if features.shape[1] == 1:
+        return features[:, 0]
+    direction = F.normalize(F.normalize(features, dim=-1).mean(dim=1), dim=-1)
+    return direction * features.norm(dim=-1).mean(dim=1, keepdim=True)
 
 
 class TextHead(Head):

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvid import InputError, RunError
 from clipvid.adapters import AdapterConfig
 from clipvid.data.preprocessing import Preprocessing
+from clipvid.layers.parts import apply_in_parts
 from clipvid.model.config import ModelConfig as ModelConfig
 from clipvid.model.context import ContextTokens
 from clipvid.model.encoder import EncoderOutput, FrozenFeatures, VideoEncoder
-from clipvid.model.heads import Head
+from clipvid.model.heads import CLASSES_AT_ONCE, Head, mean_direction
 from clipvid.model.lora import add_lora, lora_parameters, merge_lora
 from clipvid.model.output import VideoCLIPOutput as VideoCLIPOutput
 from clipvid.model.pixels import check_normalized, normalize
@@ -281,12 +281,10 @@ class VideoCLIP(TrainableModel):
 
     def _ensemble(self, tokens: Tensor) -> Tensor:
         """Average the prompts of each class: [K, templates, L] -> [K, E] with mean direction and mean length."""
+        if not torch.is_grad_enabled() and len(tokens) > CLASSES_AT_ONCE:
+            return apply_in_parts(self._ensemble, tokens, CLASSES_AT_ONCE)
         context = None if self.context is None else self.context.vectors
-        features = self.text(tokens.flatten(0, 1), context).unflatten(0, tokens.shape[:2])
-        if tokens.shape[1] == 1:
-            return features[:, 0]
-        direction = F.normalize(F.normalize(features, dim=-1).mean(dim=1), dim=-1)
-        return direction * features.norm(dim=-1).mean(dim=1, keepdim=True)
+        return mean_direction(self.text(tokens.flatten(0, 1), context).unflatten(0, tokens.shape[:2]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VideoCLIP:
         """Store the fingerprint of the frozen backbone before a cast such as `.to(torch.bfloat16)`, see `nn.Module`."""

@@ -19,8 +19,9 @@ from jsonargparse import ArgumentParser, Namespace, auto_cli, capture_parser, ge
 from jsonargparse.typing import register_type
 
 from clipvid import InputError
-from clipvid.files import write_bytes
+from clipvid.files import one_line, write_bytes
 from clipvid.registry import OptionValue
+from clipvid.runs.yaml_files import read_yaml_text
 
 ConfigT = TypeVar("ConfigT")
 
@@ -67,7 +68,7 @@ def read_config(config_class: type[ConfigT], source: ConfigT | Mapping[str, Any]
     try:
         return _parse(parser, config_class, ["--config", _config_text(config_class, source)])
     except ArgumentError as error:
-        raise InputError(f"config: {error}") from error
+        raise InputError(f"config: {one_line(error)}") from error
 
 
 def _config_text(config_class: type, source: object) -> str:
@@ -107,7 +108,9 @@ def _build_parser(config_class: type, prog: str, as_positional: bool) -> Argumen
 
 
 def _parse(parser: ArgumentParser, config_class: type[ConfigT], args: list[str]) -> ConfigT:
-    words = _renamed(_located(args), getattr(config_class, "RENAMED", {}))
+    words = _located(args)
+    _check_files(words)
+    words = _renamed(words, getattr(config_class, "RENAMED", {}))
     try:
         options = parser.parse_args(words)
     except RecursionError:
@@ -193,6 +196,15 @@ def _located(args: list[str]) -> list[str]:
             word = str(config_path(word))
         located.append(word)
     return located
+
+
+def _check_files(args: list[str]) -> None:
+    """Raise InputError for a file of `--config` that is not plain YAML of a bounded size; see `read_yaml_text`."""
+    for before, word in itertools.pairwise(["", *args]):
+        option, equals, value = word.partition("=")
+        name = value if option == "--config" and equals else word if before == "--config" else ""
+        if name.endswith((".yaml", ".yml", ".json")) and Path(name).exists():
+            read_yaml_text(Path(name))
 
 
 def _renamed(args: list[str], names: dict[str, str]) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from clipvid import InputError
-from clipvid.files import write_text
+from clipvid.files import one_line, write_text
 from clipvid.runs.config_files import config_record
+from clipvid.runs.yaml_files import read_yaml_text
 
 # Options that may change on resume, since no result depends on them (the content of lists is hashed).
 FREE = {
@@ -51,9 +52,9 @@ def check_output(folder: Path, config: Any) -> Any:
     if not path.is_file():
         return None
     try:
-        recorded = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}, the config of the run in {folder}, cannot be read: {error}") from error
+        recorded = yaml.safe_load(read_yaml_text(path))
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}, the config of the run in {folder}, cannot be read: {one_line(error)}") from error
     finished = (folder / "metrics.json").is_file()
     free = FREE if finished else FREE | SPLIT
     if finished and more_epochs(recorded, config) is not None:

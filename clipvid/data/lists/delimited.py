@@ -37,7 +37,7 @@ class Header:
     delimiter: str
 
     def __str__(self) -> str:
-        return f"{list(self.names)} (delimiter: {DELIMITERS[self.delimiter]})"
+        return f"{clipped(list(self.names), 300)} (delimiter: {DELIMITERS[self.delimiter]})"
 
 
 def find_header(line: str, needed: Sequence[str], synonyms: dict[str, str]) -> Header | None:
@@ -79,8 +79,8 @@ def check_columns(
     seen: dict[str, str] = {}
     for name, column in zip(names, columns, strict=True):
         if column in seen:
-            twice = f"the header {list(names)} names a column twice"
-            same = f"{seen[column]!r} and {name!r} both give the {column}"
+            twice = f"the header {clipped(list(names), 300)} names a column twice"
+            same = f"{clipped(seen[column])} and {clipped(name)} both give the {column}"
             raise ManifestError(f"{where}: {twice if seen[column] == name else same}; rename or drop one{shown}")
         seen[column] = name
         if known and column not in known:

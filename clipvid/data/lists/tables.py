@@ -22,7 +22,7 @@ from clipvid.data.lists.classes import NO_MULTI_LABEL, is_several
 from clipvid.data.lists.delimited import Header, canonical, check_columns, find_header, read_columns, read_rows
 from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
 from clipvid.data.lists.text import MAX_LINE, check_list, clipped, parse_json, read_lines
-from clipvid.files import replacing, write_text
+from clipvid.files import one_line, replacing, write_text
 
 TEXT_COLUMNS = ("path", "label", "group", "caption", "split")
 NUMBER_COLUMNS = ("start", "end")
@@ -169,7 +169,7 @@ def _split(text: str, names: Collection[str], where: str) -> tuple[str, str]:
     if folder in names and not re.search(r",\d+$", text) and (not words or "/" in text[words[-1] :]):
         return text, folder
     if not words:
-        raise ManifestError(f"{where}: {text!r} has no label; expected `path label`, or CSV with a header")
+        raise ManifestError(f"{where}: {clipped(text)} has no label; expected `path label`, or CSV with a header")
     return text[: words[-1]].rstrip(), text[words[-1] :].strip()
 
 
@@ -208,17 +208,25 @@ def _read_parquet(file: Path) -> Batches:
     try:
         source = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{file}: not a Parquet file ({error}); write it again") from None
+        raise ManifestError(f"{file}: not a Parquet file ({one_line(error)}); write it again") from None
     present = source.schema_arrow.names
     columns_of = [canonical(name, _SYNONYMS) for name in present]
     check_columns(str(file), present, columns_of, COLUMNS)
     if not set(_NEEDED) <= set(columns_of):
         raise ManifestError(f"{file}: its columns are {present}; expected path and label among them")
     line = 1
-    for batch in source.iter_batches():
-        columns = {ours: _as_text(batch[name]) for ours, name in zip(columns_of, present, strict=True)}
+    for batch in _parquet_batches(source, file):
+        columns = {ours: _as_text(batch[name], file) for ours, name in zip(columns_of, present, strict=True)}
         yield _typed(columns, pa.array(np.arange(line, line + len(batch))), str(file))
         line += len(batch)
+
+
+def _parquet_batches(source: pq.ParquetFile, file: Path) -> Batches:
+    """Yield the batches of a Parquet file. Raise ManifestError where its data are damaged."""
+    try:
+        yield from source.iter_batches()
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{file}: its data are damaged ({one_line(error)}); write it again") from None
 
 
 _READERS: dict[str, Callable[[Path], Batches]] = {
@@ -238,9 +246,14 @@ def _batch(rows: list[dict[str, Any]], lines: list[int], file: str = "") -> pa.R
     return _typed(columns, pa.array(lines, pa.int64()), file)
 
 
-def _as_text(column: pa.Array) -> pa.Array:
+def _as_text(column: pa.Array, file: Path) -> pa.Array:
     decoded = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
-    return pc.cast(decoded, pa.string())
+    try:
+        return pc.cast(decoded, pa.string())
+    except pa.ArrowException as error:
+        raise ManifestError(
+            f"{file}: a column is neither text nor numbers ({one_line(error)}); write it again"
+        ) from None
 
 
 def _typed(columns: dict[str, pa.Array], lines: pa.Array, file: str) -> pa.RecordBatch:
@@ -258,7 +271,9 @@ def _typed(columns: dict[str, pa.Array], lines: pa.Array, file: str) -> pa.Recor
         if name in NUMBER_COLUMNS:
             try:
                 column = pc.cast(column, pa.float64())
-            except pa.ArrowInvalid as error:
-                raise ManifestError(f"{file}: column {name!r} is in seconds, a number or empty ({error})") from None
+            except pa.ArrowException as error:
+                raise ManifestError(
+                    f"{file}: column {name!r} is in seconds, a number or empty ({one_line(error)})"
+                ) from None
         typed[name] = column
     return pa.record_batch({**typed, "line": lines})
