@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 
 import pytest
 import torch
@@ -238,6 +239,43 @@ def test_backbone_of_another_machine_is_refused(make_model, tmp_path):
     edit_json(tmp_path / "config.json", lambda record: record["backbone"].update(embedded=False))
     with pytest.raises(ValueError, match=r"names a backbone of another machine: local-dir:"):
         from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("hf-hub:nobody/nothing", None, "hf download nobody/nothing"),
+        ("hf-hub:../../etc", None, "hf-hub|repo|Repo"),
+        ("ViT-B-32", "/etc/passwd", "not a tag of open_clip"),
+        ("ViT-B-32", "weights.pt", "not a tag of open_clip"),
+        ("ViT-B-32", None, "not a tag of open_clip"),
+    ],
+)
+def test_backbone_that_the_user_did_not_name_is_refused(make_model, tmp_path, monkeypatch, name, pretrained, message):
+    make_model(ILA).save_pretrained(tmp_path)
+    change = {"embedded": False, "name": name, "pretrained": pretrained}
+    edit_json(tmp_path / "config.json", lambda record: record["backbone"].update(change))
+    edit_json(tmp_path / "config.json", lambda record: record["model"].update(backbone=name, pretrained=pretrained))
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was used"))
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(tmp_path)
+
+
+def test_repository_that_was_downloaded_is_used(make_model, tmp_path, monkeypatch):
+    make_model(ILA).save_pretrained(tmp_path / "m")
+    change = {"embedded": False, "name": "hf-hub:somebody/clip", "pretrained": None}
+    edit_json(tmp_path / "m" / "config.json", lambda record: record["backbone"].update(change))
+    snapshot = tmp_path / "hub" / "models--somebody--clip" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "open_clip_config.json").write_text("{}")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    loaded = []
+    monkeypatch.setattr("clipvid.hub.loading.load_backbone", lambda *args: loaded.append(args[0]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        from_pretrained(tmp_path / "m")
+    assert loaded == ["hf-hub:somebody/clip"]
 
 
 def test_folder_without_config_is_refused(tmp_path):

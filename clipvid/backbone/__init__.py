@@ -7,7 +7,7 @@ linears around `scaled_dot_product_attention`. State dicts convert both ways.
 Shapes: M images, P prefix tokens, N = H x W patches, D width, E embedding, K texts, L text length.
 """
 
-from clipvid.backbone.loading import RANDOM, TINY, build_backbone, hub_repository, load_backbone
+from clipvid.backbone.loading import RANDOM, TINY, build_backbone, hub_repository, is_weight_tag, load_backbone
 from clipvid.backbone.parts import BACKBONE_FILES, Backbone
 from clipvid.backbone.timm_towers import TimmBlock
 from clipvid.backbone.towers import NO_TEXT, Block, TextTower
@@ -23,5 +23,6 @@ __all__ = [
     "TimmBlock",
     "build_backbone",
     "hub_repository",
+    "is_weight_tag",
     "load_backbone",
 ]

@@ -158,6 +158,11 @@ def hub_repository(name: str, pretrained: str | None) -> str | None:
     return "/".join(tag["hf_hub"].split("/")[:2]) if tag and tag.get("hf_hub") else None
 
 
+def is_weight_tag(name: str, pretrained: str | None) -> bool:
+    """Return True if `pretrained` is one of open_clip's tags for a model."""
+    return pretrained is not None and bool(get_pretrained_cfg(name, pretrained))
+
+
 def _own_weights(source: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Tensor] | None:
     """Load the weights of a folder with a timm tower. open_clip cannot load them if the image size is not timm's."""
     if not source.startswith("local-dir:") or "timm_model_name" not in config["vision_cfg"]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.backbone import BACKBONE_FILES, Backbone, load_backbone
+from clipvid.backbone import BACKBONE_FILES, TINY, Backbone, is_weight_tag, load_backbone
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.hub.folder import find_folder, read_record, read_weights
@@ -130,8 +131,7 @@ def load_model(
 def _load_backbone(folder: Path, record: dict[str, Any], config: ModelConfig) -> Backbone:
     saved = record["backbone"]
     if not saved["embedded"]:
-        if saved["name"].startswith("local-dir:"):
-            raise InputError(f"{folder}/config.json names a backbone of another machine: {saved['name']}")
+        _check_named_backbone(folder, saved["name"], saved["pretrained"])
         return load_backbone(saved["name"], saved["pretrained"], config.image_size)
     files = [folder / "backbone" / name for name in BACKBONE_FILES]
     for path in files:
@@ -148,6 +148,29 @@ def _load_backbone(folder: Path, record: dict[str, Any], config: ModelConfig) ->
     check_finite(backbone.open_clip_state_dict(), folder / "backbone")
     backbone.name, backbone.pretrained = saved["name"], saved["pretrained"]
     return backbone
+
+
+def _check_named_backbone(folder: Path, name: str, pretrained: str | None) -> None:
+    """Check that a folder from others makes clipvid read nothing but weights that open_clip or the user named.
+
+    Raises:
+        InputError: A folder or a file of weights, or a repository that was never downloaded here.
+    """
+    if name.startswith("local-dir:"):
+        raise InputError(f"{folder}/config.json names a backbone of another machine: {name}")
+    if not name.startswith("hf-hub:"):
+        if name != TINY and not is_weight_tag(name, pretrained):
+            raise InputError(
+                f"{folder}/config.json names the weights pretrained={pretrained!r} of {name}, which are not a tag of "
+                "open_clip. Only the person who trained the model has them"
+            )
+        return
+    repository = name.removeprefix("hf-hub:")
+    if not isinstance(try_to_load_from_cache(repository, BACKBONE_FILES[0]), str):
+        raise InputError(
+            f"{folder}/config.json names the CLIP of another repository, {repository}, which is not on this machine. "
+            f"If you trust it, download it first: hf download {repository}"
+        )
 
 
 def _check_fingerprint(source: str | Path, record: dict[str, Any], backbone: Backbone) -> None:
