@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from clipvid import InputError
-from clipvid.data.decoding import demux
-from clipvid.data.decoding.limits import Limits
 from clipvid.data.reader import VideoError, open_video, read_frames
+from clipvid.decoding import demux
+from clipvid.decoding.limits import Limits
 
 BACKENDS = ["auto", "pyav", "decord", "torchcodec"]
 
@@ -231,7 +231,7 @@ def test_real_frames_are_counted_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_long_decoding_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_video(tmp_path / "long.mkv", frames=100)
     with open_video(path, "pyav") as video:
-        monkeypatch.setattr("clipvid.data.decoding.limits.time.thread_time", iter(range(0, 10_000, 20)).__next__)
+        monkeypatch.setattr("clipvid.decoding.limits.time.thread_time", iter(range(0, 10_000, 20)).__next__)
         with pytest.raises(VideoError, match="CLIPVID_MAX_SECONDS"):
             video.read(range(100))
         demux.known_scan.cache_clear()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipvid.data.decoding.pictures import oriented
 from clipvid.data.reader import VideoError, open_video, read_frames
+from clipvid.decoding.pictures import oriented
 
 FAST = ["decord", "torchcodec"]
 # Files with an alpha channel: suffix, codec, pixel format.

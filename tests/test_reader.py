@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from clipvid.data import reader
-from clipvid.data.decoding import demux, fast_readers
 from clipvid.data.reader import VideoError, open_video, read_frames
+from clipvid.decoding import demux, fast_readers
 
 HAS_DECORD = importlib.util.find_spec("decord") is not None
 WIDTH, HEIGHT, BIT = 96, 64, 8

@@ -26,7 +26,6 @@ from torchvision.transforms.v2 import functional as F
 
 from clipvid import InputError
 from clipvid.data.batches import Key
-from clipvid.data.decoding.demux import known_scan
 from clipvid.data.lists.sources import find_videos
 from clipvid.data.loader import TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import Manifest, Sample
@@ -34,6 +33,7 @@ from clipvid.data.reader import open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
 from clipvid.data.synthetic.encoding import write_video
 from clipvid.data.transforms import eval_transforms, train_transform
+from clipvid.decoding.demux import known_scan
 from clipvid.evaluation.tables import Table
 from clipvid.files import write_json, write_text
 from clipvid.runs.config_files import config_record, parse_config

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from clipvid.data.decoding.frames import is_image
 from clipvid.data.lists.samples import ManifestError, Rows, Sample, Stored
 from clipvid.data.manifest import Manifest
+from clipvid.decoding.frames import is_image
 from clipvid.files import check_regular, hash_file
 
 LeakCheck: TypeAlias = Literal["path", "content", "none"]

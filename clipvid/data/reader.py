@@ -1,13 +1,13 @@
 """`open_video` and `read_frames`, the interface to video files, over decord, torchcodec and PyAV.
 
 An index is a position in the presentation order of decodable frames, the same in all backends. Frames look as in a
-player (`clipvid.data.decoding.pictures`). The packets are walked first (`demux.scan`):
+player (`clipvid.decoding.pictures`). The packets are walked first (`demux.scan`):
 - If time stamps distinguish frames, a frame is found by its time, decoding from the keyframe before it.
 - Otherwise (damage, B-frames in AVI, raw streams), frames are counted by decoding from the start, once when opening and
   once per read. This is slow but correct.
 
 decord and torchcodec are used on request, for files where they return exactly these frames; see
-`clipvid.data.decoding.fast_readers`.
+`clipvid.decoding.fast_readers`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.data.decoding.demux import (
+from clipvid.decoding.demux import (
     INDEXED_FORMATS,
     Keyframe,
     Opened,
@@ -34,11 +34,11 @@ from clipvid.data.decoding.demux import (
     scan,
     skipped_to,
 )
-from clipvid.data.decoding.errors import VideoError, checked_indices
-from clipvid.data.decoding.fast_readers import FastReader, Refused, check_plain, open_fast
-from clipvid.data.decoding.files import open_regular
-from clipvid.data.decoding.frames import FrameFolder
-from clipvid.data.decoding.pictures import PictureMaker
+from clipvid.decoding.errors import VideoError, checked_indices
+from clipvid.decoding.fast_readers import FastReader, Refused, check_plain, open_fast
+from clipvid.decoding.files import open_regular
+from clipvid.decoding.frames import FrameFolder
+from clipvid.decoding.pictures import PictureMaker
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 Backend: TypeAlias = Literal["auto", "decord", "torchcodec", "pyav"]

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 from clipvid.data.config import CheckVideosConfig
-from clipvid.data.decoding.errors import VideoError
 from clipvid.data.lists.classes import ClassList
 from clipvid.data.lists.sources import ListSource, Source, find_videos, resolve_source, text_batch
 from clipvid.data.lists.tables import Batches, write_without
 from clipvid.data.manifest import Manifest, ManifestError
 from clipvid.data.reader import open_video
 from clipvid.data.sampling import uniform_indices
+from clipvid.decoding.errors import VideoError
 from clipvid.files import replacing
 
 

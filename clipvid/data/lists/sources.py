@@ -19,12 +19,12 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipvid.data.decoding.frames import is_image
 from clipvid.data.lists.places import locate
 from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
 from clipvid.data.lists.shards import WebDatasetSource
 from clipvid.data.lists.tables import Batches, read_table
 from clipvid.data.lists.text import is_utf8
+from clipvid.decoding.frames import is_image
 from clipvid.registry import Choice, Registry
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.data.decoding.errors import VideoError, checked_indices
-from clipvid.data.decoding.files import open_regular
-from clipvid.data.decoding.limits import Limits
-from clipvid.data.decoding.pictures import over_black
+from clipvid.decoding.errors import VideoError, checked_indices
+from clipvid.decoding.files import open_regular
+from clipvid.decoding.limits import Limits
+from clipvid.decoding.pictures import over_black
 
 # Formats that Pillow decodes internally. For others, such as EPS, it starts external programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")

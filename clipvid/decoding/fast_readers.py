@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import av
 import numpy as np
 
-from clipvid.data.decoding.demux import INDEXED_FORMATS, Scan
-from clipvid.data.decoding.pictures import HDR_CURVES, display_matrix, has_alpha, is_mirrored
+from clipvid.decoding.demux import INDEXED_FORMATS, Scan
+from clipvid.decoding.pictures import HDR_CURVES, display_matrix, has_alpha, is_mirrored
 
 
 class Refused(Exception):

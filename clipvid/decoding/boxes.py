@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from clipvid import InputError
-from clipvid.data.decoding.limits import Clock, Limits
+from clipvid.decoding.limits import Clock, Limits
 
 _CONTAINERS = frozenset(
     (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex", b"dinf", b"udta", b"tref")

@@ -20,10 +20,10 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from clipvid import InputError
-from clipvid.data.decoding.boxes import check_boxes
-from clipvid.data.decoding.files import ALLOWED_FORMATS, NamelessFile, opened_binary
-from clipvid.data.decoding.frame_times import FrameTimes, Keyframe, Packet, order_frames
-from clipvid.data.decoding.limits import Clock, Limits
+from clipvid.decoding.boxes import check_boxes
+from clipvid.decoding.files import ALLOWED_FORMATS, NamelessFile, opened_binary
+from clipvid.decoding.frame_times import FrameTimes, Keyframe, Packet, order_frames
+from clipvid.decoding.limits import Clock, Limits
 
 Opened: TypeAlias = tuple[InputContainer, VideoStream]
 
