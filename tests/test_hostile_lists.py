@@ -215,6 +215,15 @@ def test_a_damaged_parquet_file_is_refused_in_one_line(start: float, fill: bytes
         assert len(str(error).splitlines()) == 1  # noqa: PT017
 
 
+@pytest.mark.parametrize("column", ["path", "label", "group", "caption"])
+def test_parquet_text_that_is_not_utf8_is_refused(column: str, root: Path):
+    columns = {"path": ["a.mp4"], "label": ["left"], "group": ["ann"], "caption": ["a"]}
+    columns[column] = pa.array([b"si\xffe"]).view(pa.string())
+    pq.write_table(pa.table(columns), root / "l.parquet")
+    with pytest.raises(ManifestError, match=r"l\.parquet: a column is neither text nor numbers"):
+        load_manifest(root, "l.parquet", "classes.txt", check_files=False)
+
+
 @pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.struct([("a", pa.string())])], ids=str)
 def test_parquet_columns_of_other_types_are_refused(kind: pa.DataType, root: Path):
     value = ["a.mp4"] if pa.types.is_list(kind) else {"a": "a.mp4"}

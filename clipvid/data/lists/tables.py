@@ -247,9 +247,11 @@ def _batch(rows: list[dict[str, Any]], lines: list[int], file: str = "") -> pa.R
 
 
 def _as_text(column: pa.Array, file: Path) -> pa.Array:
-    decoded = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
     try:
-        return pc.cast(decoded, pa.string())
+        decoded = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+        text = pc.cast(decoded, pa.string())
+        text.validate(full=True)  # a file may call any bytes text
+        return text
     except pa.ArrowException as error:
         raise ManifestError(
             f"{file}: a column is neither text nor numbers ({one_line(error)}); write it again"
