@@ -13,18 +13,22 @@ import pytest
 import torch
 from accelerate import Accelerator
 from processes import all_end_well, finetune_together
+from safetensors import SafetensorError
 
 from clipvid import InputError
 from clipvid.commands import finetune as command
+from clipvid.commands import run
 from clipvid.data.config import AugmentConfig, DataConfig
 from clipvid.data.dataset import VideoDataset
-from clipvid.data.feature_store import FeatureStore, hash_key
+from clipvid.data.feature_store import FeatureStore, hash_key, video_identity
+from clipvid.data.lists.samples import Stored
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import eval_loader, load_split, train_dataset
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.model.factory import create_model
 from clipvid.model.feature_cache import FeatureCache
-from clipvid.training.config import TrainingConfig
+from clipvid.runs.config_files import parse_config
+from clipvid.training.config import FinetuneConfig, TrainingConfig
 from clipvid.training.features import open_features
 from clipvid.training.trainer import Trainer
 
@@ -89,10 +93,10 @@ def same(first: dict, second: dict) -> bool:
 @pytest.mark.parametrize(
     ("model", "clips"),
     [
-        ("head", "--data.augment=null"),
+        ("head", "--data.augment.fixed=true"),
         ("head text", "--training.cache_views=2"),
         ("st_adapter", "--training.cache_views=2"),
-        ("ila", "--data.augment=null"),
+        ("ila", "--data.augment.fixed=true"),
         ("shift below", "--training.cache_views=2"),
     ],
 )
@@ -253,7 +257,7 @@ CHANGES = {
 }
 TRAINING_CHANGES = {
     "view": change(epoch=1),
-    "no augmentation": change_data(augment=None),
+    "no augmentation": change_augment(fixed=True),
     "scale": change_augment(scale=(0.5, 1.0)),
     "flip": change_augment(flip=True, label_map_flip={"ball moving left": "ball moving right"}),
     "rand_augment": change_augment(rand_augment=1),
@@ -333,6 +337,17 @@ def test_unreadable_video_is_not_stored(setting: Setting) -> None:
     item = setting.item()
     assert not item["readable"]
     assert "key" not in item
+
+
+def test_video_in_a_shard_is_known_by_its_place(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(b"x" * 100)
+    places = [Stored(str(shard), offset, size) for offset, size in ((0, 10), (10, 10), (10, 20))]
+    identities = [video_identity(place) for place in places]
+    assert len({hash_key(identity) for identity in identities}) == 3
+    shard.write_bytes(b"y" * 101)
+    assert video_identity(places[0]) != identities[0]
+    assert video_identity(Stored("https://a/b.mp4")) is None
 
 
 # The store
@@ -416,6 +431,53 @@ def test_size_is_refused_where_nothing_can_be_kept(training: dict, model: dict, 
             open_features(config, DataConfig(), built, accelerator)
 
 
+@pytest.mark.parametrize("option", [{"flip": True}, {"scale": (0.5, 1.0)}, {"grayscale": 0.5}])
+def test_fixed_clips_have_no_augmentation(option: dict) -> None:
+    with pytest.raises(InputError, match=r"data\.augment\.fixed"):
+        AugmentConfig(fixed=True, **option)
+
+
+@pytest.mark.parametrize("folder", ["file", "/proc/nothing"])
+def test_unusable_cache_folder_turns_auto_off(tmp_path: Path, monkeypatch, capsys, folder: str) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLIPVID_CACHE", str(tmp_path / folder))
+    model, accelerator = create_model("tiny", adapter={"name": "ila", "layers": [-1]}, num_frames=2), Accelerator()
+    assert open_features(TrainingConfig(cache_views=1), DataConfig(), model, accelerator) is None
+    assert "training continues without" in capsys.readouterr().out
+    with pytest.raises(InputError, match="CLIPVID_CACHE"):
+        open_features(TrainingConfig(cache_views=1, cache_features=1.0), DataConfig(), model, accelerator)
+
+
+@pytest.mark.parametrize("error", [OSError(122, "Disk quota exceeded"), SafetensorError("I/O error")])
+def test_disk_that_is_full_ends_the_storing_only(tmp_path: Path, monkeypatch, capsys, error: Exception) -> None:
+    store = FeatureStore(tmp_path, 2**20)
+    monkeypatch.setattr("clipvid.data.feature_store.save_file", lambda *_, **__: (_ for _ in ()).throw(error))
+    assert not store.write(hash_key(1), torch.ones(3))
+    assert not store.write(hash_key(2), torch.ones(3))
+    assert store.full
+    assert capsys.readouterr().err.count("features cannot be stored") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("value", ["off", "'off'", "auto", "2", "0.5"])
+def test_choice_is_read_from_a_file(tmp_path: Path, value: str) -> None:
+    (tmp_path / "run.yaml").write_text(f"training: {{cache_features: {value}}}\n")
+    config = parse_config(FinetuneConfig, ["--config", str(tmp_path / "run.yaml")], "test")
+    kind = float if value[0].isdigit() else str
+    assert config.training.cache_features == kind(value.strip("'"))
+
+
+def test_ensembles_in_weight_space_use_no_stored_features(world: Path, tmp_path: Path) -> None:
+    def sweep(choice: str) -> list:
+        recipe = "{model: {backbone: tiny, adapter: none, tune: [full], num_frames: 2}, training: {epochs: 2, "
+        recipe += f"report_to: none, per_device_train_batch_size: 4, cache_features: {choice}}}}}"
+        words = [f"--data.root={world}", f"--output_dir={tmp_path / choice}", "--sweep=[0.0, 0.5]", "--controls=[]"]
+        run("evaluate", [*words, f"--recipe={recipe}", "--data.num_workers=0", "--zero_shot=false"])
+        return json.loads((tmp_path / choice / "metrics.json").read_text())["groups"]
+
+    assert sweep("auto") == sweep("off")
+
+
 @pytest.mark.parametrize(
     ("adapter", "training", "is_open"),
     [
@@ -444,4 +506,4 @@ def test_cache_that_is_full_trains_the_same(train) -> None:
 
 def test_folder_is_never_larger_than_asked(train, cache: Path) -> None:
     train("run", *HEAD, "--training.cache_views=1", "--training.cache_features=0.00002")
-    assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) <= 0.00002 * 2**30
+    assert 0 < sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) <= 0.00002 * 2**30

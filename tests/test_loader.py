@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid.data import loader as loader_module
+from clipvid.data import dataset as dataset_module
 from clipvid.data.loader import EvalBatches, TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import ClassInfo, Manifest, Sample
 from clipvid.data.sampling import FrameSampling, uniform_indices
@@ -97,8 +97,8 @@ def test_evaluation_reads_each_frame_once(manifest: Manifest, monkeypatch: pytes
         video.read = lambda indices: (reads.append(list(indices)), read(indices))[1]
         return video
 
-    open_video = loader_module.open_video
-    monkeypatch.setattr(loader_module, "open_video", recorded)
+    open_video = dataset_module.open_video
+    monkeypatch.setattr(dataset_module, "open_video", recorded)
     evaluation_set(manifest, clips=5, crops=3)[(0, 0)]
     assert len(reads) == 1
     assert len(set(reads[0])) == len(reads[0]) <= 9

@@ -105,6 +105,13 @@ RECIPES = [
 ]
 
 
+def over_black(frame: av.VideoFrame) -> np.ndarray:
+    if not any(component.is_alpha for component in frame.format.components):
+        return frame.to_ndarray(format="rgb24")
+    picture = frame.to_ndarray(format="rgba").astype(float)
+    return (picture[..., :3] * picture[..., 3:] / 255).round().astype(np.uint8)
+
+
 def decode_all(path: Path) -> list[np.ndarray]:
     """Return every frame that decodes, packet by packet, in one thread. This defines the indices."""
     images = []
@@ -116,7 +123,7 @@ def decode_all(path: Path) -> list[np.ndarray]:
         try:
             for packet in container.demux(stream):
                 try:
-                    images += [np.rot90(f.to_ndarray(format="rgb24"), round(f.rotation / 90)) for f in packet.decode()]
+                    images += [np.rot90(over_black(f), round(f.rotation / 90)) for f in packet.decode()]
                 except av.FFmpegError:
                     continue
         except av.FFmpegError:

@@ -248,8 +248,8 @@ def test_full_disk_keeps_training_and_checkpoints(arguments, tmp_path: Path, cap
     before, seen = resource.getrlimit(resource.RLIMIT_FSIZE), []
     evaluate = prediction.predict
 
-    def fill(accelerator, model, loader):
-        found = evaluate(accelerator, model, loader)
+    def fill(*args):
+        found = evaluate(*args)
         seen.append(steps(tmp_path / "full"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if len(seen) == 1 else before[0], before[1]))
         return found

@@ -141,13 +141,6 @@ CHANGED = {
     "stills.world.val_per_class": 1,
     "stills.world.test_per_class": 1,
 }
-
-
-@pytest.mark.parametrize("verb", ["finetune", "pretrain"])
-def test_training_without_augmentation(words, verb: str) -> None:
-    assert parse_config(CONFIGS[verb], words(verb, "--data.augment=null"), "test").data.augment is None
-
-
 SKIPPED_STEPS = "training.max_skipped_steps"  # all verbs read it, but only after a step without finite loss
 
 

@@ -29,7 +29,7 @@ from clipvid.data.splits import load_split
 from clipvid.data.synthetic.world import WorldConfig
 from clipvid.evaluation.tables import Table
 from clipvid.model.config import ModelConfig
-from clipvid.registry import build_config
+from clipvid.registry import FINITE, build_config, check_ranges
 from clipvid.runs.config_files import parse_config
 from clipvid.training.build import build_trainer, classification
 from clipvid.training.config import FinetuneConfig, TrainingConfig
@@ -76,6 +76,7 @@ class CacheBenchmark:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        check_ranges("benchmark", self, **dict.fromkeys(("clips", "batch_size", "repeats", "num_frames"), (1, FINITE)))
         for name, options in self.rows.items():
             build_config(Row, options, f"row {name!r}")
 
@@ -169,17 +170,14 @@ def _cache_in(folder: Path) -> Iterator[None]:
 
 
 def render_table(rows: list[EpochTimes], config: CacheBenchmark) -> str:
-    """Return the rows and, below them, the settings. `2.0 < 2.2 ✗` is a missed bar."""
+    """Return the rows and, below them, the settings. `2.00 (≥ 2.2) ✗` is a missed bar."""
     table = []
     for row in rows:
         bar = build_config(Row, config.rows[row.name], row.name).later
-        later = (
-            f"{row.speedup:.2f}" if bar is None else f"{row.speedup:.2f} {'≥' if row.speedup >= bar else '<'} {bar:g}"
-        )
-        first = f"{row.first_ratio:.2f} {'≤' if row.first_ratio <= FIRST_BAR else '>'} {FIRST_BAR:g}"
-        missed = [" ✗" if "<" in later else "", " ✗" if ">" in first else ""]
+        later = f"{row.speedup:.2f}" if bar is None else _beside(row.speedup, f"≥ {bar:g}", row.speedup >= bar)
+        first = _beside(row.first_ratio, f"≤ {FIRST_BAR:g}", row.first_ratio <= FIRST_BAR)
         seconds = f"{statistics.median(row.without):.3g}"
-        table.append([row.name, later + missed[0], first + missed[1], seconds, f"{row.bytes_per_clip / 2**10:.0f}"])
+        table.append([row.name, later, first, seconds, f"{row.bytes_per_clip / 2**10:.0f}"])
     what = f"{config.backbone}, {config.num_frames} frames, batch {config.batch_size}, {config.clips} clips"
     return "\n".join(
         [
@@ -190,3 +188,7 @@ def render_table(rows: list[EpochTimes], config: CacheBenchmark) -> str:
             "",
         ]
     )
+
+
+def _beside(value: float, bar: str, is_met: bool) -> str:
+    return f"{value:.2f} ({bar}){'' if is_met else ' ✗'}"

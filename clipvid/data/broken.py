@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipvid import InputError
-from clipvid.files import printable
+from clipvid.files import json_text, printable
 
 _SHOWN = 20
 _FLOOR = 3  # in small sets, one video already exceeds the usual share
@@ -114,7 +114,7 @@ class BadVideos:
             for path, reason in new.items():
                 if (self.split, path) not in written:
                     entry = {"split": self.split, "path": path, "reason": reason}
-                    out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                    out.write(json_text(entry) + "\n")
 
     def _complaint(self, limit: float) -> str:
         listed = [f"  {printable(path)}: {printable(reason)}" for path, reason in list(self.reasons.items())[:_SHOWN]]

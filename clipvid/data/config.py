@@ -6,7 +6,7 @@ either, since jsonargparse executes those of modules whose classes it parses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from clipvid import InputError
@@ -20,6 +20,7 @@ class AugmentConfig:
     """Augmentation of training clips, the same for all frames of a clip; see `clipvid.data.transforms`.
 
     Attributes:
+        fixed: Train on the clips of the evaluation, the same ones in every epoch. No other option may be set.
         scale: Minimum and maximum share of the area that the random crop takes.
         flip: Mirror half of the clips. A class with left, right or a direction of rotation in its name takes the label
             of its opposite. It is never mirrored if there is none.
@@ -30,6 +31,7 @@ class AugmentConfig:
         random_erasing: Probability of one black rectangle in a clip.
     """
 
+    fixed: bool = False
     scale: tuple[float, float] = (0.8, 1.0)
     flip: bool = False
     label_map_flip: dict[str, str] | None = None
@@ -46,6 +48,8 @@ class AugmentConfig:
             )
         check_ranges("data.augment", self, rand_augment=(0, 30), color_jitter=(0, 1))
         check_ranges("data.augment", self, grayscale=(0, 1), random_erasing=(0, 1))
+        if self.fixed and replace(self, fixed=False) != AugmentConfig():
+            raise InputError("data.augment.fixed=true varies no clip: leave out the other options of data.augment")
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,7 @@ class DataConfig:
         resize: `shortest_center` or `squash`, for evaluation.
         test_clips: Clips per video in evaluation.
         test_crops: Crops per clip in evaluation.
-        augment: Augmentation of training clips. Null trains on the clips of the evaluation, the same ones in every
-            epoch.
+        augment: Augmentation of training clips.
         num_workers: Worker processes of each loader.
         max_bad_fraction: Share of unreadable training videos at which the run stops. Below it, they are replaced by
             other videos. Unless it is 0, three are allowed, or a quarter of the videos if that is fewer. In evaluation
@@ -102,7 +105,7 @@ class DataConfig:
     resize: Literal["shortest_center", "squash"] = "shortest_center"
     test_clips: int = 1
     test_crops: int = 1
-    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = 2
     max_bad_fraction: float = 0.01
     check_videos: int = 1000

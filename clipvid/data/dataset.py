@@ -16,6 +16,7 @@ from clipvid import InputError
 from clipvid.data.batches import Key
 from clipvid.data.broken import Failure
 from clipvid.data.feature_store import StoredFeatures
+from clipvid.data.lists.samples import Stored
 from clipvid.data.manifest import Manifest
 from clipvid.data.reader import Backend, VideoError, open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
@@ -196,7 +197,8 @@ class VideoDataset(Dataset[VideoItem]):
         if self.features is None or sample.item is not None:
             return None, None
         try:
-            key = self.features.key(self.manifest.video(index), sample.start, sample.end, *parts)
+            source = sample.media if isinstance(sample.media, Stored) else self.manifest.video(index)
+            key = self.features.key(source, sample.start, sample.end, *parts)
         except (OSError, ValueError, RuntimeError):
             return None, None  # reading the video fails, with a message
         return key, None if key is None else self.features.store.read(key)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipvid.data.lists.samples import Stored
 from clipvid.files import replacing
 
 SUFFIX = ".safetensors"
@@ -43,7 +45,9 @@ class FeatureStore:
     folder: Path
     limit: int
     full: bool = field(default=False, init=False)
-    _opened: float = field(default_factory=time.time, init=False)
+    # File systems may round times down.
+    _opened: float = field(default_factory=lambda: time.time() - 1, init=False)
+    _failed: bool = field(default=False, init=False)
     _size: int = field(default=0, init=False)
     _unlisted: float = field(default=math.inf, init=False)  # bytes written since the folder was listed
 
@@ -62,11 +66,18 @@ class FeatureStore:
     def write(self, key: str, features: Tensor, facts: dict[str, str] | None = None) -> bool:
         """Keep features and facts under `key`. Return False if the limit does not allow it."""
         needed = features.nbytes + 4096
-        if not self._make_room(needed):
+        if self._failed or not self._make_room(needed):
             self.full = True
             return False
-        with replacing(self._path(key)) as aside:
-            save_file({"features": features.detach().cpu().contiguous()}, aside, metadata=facts)
+        try:
+            with replacing(self._path(key)) as aside:
+                save_file({"features": features.detach().cpu().contiguous()}, aside, metadata=facts)
+        except (OSError, SafetensorError) as error:
+            print(
+                f"features cannot be stored in {self.folder} ({error}); those that are there are used", file=sys.stderr
+            )
+            self.full = self._failed = True
+            return False
         self._size, self._unlisted = self._size + needed, self._unlisted + needed
         return True
 
@@ -115,7 +126,7 @@ class StoredFeatures:
     store: FeatureStore
     recipe: str
 
-    def key(self, source: str | bytes | Path, *parts: Any) -> str | None:
+    def key(self, source: str | bytes | Path | Stored, *parts: Any) -> str | None:
         """Return the key of a clip of a video; None if its features cannot be kept.
 
         Args:
@@ -131,12 +142,17 @@ def hash_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def video_identity(source: str | bytes | Path) -> list[Any] | None:
+def video_identity(source: str | bytes | Path | Stored) -> list[Any] | None:
     """Return what changes when the content of a video changes; None if that cannot be known.
 
     For a file these are its real path, size and times, for a folder of frames those of its files, and for bytes their
-    hash.
+    hash. A video inside a file adds its position. Videos elsewhere have no identity.
     """
+    if isinstance(source, Stored):
+        if "://" in source.file:
+            return None
+        container = video_identity(source.file)
+        return None if container is None else [*container, source.offset, source.size]
     if isinstance(source, bytes):
         return [hashlib.sha256(source).hexdigest()]
     path = Path(source)

@@ -98,7 +98,9 @@ class Manifest:
             raise ManifestError("two lists with different classes or roots cannot be joined")
         both = sorted({*self.paths()}.intersection(other.paths()))
         if both:
-            raise ManifestError(f"{len(both)} videos are in both lists, such as {both[:3]}; drop them from one")
+            raise ManifestError(
+                f"{len(both)} videos are in both lists, such as {both[:3]}, and would count twice; drop them from one"
+            )
         return replace(self, samples=(*self.samples, *other.samples))
 
     def subset(self, indices: Sequence[int]) -> Manifest:

@@ -99,14 +99,14 @@ def train_dataset(
         features: returns the stored features of clips made by a recipe.
     """
     sampling, augment = _sampling(data, shape.num_frames), data.augment
-    if augment is None:
+    options = dataclasses.asdict(augment)
+    if augment.fixed:
         transform, mirror = eval_transform(shape.image_size, data.resize), None
     else:
-        options = dataclasses.asdict(augment)
-        flip, exchanged = options.pop("flip"), options.pop("label_map_flip")
+        flip, exchanged, _ = (options.pop(name) for name in ("flip", "label_map_flip", "fixed"))
         transform = train_transform(shape.image_size, **options)
         mirror = mirror_map(manifest.class_names, exchanged) if flip else None
-    varied = data.resize if augment is None else options
+    varied = data.resize if augment.fixed else options
     recipe = ["training", dataclasses.asdict(sampling), shape.image_size, varied]
     return VideoDataset(
         manifest,
@@ -115,7 +115,7 @@ def train_dataset(
         seed=seed,
         training=True,
         mirror=mirror,
-        fixed=augment is None,
+        fixed=augment.fixed,
         views=views,
         features=None if features is None else features(*recipe),
     )

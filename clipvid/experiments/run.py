@@ -179,6 +179,7 @@ class _Run:
         self.model: VideoCLIP
         self._loaded: tuple[Part, tuple[VideoCLIP, list[str]]] | None = None
         self._features: FeatureCache | None = None  # of the model whose features it holds
+        self._moves_weights = False  # an ensemble replaces weights in place, and no key of features sees that
 
     def load(self, part: Part) -> None:
         """Load the model of a part in advance."""
@@ -191,6 +192,7 @@ class _Run:
         model = self.model
         plain = not model.trained_state() and not model.encoder.adapters()
         space = WeightSpace(model) if not plain and (self.config.alpha != 1 or self.config.sweep) else None
+        self._moves_weights = space is not None
         if space is not None:
             self._name(space.at(self.config.alpha))
         check_texts_differ(model)
@@ -279,7 +281,7 @@ class _Run:
 
     def _features_of(self, model: VideoCLIP) -> FeatureCache | None:
         """Return the cache of the frozen part of a model; None if the recipe has none."""
-        if self.config.recipe is None:
+        if self.config.recipe is None or self._moves_weights:
             return None
         if self._features is None or self._features.model is not model:
             self._features = open_features(self.config.recipe.training, self.config.data, model, self.accelerator)

@@ -166,7 +166,11 @@ def _check_named_backbone(folder: Path, name: str, pretrained: str | None) -> No
             )
         return
     repository = name.removeprefix("hf-hub:")
-    if not isinstance(try_to_load_from_cache(repository, BACKBONE_FILES[0]), str):
+    try:
+        cached = try_to_load_from_cache(repository, BACKBONE_FILES[0])
+    except ValueError:
+        raise InputError(f"{folder}/config.json names the backbone {name}, which is not a name on the Hub") from None
+    if not isinstance(cached, str):
         raise InputError(
             f"{folder}/config.json names the CLIP of another repository, {repository}, which is not on this machine. "
             f"If you trust it, download it first: hf download {repository}"

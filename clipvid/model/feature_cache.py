@@ -38,6 +38,7 @@ class FeatureCache:
             [model.pixel_mean.tolist(), model.pixel_std.tolist()],
             depth,
             accelerator.mixed_precision,
+            any(layer._compiled_call_impl is not None for layer in model.encoder.layers),
             accelerator.device.type,
             _versions("torch", "torchvision", "av", "decord", "torchcodec"),
         ]

@@ -60,7 +60,9 @@ def check_output(folder: Path, config: Any) -> Any:
     if finished and more_epochs(recorded, config) is not None:
         free = free | {"training.epochs"}
     free = free | getattr(config, "EXTENDABLE", frozenset())
-    differing = sorted(set(config_differences(recorded, config)) - free)
+    differing = sorted(
+        name for name in config_differences(recorded, config) if name.removeprefix("recipe.") not in free
+    )
     if differing:
         raise OtherRunError(
             f"{folder} contains a run with another config ({', '.join(differing[:6])} differ). "

@@ -67,7 +67,7 @@ class TrainingConfig(LoopSettings):
     ddp_timeout: int = 1800
     torch_compile: bool = False
     frozen_bf16: bool = False
-    cache_features: Literal["auto", "off"] | float = "auto"
+    cache_features: Literal["auto", "off", False] | float = "auto"
     cache_views: int = 0
 
     def __post_init__(self) -> None:
@@ -76,6 +76,8 @@ class TrainingConfig(LoopSettings):
         check_ranges("training", self, **dict.fromkeys((*counts, "ddp_timeout"), (1, FINITE)))
         check_ranges("training", self, label_smoothing=(0, 1), mixup=(0, FINITE), cutmix=(0, FINITE))
         check_ranges("training", self, cache_views=(0, FINITE))
+        if self.cache_features is False:  # YAML reads `off` as a boolean
+            object.__setattr__(self, "cache_features", "off")
         if not isinstance(self.cache_features, str):
             check_ranges("training", self, cache_features=(0, FINITE))
         if self.eval_epochs < 1:
@@ -134,8 +136,8 @@ class RunConfig:
         for option in self.UNUSED:
             *parts, name = option.split(".")
             owner: Any = reduce(getattr, parts, self)
-            value = getattr(owner, name, None)
-            if owner is not None and value != _default(owner, name):
+            value = getattr(owner, name)
+            if value != _default(owner, name):
                 raise InputError(f"{option}={value!r}: clipvid {self.VERB} does not use this option; remove it")
 
     def _check_metric(self) -> None:

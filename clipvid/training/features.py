@@ -20,7 +20,7 @@ AUTO_LIMIT = 10 * GIB
 
 def clips_recur(training: TrainingConfig, data: DataConfig) -> bool:
     """Return True if training shows the same clips again."""
-    return training.cache_views > 0 or data.augment is None
+    return training.cache_views > 0 or data.augment.fixed
 
 
 def open_features(
@@ -45,8 +45,15 @@ def open_features(
     if choice == "auto" and (depth == 0 or not recurs):
         return None  # the embedding alone is as quick as reading its output
     folder = cache_folder() / "features"
-    folder.mkdir(parents=True, exist_ok=True)
-    limit = min(AUTO_LIMIT, shutil.disk_usage(folder).free // 2) if choice == "auto" else int(float(choice) * GIB)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        if choice != "auto":
+            raise InputError(f"{folder} cannot be used ({error}); set CLIPVID_CACHE to another folder") from None
+        accelerator.print(f"features are not kept ({error}); training continues without")
+        return None
+    limit = min(AUTO_LIMIT, free // 2) if choice == "auto" else int(float(choice) * GIB)
     blocks = len(model.encoder.layers)
     part = "the image tower" if depth > blocks else f"blocks 1 to {depth} of {blocks}"
     accelerator.print(f"the output of {part} is kept in {folder}, up to {limit / GIB:.1f} GiB")
@@ -64,5 +71,5 @@ def _obstacle(
     if training.mixup or training.cutmix:
         return "training.mixup and training.cutmix mix pixels, which have no stored features"
     if not clips_recur(training, data) and training.cache_features != "auto":
-        return "training shows new clips in every epoch; set training.cache_views or data.augment to null"
+        return "training shows new clips in every epoch; set training.cache_views, or data.augment.fixed to true"
     return None

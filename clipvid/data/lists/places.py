@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 import warnings
@@ -83,12 +84,17 @@ def _same(first: str | Path, second: str | Path) -> bool:
 
 
 def _braces(pattern: str) -> list[str]:
-    """`a-{00..11}.tar` -> a-00.tar, ..., a-11.tar."""
+    """Expand `a-{00..11}.tar` to a-00.tar, ..., a-11.tar.
+
+    Raises:
+        ManifestError: The pattern stands for more than `MAX_SHARDS` names.
+    """
+    counts = [int(last) - int(first) + 1 for first, last in re.findall(r"\{(\d{1,9})\.\.(\d{1,9})\}", pattern)]
+    if math.prod(counts) > MAX_SHARDS:
+        raise ManifestError(f"{pattern}: it expands to {math.prod(counts)} shards, more than {MAX_SHARDS}; correct it")
     match = re.search(r"\{(\d{1,9})\.\.(\d{1,9})\}", pattern)
     if match is None:
         return [pattern]
     before, after = pattern[: match.start()], pattern[match.end() :]
     numbers = range(int(match[1]), int(match[2]) + 1)
-    if len(numbers) > MAX_SHARDS:
-        raise ManifestError(f"{pattern}: it names {len(numbers)} shards, more than {MAX_SHARDS}; correct it")
     return [name for i in numbers for name in _braces(f"{before}{i:0{len(match[1])}d}{after}")]
