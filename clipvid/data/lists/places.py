@@ -87,7 +87,7 @@ def _braces(pattern: str) -> list[str]:
     """Expand `a-{00..11}.tar` to a-00.tar, ..., a-11.tar.
 
     Raises:
-        ManifestError: The pattern stands for more than `MAX_SHARDS` names.
+        ManifestError: The pattern expands to more than `MAX_SHARDS` names.
     """
     counts = [int(last) - int(first) + 1 for first, last in re.findall(r"\{(\d{1,9})\.\.(\d{1,9})\}", pattern)]
     if math.prod(counts) > MAX_SHARDS:
