@@ -34,6 +34,7 @@ def test_loader_and_plain_loop_do_the_same_work(tmp_path: Path, capsys):
     assert "4 x 3 views" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_manifest_is_read_from_csv_then_cache(tmp_path: Path):
     figures = benchmark_data.measure_manifest(tmp_path, 600_000)
     assert figures["lines"] == 600_000

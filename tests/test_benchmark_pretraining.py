@@ -11,6 +11,8 @@ from clipvid.experiments import trial
 from clipvid.training.config import TrainingConfig
 from clipvid.training.pretrain import PretrainConfig
 
+pytestmark = pytest.mark.slow  # the study trains eight models
+
 CONFIG = {
     "adapters": {"st": {"name": "st_adapter", "channels": 8}},
     "stages": {"order": ["order", "distillation"]},

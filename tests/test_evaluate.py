@@ -246,6 +246,7 @@ def test_compiled_model_is_equal_up_to_rounding(world: Path, model_folder: Path,
     torch.testing.assert_close(found[True], found[False], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_number_of_processes_does_not_change_scores(
     world: Path, model_folder: Path, tmp_path: Path, count: int

@@ -63,7 +63,7 @@ def test_failure_stops_only_dependent_trials(tmp_path: Path, jobs: int | None) -
     assert not (tmp_path / "next").exists()
 
 
-@pytest.mark.parametrize("jobs", [None, 2])
+@pytest.mark.parametrize("jobs", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_finished_trials_are_kept_and_new_ones_run(tmp_path: Path, jobs: int | None) -> None:
     assert run(tmp_path, [stub(tmp_path, "a")], jobs) == [0, 1]
     assert run(tmp_path, [stub(tmp_path, "a"), stub(tmp_path, "b")], jobs) == [1, 2]

@@ -284,6 +284,7 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "fragments"])
 @pytest.mark.parametrize("seed", range(2))
 def test_mutated_videos_never_crash(kind: str, seed: int, request: pytest.FixtureRequest, tmp_path: Path):

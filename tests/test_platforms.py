@@ -61,6 +61,7 @@ def load(world: Path, folder: Path, method: str, system: str) -> str:
     return run.stdout
 
 
+@pytest.mark.slow
 def test_workers_load_the_same_batches_on_every_system(world: Path, tmp_path: Path) -> None:
     methods = multiprocessing.get_all_start_methods()
     systems = [("fork", "linux"), ("fork", "macos"), ("spawn", "windows")]

@@ -146,6 +146,7 @@ def compare(trained: Path, engine: str, name: str) -> None:
     assert moved > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("begun", "ended"), [("fsdp", "one"), ("one", "fsdp")])
 def test_run_resumes_under_another_engine(
     trained: Path, clip_folder: Path, tmp_path: Path, begun: str, ended: str
@@ -165,6 +166,7 @@ def test_run_resumes_under_another_engine(
     assert [entry["step"] for entry in history] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_sharded_run_writes_loadable_folder(arguments, tmp_path: Path) -> None:  # noqa: F811
     options = {
         "training__per_device_train_batch_size": 2,
@@ -191,6 +193,7 @@ def test_fsdp_is_used_or_refused(arguments, tmp_path: Path) -> None:  # noqa: F8
     assert "selects FSDP, but Accelerate uses" in alone.said
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize(("name", "timeout"), [("SIGKILL", 1800), ("SIGSTOP", 5)])
 def test_dead_or_hanging_process_ends_all(arguments, tmp_path: Path, name: str, timeout: int) -> None:  # noqa: F811

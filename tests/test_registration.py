@@ -66,6 +66,7 @@ def outcomes() -> dict[str, str]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("case", CASES)
 def test_transformers_loads_a_saved_folder_in_any_import_order(outcomes, case):

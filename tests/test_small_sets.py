@@ -62,6 +62,7 @@ PROTOCOLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_small_sets_of_protocols_train_at_the_default_batch(protocol: str, world: Path, tmp_path: Path, capsys):
     name, batches = PROTOCOLS[protocol]

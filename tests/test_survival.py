@@ -205,6 +205,7 @@ def test_sigterm_saves_and_exits_75(arguments, tmp_path: Path, name: str) -> Non
     assert result(tmp_path / "asked") == result(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_signal_to_process_group_keeps_workers(arguments, tmp_path: Path, name: str) -> None:

@@ -302,6 +302,7 @@ def held_out_accuracies(train: np.ndarray, test: np.ndarray) -> list[float]:
     return [float((model.fit(train, labels).predict(test) == truth).mean()) for model in models]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", MOTIONS)
 def test_bag_of_frames_is_at_chance(pair):
     """Two controls show that the test can fail.

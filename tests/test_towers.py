@@ -149,7 +149,12 @@ def test_docs_have_the_table_of_towers():
     assert tower_table() in (Path(__file__).parent.parent / "docs" / "choosing.md").read_text()
 
 
-@pytest.mark.parametrize("name", TIMM)
+LARGE = [name for name in TIMM if name.startswith("ViTamin")]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TIMM]
+)
 def test_timm_tower_equals_open_clips(name):
     check_equal(*little(name))
 

@@ -110,6 +110,7 @@ def test_only_what_is_tuned_moves(world: Path, tmp_path: Path, tune: str) -> Non
     assert moved == {name for name, parameter in fresh.named_parameters() if parameter.requires_grad}
 
 
+@pytest.mark.slow
 def test_frozen_bf16_run_is_bitwise_equal(world: Path, tmp_path: Path) -> None:
     """Runs in separate processes, since Accelerate allows one precision per process."""
     plain, lowered = tmp_path / "plain", tmp_path / "lowered"
@@ -196,6 +197,7 @@ def test_accumulated_steps_equal_one_large_step(world: Path, tmp_path: Path) -> 
         torch.testing.assert_close(four[name], one[name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_like_one(world: Path, tmp_path: Path) -> None:
     run(parse(world, tmp_path / "one"), tmp_path / "one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
