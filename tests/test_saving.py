@@ -228,6 +228,15 @@ def test_damaged_weights_without_hash_are_refused(make_model, tmp_path):
         from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("layers", ["all", "upper", "every_2", [0], [1, 0], [-1], [-2, -1], [0, -1]])
+def test_layers_of_every_form_are_loaded_again(make_model, tmp_path, layers):
+    model = make_model({**ILA, "layers": layers}).eval()
+    model.save_pretrained(tmp_path)
+    loaded = from_pretrained(tmp_path)
+    frames = random_frames()
+    assert torch.equal(loaded.encode_video(frames), model.encode_video(frames))
+
+
 def test_revision_of_a_folder_is_refused(make_model, tmp_path):
     make_model(ILA).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a local folder, which has no revisions"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from clipvid.data.config import DataConfig
 from clipvid.data.manifest import Manifest
 from clipvid.evaluation.clips import hardest
 from clipvid.evaluation.evaluation_report import Evaluation, evaluation_page
@@ -56,16 +57,21 @@ def write_finetune_report(
         ),
         curves=[Curve(name, json.loads((output / "history.json").read_text()))] if is_single else [],
         details=_details(config, metrics, tested),
-        introduction=_introduction(folder if is_single else None),
+        introduction=_introduction(config, folder if is_single else None),
     )
     write_page(report, evaluation_page(evaluation))
     return report
 
 
-def _introduction(folder: Path | None) -> list[str]:
+def _introduction(config: FinetuneConfig, folder: Path | None) -> list[str]:
     texts = ["Answers of the fine-tuned model for videos that it was not trained on."]
     if folder is not None:
-        command = f"clipvid evaluate --model {shlex.quote(str(folder))}"
+        words = ["clipvid", "evaluate", "--model", str(folder)]
+        for name in ("root", "val", "classes", "sampling"):
+            value = getattr(config.data, name)
+            if value != getattr(DataConfig, name):
+                words += [f"--data.{name}", value if isinstance(value, str) else json.dumps(value)]
+        command = shlex.join(words)
         texts.append(
             f"{command} adds zero-shot CLIP and clips in other orders, which show how much comes from the training and "
             "how much from motion."

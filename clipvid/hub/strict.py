@@ -149,11 +149,13 @@ def check_sizes(options: Any, files: Iterable[Path], owner: Path, name: str = "m
         InputError: A size is negative, above its limit, or larger than any dimension of the tensors.
     """
     for key, value in _sizes(options, name):
-        limit = _LIMITS.get(key.rsplit(".", 1)[-1])
+        option = key.rsplit(".", 1)[-1]
+        limit = _LIMITS.get(option)
         if limit is None:
             limit = _SMALL if value <= _SMALL else max(_SMALL, _largest_dimension(files))
-        if not -1 <= value <= limit:
-            raise InputError(f"{owner}: {key}={value} does not fit the weights; expected at most {limit}")
+        lowest = -limit if option == "layers" else -1  # negative indices of blocks count from the end
+        if not lowest <= value <= limit:
+            raise InputError(f"{owner}: {key}={value} does not fit the weights; expected {lowest} to {limit}")
 
 
 def _sizes(value: Any, name: str) -> list[tuple[str, float]]:
