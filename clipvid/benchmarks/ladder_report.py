@@ -100,15 +100,15 @@ def _accuracy(figure: dict[str, Any] | None) -> str:
 
 
 def _costs(cost: dict[str, Any]) -> list[str]:
-    def told(value: float | None, unit: float, text: str) -> str:
+    def shown(value: float | None, unit: float, text: str) -> str:
         return "-" if value is None else text.format(value / unit)
 
-    ratio = told(cost["memory_ratio"], 1, " ({:.2f})")
+    ratio = shown(cost["memory_ratio"], 1, " ({:.2f})")
     return [
-        told(cost["parameters"], 1e6, "{:.2f} M"),
-        told(cost["gflops"], 1, "{:.3g}"),
-        *(told(cost[name], 1, "{:.2f}") for name in ("forward", "training")),
-        told(cost["memory"], 2**20, "{:.0f} MiB") + (ratio if cost["memory"] is not None else ""),
+        shown(cost["parameters"], 1e6, "{:.2f} M"),
+        shown(cost["gflops"], 1, "{:.3g}"),
+        *(shown(cost[name], 1, "{:.2f}") for name in ("forward", "training")),
+        shown(cost["memory"], 2**20, "{:.0f} MiB") + (ratio if cost["memory"] is not None else ""),
     ]
 
 

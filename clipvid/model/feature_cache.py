@@ -101,8 +101,8 @@ def frozen_fingerprint(model: VideoCLIP, depth: int) -> str:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    found = {}
+    installed = {}
     for name in packages:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed

@@ -34,8 +34,8 @@ def check_readable(data: DataConfig, videos: Manifest, loader: DataLoader, accel
 
 def count_unreadable(accelerator: Accelerator, output: Path, records: Sequence[BadVideos]) -> dict[str, int]:
     """Return the number of unreadable videos of each split over all processes, and print it if there are any."""
-    found = gather_object([{bad.split: list(bad.reasons) for bad in records}])
-    counts = {bad.split: len({path for part in found for path in part[bad.split]}) for bad in records}
+    by_process = gather_object([{bad.split: list(bad.reasons) for bad in records}])
+    counts = {bad.split: len({path for part in by_process for path in part[bad.split]}) for bad in records}
     parts = [f"{counts[bad.split]} of {bad.total} videos in {bad.split}" for bad in records if counts[bad.split]]
     if parts:
         accelerator.print(
