@@ -1,9 +1,14 @@
 """Frames as pixels and as floats: normalization and refusals."""
 
+import json
+
 import pytest
 import torch
 from conftest import random_frames
 
+from clipvid.evaluation.weight_space import WeightSpace, zero_shot_model
+from clipvid.hub.loading import from_pretrained
+from clipvid.model.config import ModelConfig
 from clipvid.model.pixels import normalize
 
 LABELS = ["walking", "running"]
@@ -82,3 +87,36 @@ def test_older_onnx_exporter_gives_the_same_logits(adapter: str, make_model, tmp
     session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: frames.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(frames).logits, rtol=1e-4, atol=1e-4)
+
+
+STATISTICS = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
+
+
+@torch.no_grad()
+def test_pixel_statistics_of_the_model_replace_those_of_clip(make_model, tmp_path):
+    plain, model = make_model(labels=LABELS), make_model(labels=LABELS, **STATISTICS)
+    mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS.values())
+    expected = plain((PIXELS / 255 - mean) / std, normalized=True).logits
+    torch.testing.assert_close(model(PIXELS).logits, expected)
+    assert not torch.allclose(model(PIXELS).logits, plain(PIXELS).logits)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(from_pretrained(tmp_path)(PIXELS).logits, model(PIXELS).logits)
+    record = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
+    assert record["image_mean"] == list(STATISTICS["pixel_mean"])
+    assert record["image_std"] == list(STATISTICS["pixel_std"])
+
+
+@torch.no_grad()
+def test_zero_shot_clip_keeps_the_pixel_statistics_of_clip(make_model):
+    plain, model = make_model(labels=LABELS), make_model("st_adapter", LABELS, **STATISTICS)
+    assert torch.equal(zero_shot_model(model)(PIXELS).logits, plain(PIXELS).logits)
+    assert WeightSpace(model).at(0)(PIXELS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [("pixel_mean", (123.675, 116.28, 103.53)), ("pixel_std", (0.2, 0.0, 0.2)), ("pixel_std", (58.395, 57.12, 57.375))],
+)
+def test_pixel_statistics_on_another_scale_are_refused(option, values):
+    with pytest.raises(ValueError, match=f"{option}=.*expected values"):
+        ModelConfig(**{option: values})

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,14 @@ from clipvid.model.video_clip import VideoCLIP
 def zero_shot_model(model: VideoCLIP) -> VideoCLIP:
     """Build the plain CLIP of a model, with the same class names: mean over frames, nothing trained.
 
+    Its pixels are normalized as CLIP's are, whatever `pixel_mean` and `pixel_std` of the model are.
+
     Raises:
         InputError: See `base_backbone`.
         RunError: See `base_backbone`.
     """
-    config = dataclasses.replace(model.config, adapter="none", pooling="mean", head="text", tune=["head"])
+    parts: dict[str, Any] = {"adapter": "none", "pooling": "mean", "head": "text", "tune": ["head"]}
+    config = dataclasses.replace(model.config, **parts, pixel_mean=None, pixel_std=None)
     plain = assemble_model(base_backbone(model), config).eval().to(model.pixel_mean.device)
     if model.labels:
         plain.set_labels(model.labels, model.templates)
@@ -90,6 +94,8 @@ class WeightSpace:
     def at(self, alpha: float) -> VideoCLIP:
         """Return the model at `alpha`. Alpha 0 and 1 give bitwise the zero-shot and the fine-tuned model.
 
+        The pixel statistics are always those of the model.
+
         With LoRA in the text tower, alpha 0 is equal within 1e-5.
         """
         if not 0 <= alpha <= 1:
@@ -116,9 +122,9 @@ class WeightSpace:
         height, width = self.model.backbone.vision.image_shape
         generator = torch.Generator().manual_seed(0)
         clip = torch.randint(256, (1, self.model.num_frames, 3, height, width), dtype=torch.uint8, generator=generator)
-        clip = clip.to(self.model.pixel_mean.device)
-        expected = zero_shot_model(self.model)(clip).logits
-        logits = self.at(0)(clip).logits
+        clip = self.model.normalize(clip.to(self.model.pixel_mean.device))
+        expected = zero_shot_model(self.model)(clip, normalized=True).logits
+        logits = self.at(0)(clip, normalized=True).logits
         self.at(1)
         # LoRA in the text tower uses another attention kernel, which changes the last digits.
         if not torch.allclose(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):

@@ -42,6 +42,8 @@ class ModelConfig:
             tower), `coop`, `text` (text tower). Each is a name or has options (`{"name": "lora", "rank": 16}`); see
             `clipvid.model.tuning`.
         init_from: Model folder or Hub repository whose weights training starts from. Not part of a saved model.
+        pixel_mean: Mean of the pixels of each channel in 0..1. By default that of the CLIP model.
+        pixel_std: Standard deviation of the pixels of each channel in 0..1. By default that of the CLIP model.
     """
 
     backbone: str = "tiny"
@@ -53,10 +55,16 @@ class ModelConfig:
     head: Choice = "text"
     tune: list[Choice] = field(default_factory=lambda: ["adapters", "head"])
     init_from: str | None = None
+    pixel_mean: tuple[float, float, float] | None = None
+    pixel_std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
             raise InputError(f"num_frames={self.num_frames} must be at least 1")
+        if not all(0 <= value <= 1 for value in self.pixel_mean or ()):
+            raise InputError(f"pixel_mean={self.pixel_mean}: expected values from 0 to 1, not from 0 to 255")
+        if not all(0 < value <= 1 for value in self.pixel_std or ()):
+            raise InputError(f"pixel_std={self.pixel_std}: expected values above 0, up to 1")
         parts = self.parts
         if parts.tuning.trains_text and not HEADS[parts.head.name].needs_text:
             raise InputError(f"tune={self.tune}: a {parts.head.name} head does not use the text tower; leave it frozen")

@@ -132,5 +132,6 @@ def _config_record(model: Any, backbone_files: list[str]) -> dict[str, Any]:
 
 def _pixel_record(model: Any) -> dict[str, Any]:
     sizes = {"num_frames": model.num_frames, "image_size": model.image_size}
-    pixels = {"image_mean": model.backbone.mean, "image_std": model.backbone.std}
+    config, backbone = model.config, model.backbone
+    pixels = {"image_mean": config.pixel_mean or backbone.mean, "image_std": config.pixel_std or backbone.std}
     return sizes | pixels | ({} if model.preprocessing is None else model.preprocessing.record())

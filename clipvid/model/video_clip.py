@@ -63,8 +63,9 @@ class VideoCLIP(TrainableModel):
         tuning = config.parts.tuning
         self.config, self.backbone = config, backbone
         self.encoder, self.text, self.pooling, self.head, self.context = encoder, text, pooling, head, context
-        self.register_buffer("pixel_mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
+        mean, std = config.pixel_mean or backbone.mean, config.pixel_std or backbone.std
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.register_buffer("label_tokens", None, persistent=False)
         self.register_buffer("label_features", None, persistent=False)
         self.labels: list[str] = []

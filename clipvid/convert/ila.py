@@ -1,4 +1,4 @@
-"""Conversion of checkpoints of papers' authors to `VideoCLIP`."""
+"""Checkpoints of ILA's authors."""
 
 from __future__ import annotations
 

@@ -1,0 +1,5 @@
+"""Conversion of checkpoints of papers' authors to `VideoCLIP`."""
+
+from clipvid.convert.ila import from_ila
+
+__all__ = ["from_ila"]
