@@ -98,10 +98,16 @@ def make_adapter(name: str, num_frames: int = 3, **options: Any) -> Adapter:
     return adapter
 
 
+def tokens_of(output: AdapterOutput) -> Tensor:
+    """Return the tokens that an adapter gives to its block: its update and its context tokens, [B, T, L, D]."""
+    return torch.cat([part for part in (output.update, output.context) if part is not None], dim=2)
+
+
 def total(output: AdapterOutput) -> Tensor:
     """Return a scalar that depends on all outputs of an adapter."""
-    weights = torch.randn(output.update.shape, generator=torch.Generator().manual_seed(5)).to(output.update)
-    return (output.update * weights).sum() + (0.0 if output.loss is None else output.loss)
+    tokens = tokens_of(output)
+    weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(5)).to(tokens)
+    return (tokens * weights).sum() + (0.0 if output.loss is None else output.loss)
 
 
 @pytest.fixture(scope="session", autouse=True)

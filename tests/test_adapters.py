@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SMALL, STEADY, make_adapter, random_frames, random_tokens, shake_adapters, total
+from conftest import SMALL, STEADY, make_adapter, random_frames, random_tokens, shake_adapters, tokens_of, total
 from torch.nn import functional as F
 
 from clipvid.adapters import ADAPTERS
@@ -68,11 +68,18 @@ def test_update_has_the_shape_of_any_grid_and_prefix(name, grid, prefix, trainin
     adapter = make_adapter(name).train(training)
     tokens = random_tokens(grid=grid, prefix=prefix)
     before = tokens.clone()
+    if adapter.needs_class_token and prefix == 0:
+        with pytest.raises(ValueError, match=f"{name} reads the class token"):
+            adapter(tokens, grid)
+        return
     output = adapter(tokens, grid)
-    assert output.update.shape == tokens.shape
-    assert output.update.dtype == tokens.dtype
-    assert output.update.isfinite().all()
-    assert output.update.abs().sum() > 0
+    assert output.update is None or output.update.shape == tokens.shape
+    assert (output.context is not None) == adapter.adds_context
+    assert output.context is None or (output.context.ndim, output.context.shape[:2]) == (4, tokens.shape[:2])
+    given = tokens_of(output)
+    assert given.dtype == tokens.dtype
+    assert given.isfinite().all()
+    assert given.abs().sum() > 0
     assert output.loss is None or (output.loss.shape == () and output.loss.isfinite())
     assert torch.equal(tokens, before), "the adapter edits its input"
 
@@ -84,9 +91,9 @@ def test_any_number_of_frames_and_a_batch_of_one(name, frames, batch):
     adapter = make_adapter(name, num_frames=4)
     tokens = random_tokens(frames, batch=batch).requires_grad_()
     output = adapter(tokens, (3, 5))
-    assert output.update.shape == tokens.shape
-    assert output.update.isfinite().all()
-    if output.update.requires_grad:
+    assert tokens_of(output).shape[:2] == tokens.shape[:2]
+    assert tokens_of(output).isfinite().all()
+    if tokens_of(output).requires_grad:
         total(output).backward()
         assert tokens.grad.isfinite().all()
 
@@ -96,8 +103,8 @@ def test_any_number_of_frames_and_a_batch_of_one(name, frames, batch):
 def test_clips_of_a_batch_are_independent(name):
     adapter = make_adapter(name).eval()
     tokens = random_tokens(batch=3)
-    alone = torch.cat([adapter(clip[None], (3, 5)).update for clip in tokens])
-    torch.testing.assert_close(adapter(tokens, (3, 5)).update, alone, rtol=1e-4, atol=1e-5)
+    alone = torch.cat([tokens_of(adapter(clip[None], (3, 5))) for clip in tokens])
+    torch.testing.assert_close(tokens_of(adapter(tokens, (3, 5))), alone, rtol=1e-4, atol=1e-5)
 
 
 @every_adapter
@@ -107,7 +114,8 @@ def test_frames_interact(name):
     tokens = random_tokens(batch=1)
     changed = tokens.clone()
     changed[:, 1] = changed[:, 1].flip(-1)
-    difference = (adapter(changed, (3, 5)).update - adapter(tokens, (3, 5)).update).abs().amax(dim=(0, 2, 3))
+    first, second = (tokens_of(adapter(stream, (3, 5))) for stream in (changed, tokens))
+    difference = (first - second).abs().amax(dim=(0, 2, 3))
     assert difference[[0, 2]].max() > 1e-4
 
 

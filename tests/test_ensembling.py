@@ -32,7 +32,7 @@ def answers(model):
         return model(random_frames()).logits
 
 
-@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in ("none", "shift")])
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "none" and ADAPTERS[name].identity_at_init])
 def test_alpha_ends_are_zero_shot_and_fine_tuned(make_model, tmp_path, name: str) -> None:
     model = trained(make_model, name)
     fine_tuned, key = answers(model), model_key(model)
@@ -89,6 +89,7 @@ def test_saved_model_gives_its_zero_shot_model(make_model, tmp_path) -> None:
         ("ila", {"pooling": "mit"}, "MIT pooling"),
         ("ila", {"tune": ["adapters", "coop"]}, "context tokens"),
         ("shift", {}, "`shift`"),
+        ("xclip", {}, "`xclip`"),
         ("ila", {"head": {"name": "text", "prompt_layers": 1}}, "video-specific prompts"),
     ],
 )

@@ -184,7 +184,7 @@ def test_block_classes_are_all_there():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("adapter", [name for name in ADAPTERS if name not in ("none", "shift")])
+@pytest.mark.parametrize("adapter", [name for name in ADAPTERS if name != "none" and ADAPTERS[name].identity_at_init])
 @pytest.mark.parametrize("name", CLASSES)
 def test_fresh_adapter_changes_no_bit(name, adapter):
     _, backbone = little(name)
@@ -196,6 +196,29 @@ def test_fresh_adapter_changes_no_bit(name, adapter):
     for part in model.encoder.adapters():
         shake(part)
     assert not torch.equal(model.encode_video(frames), expected)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("name", CLASSES)
+def test_context_tokens_are_seen_and_dropped_or_refused(name, place):
+    """Towers with rotary embeddings or without a class token refuse X-CLIP's message, with the reason."""
+    _, backbone = little(name)
+    choice = [{"name": "xclip", "layers": [place]}, "st_adapter"]
+    reasons = ["has rotary position embeddings"] if getattr(backbone.blocks[0], "rope", None) is not None else []
+    reasons += ["reads the class token of each frame, but .* has none"] if backbone.vision.num_prefix == 0 else []
+    if reasons:
+        with pytest.raises(ValueError, match="|".join(reasons)):
+            video_model(backbone, adapter=choice)
+        return
+    model, frames = video_model(backbone, adapter=choice), frames_of(backbone, 3)
+    plain = video_model(backbone)
+    found = model.encoder(frames, trace=True)
+    assert found.patch_tokens.shape == plain.encoder(frames).patch_tokens.shape
+    assert found.traces[f"xclip.{place}"]["attention"].shape == (1, 3, 3)
+    assert not torch.allclose(found.frame_features, plain.encoder(frames).frame_features)
+    found.frame_features.square().sum().backward()
+    message = model.encoder.layers[place].adapters["xclip"]
+    assert all(value.grad.abs().max() > 0 for key, value in message.named_parameters() if not key.endswith("k.bias"))
 
 
 @pytest.mark.parametrize("name", CLASSES)

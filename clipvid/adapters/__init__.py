@@ -15,6 +15,7 @@ from clipvid.adapters.shift import Shift
 from clipvid.adapters.sifa import SIFA
 from clipvid.adapters.st_adapter import STAdapter
 from clipvid.adapters.temporal_attention import TemporalAttention
+from clipvid.adapters.xclip import XCLIP
 from clipvid.registry import Choice, Registry
 
 ADAPTERS = Registry(
@@ -28,6 +29,7 @@ ADAPTERS = Registry(
         "shift": Shift,
         "sifa": SIFA,
         "st_adapter": STAdapter,
+        "xclip": XCLIP,
     },
     group="clipvid.adapters",
 )

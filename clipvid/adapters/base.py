@@ -40,14 +40,17 @@ class AdapterOutput(NamedTuple):
     """Output of an adapter.
 
     Attributes:
-        update: [B, T, P+N, D], added to the residual stream.
+        update: [B, T, P+N, D], added to the residual stream, or None for no update.
         loss: Scalar auxiliary loss of this block, or None.
         trace: Detached tensors for inspection (points, masks, matches and so on), or None without `trace=True`.
+        context: [B, T, M, D], more tokens that the spatial attention of the block sees as queries, keys and values and
+            then drops, or None. Only adapters with `adds_context` return it.
     """
 
-    update: Tensor
+    update: Tensor | None = None
     loss: Tensor | None = None
     trace: dict[str, Tensor] | None = None
+    context: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,17 @@ class Adapter(nn.Module):
         papers: Citations with links, listed on the card of a model with this adapter.
         place: Place in the block where the update is added to the stream.
         identity_at_init: If True, a fresh adapter leaves the features of CLIP bitwise unchanged.
+        adds_context: If True, the output has `context`. The place must be `before_attention`. Towers with rotary
+            position embeddings are refused, since they have no position for more tokens.
+        needs_class_token: If True, towers without prefix tokens (such as SigLIP) are refused.
     """
 
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
     papers: ClassVar[tuple[str, ...]] = ()
     place: ClassVar[Literal["before_attention", "after_attention"]]
     identity_at_init: ClassVar[bool] = True
+    adds_context: ClassVar[bool] = False
+    needs_class_token: ClassVar[bool] = False
 
     def __init__(self, config: Any, block: BlockInfo):
         super().__init__()

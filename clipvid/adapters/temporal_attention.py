@@ -53,19 +53,13 @@ class TemporalAttention(Adapter):
         """Return the updates of normed tokens [B, L, T, D], one row per tube, and the trace or None."""
         x = (tubes + self._embed_of(tubes.shape[2])).flatten(0, 1)
         update = self.temporal_fc(self.attn(x)).view(tubes.shape)
-        return update, {"attention": self._weights(x).unflatten(0, tubes.shape[:2])} if trace else None
+        return update, {"attention": self.attn.mean_weights(x).unflatten(0, tubes.shape[:2])} if trace else None
 
     def _embed_of(self, num_frames: int) -> Tensor:
         """Return the temporal embedding for any number of frames, [T, D]."""
         if num_frames == len(self.temporal_embed):
             return self.temporal_embed
         return F.interpolate(self.temporal_embed.mT.unsqueeze(0), num_frames, mode="linear").squeeze(0).mT
-
-    @torch.no_grad()
-    def _weights(self, x: Tensor) -> Tensor:
-        """Return attention weights [M, T, T] of sequences [M, T, D], averaged over heads."""
-        q, k = (part(x).unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for part in (self.attn.q, self.attn.k))
-        return (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
 
 
 def _copied_attention(block: BlockInfo) -> SelfAttention:

@@ -63,6 +63,7 @@ BARS: dict[str, dict[str, Any]] = {
     "attention": {"forward": 1.6, "training": 3.6},
     "ata": {"above": "attention", "forward": 0.15, "training": 0.15},
     "shift": {"forward": 1.05},
+    "xclip": {"forward": 1.1},
 }
 
 

@@ -74,7 +74,7 @@ class WeightSpace:
 
     Raises:
         InputError: The model has no zero-shot state: a linear head, or parts that are not the identity when they are
-            new (MIT pooling, video-specific prompts, context tokens, temporal shift).
+            new (MIT pooling, video-specific prompts, context tokens, temporal shift, X-CLIP).
     """
 
     def __init__(self, model: VideoCLIP) -> None:
@@ -132,7 +132,7 @@ class WeightSpace:
             raise InputError(
                 "weight-space ensembling needs a model that equals zero-shot CLIP before training, but its "
                 f"logits differ by up to {apart:.3g}: MIT pooling, video-specific prompts, context tokens "
-                "(`coop`) and the adapter `shift` change a model from the start"
+                "(`coop`) and the adapters `shift` and `xclip` change a model from the start"
             )
 
 

@@ -41,6 +41,12 @@ class SelfAttention(nn.Module):
         q, k, v = (part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
         return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
 
+    @torch.no_grad()
+    def mean_weights(self, x: Tensor) -> Tensor:
+        """Return the weights [M, L, L] of sequences [M, L, D], averaged over heads."""
+        q, k = (part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.q, self.k))
+        return (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
+
 
 class MaskedAttention(SelfAttention):
     """`SelfAttention` with the call signature of `nn.MultiheadAttention`, for open_clip's text blocks."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from clipvid import InputError
 from clipvid.adapters import Adapter
 from clipvid.layers.norm import frozen_bn_statistics
 
@@ -49,10 +50,20 @@ class EncoderOutput(NamedTuple):
 
 
 class VideoBlock(nn.Module):
-    """Block of the tower with its adapters: before attention, attention, after attention, MLP."""
+    """Block of the tower with its adapters: before attention, attention, after attention, MLP.
+
+    Raises:
+        InputError: An adapter adds context tokens, and the block has rotary position embeddings.
+    """
 
     def __init__(self, block: Block | TimmBlock, adapters: Mapping[str, Adapter]):
         super().__init__()
+        adding = [name for name, adapter in adapters.items() if adapter.adds_context]
+        if adding and getattr(block, "rope", None) is not None:
+            raise InputError(
+                f"adapter {adding[0]} adds tokens to the attention, but the tower has rotary position embeddings, "
+                "which give each token a place in the image; choose another backbone (ViT-B-16, ViT-L-14) or adapter"
+            )
         self.block = block
         self.adapters: Any = nn.ModuleDict(dict(adapters))
 
@@ -66,26 +77,42 @@ class VideoBlock(nn.Module):
             ("before_attention", self.block.attention),
             ("after_attention", self.block.feed_forward),
         ):
+            context: list[Tensor] = []
             for name, adapter in self.adapters.items():
                 if adapter.place != place:
                     continue
                 output = adapter(tokens, grid, trace)
-                tokens = tokens + output.update
+                if output.update is not None:
+                    tokens = tokens + output.update
+                if output.context is not None:
+                    context.append(_checked_context(name, adapter, output.context, tokens))
                 if output.loss is not None:
                     losses[name] = output.loss
                 if output.trace is not None:
                     traces[name] = output.trace
-            tokens = tokens + half(tokens.flatten(0, 1)).view_as(tokens)
+            seen = torch.cat([tokens, *context], dim=2) if context else tokens
+            update = half(seen.flatten(0, 1)).view_as(seen)
+            tokens = tokens + update[:, :, : tokens.shape[2]]
         return tokens, losses, traces
 
 
 class VideoEncoder(nn.Module):
-    """Encoder of frames: the blocks of `backbone`, each with its adapters by name. None means no adapters."""
+    """Encoder of frames: the blocks of `backbone`, each with its adapters by name. None means no adapters.
+
+    Raises:
+        InputError: An adapter does not fit the tower: see `Adapter.adds_context` and `Adapter.needs_class_token`.
+    """
 
     def __init__(self, backbone: Backbone, adapters: Sequence[Mapping[str, Adapter]] | None = None):
         super().__init__()
         self.tower = backbone.vision
         by_block = adapters if adapters is not None else [{} for _ in backbone.blocks]
+        needing = sorted({name for own in by_block for name, adapter in own.items() if adapter.needs_class_token})
+        if needing and self.tower.num_prefix == 0:
+            raise InputError(
+                f"adapter {needing[0]} reads the class token of each frame, but {backbone.name} has none; choose a "
+                "backbone with one (ViT-B-16, ViT-L-14 ...) or another adapter"
+            )
         self.layers: Any = nn.ModuleList(
             VideoBlock(block, own) for block, own in zip(backbone.blocks, by_block, strict=True)
         )
@@ -180,6 +207,24 @@ class VideoEncoder(nn.Module):
         # Recomputation repeats the batch: BatchNorm must not count it twice.
         passes = (torch.enable_grad(), frozen_bn_statistics(layer))
         return checkpoint(layer, tokens, self.tower.grid, trace, use_reentrant=False, context_fn=lambda: passes)
+
+
+def _checked_context(name: str, adapter: Adapter, context: Tensor, tokens: Tensor) -> Tensor:
+    """Return the context tokens of an adapter in the type of `tokens`.
+
+    Raises:
+        InputError: The adapter does not declare them, acts after the attention, or the shape is wrong.
+    """
+    if not adapter.adds_context or adapter.place != "before_attention":
+        raise InputError(
+            f"adapter {name} returned context tokens; that needs adds_context = True and place = 'before_attention'"
+        )
+    if context.ndim != 4 or context.shape[:2] != tokens.shape[:2] or context.shape[3] != tokens.shape[3]:
+        batch, frames, _, width = tokens.shape
+        raise InputError(
+            f"adapter {name} returned context tokens {list(context.shape)}; expected [{batch}, {frames}, M, {width}]"
+        )
+    return context.to(tokens.dtype)
 
 
 def _trained(parameters: Iterable[nn.Parameter]) -> bool:
