@@ -18,7 +18,8 @@ import torch
 _CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()
 SERVER: Any = multiprocessing.get_context("forkserver" if _CAN_FORK else "spawn")
 if _CAN_FORK:
-    SERVER.set_forkserver_preload(["clipvid.commands.finetune"])
+    # The verbs import lazily, so that everything they use later is named here.
+    SERVER.set_forkserver_preload(["clipvid.commands.finetune", "clipvid.experiments.python_api", "torch._dynamo"])
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",

@@ -1,14 +1,12 @@
 """Unreadable videos: replaced in training by a keyed rule, wrong in evaluation, and always logged."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from processes import finetune as finetune_process
 from test_loader import grey_video
 
 from clipvid.commands import finetune
@@ -165,12 +163,11 @@ def test_run_counts_bad_videos_as_wrong(world: Path, tmp_path: Path, capsys, ope
 
 def test_run_with_too_many_bad_videos_lists_them(world: Path, tmp_path: Path):
     output = tmp_path / "run"
-    command = [sys.executable, "scripts/finetune.py", *arguments(world, output, "--data.max_bad_fraction=0")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "1 of 16 videos in train cannot be read, more than data.max_bad_fraction allows (0)" in done.stderr
-    assert "step " not in done.stderr
+    worker = finetune_process(arguments(world, output, "--data.max_bad_fraction=0"), tmp_path / "log")
+    assert worker.ended() == 1
+    assert "Traceback" not in worker.said
+    assert "1 of 16 videos in train cannot be read, more than data.max_bad_fraction allows (0)" in worker.said
+    assert "step " not in worker.said
     assert not output.exists()
 
 

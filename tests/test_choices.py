@@ -1,14 +1,14 @@
 """Options of adapters, pooling, heads and tuning: wrong ones are refused when the config is built."""
 
 import dataclasses
-import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import Worker, all_end_well
 
+import clipvid
 from clipvid import InputError
 from clipvid.adapters import ADAPTERS
 from clipvid.hub.loading import from_pretrained
@@ -209,30 +209,24 @@ def site(tmp_path) -> Path:
     return info.parent
 
 
-def python(site: Path, code: str) -> subprocess.CompletedProcess:
-    path = os.pathsep.join([str(site), str(Path(__file__).parent.parent)])
-    environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+def use_entry_points(site: Path, output: Path) -> None:
+    """Save and load a model with each part of the installed package, and print errors of two names."""
+    sys.path.insert(0, str(site))
+    for kind, choice in {"adapter": {"name": "zero", "size": 3}, "pooling": "last", "head": "plain"}.items():
+        model = clipvid.create_model("tiny", labels=["a ball", "a star"], **{"adapter": "none", kind: choice})
+        model.save_pretrained(output / kind)
+        clipvid.from_pretrained(output / kind)
+    for name, error in {"broken": clipvid.RunError, "zeroo": clipvid.InputError}.items():
+        with pytest.raises(error) as raised:
+            clipvid.create_model("tiny", adapter=name)
+        print(raised.value)
 
 
 def test_entry_points_of_installed_package(site, tmp_path):
     folders = {kind: tmp_path / kind for kind in ("adapter", "pooling", "head")}
-    made = python(
-        site,
-        "import clipvid\n"
-        "choices = {'adapter': {'name': 'zero', 'size': 3}, 'pooling': 'last', 'head': 'plain'}\n"
-        "for kind, choice in choices.items():\n"
-        "    options = {'adapter': 'none', kind: choice}\n"
-        "    model = clipvid.create_model('tiny', labels=['a ball', 'a star'], **options)\n"
-        f"    model.save_pretrained({str(tmp_path)!r} + '/' + kind)\n"
-        f"    clipvid.from_pretrained({str(tmp_path)!r} + '/' + kind)\n"
-        "try:\n    clipvid.create_model('tiny', adapter='broken')\n"
-        "except clipvid.RunError as error:\n    print(error)\n"
-        "try:\n    clipvid.create_model('tiny', adapter='zeroo')\n"
-        "except clipvid.InputError as error:\n    print(error)\n",
-    )
-    assert made.returncode == 0, made.stderr
-    broken, unknown = made.stdout.splitlines()
+    worker = Worker(tmp_path / "log", {}, use_entry_points, site, tmp_path)
+    all_end_well([worker])
+    broken, unknown = worker.said.splitlines()[-2:]
     assert "adapter 'broken' of plugin-for-test cannot be imported" in broken
     assert "unknown adapter 'zeroo' (did you mean 'zero'?)" in unknown
     for kind, name in {"adapter": "zero", "pooling": "last", "head": "plain"}.items():

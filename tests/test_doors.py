@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from processes import Worker, all_end_well
 
-from clipvid.commands import INTERRUPTED, READER_LEFT, VERBS, split_plugins
+from clipvid.commands import INTERRUPTED, READER_LEFT, VERBS, main, split_plugins
 from clipvid.runs.config_files import config_path, copy_configs
 
 HEAVY = "accelerate", "datasets", "matplotlib", "open_clip", "peft", "torchmetrics", "torchvision", "transformers"
 LOADED = "\nimport sys\nprint(*sorted({name.partition('.')[0] for name in sys.modules}), sep='\\n')"
-CALL = "from clipvid.commands import main\ntry: main({args!r})\nexcept SystemExit as end: assert not end.code, end.code"
+CALL = "from clipvid.commands import main\ntry: main({args!r})\nexcept SystemExit as end: assert not end.code, {args!r}"
 PLUGIN = '''
 from dataclasses import dataclass
 import torch
@@ -48,20 +49,19 @@ def python(*args: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False, **options)
 
 
-def modules_after(*args: str) -> set[str]:
-    """Return the top-level modules that a command line has imported at its end."""
-    run = python("-c", CALL.format(args=list(args)) + LOADED)
+def modules_after(*command_lines: list[str]) -> set[str]:
+    """Return the top-level modules that a process has imported after some command lines."""
+    run = python("-c", "\n".join(CALL.format(args=args) for args in command_lines) + LOADED)
     assert run.returncode == 0, run.stderr
     return set(run.stdout.splitlines())
 
 
 def test_help_imports_no_torch():
-    assert "torch" not in modules_after("--help")
+    assert "torch" not in modules_after(["--help"])
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_imports_nothing_slow_but_torch(verb):
-    assert not modules_after(verb, "--help") & set(HEAVY)
+def test_help_of_verbs_imports_nothing_slow_but_torch():
+    assert not modules_after(*([verb, "--help"] for verb in VERBS)) & set(HEAVY)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -128,6 +128,11 @@ def test_a_plugin_that_cannot_be_imported_is_named(plugin, message, tmp_path):
     assert len(run.stderr.splitlines()) == 1
 
 
+def command_in(folder: Path, args: list[str]) -> None:
+    os.chdir(folder)
+    main(args)
+
+
 def test_an_adapter_from_a_file_is_trained_saved_and_loaded(tmp_path: Path):
     (tmp_path / "gain_adapter.py").write_text(PLUGIN)
     world = ["objects=[ball, box]", "motions=[horizontal]", "num_frames=4", "image_size=32"]
@@ -135,18 +140,17 @@ def test_an_adapter_from_a_file_is_trained_saved_and_loaded(tmp_path: Path):
     options = ["--model.adapter=gain", "--model.num_frames=2", "--data.root=world", "--output_dir=run"]
     options += ["--training.epochs=1", "--training.per_device_train_batch_size=8", "--training.report_to=none"]
     options += ["--data.num_workers=0", *(f"--data.world.{option}" for option in world)]
-    plugin, env = ["--plugin", "gain_adapter.py"], os.environ | {"OMP_NUM_THREADS": "1"}
-    trained = python("-m", "clipvid", *plugin, "finetune", *options, cwd=tmp_path, env=env)
-    assert trained.returncode == 0, trained.stderr
+    plugin = ["--plugin", "gain_adapter.py"]
+    all_end_well([Worker(tmp_path / "trained", {}, command_in, tmp_path, [*plugin, "finetune", *options])])
     video = next((tmp_path / "world").rglob("*.mp4"))
-    predict = ["-m", "clipvid", "predict", "--model", "run", str(video)]
-    known = python(*predict, *plugin, cwd=tmp_path, env=env)
-    assert known.returncode == 0, known.stderr
-    assert '"label"' in known.stdout
-    unknown = python(*predict, cwd=tmp_path, env=env)
-    assert unknown.returncode == 1
-    assert "unknown adapter 'gain'" in unknown.stderr
-    assert "install that package or add --plugin MODULE" in unknown.stderr
+    predict = ["predict", "--model", "run", str(video)]
+    with_plugin = Worker(tmp_path / "with", {}, command_in, tmp_path, [*predict, *plugin])
+    all_end_well([with_plugin])
+    assert '"label"' in with_plugin.said
+    without = Worker(tmp_path / "without", {}, command_in, tmp_path, predict)
+    assert without.ended() == 1
+    assert "unknown adapter 'gain'" in without.said
+    assert "install that package or add --plugin MODULE" in without.said
 
 
 def test_configs_are_listed_and_found_by_name(tmp_path):

@@ -3,6 +3,7 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
@@ -149,6 +150,19 @@ def test_bootstrap_intervals_are_reproducible(scored) -> None:
     assert found["mean_class"][0] < figures["mean_class"] < found["mean_class"][1]
     assert found == bootstrap_intervals(scores, labels)
     assert bootstrap_intervals(scores[:1], labels[:1]) == {}
+
+
+def test_bootstrap_intervals_equal_slow_reference(scored) -> None:
+    scores, labels = (each[:40].clone() for each in scored)
+    scores[[3, 17]] = 0  # unreadable videos
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(100):
+        rows = torch.from_numpy(rng.integers(40, size=40))
+        figures = classification_metrics(scores[rows], labels[rows])
+        drawn.append([figures[name] for name in ("mean_class", "nll", "ece")])
+    expected = np.nanpercentile(drawn, (2.5, 97.5), axis=0).T
+    found = bootstrap_intervals(scores, labels, resamples=100)
+    assert np.array(list(found.values())) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_thousand_classes() -> None:

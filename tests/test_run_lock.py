@@ -1,7 +1,6 @@
 """Lock on an output folder."""
 
 import json
-import multiprocessing
 import os
 import platform
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import SERVER
 
 from clipvid import RunError
 from clipvid.data.manifest import Manifest
@@ -31,9 +31,8 @@ def hold(folder: Path, held, release) -> None:
 
 
 def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    first = context.Process(target=hold, args=(tmp_path, held, release))
+    held, release = SERVER.Event(), SERVER.Event()
+    first = SERVER.Process(target=hold, args=(tmp_path, held, release))
     first.start()
     try:
         assert held.wait(120)

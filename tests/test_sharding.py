@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import STEADY, fresh_backbone, random_frames, shake
+from processes import all_end_well, together
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -75,9 +76,10 @@ def run(model: VideoCLIP, clips: slice) -> Found:
     return {"evaluated": evaluated, "logits": output.logits.detach(), "losses": losses, "gradients": gradients}
 
 
-def work(rank: int, folder: Path, output: Path) -> None:
+def work(folder: Path, output: Path) -> None:
     """Run every adapter on this rank's clips in one of the processes, and write the results to `output`."""
-    dist.init_process_group("gloo", init_method=f"file://{output}/meeting", rank=rank, world_size=PROCESSES)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     share = CLIPS // PROCESSES
     results = {}
     for name, units in itertools.product(NAMES, UNITS):
@@ -93,7 +95,7 @@ def work(rank: int, folder: Path, output: Path) -> None:
 def ranks(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """Return the results of each process, by adapter and sharded units."""
     output = tmp_path_factory.mktemp("sharded")
-    torch.multiprocessing.spawn(work, (clip_folder, output), nprocs=PROCESSES)
+    all_end_well(together(PROCESSES, output, work, clip_folder, output))
     return [torch.load(output / f"{rank}.pt") for rank in range(PROCESSES)]
 
 

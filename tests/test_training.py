@@ -221,11 +221,11 @@ def test_two_processes_train_and_evaluate_like_one(world: Path, tmp_path: Path) 
 
 
 def test_leave_one_group_out_holds_out_every_video_once(world: Path, tmp_path: Path, capsys) -> None:
-    folds = ("--data.protocol=leave_one_group_out", r"--data.group_pattern=/0*(\d)\.mp4", "--training.epochs=1")
+    folds = ("--data.protocol=leave_one_group_out", "--data.group_pattern=(train|val)/", "--training.epochs=1")
     command.main(arguments(world, tmp_path, *folds))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["top1"]["count"] == 32
-    assert sorted(path.name for path in tmp_path.glob("fold_*")) == [f"fold_{group}" for group in range(5)]
+    assert sorted(path.name for path in tmp_path.glob("fold_*")) == ["fold_train", "fold_val"]
     pooled = json.loads((tmp_path / "predictions.json").read_text())
     assert pooled["indices"] == list(range(32))
     lists = [(world / f"{split}.csv").read_text().splitlines()[1:] for split in ("train", "val")]
@@ -233,7 +233,7 @@ def test_leave_one_group_out_holds_out_every_video_once(world: Path, tmp_path: P
     (tmp_path / "metrics.json").unlink()
     capsys.readouterr()
     command.main(arguments(world, tmp_path, *folds))
-    assert capsys.readouterr().out.count("already finished") == 5
+    assert capsys.readouterr().out.count("already finished") == 2
 
 
 def test_parameter_groups_are_complete() -> None:

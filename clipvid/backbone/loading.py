@@ -6,6 +6,7 @@ import difflib
 import logging
 import re
 import warnings
+from copy import copy
 from functools import cache
 from operator import floordiv
 from pathlib import Path
@@ -80,7 +81,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
         config["vision_cfg"]["image_size"] = image_size
         _resize(clip.visual, image_size)
     try:
-        tokenizer = open_clip.get_tokenizer(source, **without_code)
+        tokenizer = _tokenizer(source, config.get("text_cfg", {}), without_code)
     except Exception as error:  # models that never read text work without a tokenizer
         tokenizer = MissingTokenizer(name, str(error).splitlines()[0] if str(error) else type(error).__name__)
     return split_clip(clip.eval(), tokenizer, name, pretrained, _is_public(name, pretrained), config)
@@ -146,8 +147,22 @@ def build_backbone(config: dict[str, Any], state_dict: dict[str, Tensor], name: 
         clip.load_state_dict(state_dict)
     except RuntimeError as error:
         raise InputError(f"the weights of {name} do not fit its config: {error}") from error
-    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-    return split_clip(clip.eval(), tokenizer, name, None, False, config)
+    return split_clip(clip.eval(), _tokenizer(name, config["text_cfg"], {}), name, None, False, config)
+
+
+def _tokenizer(source: str, text_config: dict[str, Any], options: dict[str, bool]) -> Any:
+    """Return the tokenizer of a text tower. All towers with CLIP's vocabulary share its tables."""
+    if text_config.keys() & {"hf_tokenizer_name", "tokenizer_kwargs"}:
+        return open_clip.get_tokenizer(source, **options)
+    tokenizer = copy(_clip_tokenizer())
+    tokenizer.context_length = text_config.get("context_length", tokenizer.context_length)
+    return tokenizer
+
+
+@cache
+def _clip_tokenizer() -> open_clip.SimpleTokenizer:
+    """Return CLIP's tokenizer, read once. Reading takes longer than loading a small model."""
+    return open_clip.SimpleTokenizer()
 
 
 def hub_repository(name: str, pretrained: str | None) -> str | None:

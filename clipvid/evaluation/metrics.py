@@ -7,7 +7,7 @@ and counts as wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -84,18 +84,48 @@ def bootstrap_intervals(scores: Tensor, labels: Tensor, resamples: int = 1000) -
     right = (guess == labels) & readable
     losses = -scores.double().gather(1, labels[:, None])[:, 0].clamp(min=1e-12).log()
 
-    def figures(drawn: np.ndarray) -> tuple[float, float, float]:
-        rows = torch.from_numpy(drawn)
-        counts, hits = labels[rows].bincount(), labels[rows].bincount(right[rows].double())
-        read = rows[readable[rows]]
-        counted, *means = _calibration(confidence[read], right[read])
-        gap = (counted * (means[0] - means[1]).abs()).sum() / counted.sum()
-        return float((hits / counts)[counts > 0].mean()), float(losses[read].mean()), float(gap)
-
-    rng = np.random.default_rng(0)
-    drawn = [figures(rng.integers(len(labels), size=len(labels))) for _ in range(resamples)]
+    columns = _Columns(
+        labels.numpy(), readable.numpy(), right.numpy(), losses.numpy(), confidence.numpy(), _bins(confidence).numpy()
+    )
+    rng, many = np.random.default_rng(0), max(1, 1_000_000 // max(len(labels), scores.shape[1]))
+    drawn = np.concatenate(
+        [
+            _resampled_figures(columns, rng.integers(len(labels), size=(min(many, resamples - start), len(labels))))
+            for start in range(0, resamples, many)
+        ]
+    )
     low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("mean_class", "nll", "ece"))}
+
+
+class _Columns(NamedTuple):
+    """Values of each video [V] that resampled figures depend on."""
+
+    labels: np.ndarray
+    readable: np.ndarray
+    right: np.ndarray
+    losses: np.ndarray
+    confidence: np.ndarray
+    bins: np.ndarray
+
+
+def _resampled_figures(columns: _Columns, drawn: np.ndarray) -> np.ndarray:
+    """Return mean_class, nll and ece [R, 3] of R resamples, given rows of videos [R, V]."""
+
+    def totals(groups: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return sums [R, G] of weights [V] by group [V]."""
+        size = int(groups.max()) + 1
+        places = groups[drawn] + size * np.arange(len(drawn))[:, None]
+        return np.bincount(places.ravel(), weights[drawn].ravel(), size * len(drawn)).reshape(len(drawn), size)
+
+    readable = columns.readable
+    counts, hits = totals(columns.labels, np.ones(len(readable))), totals(columns.labels, columns.right)
+    read = readable[drawn].sum(axis=1)
+    sure = totals(columns.bins, np.where(readable, columns.confidence, 0.0))
+    gaps = np.abs(sure - totals(columns.bins, columns.right & readable)).sum(axis=1)
+    losses = np.where(readable, columns.losses, 0.0)[drawn].sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may have unreadable videos only
+        return np.stack([np.nanmean(hits / counts, axis=1), losses / read, gaps / read], axis=1)
 
 
 def calibration_curve(scores: Tensor, labels: Tensor) -> dict[str, list[float]]:
@@ -111,11 +141,16 @@ def calibration_curve(scores: Tensor, labels: Tensor) -> dict[str, list[float]]:
 
 def _calibration(confidence: Tensor, right: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
     """Return count, mean confidence and accuracy of each nonempty bin, from float64 [V] and bool [V]."""
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    place = _bins(confidence, bins)
     counts = place.bincount()
     filled = counts > 0
     counted = counts[filled]
     return counted, place.bincount(confidence)[filled] / counted, place.bincount(right.double())[filled] / counted
+
+
+def _bins(confidence: Tensor, bins: int = 15) -> Tensor:
+    """Return the bin of each confidence, as int64 of the same shape."""
+    return (confidence * bins).ceil().long().clamp(1, bins) - 1
 
 
 def class_accuracy(scores: Tensor, labels: Tensor) -> list[float | None]:
