@@ -1,25 +1,52 @@
 """Models on several processes: FSDP2, full and local tensors, shared buffers.
 
 Launch files select FSDP2 (`distributed_type: FSDP`, `fsdp_version: 2`), and Accelerate applies it. This module covers
-two gaps: on CPUs Accelerate silently uses DDP, and `fully_shard` refuses scalars such as CLIP's `logit_scale`.
+two gaps: on CPUs Accelerate silently uses DDP, and `fully_shard` refuses scalars such as CLIP's `logit_scale`. It also
+runs tasks of the main process that others wait for.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar, cast
 
 import accelerate
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from clipvid import InputError, RunError
+
+T = TypeVar("T")
+
+
+def by_main_process(accelerator: Accelerator, task: Callable[[], T], seconds: float = 10.0) -> T:
+    """Run a task in the main process only, and return its result in all processes.
+
+    The others wait in collective operations of at most `seconds`, so that a long task exceeds no timeout of theirs. An
+    error is raised in all processes. All processes call this together.
+    """
+    if accelerator.num_processes == 1:
+        return task()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(task) if accelerator.is_main_process else None
+        outcome: tuple[T | None, BaseException | None] | None = None
+        while outcome is None:
+            if future is not None and wait([future], seconds).done:
+                error = future.exception()
+                outcome = (None, error) if error is not None else (future.result(), None)
+            outcome = broadcast_object_list([outcome])[0]
+    result, error = outcome
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 def follow_launch_file(accelerator: Accelerator) -> None:

@@ -1,7 +1,6 @@
 """Unreadable videos: replaced in training by a keyed rule, wrong in evaluation, and always logged."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,16 @@ from processes import finetune as finetune_process
 from test_loader import grey_video
 
 from clipvid.commands import finetune
+from clipvid.data import precheck
 from clipvid.data.broken import BadVideos, Failure, TooManyBadVideos
 from clipvid.data.lists.samples import Stored
 from clipvid.data.loader import EvalBatches, TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import ClassInfo, Manifest, Sample
-from clipvid.data.precheck import find_unreadable
+from clipvid.data.precheck import open_videos, places_to_open
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.data.transforms import eval_transforms, train_transform
+from clipvid.runs.progress import Remaining
 
 NUM_VIDEOS, BROKEN = 12, {2: b"not a video", 7: b"", 9: None}
 
@@ -203,21 +204,38 @@ def test_every_kind_of_broken_video_is_found_before_training(kind: str, tmp_path
         if kind == "folder without images":
             (path / "1.png").rename(path / "1.txt")
     samples = (Sample("good.mp4", 0), Sample("bad.mp4", 0, start=9.0 if kind == "part after the end" else None))
-    found = find_unreadable(Manifest(samples, (ClassInfo(0, "x"),), tmp_path), 1000, 2)
-    assert [failure.path for failure in found] == ["bad.mp4"]
-    assert found[0].reason
+    good, bad = open_videos(Manifest(samples, (ClassInfo(0, "x"),), tmp_path), [0, 1], 2)
+    assert good is None
+    assert bad.path == "bad.mp4"
+    assert bad.reason
 
 
-def test_large_sets_are_looked_at_in_places(tmp_path: Path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(Manifest, "video", lambda self, index: asked.append(index) or b"no video")
-    samples = tuple(Sample(f"{i}.mp4", 0) for i in range(100))
-    manifest = Manifest(samples, (ClassInfo(0, "x"),), tmp_path)
-    assert len(find_unreadable(manifest, 5, 1)) == 5
-    assert asked == [0, 20, 40, 60, 80]
-    assert find_unreadable(manifest, 0, 1) == []
-    remote = replace(samples[0], media=Stored("https://example.org/a.mp4"))
-    assert find_unreadable(Manifest((remote,), manifest.classes, tmp_path), 5, 1) == []
+def test_opened_videos_are_spread_over_large_sets():
+    assert places_to_open(100, 5) == [0, 20, 40, 60, 80]
+    assert places_to_open(100, 0) == []
+    assert places_to_open(3, 1000) == [0, 1, 2]
+    assert places_to_open(4, 1000, {1, 2}) == [0, 3]
+    assert places_to_open(100, 5, {0, 20, 40}) == [1, 52]
+    assert places_to_open(100, 5, set(range(50))) == []
+
+
+def test_remote_videos_are_not_opened(tmp_path: Path):
+    remote = Sample("a.mp4", 0, media=Stored("https://example.org/a.mp4"))
+    assert list(open_videos(Manifest((remote,), (ClassInfo(0, "x"),), tmp_path), [0], 1)) == [None]
+
+
+def test_folds_open_each_video_once(world: Path, tmp_path: Path, monkeypatch, capsys):
+    opened, show = [], []
+    failure = precheck._failure
+    monkeypatch.setattr(
+        precheck, "_failure", lambda videos, place: opened.append(videos.samples[place].path) or failure(videos, place)
+    )
+    monkeypatch.setattr(Remaining, "__call__", lambda self, done, total: show.append((self.unit, done, total)))
+    words = ["--data.protocol=leave_one_group_out", "--data.group_pattern=(train|val)/"]
+    finetune.main(arguments(world, tmp_path / "run", *words, "--data.max_bad_fraction=0.5"))
+    assert len(opened) == len(set(opened)) == 24
+    assert show[-1][0].startswith("videos opened in ")
+    assert capsys.readouterr().err.count("bad video in ") == 4  # two in each fold
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import clipvid
 from clipvid.commands import finetune as finetune_command
+from clipvid.data.leaks import check_splits
 from clipvid.data.manifest import ManifestError
 from clipvid.data.sampling import keyed_generator
 from clipvid.data.synthetic.world import WorldConfig, build_world
@@ -326,9 +327,13 @@ def test_training_on_several_lists(world: Path, tmp_path: Path) -> None:
     assert Path(found.video(20)).is_file()
     leaking = json.dumps([{"root": str(world), "videos": "val.csv", "classes": "classes.csv"}])
     with pytest.raises(ManifestError, match="8 videos are in both lists"):
-        command.load_videos(parse_config(command.PretrainConfig, [*args[:-1], f"--also={leaking}"], "test"))
+        check_splits(
+            *command.load_videos(parse_config(command.PretrainConfig, [*args[:-1], f"--also={leaking}"], "test"))
+        )
     with pytest.raises(ManifestError, match="8 videos are in both lists"):
-        command.load_videos(parse_config(command.PretrainConfig, [*args, "--data.train=val.csv"], "test"))
+        check_splits(
+            *command.load_videos(parse_config(command.PretrainConfig, [*args, "--data.train=val.csv"], "test"))
+        )
 
 
 @pytest.mark.slow

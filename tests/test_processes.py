@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from conftest import STEADY, fresh_backbone, posix_only, shake
 from processes import SHARDED, Worker, all_end_well, finetune, finetune_together, together
 from safetensors.torch import load_file
@@ -15,9 +17,10 @@ from test_survival import arguments, steps, wait_for, world  # noqa: F401
 from torch.utils.data import Dataset
 
 import clipvid
+from clipvid import InputError
 from clipvid.adapters import ADAPTERS
 from clipvid.data.loader import TrainBatches, build_loader
-from clipvid.distributed import is_sharded
+from clipvid.distributed import by_main_process, is_sharded
 from clipvid.model.config import ModelConfig
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import VideoCLIP
@@ -185,6 +188,30 @@ def test_sharded_run_writes_loadable_folder(arguments, tmp_path: Path) -> None: 
     assert record["sessions"][0]["hardware"]["distributed_type"] == "FSDP"
     model = clipvid.from_pretrained(tmp_path / "fsdp")
     assert model.encode_video(torch.zeros(1, 3, 3, 64, 64, dtype=torch.uint8)).isfinite().all()
+
+
+def long_tasks(folder: Path) -> None:
+    accelerator = Accelerator()
+
+    def task() -> str:
+        time.sleep(0.5)
+        return f"from process {accelerator.process_index}"
+
+    def fail() -> str:
+        raise InputError("the same video is in both lists")
+
+    found = [by_main_process(accelerator, task, seconds=0.1)]
+    try:
+        by_main_process(accelerator, fail, seconds=0.1)
+    except InputError as error:
+        found.append(str(error))
+    (folder / f"found_{accelerator.process_index}.json").write_text(json.dumps(found))
+
+
+def test_task_of_main_process_has_one_result_or_error(tmp_path: Path) -> None:
+    all_end_well(together(2, tmp_path, long_tasks, tmp_path))
+    expected = ["from process 0", "the same video is in both lists"]
+    assert [json.loads((tmp_path / f"found_{rank}.json").read_text()) for rank in (0, 1)] == [expected] * 2
 
 
 def test_fsdp_is_used_or_refused(arguments, tmp_path: Path) -> None:  # noqa: F811

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -91,8 +92,9 @@ def test_links_out_of_the_folder_are_refused(folder, tmp_path, name):
     refused(folder, "is a link out of the model folder")
 
 
-def test_links_of_the_hubs_cache_are_followed(folder, tmp_path):
-    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+@pytest.mark.parametrize("subfolder", ["", "run", "runs/best"])
+def test_links_of_the_hubs_cache_are_followed(folder, tmp_path, subfolder):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123" / subfolder
     blobs = tmp_path / "models--a--b" / "blobs"
     shutil.copytree(folder, snapshot)
     blobs.mkdir()
@@ -100,6 +102,8 @@ def test_links_of_the_hubs_cache_are_followed(folder, tmp_path):
         path.rename(blobs / str(number))
         path.symlink_to(blobs / str(number))
     assert from_pretrained(snapshot).labels == LABELS
+    assert AutoConfig.from_pretrained(snapshot).labels == LABELS
+    assert AutoVideoProcessor.from_pretrained(snapshot).size
 
 
 @pytest.mark.parametrize(
@@ -228,5 +232,6 @@ def test_entries_of_transformers_in_a_config_have_no_effect(folder, change):
 @pytest.mark.parametrize("change", [{"dtype": "x"}, {"num_frames": 0}, {"head": {"name": "linear", "dtype": "x"}}])
 def test_transformers_checks_the_model_of_a_config(folder, change):
     edit(folder / CONFIG, lambda record: record["model"].update(change))
-    with pytest.raises(InputError):
-        AutoConfig.from_pretrained(folder)
+    for kind in (AutoConfig, ClipVidConfig):
+        with pytest.raises(InputError, match=re.escape(str(folder / CONFIG))):
+            kind.from_pretrained(folder)

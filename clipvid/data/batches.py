@@ -15,6 +15,17 @@ from clipvid.data.sampling import keyed_generator
 Key: TypeAlias = tuple[int, int]
 
 
+def check_fills_batch(num_clips: int, per_device_batch: int, processes: int, accumulation: int) -> None:
+    """Raise InputError if an epoch has fewer clips than one optimizer step takes."""
+    size = per_device_batch * processes * accumulation
+    if num_clips < size:
+        raise InputError(
+            f"{num_clips} training videos do not fill one global batch of {size} "
+            f"(training.per_device_train_batch_size {per_device_batch} x processes {processes} x "
+            f"training.gradient_accumulation_steps {accumulation}); lower one of the options, or use fewer processes"
+        )
+
+
 class TrainBatches(Sampler[list[Key]]):
     """Micro-batches of one rank. Each iteration is one epoch, in an order keyed by (seed, epoch).
 
@@ -62,12 +73,7 @@ class TrainBatches(Sampler[list[Key]]):
             if value < 1:
                 raise InputError(f"{name} is {value}; expected at least 1")
         self.global_batch = per_device_batch * world_size * accumulation
-        if num_samples * repeats < self.global_batch:
-            raise InputError(
-                f"{num_samples * repeats} training videos do not fill one global batch of {self.global_batch} "
-                f"(per_device_train_batch_size {per_device_batch} x processes {world_size} x "
-                f"gradient_accumulation_steps {accumulation}); lower one of the options, or use fewer processes"
-            )
+        check_fills_batch(num_samples * repeats, per_device_batch, world_size, accumulation)
         self.num_samples, self.per_device_batch, self.seed = num_samples, per_device_batch, seed
         self.world_size, self.rank, self.accumulation, self.repeats = world_size, rank, accumulation, repeats
         self.set_position(epoch, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from clipvid.data.broken import Failure
@@ -10,21 +11,23 @@ from clipvid.data.manifest import Manifest
 from clipvid.data.reader import VideoError, open_video
 
 
-def find_unreadable(manifest: Manifest, most: int, threads: int) -> list[Failure]:
-    """Return the videos that cannot be opened.
+def places_to_open(total: int, most: int, opened: Collection[int] = ()) -> Sequence[int]:
+    """Return the videos to open, spread evenly over those that are not opened yet.
 
     Args:
-        manifest: the videos. Addresses on the network and items of Datasets are left out.
-        most: videos to open, spread evenly over the manifest if it has more.
-        threads: videos to open at a time.
+        total: Number of videos.
+        most: Videos to open, including opened ones.
+        opened: Places of opened videos.
     """
-    count = min(most, len(manifest))
-    if count == 0:
-        return []
-    chosen = [place * len(manifest) // count for place in range(count)]
+    left = [place for place in range(total) if place not in opened] if opened else range(total)
+    count = max(min(most, total) - len(opened), 0)
+    return [left[number * len(left) // count] for number in range(count)]
+
+
+def open_videos(manifest: Manifest, places: Sequence[int], threads: int) -> Iterator[Failure | None]:
+    """Open videos and yield the failure of each, or None, in order. Remote videos and items of Datasets are skipped."""
     with ThreadPoolExecutor(max(threads, 1)) as pool:
-        found = pool.map(lambda index: _failure(manifest, index), chosen)
-        return [failure for failure in found if failure is not None]
+        yield from pool.map(lambda place: _failure(manifest, place), places)
 
 
 def _failure(manifest: Manifest, index: int) -> Failure | None:

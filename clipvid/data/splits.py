@@ -16,12 +16,14 @@ from clipvid.data.broken import BadVideos
 from clipvid.data.config import DataConfig
 from clipvid.data.dataset import FrameOrder, VideoDataset
 from clipvid.data.feature_store import StoredFeatures
+from clipvid.data.leaks import check_splits
 from clipvid.data.lists.classes import mirror_map
 from clipvid.data.loader import build_loader
 from clipvid.data.manifest import ClassInfo, Manifest, load_manifest
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic.world import build_world
 from clipvid.data.transforms import eval_transform, eval_transforms, train_transform
+from clipvid.distributed import by_main_process
 from clipvid.registry import Choice
 
 BAD_VIDEOS = "bad_videos.jsonl"
@@ -62,6 +64,19 @@ def load_splits(config: DataConfig) -> tuple[Manifest, Manifest]:
     """Return the manifests of `train` and `val` as `load_split` does, and read each list once."""
     train, classes = load_split(config, "train"), _class_list(config)
     return train, _load(config, "val", train.classes if classes is None else classes)
+
+
+def check_leaks(config: DataConfig, first: Manifest, second: Manifest, accelerator: Accelerator) -> None:
+    """Refuse videos in both manifests as `data.check_leaks` says. The main process looks for them, others wait.
+
+    Raises:
+        ManifestError: Names some of the videos.
+    """
+
+    def check() -> None:
+        check_splits(first, second, config.check_leaks, follow_links=config.check_files)
+
+    by_main_process(accelerator, check)
 
 
 def _class_list(config: DataConfig) -> str | None:

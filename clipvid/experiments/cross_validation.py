@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from clipvid import RunError
+from clipvid.data.batches import check_fills_batch
 from clipvid.data.manifest import Manifest
 from clipvid.evaluation.loop import Predictions
 from clipvid.evaluation.summary import summarise
@@ -17,7 +18,7 @@ from clipvid.files import printable
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.finetune import finetune
 from clipvid.training.session import finished, write_results
-from clipvid.training.small_sets import check_fills_batch
+from clipvid.training.unreadable import OpenedVideos
 
 
 def finetune_protocol(
@@ -33,8 +34,10 @@ def finetune_protocol(
     if isinstance(protocol, Holdout):
         return finetune(config, train, val, accelerator, output)
     smallest = min(len(part.train or ()) for part in parts) * config.data.repeats
-    check_fills_batch(config.training, smallest, accelerator.num_processes)
-    folds = [_finetune_fold(config, part, accelerator, output / part.run) for part in parts]
+    size, steps = config.training.per_device_train_batch_size, config.training.gradient_accumulation_steps
+    check_fills_batch(smallest, size, accelerator.num_processes, steps)
+    opened = OpenedVideos()
+    folds = [_finetune_fold(config, part, accelerator, output / part.run, opened) for part in parts]
     columns = [torch.cat(column) for column in zip(*folds, strict=True)]
     order = columns[0].argsort()
     pooled = Predictions(*(column[order] for column in columns))
@@ -45,13 +48,15 @@ def finetune_protocol(
     return figures
 
 
-def _finetune_fold(config: FinetuneConfig, part: Part, accelerator: Accelerator, folder: Path) -> Predictions:
+def _finetune_fold(
+    config: FinetuneConfig, part: Part, accelerator: Accelerator, folder: Path, opened: OpenedVideos
+) -> Predictions:
     """Return the predictions for one fold, with indices into the manifest of all folds."""
     assert part.train is not None
     assert part.places is not None
     name = printable(part.run.replace("_", " ", 1))
     accelerator.print(f"{name}: {len(part.train)} videos to train on, {len(part.test)} held out")
-    finetune(config, part.train, part.test, accelerator, folder)
+    finetune(config, part.train, part.test, accelerator, folder, opened)
     accelerator.wait_for_everyone()
     done = finished(folder)
     if done is None:

@@ -13,10 +13,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 
 from clipvid import InputError, RunError
-from clipvid.data.leaks import check_splits
 from clipvid.data.manifest import Manifest
 from clipvid.data.map_dataset import MapDataset, dataset_manifest
-from clipvid.data.splits import load_split, load_splits
+from clipvid.data.splits import check_leaks, load_split, load_splits
 from clipvid.evaluation.summary import describe
 from clipvid.experiments.config import EvaluateConfig
 from clipvid.experiments.cross_validation import finetune_protocol
@@ -179,7 +178,7 @@ def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] 
         check_hub(config)
     with accelerator.main_process_first():
         train, val = manifests or load_splits(config.data)
-    check_splits(train, val, config.data.check_leaks, follow_links=config.data.check_files)
+    check_leaks(config.data, train, val, accelerator)
     figures = finetune_protocol(config, train, val, accelerator, output)
     accelerator.print(f"{describe(figures)} -> {output}/metrics.json")
     if accelerator.is_main_process:

@@ -13,9 +13,8 @@ from accelerate.utils import broadcast_object_list
 
 from clipvid.adapters import AdapterSpec, resolve_adapters
 from clipvid.data.dataset import FrameOrder
-from clipvid.data.leaks import check_splits
 from clipvid.data.manifest import Manifest
-from clipvid.data.splits import eval_loader, load_split, load_splits
+from clipvid.data.splits import check_leaks, eval_loader, load_split, load_splits
 from clipvid.evaluation.clips import ClipStrip, hardest
 from clipvid.evaluation.conditions import ALL_CONTROLS as ALL_CONTROLS
 from clipvid.evaluation.conditions import FORWARD, ZERO_SHOT, Condition
@@ -56,6 +55,7 @@ from clipvid.runs.output_folder import OtherRunError, check_output, prepare_outp
 from clipvid.runs.record import recorded
 from clipvid.training.features import open_features
 from clipvid.training.finetune import finetune
+from clipvid.training.unreadable import OpenedVideos
 
 
 def title_of(config: EvaluateConfig) -> str:
@@ -90,7 +90,7 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
     with accelerator.main_process_first():
         train, test = load_videos(config)
     if train is not None:
-        check_splits(train, test, config.data.check_leaks, follow_links=config.data.check_files)
+        check_leaks(config.data, train, test, accelerator)
     if accelerator.is_main_process:
         _check_output(output, config)
     parts = protocol.parts(train, test, config.recipe is not None)
@@ -175,6 +175,7 @@ class _Run:
         self.scores: dict[str, ViewScores] = broadcast_object_list([stored])[0]
         self.trained_on: dict[str, list[str]] = {}
         self.made: set[str] = set()
+        self._opened = OpenedVideos()
         self.title = title_of(config)
         self.model: VideoCLIP
         self._loaded: tuple[Part, tuple[VideoCLIP, list[str]]] | None = None
@@ -220,7 +221,7 @@ class _Run:
             folder, trained_on = self.output / part.run, part.train.class_names
             if part.run not in self.made:
                 recipe = finetune_config(config, part, folder, self.accelerator.num_processes)
-                finetune(recipe, part.train, part.test, self.accelerator, folder)
+                finetune(recipe, part.train, part.test, self.accelerator, folder, self._opened)
                 self.accelerator.wait_for_everyone()
                 self.accelerator.free_memory()
                 self.made.add(part.run)

@@ -45,8 +45,9 @@ def check_model_file(path: Path) -> None:
     if path.is_symlink():
         folder = path.parent if path.parent.name not in ("backbone", "lora") else path.parent.parent
         allowed = [folder.resolve()]
-        if folder.parent.name == "snapshots":
-            allowed.append(folder.parent.parent.resolve() / "blobs")
+        # A repository of the cache may have models in subfolders of a snapshot.
+        snapshots = [parent for parent in path.absolute().parents if parent.name == "snapshots"]
+        allowed += [parent.parent.resolve() / "blobs" for parent in snapshots[:1]]
         if not any(path.resolve().is_relative_to(root) for root in allowed):
             raise InputError(f"{path} is a link out of the model folder; replace the link by the file")
 

@@ -1,13 +1,12 @@
-"""Config and model classes of transformers for clipvid's model folders.
+"""Model class of transformers for clipvid's model folders.
 
-Importing this module registers them, the video processor and the pipeline with transformers.
+Importing this module registers it, the config, the video processor and the pipeline with transformers.
 `clipvid.inference.registration` imports it.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,13 +18,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.hub import convert_file_size_to_int
 
 from clipvid import InputError
 from clipvid.inference import pipeline
+from clipvid.inference.auto_config import ClipVidConfig
 from clipvid.inference.processor import ClipVidVideoProcessor
 
 if TYPE_CHECKING:  # transformers may import this module before clipvid's modules that import transformers
@@ -33,59 +32,9 @@ if TYPE_CHECKING:  # transformers may import this module before clipvid's module
 
 _PASSED_BY_TRANSFORMERS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code", "use_safetensors")
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_ENTRIES = ("model_type", "format_version", "backbone", "model", "num_classes", "labels", "templates", "files")
 _PUSHING = {"private", "revision", "max_shard_size"}
 # Options of transformers' save_pretrained with values that have no effect here.
 _SAVING = {"save_peft_format": True, "save_original_format": True, "token": None}
-
-
-class ClipVidConfig(PreTrainedConfig):
-    """`config.json` of a model folder, with `id2label` and `num_frames` for transformers."""
-
-    model_type = "clipvid"
-
-    format_version: int | None = None
-    backbone: dict[str, Any] | None = None
-    model: dict[str, Any] | None = None
-    num_classes: int | None = None
-    labels: list[str] | None = None
-    templates: list[str] | None = None
-    files: dict[str, str] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        count = kwargs.pop("num_labels", None)  # transformers would create a name for each label
-        if count is not None and count != len(self.labels or ()):
-            raise InputError(f"num_labels={count} does not fit the {len(self.labels or ())} labels of the model")
-        if self.labels:
-            self.id2label = dict(enumerate(self.labels))
-            self.label2id = {name: index for index, name in enumerate(self.labels)}
-        super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build a config from the content of `config.json`, checked; entries that clipvid does not write are left out.
-
-        Raises:
-            InputError: entries that make no model; see `clipvid.from_pretrained`.
-        """
-        from clipvid.hub.folder import check_record
-        from clipvid.model.config import ModelConfig
-        from clipvid.registry import build_config
-
-        record = check_record(config_dict, Path("config.json"))
-        build_config(ModelConfig, record["model"], "config.json")
-        return super().from_dict({key: record[key] for key in (*_ENTRIES, "num_labels") if key in record}, **kwargs)
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
-        from clipvid.hub.strict import read_json
-
-        return read_json(Path(json_file))
-
-    @property
-    def num_frames(self) -> int | None:
-        """Number of frames T per clip."""
-        return self.model["num_frames"] if self.model else None
 
 
 class ClipVidForVideoClassification(PreTrainedModel):

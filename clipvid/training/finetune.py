@@ -26,7 +26,7 @@ from clipvid.training.session import (
     with_backbone,
     write_run,
 )
-from clipvid.training.unreadable import check_readable, count_unreadable
+from clipvid.training.unreadable import OpenedVideos, count_unreadable
 
 
 def check_hub(config: FinetuneConfig) -> None:
@@ -55,11 +55,16 @@ def push_run(config: FinetuneConfig, output: Path) -> str:
 
 
 def finetune(
-    config: FinetuneConfig, train: Manifest, val: Manifest, accelerator: Accelerator, output: Path
+    config: FinetuneConfig,
+    train: Manifest,
+    val: Manifest,
+    accelerator: Accelerator,
+    output: Path,
+    opened: OpenedVideos | None = None,
 ) -> dict[str, Any]:
     """Train on one manifest, evaluate on the other, write the model folder, and return the figures.
 
-    A finished run in `output` is not changed. An interrupted one is resumed.
+    A finished run in `output` is not changed. An interrupted one is resumed. Runs on the same videos share `opened`.
 
     Raises:
         FileExistsError: `output` contains a run on other inputs, or `config.output_dir` one with another config.
@@ -77,7 +82,10 @@ def finetune(
         features = trainer.features
         stored = None if features is None else features.stored
         loader = eval_loader(config.data, model, val, accelerator, batch_size, output_dir=output, features=stored)
-        records = [check_readable(config.data, *pair, accelerator) for pair in ((train, trainer.loader), (val, loader))]
+        opened = OpenedVideos() if opened is None else opened
+        records = [
+            opened.check(config.data, *videos, accelerator) for videos in ((train, trainer.loader), (val, loader))
+        ]
         best_wanted = config.training.load_best_model_at_end
 
         def on_epoch_end(epoch: int) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from accelerate import Accelerator
 
 from clipvid import InputError
 from clipvid.backbone.state_dicts import load_strictly
-from clipvid.data.leaks import check_splits
 from clipvid.data.lists.samples import Stored
 from clipvid.data.manifest import ClassInfo, Manifest, load_manifest
-from clipvid.data.splits import eval_loader, load_splits
+from clipvid.data.splits import check_leaks, eval_loader, load_splits
 from clipvid.evaluation.summary import describe, evaluate
 from clipvid.evaluation.weight_space import zero_shot_model
 from clipvid.runs.output_folder import check_output
@@ -30,7 +29,7 @@ from clipvid.training.session import (
     with_backbone,
     write_run,
 )
-from clipvid.training.unreadable import check_readable, count_unreadable
+from clipvid.training.unreadable import OpenedVideos, count_unreadable
 
 UNLABELLED = (ClassInfo(0, "unlabelled"),)
 
@@ -43,6 +42,7 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
 
     Raises:
         InputError: FSDP is on, or the metric for the best model is not measured.
+        ManifestError: A video to learn from is also in `data.val`.
         FileExistsError: `output_dir` contains a run with another config or other inputs.
     """
     if accelerator.is_fsdp2:
@@ -51,23 +51,27 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
     check_output(output, config)
     with accelerator.main_process_first():
         train, val = load_videos(config)
+    check_leaks(config.data, train, val, accelerator)
     check_metric(config, val)
     hashes = input_hashes(config, train, val)
     done = load_finished_run(config, output, hashes, accelerator)
     if done is not None:
         return done
     with preemption(config) as stop:
-        terms = resolve_pretext_tasks(config.objectives)
+        tasks = resolve_pretext_tasks(config.objectives)
         model = fresh_model(config, val, accelerator)
         hashes = with_backbone(hashes, model, output)
-        student = SelfSupervisedModel(model, terms).to(accelerator.device)
+        student = SelfSupervisedModel(model, tasks).to(accelerator.device)
         trainer = build_trainer(
-            config, student, SelfSupervisedObjective(config.seed, tuple(terms)), train, accelerator, output
+            config, student, SelfSupervisedObjective(config.seed, tuple(tasks)), train, accelerator, output
         )
         loader = eval_loader(
             config.data, model, val, accelerator, config.training.per_device_eval_batch_size, output_dir=output
         )
-        records = [check_readable(config.data, *pair, accelerator) for pair in ((train, trainer.loader), (val, loader))]
+        opened = OpenedVideos()
+        records = [
+            opened.check(config.data, *videos, accelerator) for videos in ((train, trainer.loader), (val, loader))
+        ]
 
         def on_epoch_end(epoch: int) -> dict[str, Any]:
             warning = collapse(trainer.state.history)
@@ -86,7 +90,7 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
             weights = trainer.result()
             if config.training.frozen_bf16:
                 model = fresh_model(config, val, accelerator)
-                student = SelfSupervisedModel(model, terms).to(accelerator.device)
+                student = SelfSupervisedModel(model, tasks).to(accelerator.device)
             load_strictly(student.trained_state(), weights)
             predictions, figures = evaluate(accelerator, model, loader, val.classes)
             figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
@@ -110,17 +114,11 @@ def check_metric(config: PretrainConfig, val: Manifest) -> None:
 
 
 def load_videos(config: PretrainConfig) -> tuple[Manifest, Manifest]:
-    """Return all videos to learn from, as of one class, and those of `data.val`.
-
-    Raises:
-        ManifestError: A video is also in `data.val`.
-    """
+    """Return all videos to learn from, as of one class, and those of `data.val`."""
     train, val = load_splits(config.data)
-    check_splits(train, val, config.data.check_leaks, follow_links=config.data.check_files)
     samples = [replace(sample, label=0) for sample in train.samples]
     for more in config.also:
         manifest = load_manifest(more.root, more.videos, more.classes, check_files=config.data.check_files)
-        check_splits(manifest, val, config.data.check_leaks, follow_links=config.data.check_files)
         for sample in manifest.samples:
             media = sample.media or Stored(str(manifest.file(sample)))
             samples.append(replace(sample, path=f"{Path(more.root).name}/{sample.path}", label=0, media=media))
