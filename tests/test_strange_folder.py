@@ -103,7 +103,7 @@ def test_links_of_the_hubs_cache_are_followed(folder, tmp_path, subfolder):
         path.symlink_to(blobs / str(number))
     assert from_pretrained(snapshot).labels == LABELS
     assert AutoConfig.from_pretrained(snapshot).labels == LABELS
-    assert AutoVideoProcessor.from_pretrained(snapshot).size
+    assert AutoVideoProcessor.from_pretrained(snapshot).image_size == 64
 
 
 @pytest.mark.parametrize(

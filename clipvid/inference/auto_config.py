@@ -48,7 +48,11 @@ class ClipVidConfig(PreTrainedConfig):
 
         path = Path(str(kwargs.get("name_or_path", "")), "config.json")
         record = check_record(config_dict, path)
-        build_config(ModelConfig, record["model"], str(path))
+        try:
+            build_config(ModelConfig, record["model"], str(path))
+        except InputError as error:
+            message = str(error)
+            raise InputError(message if str(path) in message else f"{path}: {message}") from error
         return super().from_dict({key: record[key] for key in (*_ENTRIES, "num_labels") if key in record}, **kwargs)
 
     @classmethod
