@@ -66,11 +66,18 @@ class Registry(dict[str, Any]):
         kind: Kind of the entries, as in messages ("adapter", "head").
         entries: Built-in entries.
         group: Entry-point group through which other packages add entries, such as `clipvid.adapters`.
+        presets: Names that `resolve_many` replaces by a list of choices. A preset has no options.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, type], group: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, type],
+        group: str | None = None,
+        presets: Mapping[str, list[Choice]] | None = None,
+    ) -> None:
         super().__init__(entries)
-        self.kind, self.group = kind, group
+        self.kind, self.group, self.presets = kind, group, dict(presets or {})
 
     def config_class(self, name: str) -> type:
         """Return the dataclass of an entry's options."""
@@ -101,7 +108,7 @@ class Registry(dict[str, Any]):
                 f"{self.kind}: expected a name or a mapping with `name`, got {_shown(choice)}; names: {', '.join(self)}"
             )
         if self.find(name) is None:
-            known = [*self, *(point.name for point in self._entry_points())]
+            known = [*self, *self.presets, *(point.name for point in self._entry_points())]
             message = f"unknown {self.kind} {_shown(name)}{suggest(name[:200], known)}; known: {', '.join(known)}"
             if self.group is not None:
                 message += "; if another package defines it, install that package or add --plugin MODULE"
@@ -109,18 +116,31 @@ class Registry(dict[str, Any]):
         return Chosen(name, build_config(self.config_class(name), options, f"{self.kind} {name!r}"))
 
     def resolve_many(self, choices: list[Any]) -> dict[str, Any]:
-        """Return configs by name, in order.
+        """Return configs by name, in order. A preset is replaced by its choices.
 
         Raises:
-            InputError: See `resolve`; or `spec` is not a list, or a name is listed twice.
+            InputError: See `resolve`; or `choices` is not a list, a name is listed twice, or a preset has options.
         """
         if not isinstance(choices, list | tuple):
             raise InputError(f"{self.kind}: expected a list of names and mappings with `name`, got {_shown(choices)}")
-        resolved = [self.resolve(choice) for choice in choices]
+        resolved = [self.resolve(part) for choice in choices for part in self._expand(choice)]
         names = [name for name, _ in resolved]
         if len(set(names)) < len(names):
             raise InputError(f"{self.kind}: each name may be listed once, got {names}")
         return dict(resolved)
+
+    def _expand(self, choice: Any) -> list[Any]:
+        """Return the choices of a preset, or `choice` alone."""
+        options = dict(choice) if isinstance(choice, Mapping) else {}
+        name = options.pop("name", choice)
+        if not isinstance(name, str) or name not in self.presets:
+            return [choice]
+        if options:
+            raise InputError(
+                f"{self.kind} {name!r} is a preset without options, got {', '.join(map(_shown, options))}; to change "
+                f"it, write its list: {json.dumps(self.presets[name])}"
+            )
+        return list(self.presets[name])
 
     def load_plugins(self, name: str | None = None) -> None:
         """Add the entries of other packages: the entry `name` of this registry's entry-point group, or all.

@@ -26,6 +26,9 @@ every_adapter = pytest.mark.parametrize("name", NAMES)
         ("all", 3, (0, 1, 2)),
         ("upper", 4, (2, 3)),
         ("upper", 5, (2, 3, 4)),
+        ("even", 5, (0, 2, 4)),
+        ("odd", 5, (1, 3)),
+        ("even", 1, (0,)),
         ("every_1", 3, (0, 1, 2)),
         ("every_2", 4, (1, 3)),
         ("every_3", 12, (2, 5, 8, 11)),
@@ -42,7 +45,7 @@ def test_layers_are_selected(spec, depth, expected):
 
 @pytest.mark.parametrize("spec", ["lower", "every_0", "every_x", "every_", "every_-1", "", "every_²"])
 def test_unknown_word_for_layers_is_refused(spec):
-    with pytest.raises(ValueError, match=r"expected all, upper, every_<k> or a list of block indices"):
+    with pytest.raises(ValueError, match=r"expected all, upper, even, odd, every_<k> or a list of block indices"):
         select_layers(spec, 4)
 
 
@@ -50,6 +53,11 @@ def test_unknown_word_for_layers_is_refused(spec):
 def test_layers_of_another_type_are_refused(spec):
     with pytest.raises((TypeError, ValueError), match=r"layers=.*expected all, upper"):
         select_layers(spec, 4)
+
+
+def test_word_that_selects_no_block_is_refused():
+    with pytest.raises(ValueError, match="layers='odd' selects no block of a tower of 1; choose all"):
+        select_layers("odd", 1)
 
 
 @pytest.mark.parametrize("spec", [[4], [0, -5]])

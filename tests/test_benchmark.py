@@ -54,7 +54,7 @@ def rows(report) -> dict[str, dict[str, Any]]:
 
 def test_every_adapter_has_a_row_in_metrics_and_table(report, rows):
     metrics, table = report
-    expected = ["none", "encode_image", *(name for name in ADAPTERS if name != "none")]
+    expected = ["none", "encode_image", *(name for name in ADAPTERS if name != "none"), *ADAPTERS.presets]
     assert list(rows) == expected
     lines = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
     assert lines[2:] == expected

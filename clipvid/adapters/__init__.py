@@ -15,6 +15,7 @@ from clipvid.adapters.shift import Shift
 from clipvid.adapters.sifa import SIFA
 from clipvid.adapters.st_adapter import STAdapter
 from clipvid.adapters.temporal_attention import TemporalAttention
+from clipvid.adapters.temporal_conv import TemporalConv
 from clipvid.adapters.xclip import XCLIP
 from clipvid.registry import Choice, Registry
 
@@ -30,15 +31,22 @@ ADAPTERS = Registry(
         "sifa": SIFA,
         "st_adapter": STAdapter,
         "xclip": XCLIP,
+        "temporal_conv": TemporalConv,
     },
     group="clipvid.adapters",
+    presets={
+        "sifa_transformer": [
+            {"name": "sifa", "layers": "even", "deformable": False},
+            {"name": "temporal_conv", "layers": "odd"},
+        ],
+    },
 )
 
 AdapterSpec = Choice | list[Choice]
 
 
 def resolve_adapters(spec: AdapterSpec) -> dict[str, AdapterConfig]:
-    """Return configs by name, in the order of the list, without `none`.
+    """Return configs by name, in the order of the list, without `none`. A preset stands for its adapters.
 
     Raises:
         InputError: An adapter or option is unknown, or an adapter is listed twice.

@@ -18,6 +18,7 @@ from clipvid.registry import suggest
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv1d, nn.Conv2d)
 LayerSpec = str | list[int] | tuple[int, ...]
+LAYER_WORDS = ("all", "upper", "even", "odd")
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class AdapterConfig:
     """Fields common to the configs of all adapters.
 
     Attributes:
-        layers: Blocks that get the adapter: `all`, `upper` (the upper half), `every_<k>` (every k-th block, including
-            the last) or a list of indices from 0. Negative indices count from the end.
+        layers: Blocks that get the adapter: `all`, `upper` (the upper half), `even` or `odd` (by index from 0),
+            `every_<k>` (every k-th block, including the last) or a list of indices from 0. Negative indices count from
+            the end.
     """
 
     layers: LayerSpec = "all"
@@ -119,26 +121,27 @@ def check_layers(spec: LayerSpec) -> None:
         InputError: The value is neither a known word nor a list of indices.
     """
     if isinstance(spec, str):
-        valid, near = spec in ("all", "upper") or _step(spec) > 0, suggest(spec, ("all", "upper", "every_2"))
+        valid, near = spec in LAYER_WORDS or _step(spec) > 0, suggest(spec, (*LAYER_WORDS, "every_2"))
     else:
         whole = isinstance(spec, Sequence) and all(type(index) is int for index in spec)
         valid, near = whole and len(spec) > 0, ""
     if not valid:
-        raise InputError(f"layers={spec!r}: expected all, upper, every_<k> or a list of block indices{near}")
+        words = ", ".join(LAYER_WORDS)
+        raise InputError(f"layers={spec!r}: expected {words}, every_<k> or a list of block indices{near}")
 
 
 def select_layers(spec: LayerSpec, num_layers: int) -> tuple[int, ...]:
     """Return the indices of the blocks that `spec` selects, in ascending order; see `AdapterConfig`.
 
     Raises:
-        InputError: The word is unknown, or an index is out of range.
+        InputError: The word is unknown or selects no block, or an index is out of range.
     """
     check_layers(spec)
     if isinstance(spec, str):
-        if spec == "upper":
-            return tuple(range(num_layers // 2, num_layers))
-        step = 1 if spec == "all" else _step(spec)
-        return tuple(range((num_layers - 1) % step, num_layers, step))
+        chosen = _named_layers(spec, num_layers)
+        if not chosen:
+            raise InputError(f"layers={spec!r} selects no block of a tower of {num_layers}; choose all or [0]")
+        return tuple(chosen)
     indices = list(spec)
     outside = [index for index in indices if not -num_layers <= index < num_layers]
     if outside:
@@ -146,6 +149,16 @@ def select_layers(spec: LayerSpec, num_layers: int) -> tuple[int, ...]:
             f"layers={indices}: {outside} is out of range for a tower of {num_layers} blocks (0..{num_layers - 1})"
         )
     return tuple(sorted({index % num_layers for index in indices}))
+
+
+def _named_layers(word: str, num_layers: int) -> range:
+    """Return the indices that a word selects."""
+    if word == "upper":
+        return range(num_layers // 2, num_layers)
+    if word in ("even", "odd"):
+        return range(word == "odd", num_layers, 2)
+    step = 1 if word == "all" else _step(word)
+    return range((num_layers - 1) % step, num_layers, step)
 
 
 def _step(spec: str) -> int:

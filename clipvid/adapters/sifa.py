@@ -6,7 +6,8 @@ predicted from the motion between the two frames. Features serve as queries, key
 Known from the authors' code: the operator (`motion_feature`, offsets, `correlate`, `aggregate`, the shift by one
 frame), its place after the attention residual, and the LayerNorm that starts at zero. Known from the paper: offsets
 from the motion feature (75.4) outperform those from the plain difference (75.0) and none (74.6). The paper's motion
-feature has no `+ x`; the implementation follows the code. The authors' Swin uses no offsets, `deformable: false`.
+feature has no `+ x`; the implementation follows the code. The authors' Swin uses no offsets, `deformable: false`, and
+has SIFA in even blocks only; odd blocks hold a `TemporalConv`. The preset `sifa_transformer` is this arrangement.
 
 Our choice: offsets on, from a convolution that starts at zero; no update of prefix tokens; softmax and projections as
 options. Samples are never materialized: bilinear sampling is linear, so two products with [N, N] matrices suffice.

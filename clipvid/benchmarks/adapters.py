@@ -64,6 +64,7 @@ BARS: dict[str, dict[str, Any]] = {
     "ata": {"above": "attention", "forward": 0.15, "training": 0.15},
     "shift": {"forward": 1.05},
     "xclip": {"forward": 1.1},
+    "sifa_transformer": {"forward": 1.25},
 }
 
 
@@ -76,7 +77,8 @@ class AdapterBenchmark:
         backbone: See `clipvid.backbone.load_backbone`.
         pretrained: See `clipvid.backbone.load_backbone`. Random weights cost the same as trained ones, except for the
             matching of `ata`, which is faster for similar frames.
-        adapters: Names of `clipvid.ADAPTERS` or `{name: ..., options}`, one per row. `none` is always measured.
+        adapters: Names of `clipvid.ADAPTERS` or its presets, or `{name: ..., options}`, one per row. `none` is always
+            measured.
         num_frames: Number of frames per clip.
         batch_size: Number of random clips.
         repeats: Repeats of each measurement. The median is reported.
@@ -87,7 +89,7 @@ class AdapterBenchmark:
     output_dir: str = "outputs/benchmark/adapters"
     backbone: str = "ViT-B-32"
     pretrained: str | None = RANDOM
-    adapters: list[Choice] = field(default_factory=lambda: list(ADAPTERS))
+    adapters: list[Choice] = field(default_factory=lambda: [*ADAPTERS, *ADAPTERS.presets])
     num_frames: int = 8
     batch_size: int = 4
     repeats: int = 5

@@ -77,6 +77,16 @@ FIGURES = {
             ("Zero-initialized LayerNorm", "the update of patches; prefix tokens get 0"),
         ),
     ),
+    "temporal_conv": Figure(
+        "Temporal convolution",
+        "after_attention",
+        (
+            ("Three products", "W_-1 x, W_0 x and W_1 x at every location"),
+            ("Move by one frame", "W_-1 x to the next frame, W_1 x to the one before"),
+            ("Sum", "zeros before the first and after the last frame"),
+            ("The matrices start at zero", "the update [B, T, P+N, D]"),
+        ),
+    ),
     "attention": Figure(
         "Divided attention",
         "before_attention",
