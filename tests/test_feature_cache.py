@@ -40,7 +40,7 @@ HEAD = ["--model.adapter=none", "--model.head=linear", "--model.tune=[head]"]
 MODELS = {
     "head": HEAD,
     "head text": ["--model.adapter=none", "--model.head={name: text, prompt_layers: 1}", "--model.tune=[head]"],
-    "st_adapter": ["--model.adapter={name: st_adapter, layers: [-1]}"],
+    "st_adapter": ["--model.adapter={name: st_adapter, layers: [-1], place: before_attention}"],
     "ila": ["--model.adapter={name: ila, hidden: 64, norm: group, layers: [-1]}"],
     "shift below": ["--model.adapter={name: shift, layers: [0]}", "--model.tune=[{name: partial, blocks: 1}]"],
 }
@@ -141,7 +141,7 @@ def test_views_of_a_subset_are_those_of_the_whole(world: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_share_one_cache(world: Path, tmp_path: Path) -> None:
     def launch(name: str, *more: str) -> dict:
-        words = ["--training.cache_views=2", "--model.adapter={name: st_adapter, layers: [-1]}", "--training.epochs=2"]
+        words = [*MODELS["st_adapter"], "--training.cache_views=2", "--training.epochs=2"]
         words += [f"--data.root={world}", f"--output_dir={tmp_path / name}", "--model.backbone=tiny", *more]
         words += ["--model.num_frames=3", "--training.per_device_train_batch_size=2", "--training.report_to=none"]
         folder = tmp_path / f"{name}_logs"

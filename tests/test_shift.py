@@ -23,7 +23,7 @@ def tokens_for(frames=4, grid=(2, 3), prefix=1, seed=0):
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def slow_shift(tokens, num_prefix, share, which):
+def slow_shift(tokens, num_prefix, share, which, order):
     """Return the shifted stream, one frame, token and channel at a time."""
     frames, length = tokens.shape[1:3]
     shifted = tokens.clone()
@@ -32,7 +32,8 @@ def slow_shift(tokens, num_prefix, share, which):
             continue
         for t in range(frames):
             for d in range(2 * share):
-                source = t - 1 if d < share else t + 1
+                from_next = (d < share) == (order == "next_first")
+                source = t + 1 if from_next else t - 1
                 shifted[:, t, n, d] = tokens[:, source, n, d] if 0 <= source < frames else 0.0
     return shifted
 
@@ -42,10 +43,11 @@ def slow_shift(tokens, num_prefix, share, which):
 @pytest.mark.parametrize(
     ("which", "prefix"), [("patches", 0), ("patches", 1), ("prefix", 1), ("prefix", 3), ("both", 0), ("both", 3)]
 )
-def test_update_and_gradient_equal_reference(frames, which, prefix, fraction, share):
+@pytest.mark.parametrize("order", ["next_first", "previous_first"])
+def test_update_and_gradient_equal_reference(order, frames, which, prefix, fraction, share):
     tokens = tokens_for(frames, prefix=prefix).requires_grad_()
-    update = make_shift(fraction=fraction, tokens=which)(tokens, (2, 3)).update
-    expected = slow_shift(tokens, prefix, share, which)
+    update = make_shift(fraction=fraction, tokens=which, order=order)(tokens, (2, 3)).update
+    expected = slow_shift(tokens, prefix, share, which, order)
     torch.testing.assert_close(tokens + update, expected, rtol=1e-12, atol=1e-12)
     weights = tokens_for(frames, prefix=prefix, seed=1)
     gradients = [torch.autograd.grad((result * weights).sum(), tokens)[0] for result in (tokens + update, expected)]
@@ -56,7 +58,7 @@ def test_default_shift_takes_an_eighth_per_side():
     """Frames are numbered 1, 2, 3: checks the content of each channel of each patch after the shift."""
     tokens = torch.arange(1.0, 4.0).view(1, 3, 1, 1).expand(1, 3, 7, WIDTH)
     shifted = tokens + make_shift()(tokens, (2, 3)).update
-    assert shifted[0, :, 1, :5].tolist() == [[0, 0, 2, 2, 1], [1, 1, 3, 3, 2], [2, 2, 0, 0, 3]]
+    assert shifted[0, :, 1, :5].tolist() == [[2, 2, 0, 0, 1], [3, 3, 1, 1, 2], [0, 0, 2, 2, 3]]
     assert torch.equal(shifted[:, :, :1], tokens[:, :, :1])
     assert torch.equal(shifted[..., 4:], tokens[..., 4:])
     assert (shifted[:, :, 1:] == shifted[:, :, 1:2]).all()
@@ -75,8 +77,8 @@ def test_shift_twice_reaches_two_frames():
     shift = make_shift()
     for _ in range(2):
         tokens = tokens + shift(tokens, (2, 3)).update
-    assert tokens[0, :, 0, 0].tolist() == [0, 0, 0, 0, 1]
-    assert tokens[0, :, 0, 2].tolist() == [1, 0, 0, 0, 0]
+    assert tokens[0, :, 0, 0].tolist() == [1, 0, 0, 0, 0]
+    assert tokens[0, :, 0, 2].tolist() == [0, 0, 0, 0, 1]
     assert tokens[0, :, 0, 4].tolist() == [0, 0, 1, 0, 0]
 
 
@@ -103,6 +105,7 @@ def test_order_of_the_frames_matters_to_the_model(make_model):
     ("options", "message"),
     [
         ({"tokens": "class"}, "shift: tokens='class' is not one of patches, prefix, both"),
+        ({"order": "next"}, "shift: order='next' is not one of next_first, previous_first"),
         ({"fraction": 0}, "shift: fraction=0 must be in (0, 0.5]"),
         ({"fraction": 8}, "shift: fraction=8 must be in (0, 0.5]"),
     ],

@@ -5,12 +5,15 @@ import re
 
 import pytest
 import torch
-from conftest import shake
+from conftest import REPOSITORY, random_frames, shake, shake_adapters
 from torch.nn import functional as F
 
 from clipvid.adapters import resolve_adapters
 from clipvid.adapters.base import BlockInfo
 from clipvid.adapters.st_adapter import STAdapter, STAdapterConfig
+from clipvid.hub.loading import from_pretrained
+from clipvid.runs.config_files import parse_config
+from clipvid.training.config import FinetuneConfig
 
 WIDTH = 12
 
@@ -95,6 +98,64 @@ def test_default_bottleneck_width(width, channels):
     assert adapter.up.weight.shape == (width, channels)
 
 
+def test_fresh_adapter_starts_as_the_authors_do():
+    """The convolution and all biases are zero, the linears are not, and the first step moves the convolution."""
+    torch.manual_seed(0)
+    adapter = STAdapter(STAdapterConfig(), BlockInfo(WIDTH, 2, 3))
+    zero = {name for name, value in adapter.named_parameters() if not value.any()}
+    assert zero == {"down.bias", "conv.weight", "conv.bias", "up.bias"}
+    adapter(tokens_for().float(), (2, 3)).update.square().sum().backward()
+    assert not adapter.conv.weight.grad.any()  # the update is zero, so its square has no slope
+    adapter(tokens_for().float(), (2, 3)).update.sum().backward()
+    assert adapter.conv.weight.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("place", "places"),
+    [
+        ("before_mlp", {"st_adapter": "after_attention"}),
+        ("before_attention", {"st_adapter": "before_attention"}),
+        ("both", {"st_adapter": "before_attention", "st_adapter_before_mlp": "after_attention"}),
+    ],
+)
+@torch.no_grad()
+def test_place_in_the_block(make_model, tmp_path, place, places):
+    model = shake_adapters(make_model({"name": "st_adapter", "place": place}, ["a", "b"]))
+    for layer in model.encoder.layers:
+        assert {name: adapter.place for name, adapter in layer.adapters.items()} == places
+    frames = random_frames()
+    output = model(frames, trace=True)
+    assert set(output.traces) == {f"{name}.{layer}" for name in places for layer in (0, 1)}
+    model.save_pretrained(tmp_path)
+    assert torch.equal(from_pretrained(tmp_path)(frames).logits, output.logits)
+
+
+@torch.no_grad()
+def test_block_with_both_places_equals_its_steps(make_model):
+    model = shake_adapters(make_model({"name": "st_adapter", "place": "both"}))
+    layer = model.encoder.layers[0]
+    tokens = torch.randn(2, 3, 17, 64)
+    x = tokens + layer.adapters["st_adapter"](tokens, (4, 4)).update
+    x = x + layer.block.attention(x.flatten(0, 1)).view_as(x)
+    x = x + layer.adapters["st_adapter_before_mlp"](x, (4, 4)).update
+    x = x + layer.block.feed_forward(x.flatten(0, 1)).view_as(x)
+    torch.testing.assert_close(layer(tokens, (4, 4))[0], x)
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "places"), [("st_adapter_k400_b16_8f", 3, 1), ("st_adapter_ssv2_b16_8f", 4, 2)]
+)
+def test_recipe_has_the_settings_of_the_authors(make_model, name, processes, places):
+    config = parse_config(FinetuneConfig, ["--config", str(REPOSITORY / f"configs/recipes/{name}.yaml")], "test")
+    model = make_model(config.model.adapter, ["a", "b"], head=config.model.head)
+    assert [len(layer.adapters) for layer in model.encoder.layers] == [places] * 2
+    assert all(len(adapter.conv.weight) == 384 for adapter in model.encoder.adapters())
+    share = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
+    assert config.optim.lr == pytest.approx(1e-3 * processes * share / 256)
+    assert config.optim.warmup_ratio * config.training.epochs == pytest.approx(2)
+    assert config.training.max_grad_norm == float("inf")
+
+
 def test_bottleneck_width_option():
     assert STAdapter(STAdapterConfig(channels=7), BlockInfo(WIDTH, 1, 3)).conv.weight.shape[0] == 7
 
@@ -126,6 +187,7 @@ def test_kernel_of_a_list_is_the_same_config():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"place": "mlp"}, "st_adapter: place='mlp' is not one of before_mlp, before_attention, both"),
         ({"channels": 0}, "st_adapter: channels=0 must be at least 1, or unset"),
         ({"kernel_size": 3}, "st_adapter: kernel_size=3 must be three odd sizes, [frames, rows, columns]"),
         ({"kernel_size": [3, 3]}, "kernel_size=[3, 3] must be three odd sizes"),

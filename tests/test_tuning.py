@@ -303,7 +303,9 @@ def test_frozen_lower_blocks_keep_no_graph(make_model):
             layer.register_forward_hook(lambda *_, index=index: seen.update({index: torch.is_grad_enabled()}))
         return model.train()
 
-    upper = watch(make_model({"name": "st_adapter", "layers": [1]}, LABELS, tune=["adapters"]))
+    upper = watch(
+        make_model({"name": "st_adapter", "layers": [1], "place": "before_attention"}, LABELS, tune=["adapters"])
+    )
     shake(upper.encoder.layers[1].adapters)
     upper(random_frames()).logits.mean().backward()
     assert seen == {0: False, 1: True}

@@ -6,6 +6,7 @@ To add one, write a file in this folder and add a line to `ADAPTERS`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from clipvid.adapters.ata import ATA
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, select_layers
@@ -46,7 +47,7 @@ AdapterSpec = Choice | list[Choice]
 
 
 def resolve_adapters(spec: AdapterSpec) -> dict[str, AdapterConfig]:
-    """Return configs by name, in the order of the list, without `none`. A preset stands for its adapters.
+    """Return configs by name, in the order of the list, without `none`. A preset is replaced by its adapters.
 
     Raises:
         InputError: An adapter or option is unknown, or an adapter is listed twice.
@@ -59,11 +60,25 @@ def build_adapters(
     configs: Mapping[str, AdapterConfig], layer: int, num_layers: int, block: BlockInfo
 ) -> dict[str, Adapter]:
     """Build the adapters of block `layer` in a tower of `num_layers` blocks."""
-    return {
-        name: ADAPTERS[name](config, block)
-        for name, config in configs.items()
-        if layer in select_layers(config.layers, num_layers)
-    }
+    adapters: dict[str, Adapter] = {}
+    for name, config in configs.items():
+        if layer in select_layers(config.layers, num_layers):
+            adapters |= ADAPTERS[name].build(name, config, block)
+    return adapters
+
+
+def with_former_options(spec: Any) -> Any:
+    """Return the adapters of a saved model's config with the options that its version did not list.
+
+    Args:
+        spec: Content of `model.adapter`, not checked.
+    """
+    if isinstance(spec, list):
+        return [with_former_options(choice) for choice in spec]
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        return spec
+    entry = ADAPTERS.find(spec["name"])
+    return spec if entry is None else {**entry.Config.former, **spec}
 
 
 __all__ = [
@@ -76,4 +91,5 @@ __all__ = [
     "build_adapters",
     "resolve_adapters",
     "select_layers",
+    "with_former_options",
 ]

@@ -6,7 +6,7 @@ P can be 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from clipvid import InputError
 from clipvid.registry import suggest
 
-LayerT = TypeVar("LayerT", nn.Linear, nn.Conv1d, nn.Conv2d)
+LayerT = TypeVar("LayerT", nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LayerSpec = str | list[int] | tuple[int, ...]
+Place = Literal["before_attention", "after_attention"]
 LAYER_WORDS = ("all", "upper", "even", "odd")
 
 
@@ -26,10 +27,12 @@ class AdapterConfig:
     """Fields common to the configs of all adapters.
 
     Attributes:
-        layers: Blocks that get the adapter: `all`, `upper` (the upper half), `even` or `odd` (by index from 0),
-            `every_<k>` (every k-th block, including the last) or a list of indices from 0. Negative indices count from
-            the end.
+        layers: Blocks that get the adapter: `all`, `upper` (the upper half), `even` or `odd`, `every_<k>` (every k-th
+            block, including the last) or a list of indices. Indices count from 0, negative ones from the end.
+        former: Values of options that saved models of earlier versions do not list, where the default has changed.
     """
+
+    former: ClassVar[Mapping[str, Any]] = {}
 
     layers: LayerSpec = "all"
 
@@ -79,7 +82,7 @@ class Adapter(nn.Module):
 
     Attributes:
         papers: Citations with links, listed on the card of a model with this adapter.
-        place: Place in the block where the update is added to the stream.
+        place: Place in the block where the update is added to the stream. An instance may have another one.
         identity_at_init: If True, a fresh adapter leaves the features of CLIP bitwise unchanged.
         adds_context: If True, the output has `context`. The place must be `before_attention`. Towers with rotary
             position embeddings are refused, since they have no position for more tokens.
@@ -88,7 +91,7 @@ class Adapter(nn.Module):
 
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
     papers: ClassVar[tuple[str, ...]] = ()
-    place: ClassVar[Literal["before_attention", "after_attention"]]
+    place: Place
     identity_at_init: ClassVar[bool] = True
     adds_context: ClassVar[bool] = False
     needs_class_token: ClassVar[bool] = False
@@ -96,6 +99,11 @@ class Adapter(nn.Module):
     def __init__(self, config: Any, block: BlockInfo):
         super().__init__()
         self.config = config
+
+    @classmethod
+    def build(cls, name: str, config: Any, block: BlockInfo) -> dict[str, Adapter]:
+        """Build the adapter of one block, by `name`. An adapter with several places returns a module for each."""
+        return {name: cls(config, block)}
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
         """Return the update of tokens [B, T, P+N, D] on a grid (H, W). Must not modify `tokens`."""
@@ -186,3 +194,13 @@ def adjacent_pair_mean(first: Tensor, second: Tensor) -> Tensor:
     """
     inner = (first[:, 1:] + second[:, :-1]) / 2
     return torch.cat([first[:, :1], inner, second[:, -1:]], dim=1)
+
+
+def from_previous(x: Tensor) -> Tensor:
+    """Move frames of [B, T, ...] by one: frame t gets frame t-1, and the first frame zeros."""
+    return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+
+
+def from_next(x: Tensor) -> Tensor:
+    """Move frames of [B, T, ...] by one: frame t gets frame t+1, and the last frame zeros."""
+    return torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1)

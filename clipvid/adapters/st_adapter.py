@@ -1,24 +1,32 @@
 """ST-Adapter (Pan et al., NeurIPS 2022, https://arxiv.org/abs/2206.13559).
 
-Known from the paper [paper]: two linears form a bottleneck with a depthwise 3-D convolution and a residual around it,
-with 384 channels for ViT-B. Our choice [construction]: the place before the spatial attention, no nonlinearity, a
-zero-initialized up-projection, the bottleneck width of other towers, and no update of prefix tokens.
+Known from the authors' code: two linears with a depthwise 3-D convolution of 3 x 1 x 1 between them, no nonlinearity,
+384 channels for ViT-B. The convolution and all biases start at zero, the linears as torch initializes them. Prefix
+tokens are not updated. On Kinetics-400 the adapter sits before the MLP of every block; on Something-Something v2 there
+is one before the attention, too. Our choice: the bottleneck width of towers narrower than 768.
 
 Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width, C bottleneck channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvid import InputError
-from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix, zero_init
+from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, Place, split_prefix, zero_init
+from clipvid.registry import check_option
 
 PAPER_CHANNELS = 384
+PLACES: dict[str, tuple[Place, ...]] = {
+    "before_mlp": ("after_attention",),
+    "before_attention": ("before_attention",),
+    "both": ("before_attention", "after_attention"),
+}
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,15 @@ class STAdapterConfig(AdapterConfig):
     Attributes:
         channels: C of the bottleneck. By default 384 or half of the tower's width, whichever is less.
         kernel_size: Size of the convolution, [frames, rows, columns], each odd.
+        place: Place in the block, `before_mlp` (the authors' on Kinetics-400), `before_attention`, or `both` with an
+            adapter at each (theirs on Something-Something v2).
     """
+
+    former: ClassVar[Mapping[str, Any]] = {"place": "before_attention"}
 
     channels: int | None = None
     kernel_size: Sequence[int] = (3, 1, 1)
+    place: Literal["before_mlp", "before_attention", "both"] = "before_mlp"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,28 +54,39 @@ class STAdapterConfig(AdapterConfig):
             raise InputError(
                 f"st_adapter: kernel_size={self.kernel_size!r} must be three odd sizes, [frames, rows, columns]"
             )
+        check_option("st_adapter", "place", self.place, tuple(PLACES))
         object.__setattr__(self, "kernel_size", tuple(self.kernel_size))
 
 
 class STAdapter(Adapter):
-    """Adapter of one block, `up(conv(down(patches)))`, zero at initialization; the update of prefix tokens is 0.
+    """Adapter of one place, `up(conv(down(patches)))`, zero at initialization; the update of prefix tokens is 0.
 
     The clip is padded with zeros on all sides, after the down-projection. The trace holds `response` [B, T, H, W], the
-    norm of every patch's update.
+    norm of every patch's update. `place: both` makes two of these, named `st_adapter` and `st_adapter_before_mlp`.
     """
 
     Config = STAdapterConfig
     papers = ("Pan et al., NeurIPS 2022, https://arxiv.org/abs/2206.13559",)
-    place = "before_attention"
 
-    def __init__(self, config: STAdapterConfig, block: BlockInfo):
+    def __init__(self, config: STAdapterConfig, block: BlockInfo, place: Place | None = None):
+        """Build the adapter for `place`, or for the first place of the config."""
         super().__init__(config, block)
+        self.place = place or PLACES[config.place][0]
         channels = config.channels or min(PAPER_CHANNELS, max(1, block.width // 2))
         frames, rows, columns = config.kernel_size
         padding = (frames // 2, rows // 2, columns // 2)
         self.down = nn.Linear(block.width, channels)
-        self.conv = nn.Conv3d(channels, channels, (frames, rows, columns), padding=padding, groups=channels)
-        self.up = zero_init(nn.Linear(channels, block.width))
+        self.conv = zero_init(nn.Conv3d(channels, channels, (frames, rows, columns), padding=padding, groups=channels))
+        self.up = nn.Linear(channels, block.width)
+        for linear in (self.down, self.up):
+            nn.init.zeros_(linear.bias)
+
+    @classmethod
+    def build(cls, name: str, config: STAdapterConfig, block: BlockInfo) -> dict[str, Adapter]:
+        """Build the adapters of one block, see `Adapter.build`."""
+        first, *more = PLACES[config.place]
+        adapters: dict[str, Adapter] = {name: cls(config, block, first)}
+        return adapters | {f"{name}_before_mlp": cls(config, block, place) for place in more}
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
         """Return the update of the tokens; see `Adapter.forward`."""

@@ -1,8 +1,8 @@
 """Temporal convolution of SIFA-Transformer (Long et al., CVPR 2022, https://arxiv.org/abs/2206.06931).
 
 Known from the authors' code: in the Swin of SIFA, blocks with an odd index hold this layer after the attention
-residual, where the even blocks hold SIFA. It has full D x D matrices, no bias, norm or activation, pads with zeros in
-time, starts at zero, and reads the residual stream at every location.
+residual, where the even blocks hold SIFA. It has full D x D matrices without bias, which start at zero, and neither
+norm nor activation. It reads the residual stream at every location and pads with zeros in time.
 
 Our choice: prefix tokens count as locations (`tokens: all`), since the head of a CLIP tower reads the class token. The
 authors' Swin has no class token and reads all locations.
@@ -19,11 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix
+from clipvid.adapters.base import (
+    Adapter,
+    AdapterConfig,
+    AdapterOutput,
+    BlockInfo,
+    from_next,
+    from_previous,
+    split_prefix,
+)
 from clipvid.registry import check_option
-
-ONE_LATER = (0, 0, 0, 0, 1, -1)
-ONE_EARLIER = (0, 0, 0, 0, -1, 1)
 
 
 @dataclass(frozen=True)
@@ -67,4 +72,4 @@ class TemporalConv(Adapter):
     def _convolve(self, tokens: Tensor) -> Tensor:
         """Convolve [B, T, L, D] over frames: one product with all three matrices, then sums of moved frames."""
         before, own, after = F.linear(tokens, self.weight.flatten(0, 1)).chunk(3, dim=-1)
-        return own + F.pad(before, ONE_LATER) + F.pad(after, ONE_EARLIER)
+        return own + from_previous(before) + from_next(after)

@@ -37,7 +37,10 @@ from clipvid.training.session import fresh_model
 
 ROWS: dict[str, dict[str, Any]] = {
     "linear head": {"adapter": "none", "tune": ["head"], "later": 30.0},
-    "st_adapter, last 2 blocks": {"adapter": {"name": "st_adapter", "layers": [-2, -1]}, "later": 2.2},
+    "st_adapter, last 2 blocks": {
+        "adapter": {"name": "st_adapter", "layers": [-2, -1], "place": "before_attention"},
+        "later": 2.2,
+    },
     "ila, last 2 blocks": {"adapter": {"name": "ila", "layers": [-2, -1]}, "later": 1.6},
 }
 FIRST_BAR = 1.05

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 from torch import Tensor
 
 from clipvid import InputError
+from clipvid.adapters import with_former_options
 from clipvid.files import hash_file
 from clipvid.hub.errors import hub_error
 from clipvid.hub.strict import check_sizes, read_json, read_tensors
@@ -85,7 +86,7 @@ def read_record(folder: Path, source: str | Path | None = None) -> dict[str, Any
 
 
 def check_record(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the content of `config.json`, checked.
+    """Return the content of `config.json`, checked and with the adapter options that earlier versions did not list.
 
     Raises:
         InputError: it is of another library or of a later format, or entries are missing or of a wrong type.
@@ -110,7 +111,10 @@ def check_record(record: dict[str, Any], path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} has format {record['format_version']}, this clipvid reads up to {FORMAT_VERSION}: upgrade clipvid"
         )
-    return record
+    model = record["model"]
+    return record | {
+        "model": model | {"adapter": with_former_options(model["adapter"])} if "adapter" in model else model
+    }
 
 
 def _is_kind(value: Any, hint: Any) -> bool:

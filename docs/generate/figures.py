@@ -98,11 +98,11 @@ FIGURES = {
     ),
     "st_adapter": Figure(
         "ST-Adapter",
-        "before_attention",
+        "after_attention",
         (
             ("Linear down to C channels", "384, or half of the width if that is less"),
-            ("Depthwise 3-D convolution", "3 frames x 1 x 1 places by default"),
-            ("Zero-initialized linear up", "the update of patches; prefix tokens get 0"),
+            ("Zero-initialized depthwise convolution", "3 frames x 1 x 1 places by default"),
+            ("Linear up to D channels", "the update of patches; prefix tokens get 0"),
         ),
     ),
 }
