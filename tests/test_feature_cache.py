@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -374,6 +375,18 @@ def test_damaged_file_is_computed_again(tmp_path: Path, damage: bytes | None) ->
     assert store.read(hash_key(1)) is not None
 
 
+def test_old_partial_files_are_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / "ab" / ".old.1.2.partial", tmp_path / "ab" / ".new.1.2.partial"
+    old.parent.mkdir()
+    for path in (old, new):
+        path.write_bytes(b"cut off")
+    two_hours_ago = time.time() - 7200
+    os.utime(old, (two_hours_ago, two_hours_ago))
+    FeatureStore(tmp_path, 2**20).write(hash_key(1), torch.ones(3))
+    assert not old.exists()
+    assert new.exists()
+
+
 def fill(store: FeatureStore, names: range) -> list[bool]:
     return [store.write(hash_key(name), torch.full((25_000,), float(name))) for name in names]
 
@@ -491,9 +504,14 @@ def test_ensembles_in_weight_space_use_no_stored_features(world: Path, tmp_path:
         ({"name": "ila", "layers": [-1]}, {"cache_views": 1, "mixup": 0.2}, False),
     ],
 )
-def test_auto_keeps_what_recurs(adapter: dict, training: dict, is_open: bool) -> None:
+def test_auto_keeps_what_recurs(adapter: dict, training: dict, is_open: bool, capsys) -> None:
     model = create_model("tiny", adapter=adapter, num_frames=2)
     assert (open_features(TrainingConfig(**training), DataConfig(), model, Accelerator()) is not None) == is_open
+    printed = capsys.readouterr().out
+    assert ("is kept in" in printed) == is_open
+    assert ("keeps no features: " in printed) == ("cache_views" in training and not is_open)
+    open_features(TrainingConfig(**training), DataConfig(), model, Accelerator(), announce=False)
+    assert not capsys.readouterr().out
 
 
 def test_cache_that_is_full_trains_the_same(train) -> None:

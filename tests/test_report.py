@@ -14,6 +14,7 @@ import torch
 from matplotlib.image import imread
 
 from clipvid.data.manifest import ClassInfo
+from clipvid.evaluation.charts import PALETTE
 from clipvid.evaluation.clips import ClipStrip, save_strips, strip_image
 from clipvid.evaluation.evaluation_report import Evaluation, evaluation_page
 from clipvid.evaluation.loop import Predictions
@@ -112,6 +113,14 @@ def build(parts: dict) -> Page:
     sections += [clips_section(parts["clips"]), curves_section(parts["curves"], colors)]
     sections += [confusions_section(parts["confusions"]), details_section(parts["details"])]
     return Page(parts["title"], parts["introduction"], sections)
+
+
+def test_gray_is_for_zero_shot_clip_of_all_groups():
+    names = [f"{model}, {group}" for group in ("base", "novel") for model in ("zero-shot CLIP", *"abcdefgh")]
+    colors = row_colors([ReportRow(name, {}) for name in names])
+    gray = {name for name in names if colors[name] == PALETTE[0]}
+    assert gray == {"zero-shot CLIP, base", "zero-shot CLIP, novel"}
+    assert len({colors[name] for name in names}) == len(PALETTE)
 
 
 @pytest.fixture

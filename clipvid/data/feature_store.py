@@ -97,8 +97,16 @@ class FeatureStore:
                 files.append((facts.st_mtime, facts.st_size, path))
         return files
 
+    def _remove_partial_files(self) -> None:
+        """Remove what killed processes have left. A file takes far less than an hour to write."""
+        for path in self.folder.glob("*/.*.partial"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - 3600:
+                    path.unlink()
+
     def _make_room(self, needed: int) -> bool:
         if self._unlisted > self.limit / 20:  # other processes write too
+            self._remove_partial_files()
             self._size, self._unlisted = self.size(), 0
         if self._size + needed <= self.limit:
             return True

@@ -50,10 +50,12 @@ class Confusion:
 
 
 def row_colors(rows: Sequence[ReportRow], curves: Sequence[Curve] = ()) -> dict[str, str]:
-    """Return a color for each name, the same in all sections of a page; gray is for zero-shot CLIP alone."""
+    """Return a color for each name, the same in all sections of a page. Gray is for zero-shot CLIP, in all groups."""
+    gray, *palette = PALETTE
     names = list(dict.fromkeys([row.name for row in rows] + [curve.name for curve in curves]))
-    first = 0 if names and names[0].startswith(ZERO_SHOT_NAME) else 1
-    return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(names, first)}
+    others = [name for name in names if not name.startswith(ZERO_SHOT_NAME)]
+    colors = {name: palette[index % len(palette)] for index, name in enumerate(others)}
+    return {name: colors.get(name, gray) for name in names}
 
 
 def results_table(rows: Sequence[ReportRow], colors: dict[str, str] | None = None) -> Table:

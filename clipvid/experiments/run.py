@@ -285,7 +285,9 @@ class _Run:
         if self.config.recipe is None or self._moves_weights:
             return None
         if self._features is None or self._features.model is not model:
-            self._features = open_features(self.config.recipe.training, self.config.data, model, self.accelerator)
+            training = self.config.recipe.training
+            # Training has printed the place.
+            self._features = open_features(training, self.config.data, model, self.accelerator, announce=False)
         return self._features
 
     def write_report(self, metrics: dict[str, Any], groups: list[Group]) -> None:

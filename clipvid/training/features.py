@@ -24,26 +24,36 @@ def clips_recur(training: TrainingConfig, data: DataConfig) -> bool:
 
 
 def open_features(
-    training: TrainingConfig, data: DataConfig, model: VideoCLIP, accelerator: Accelerator
+    training: TrainingConfig, data: DataConfig, model: VideoCLIP, accelerator: Accelerator, announce: bool = True
 ) -> FeatureCache | None:
     """Return the cache of a run; None if it is off, or if `auto` finds nothing worth keeping.
+
+    Args:
+        training: Settings of the run.
+        data: Settings of its videos.
+        model: The model.
+        accelerator: The Accelerator.
+        announce: Print the place and size of the cache, or why `cache_views` has no effect on it.
 
     Raises:
         InputError: `cache_features` is a number, and nothing can be kept.
     """
     choice = training.cache_features
-    if choice == "off":
-        return None
-    depth = model.frozen_depth()
-    obstacle = _obstacle(training, data, model, depth, accelerator)
+    depth = None if choice == "off" else model.frozen_depth()
+    obstacle = "it is off" if choice == "off" else _obstacle(training, data, model, depth, accelerator)
+    if obstacle is not None and choice not in ("auto", "off"):
+        raise InputError(f"training.cache_features={choice:g}: {obstacle}. Set it to auto or off")
+    recurs = clips_recur(training, data) or training.epochs > training.eval_epochs
+    if obstacle is None and choice == "auto" and (depth == 0 or not recurs):
+        obstacle = "the first block has a trained part, and the embedding alone is as quick as reading its output"
     if obstacle is not None:
-        if choice != "auto":
-            raise InputError(f"training.cache_features={choice:g}: {obstacle}. Set it to auto or off")
+        if training.cache_views and announce:
+            accelerator.print(
+                f"training.cache_views={training.cache_views} lets clips take turns, but training.cache_features keeps "
+                f"no features: {obstacle}"
+            )
         return None
     assert depth is not None
-    recurs = clips_recur(training, data) or training.epochs > training.eval_epochs
-    if choice == "auto" and (depth == 0 or not recurs):
-        return None  # the embedding alone is as quick as reading its output
     folder = cache_folder() / "features"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +66,8 @@ def open_features(
     limit = min(AUTO_LIMIT, free // 2) if choice == "auto" else int(float(choice) * GIB)
     blocks = len(model.encoder.layers)
     part = "the image tower" if depth > blocks else f"blocks 1 to {depth} of {blocks}"
-    accelerator.print(f"the output of {part} is kept in {folder}, up to {limit / GIB:.1f} GiB")
+    if announce:
+        accelerator.print(f"the output of {part} is kept in {folder}, up to {limit / GIB:.1f} GiB")
     return FeatureCache(FeatureStore(folder, limit), model, depth, accelerator)
 
 
