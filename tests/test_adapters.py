@@ -250,7 +250,9 @@ def test_gradient_checkpointing_is_for_training_only(make_model, name, monkeypat
 
 
 @every_adapter
-@pytest.mark.parametrize(("backend", "training"), [("eager", False), ("aot_eager", True)])
+@pytest.mark.parametrize(
+    ("backend", "training"), [pytest.param("eager", False, marks=pytest.mark.slow), ("aot_eager", True)]
+)
 def test_block_compiles_without_graph_breaks(make_model, name, backend, training):
     torch._dynamo.reset()
     model = shake_adapters(make_model(name)).train(training)

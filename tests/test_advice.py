@@ -24,7 +24,7 @@ def figures(nll: float | None, low: float = 0.0) -> dict:
 @pytest.mark.parametrize("nll", [1.0, 0.99, 2.0])
 def test_a_run_at_chance_says_so_and_what_to_try(classes: int, nll: float):
     line = advice(figures(nll * math.log(classes)), 1000, classes, CONFIG)
-    assert f"at chance: NLL {nll * math.log(classes):.3f}, that of a guess among {classes} classes" in line
+    assert f"(NLL) is {nll * math.log(classes):.3f}, that of a guess among {classes} classes" in line
     assert all(
         option in line for option in ("optim.lr (now 0.0005)", "training.epochs (now 10)", "labels of data.train")
     )

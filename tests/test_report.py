@@ -33,7 +33,7 @@ from clipvid.evaluation.report_sections import (
     results_table,
     row_colors,
 )
-from clipvid.evaluation.summary import summarise_thoroughly
+from clipvid.evaluation.summary import summarize_thoroughly
 from clipvid.files import printable
 
 SHAPES = {
@@ -238,9 +238,15 @@ HOSTILE = [
 ]
 
 
+@pytest.fixture(scope="module")
+def clean_page(tmp_path_factory) -> ParsedPage:
+    path = tmp_path_factory.mktemp("clean") / "report.html"
+    write_page(path, build(FULL))
+    return ParsedPage(path.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("name", HOSTILE)
-def test_every_name_is_text_in_page_and_charts(render, name):
-    _, clean = render()
+def test_every_name_is_text_in_page_and_charts(render, clean_page, name):
     page, html = render(
         title=name,
         introduction=[name],
@@ -250,8 +256,8 @@ def test_every_name_is_text_in_page_and_charts(render, name):
         clips=[replace(clip(), truth=name, predictions={name: [(name, 1.0)]}, name=name)],
         details={name: name},
     )
-    assert {tag for tag, _ in page.elements} == {tag for tag, _ in ParsedPage(clean).elements}
-    assert {key for _, a in page.elements for key in a} == {key for _, a in ParsedPage(clean).elements for key in a}
+    assert {tag for tag, _ in page.elements} == {tag for tag, _ in clean_page.elements}
+    assert {key for _, a in page.elements for key in a} == {key for _, a in clean_page.elements for key in a}
     assert "".join(page.words).count(printable(name)) == 14
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", html)
     charts = [ElementTree.fromstring(decode(image["src"])) for image in page.all("img")]
@@ -320,7 +326,7 @@ def test_top_5_is_shown_if_it_can_be_below_one_and_unreadable_videos_are_named(t
     scores[:broken] = 0
     names = [f"class number {index}" for index in range(classes)]
     infos = [ClassInfo(index, name) for index, name in enumerate(names)]
-    figures = summarise_thoroughly(Predictions(torch.arange(40), labels, scores), infos)
+    figures = summarize_thoroughly(Predictions(torch.arange(40), labels, scores), infos)
     unreadable = [f"<broken {index}>.mp4" for index in range(broken)]
     write_page(tmp_path / "report.html", evaluation_page(Evaluation("model", {"all": figures}, names, {}, unreadable)))
     page = ParsedPage((tmp_path / "report.html").read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from clipvid.data.synthetic.encoding import write_video
-from clipvid.data.synthetic.rendering import COLOURS, MOTIONS, SHAPES, TEXTURES, draw_frames, draw_scene
+from clipvid.data.synthetic.rendering import COLORS, MOTIONS, SHAPES, TEXTURES, draw_frames, draw_scene
 from clipvid.data.synthetic.world import (
     WorldClass,
     WorldConfig,
@@ -103,7 +103,7 @@ def test_pixels_show_the_scene(shape):
             red, blue = ((frames[..., c] * drawn).sum(axis=(1, 2)) / area for c in (0, 2))
             assert (red[:8] > blue[:8] + 20).all()
             assert (blue[8:] > red[8:] + 20).all()
-            assert scene.colour_name == ("red",) * 8 + ("blue",) * 8
+            assert scene.color_name == ("red",) * 8 + ("blue",) * 8
 
 
 def test_clockwise_turns_clockwise_on_screen():
@@ -152,7 +152,7 @@ def test_stills_are_deterministic_and_captions_vary():
     assert len(set(captions)) > 200
     words = set(re.findall(r"\w+", " ".join(captions)))
     assert words >= {"left", "right", "top", "bottom", "up", "down", "centre", "small", "large", "upright"}
-    assert words >= {"upside", "clockwise", "anticlockwise", "tilted", "closer", "away", *COLOURS, *TEXTURES}
+    assert words >= {"upside", "clockwise", "anticlockwise", "tilted", "closer", "away", *COLORS, *TEXTURES}
     assert not words & {"moving", "turning", "coming", "going"}
 
 
@@ -186,7 +186,7 @@ def test_captions_are_true():
             assert true or not re.search(pattern, text), (text, pattern)
         words = set(re.findall(r"\w+", text))
         assert words & set(SHAPES) == {scene.shape}
-        assert words & set(COLOURS) <= {scene.colour_name[frame]}
+        assert words & set(COLORS) <= {scene.color_name[frame]}
         assert words & set(TEXTURES) <= {scene.texture}
 
 

@@ -50,8 +50,10 @@ FIRST_BAR = 1.05
 class Row:
     """One kind of model.
 
-    adapter, tune: see `ModelConfig`. later: the least factor by which later epochs should be quicker than without
-    stored features; unset, no bar.
+    Attributes:
+        adapter: See `ModelConfig`.
+        tune: See `ModelConfig`.
+        later: Lowest speedup of later epochs over epochs without stored features. None for no bar.
     """
 
     adapter: Any = "none"
@@ -63,9 +65,16 @@ class Row:
 class CacheBenchmark:
     """Epochs of fine-tuning on clips of the synthetic world, without evaluation and checkpoints.
 
-    backbone, pretrained: see `clipvid.backbone.load_backbone`; random weights cost what trained ones do.
-    rows: by name, each with fields of `Row`. clips: of an epoch. repeats: later epochs, of which the median counts.
-    threads: of the CPU; unset, as many as torch chooses.
+    Attributes:
+        output_dir: Folder of the results.
+        backbone: See `clipvid.backbone.load_backbone`.
+        pretrained: See `clipvid.backbone.load_backbone`. Random weights cost as much as trained ones.
+        rows: Fields of `Row` by name.
+        num_frames: Frames of a clip.
+        clips: Clips of an epoch.
+        batch_size: Clips of a step.
+        repeats: Number of later epochs. Their median counts.
+        threads: Threads of the CPU. None for the number that torch chooses.
     """
 
     output_dir: str = "outputs/benchmark/cache"

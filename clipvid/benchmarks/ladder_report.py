@@ -77,8 +77,8 @@ def _main_table(results: dict[str, Any]) -> Table:
 
 
 def _measured(rows: dict[str, Any]) -> list[str]:
-    found = [row["figures"].get(FORWARD, {}) for row in rows.values()]
-    return [measure for measure in MEASURES if any(measure in figures for figures in found)] or [TOP1]
+    figures = [row["figures"].get(FORWARD, {}) for row in rows.values()]
+    return [measure for measure in MEASURES if any(measure in own for own in figures)] or [TOP1]
 
 
 def _setting(value: Any) -> str:
@@ -133,7 +133,7 @@ def _hypotheses(hypotheses: list[dict[str, Any]]) -> Table | None:
         value = None if figure is None else f"{figure['mean']:.3f} ({figure['low']:.2f} to {figure['high']:.2f})"
         late = f" (written after {each['written_after']} trials)" if each["written_after"] else ""
         lines.append([each["text"] + late, held[each["held"]], value, each["why"]])
-    return Table(["prediction", "held", "found", "why it was expected"], lines, text_columns=4)
+    return Table(["hypothesis", "held", "measured", "why it was expected"], lines, text_columns=4)
 
 
 def _notes(results: dict[str, Any]) -> list[Paragraph]:
@@ -196,11 +196,11 @@ def _draw(axes: Axes, measure: str, rows: dict[str, Any]) -> None:
     if measure == PAIRS:
         axes.axhline(0.5, color="#a3adc2", linewidth=1, linestyle="dashed")
         axes.annotate("chance", (1, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    for place, (cost, name, found) in enumerate(points):
-        error = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
+    for place, (cost, name, figure) in enumerate(points):
+        error = [[figure["mean"] - figure["low"]], [figure["high"] - figure["mean"]]]
         look: Any = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
         axes.errorbar(
-            cost, found["mean"], yerr=error, linestyle="none", capsize=3, markersize=6, label=chart_text(name), **look
+            cost, figure["mean"], yerr=error, linestyle="none", capsize=3, markersize=6, label=chart_text(name), **look
         )
     axes.set_title(f"{MEASURES[measure]}, 95% interval", fontsize=11, color=INK)
     axes.set_xlabel("GFLOPs of a clip's forward pass", fontsize=9)

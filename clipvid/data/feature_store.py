@@ -128,7 +128,9 @@ class FeatureStore:
 class StoredFeatures:
     """Features of the clips that one data set makes.
 
-    recipe: hash of what all clips share: weights, sampling, augmentation and the like.
+    Attributes:
+        store: Folder of the features.
+        recipe: Hash of everything that all clips share, such as weights, sampling and augmentation.
     """
 
     store: FeatureStore

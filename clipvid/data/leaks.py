@@ -76,10 +76,10 @@ def _places(manifest: Manifest, place: Callable[[str], Hashable]) -> Iterator[tu
 def _file_identity(path: str) -> Hashable:
     """Return what all names of a file share: hard links, symbolic links, other letter case. Else the path itself."""
     try:
-        found = os.stat(os.path.normpath(path))
+        facts = os.stat(os.path.normpath(path))
     except (OSError, ValueError):
         return os.path.normpath(path)
-    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)
+    return (facts.st_dev, facts.st_ino) if facts.st_ino else os.path.realpath(path)
 
 
 def _same_contents(smaller: Manifest, larger: Manifest) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ class Preprocessing:
         sampling: `uniform` segments over the video, or a `dense` window.
         stride: Distance between frames of a `dense` window.
         resize: `shortest_center` or `squash`, see `eval_transform`.
-    by: `frame` or `time`, see `FrameSampling`.
+        by: `frame` or `time`, see `FrameSampling`.
     """
 
     sampling: Literal["uniform", "dense"] = "uniform"

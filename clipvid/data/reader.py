@@ -152,15 +152,15 @@ class Video:
             InputError: There are no indices.
             VideoError: No frame can be decoded.
         """
-        wanted = checked_indices(self.name, indices, self._length)
-        unique = sorted(set(wanted))
+        numbers = checked_indices(self.name, indices, self._length)
+        unique = sorted(set(numbers))
         frames = self._read_fast(unique)
         if frames is None:
             with _reported(self.name):
                 images = self._read_counted(unique) if self._scan.frame_times is None else self._read_timed(unique)
                 frames = np.stack([images[index] for index in unique])
         row = {index: i for i, index in enumerate(unique)}
-        return torch.from_numpy(frames[[row[index] for index in wanted]])
+        return torch.from_numpy(frames[[row[index] for index in numbers]])
 
     def frames_between(self, start: float | None, end: float | None) -> range:
         """Return the frames shown from `start` to before `end`, in seconds from the first frame, at least one.
@@ -211,9 +211,9 @@ class Video:
             return None
 
     def _read_counted(self, indices: list[int]) -> dict[int, np.ndarray]:
-        image, wanted = self._picture_maker(), set(indices)
+        image, chosen = self._picture_maker(), set(indices)
         frames = enumerate(itertools.islice(self._decode(), indices[-1] + 1))
-        return {index: image(frame) for index, frame in frames if index in wanted}
+        return {index: image(frame) for index, frame in frames if index in chosen}
 
     def _read_timed(self, indices: list[int]) -> dict[int, np.ndarray]:
         frame_times, image = self._scan.frame_times, self._picture_maker()

@@ -165,11 +165,11 @@ def walk(source: str | bytes) -> Scan:
         width, height = _shown_size(stream)
         Limits.current().check_size(width, height)
         parser = _header_parser(stream)
-        found, intact = _walk(container, stream, parser)
-        if not found:
+        packets, intact = _walk(container, stream, parser)
+        if not packets:
             raise InputError("its video stream is empty")
         reorders_unsaid = container.format.name == "avi" and context.has_b_frames
-        countable = context.name != "mpeg4" or min(packet.size for packet in found) > EMPTY_MPEG4_BYTES
+        countable = context.name != "mpeg4" or min(packet.size for packet in packets) > EMPTY_MPEG4_BYTES
         trusted = intact and countable and not reorders_unsaid and container.format.name in TIMED_FORMATS
         rate = stream.average_rate or stream.guessed_rate
         return Scan(
@@ -181,7 +181,7 @@ def walk(source: str | bytes) -> Scan:
             height=height,
             fps=float(rate) if rate else None,
             checked=parser is not None,
-            frame_times=order_frames(found, float(stream.time_base or 0)) if trusted and context.format else None,
+            frame_times=order_frames(packets, float(stream.time_base or 0)) if trusted and context.format else None,
         )
 
 
@@ -213,7 +213,7 @@ def _walk(
     container: InputContainer, stream: VideoStream, parser: BitStreamFilterContext | None
 ) -> tuple[list[Packet], bool]:
     """Return packets in decode order, and True if no damage is visible without decoding."""
-    found: list[Packet] = []
+    packets: list[Packet] = []
     intact, context = True, stream.codec_context
     limits = Limits.current()
     clock = Clock(limits.max_seconds)
@@ -222,17 +222,17 @@ def _walk(
             if not packet.size:
                 continue
             clock.check()
-            limits.check_frames(len(found) + 1)
+            limits.check_frames(len(packets) + 1)
             resets = packet.is_keyframe and (context.name != "h264" or _has_idr_slice(packet, context.extradata))
             hidden = context.name == "vp8" and not bytes(packet)[0] & 0x10  # decoded but never shown
             flags = (packet.is_keyframe, packet.is_discard or hidden, resets)
-            found.append(Packet(packet.pts, packet.dts, packet.size, *flags))
+            packets.append(Packet(packet.pts, packet.dts, packet.size, *flags))
             intact = intact and not packet.is_corrupt
             if parser is not None and intact:
                 parser.filter(packet)
     except _DEMUX_ERRORS:
         intact = False
-    return found, intact
+    return packets, intact
 
 
 def _has_idr_slice(packet: av.Packet, extradata: bytes | None) -> bool:

@@ -35,10 +35,10 @@ def checked_indices(name: str, indices: Sequence[int] | Tensor, length: int) -> 
         InputError: There are no indices.
         IndexError: An index is outside [0, length).
     """
-    wanted = [int(index) for index in indices]
-    if not wanted:
+    numbers = [int(index) for index in indices]
+    if not numbers:
         raise InputError(f"{name}: no frame indices given; expected at least one")
-    for index in (min(wanted), max(wanted)):
+    for index in (min(numbers), max(numbers)):
         if not 0 <= index < length:
             raise IndexError(f"{name}: frame {index} is out of range for a video of {length} frames")
-    return wanted
+    return numbers

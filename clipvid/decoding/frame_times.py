@@ -56,14 +56,14 @@ class FrameTimes:
         return rate_varies(np.asarray(self.times) * self.time_base)
 
 
-def order_frames(found: list[Packet], time_base: float) -> FrameTimes | None:
+def order_frames(packets: list[Packet], time_base: float) -> FrameTimes | None:
     """Return the frames of the packets in presentation order, or None if time stamps do not distinguish them."""
-    if len({packet.pts for packet in found}) < len(found) or not found[0].resets:
+    if len({packet.pts for packet in packets}) < len(packets) or not packets[0].resets:
         return None
     keyframes: list[Keyframe] = []
     frames: list[tuple[int, int]] = []
-    closed_gops = all(packet.resets for packet in found if packet.is_keyframe)
-    for packet in found:
+    closed_gops = all(packet.resets for packet in packets if packet.is_keyframe)
+    for packet in packets:
         if packet.pts is None or (packet.resets and keyframes and packet.pts < keyframes[-1].pts):
             return None
         if packet.resets:

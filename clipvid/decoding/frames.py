@@ -40,10 +40,10 @@ class FrameFolder:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.name = os.fspath(folder)
         try:
-            found = [path for path in Path(folder).iterdir() if is_image(path)]
+            images = [path for path in Path(folder).iterdir() if is_image(path)]
         except OSError as error:
             raise VideoError(self.name, f"cannot list the folder ({error.strerror})") from None
-        self.files = sorted(found, key=_natural)
+        self.files = sorted(images, key=_natural)
         if not self.files:
             raise VideoError(self.name, "no image in the folder")
         try:
@@ -68,12 +68,12 @@ class FrameFolder:
 
         Errors as `Video.read`. All images must have one size.
         """
-        wanted = checked_indices(self.name, indices, len(self))
-        images = {index: self._image(index) for index in sorted(set(wanted))}
+        numbers = checked_indices(self.name, indices, len(self))
+        images = {index: self._image(index) for index in sorted(set(numbers))}
         sizes = {image.shape[:2] for image in images.values()}
         if len(sizes) > 1:
             raise VideoError(self.name, f"its images differ in size: {sorted(sizes)} (height, width)")
-        return torch.from_numpy(np.stack([images[index] for index in wanted]))
+        return torch.from_numpy(np.stack([images[index] for index in numbers]))
 
     def frames_between(self, start: float | None, end: float | None) -> range:
         """Return all frames, since a folder has no times.

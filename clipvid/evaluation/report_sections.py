@@ -61,7 +61,9 @@ def row_colors(rows: Sequence[ReportRow], curves: Sequence[Curve] = ()) -> dict[
 def results_table(rows: Sequence[ReportRow], colors: dict[str, str] | None = None) -> Table:
     """Return accuracies with 95% intervals, to two decimals.
 
-    colors: of the bars, by name of row; None for no bars.
+    Args:
+        rows: Names and figures.
+        colors: Colors of the bars by name of row. None for no bars.
     """
     columns = {key: name for key, name in COLUMNS.items() if any(row.figures.get(key) for row in rows)}
     lines: list[list[Cell]] = []
@@ -145,7 +147,9 @@ def confusions_section(confusions: Iterable[Confusion]) -> Section:
 def unreadable_section(paths: Sequence[str], videos: int) -> Section:
     """Return the names of the videos that could not be read, and how they count.
 
-    videos: number of all videos.
+    Args:
+        paths: Unreadable videos.
+        videos: Number of all videos.
     """
     note = f"{len(paths)} of {videos} videos could not be read. {UNREADABLE_RULE}"
     return Section("Unreadable videos", note, [Listing(paths)] if paths else [])

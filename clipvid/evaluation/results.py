@@ -25,7 +25,7 @@ from clipvid.data.manifest import ClassInfo, Manifest
 from clipvid.evaluation.conditions import FORWARD, Condition
 from clipvid.evaluation.loop import Average, Predictions, ViewScores
 from clipvid.evaluation.metrics import proportion, top1_hits, top_k
-from clipvid.evaluation.summary import summarise, summarise_thoroughly
+from clipvid.evaluation.summary import summarize, summarize_thoroughly
 from clipvid.files import replacing
 
 MOST_CLASSES = 100  # limit for confusion matrices in metrics.json
@@ -171,9 +171,9 @@ def _renumbered(parts: Sequence[ConditionScores], places: Tensor) -> ViewScores:
 
 
 def group_figures(group: Group, average: Average, trained_on: Sequence[str]) -> dict[str, Any]:
-    """Return the figures of a group, see `summarise_thoroughly`.
+    """Return the figures of a group, see `summarize_thoroughly`.
 
-    Optional entries are `zero_shot` (in the same form), `controls` by name (`summarise`) and `by_view` (top-1 of each
+    Optional entries are `zero_shot` (in the same form), `controls` by name (`summarize`) and `by_view` (top-1 of each
     view alone). `sweep` is top-1 by alpha, and `overlap` is about the classes of the model's training.
 
     Raises:
@@ -183,19 +183,19 @@ def group_figures(group: Group, average: Average, trained_on: Sequence[str]) -> 
     for condition, scores in group.conditions.items():
         _check_finite(group, condition, scores)
     forward = group.predictions(FORWARD, average)
-    figures = summarise_thoroughly(forward, classes)
+    figures = summarize_thoroughly(forward, classes)
     if group.conditions[FORWARD].logits.shape[1] > 1:
         views = group.conditions[FORWARD].views()
         figures["by_view"] = [top_k(view.scores, view.labels, 1) for view in views]
     for condition in group.conditions:
         predictions = group.predictions(condition, average)
         if condition.zero_shot:
-            figures["zero_shot"] = summarise_thoroughly(predictions, classes)
+            figures["zero_shot"] = summarize_thoroughly(predictions, classes)
         elif condition.alpha is not None:
             top1 = top_k(predictions.scores, predictions.labels, 1)
             figures.setdefault("sweep", []).append({"alpha": condition.alpha, "top1": top1})
         elif condition.control is not None:
-            figures.setdefault("controls", {})[condition.control] = summarise(predictions, classes)
+            figures.setdefault("controls", {})[condition.control] = summarize(predictions, classes)
     return figures | _overlap(forward, classes, trained_on)
 
 

@@ -22,7 +22,7 @@ from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.video_clip import VideoCLIP
 
 
-def summarise(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
+def summarize(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
     """Return `classification_metrics` and figures that depend on attributes of the classes.
 
     `pairs` is the share scored above the class's `partner`, in total and by `pair`. `object` is the share with the
@@ -45,15 +45,15 @@ def summarise(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[st
     return figures
 
 
-def summarise_thoroughly(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
-    """Return `summarise` with additional figures of a finished evaluation.
+def summarize_thoroughly(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    """Return `summarize` with additional figures of a finished evaluation.
 
     `intervals` are 95% bootstrap intervals of mean_class, nll and ece. `calibration` is `metrics.calibration_curve`.
     `by_class` is the accuracy by class name, None for a class without videos.
     """
     labels, scores = predictions.labels, predictions.scores
     names = [info.name for info in classes]
-    return summarise(predictions, classes) | {
+    return summarize(predictions, classes) | {
         "intervals": bootstrap_intervals(scores, labels),
         "calibration": calibration_curve(scores, labels),
         "by_class": dict(zip(names, class_accuracy(scores, labels), strict=True)),
@@ -69,7 +69,7 @@ def evaluate(
 ) -> tuple[Predictions, dict[str, Any]]:
     """Return predictions for every video of the loader, and their figures."""
     predictions = predict(accelerator, model, loader, features)
-    return predictions, summarise(predictions, classes)
+    return predictions, summarize(predictions, classes)
 
 
 def describe(figures: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from clipvid import RunError
 from clipvid.data.batches import check_fills_batch
 from clipvid.data.manifest import Manifest
 from clipvid.evaluation.loop import Predictions
-from clipvid.evaluation.summary import summarise
+from clipvid.evaluation.summary import summarize
 from clipvid.experiments.protocols import Holdout, Part, build_protocol
 from clipvid.files import printable
 from clipvid.training.config import FinetuneConfig
@@ -41,7 +41,7 @@ def finetune_protocol(
     columns = [torch.cat(column) for column in zip(*folds, strict=True)]
     order = columns[0].argsort()
     pooled = Predictions(*(column[order] for column in columns))
-    figures = summarise(pooled, train.classes)
+    figures = summarize(pooled, train.classes)
     if accelerator.is_main_process:
         write_results(output, pooled, figures, config, accelerator)
     accelerator.wait_for_everyone()

@@ -16,7 +16,7 @@ from clipvid.evaluation.evaluation_report import Evaluation, evaluation_page
 from clipvid.evaluation.metrics import answered
 from clipvid.evaluation.report import write_page
 from clipvid.evaluation.report_sections import Curve
-from clipvid.evaluation.summary import summarise_thoroughly
+from clipvid.evaluation.summary import summarize_thoroughly
 from clipvid.experiments.protocols import Holdout, build_protocol
 from clipvid.experiments.report_clips import read_clips
 from clipvid.experiments.run import trained_name
@@ -49,7 +49,7 @@ def write_finetune_report(
     unreadable = predictions.indices[~answered(predictions.scores)].tolist()
     evaluation = Evaluation(
         name,
-        {"all": summarise_thoroughly(predictions, tested.classes)},
+        {"all": summarize_thoroughly(predictions, tested.classes)},
         tested.class_names,
         unreadable=[tested.samples[index].path for index in unreadable],
         clips=read_clips(

@@ -41,12 +41,12 @@ def announce_small_sets(config: EvaluateConfig, parts: Sequence[Part], accelerat
     recipe, smaller = config.recipe, dict[int, str]()
     assert recipe is not None
     for part in parts:
-        count, wanted = len(part.train or ()), recipe.training
+        count, training = len(part.train or ()), recipe.training
         fitted = _fitted(recipe, config, part, accelerator.num_processes)
-        if fitted != wanted:
+        if fitted != training:
             smaller[count] = (
                 f"{count} training videos ({part.group}) do not fill a batch: training.per_device_train_batch_size is "
-                f"{fitted.per_device_train_batch_size} instead of {wanted.per_device_train_batch_size}, "
+                f"{fitted.per_device_train_batch_size} instead of {training.per_device_train_batch_size}, "
                 f"training.gradient_accumulation_steps {fitted.gradient_accumulation_steps}"
             )
     for line in smaller.values():

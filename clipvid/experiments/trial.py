@@ -14,7 +14,7 @@ from clipvid.experiments.run import evaluate_protocol, evaluation_inputs, load_v
 from clipvid.runs.output_folder import FREE, config_differences
 from clipvid.runs.record import recorded_inputs
 from clipvid.training.config import PretrainConfig
-from clipvid.training.pretrain import load_videos as unlabelled_videos
+from clipvid.training.pretrain import load_videos as unlabeled_videos
 from clipvid.training.pretrain import pretrain
 from clipvid.training.session import input_hashes
 
@@ -69,7 +69,7 @@ class Trial:
         """
         config = self.config
         if isinstance(config, PretrainConfig):
-            return input_hashes(config, *unlabelled_videos(config))
+            return input_hashes(config, *unlabeled_videos(config))
         return evaluation_inputs(config, *load_videos(config))
 
     def result(self, inputs: dict[str, str] | None = None) -> dict[str, Any] | None:

@@ -74,9 +74,9 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
         from clipvid.hub.strict import read_json
 
         names = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-        found = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
+        location = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
         others = {name: value for name, value in kwargs.items() if name not in (*names, *_PASSED)}
-        path = cached_file(os.fspath(pretrained_model_name_or_path), _RECORD, **found)
+        path = cached_file(os.fspath(pretrained_model_name_or_path), _RECORD, **location)
         return read_json(Path(str(path))), others
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,8 +25,9 @@ Traces = dict[str, dict[str, Tensor]]
 class FrozenFeatures(NamedTuple):
     """Output of the lower, frozen part of the encoder for a batch of clips.
 
-    tokens: [B, T, P+N, D] after the embedding and the first `depth` blocks; [B, T, E] if `depth` is their number + 1.
-    depth: number of blocks done; one more than there are blocks if the pooling head of the tower is done too.
+    Attributes:
+        tokens: [B, T, P+N, D] after the embedding and the first `depth` blocks. [B, T, E] after the pooling head.
+        depth: Number of blocks. One more than the encoder has if the pooling head of the tower is included.
     """
 
     tokens: Tensor

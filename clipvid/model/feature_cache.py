@@ -23,10 +23,15 @@ FORMAT = 1
 
 
 class FeatureCache:
-    """Cache of what `model` computes below its lowest trained part.
+    """Cache of the output of a model's frozen lower part.
 
-    depth: blocks of the frozen part, see `VideoEncoder.lower`.
-    computed, reused: clips so far.
+    Attributes:
+        store: Folder of the features.
+        model: The model.
+        depth: Number of blocks of the frozen part, see `VideoEncoder.lower`.
+        accelerator: The Accelerator.
+        computed: Number of computed clips.
+        reused: Number of clips whose features were read.
     """
 
     def __init__(self, store: FeatureStore, model: VideoCLIP, depth: int, accelerator: Accelerator) -> None:

@@ -33,11 +33,14 @@ def advice(figures: Mapping[str, Any], steps: int, num_classes: int, config: Fin
         f"{training.per_device_train_batch_size})"
     )
     if is_chance:
-        found = f"the model is at chance: NLL {nll:.3f}, that of a guess among {num_classes} classes is {guess:.3f}"
+        problem = (
+            f"the model is at chance: its mean negative log-likelihood (NLL) is {nll:.3f}, that of a guess among "
+            f"{num_classes} classes is {guess:.3f}"
+        )
         if steps < FEW_STEPS:
-            return f"{found}. It was trained for {steps} steps only: {more_steps}"
+            return f"{problem}. It was trained for {steps} steps only: {more_steps}"
         return (
-            f"{found}. Try a higher optim.lr (now {config.optim.lr:g}), more training.epochs (now {training.epochs}) "
+            f"{problem}. Try a higher optim.lr (now {config.optim.lr:g}), more training.epochs (now {training.epochs}) "
             "or another model.adapter, and check that the labels of data.train belong to its videos"
         )
     return f"the model was trained for {steps} steps only: {more_steps}" if steps < FEW_STEPS else None

@@ -31,7 +31,7 @@ def largest_batch_size(
         model: The model.
         objective: The training objective.
         item: One sample of the training set, repeated to fill a batch.
-        wanted: Requested batch size.
+        batch_size: Requested batch size.
         earlier: Result of an earlier session of the run. The result is not larger, so that MixUp and BatchNorm see the
             same batches.
 

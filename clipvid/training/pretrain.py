@@ -31,7 +31,7 @@ from clipvid.training.session import (
 )
 from clipvid.training.unreadable import OpenedVideos, count_unreadable
 
-UNLABELLED = (ClassInfo(0, "unlabelled"),)
+UNLABELED = (ClassInfo(0, "unlabelled"),)
 
 
 def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def load_videos(config: PretrainConfig) -> tuple[Manifest, Manifest]:
         for sample in manifest.samples:
             media = sample.media or Stored(str(manifest.file(sample)))
             samples.append(replace(sample, path=f"{Path(more.root).name}/{sample.path}", label=0, media=media))
-    return Manifest(tuple(samples), UNLABELLED, train.root), val
+    return Manifest(tuple(samples), UNLABELED, train.root), val
 
 
 def collapse(history: list[dict[str, Any]]) -> str | None:

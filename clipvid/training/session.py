@@ -34,10 +34,10 @@ from clipvid.training.trainer import EpochEnd, Trainer
 BACKBONE = "model.backbone"  # its hash in run.json
 
 
-def fresh_model(config: VideoRunConfig, labelled: Manifest, accelerator: Accelerator) -> VideoCLIP:
+def fresh_model(config: VideoRunConfig, videos: Manifest, accelerator: Accelerator) -> VideoCLIP:
     """Build the model before training, the same on every call."""
     torch.manual_seed(config.seed)
-    return build_finetune_model(config, labelled.class_names).to(accelerator.device)
+    return build_finetune_model(config, videos.class_names).to(accelerator.device)
 
 
 def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict[str, str]:

@@ -29,7 +29,10 @@ _ROWS = 50_000  # rows of a block that is not plain
 class Header:
     """The columns of a file, and its delimiter.
 
-    names: as the file writes them, without spaces around. columns: as we name them.
+    Attributes:
+        names: Names in the file, without spaces around them.
+        columns: Names that clipvid uses for the same columns.
+        delimiter: Character between columns.
     """
 
     names: tuple[str, ...]

@@ -38,8 +38,8 @@ def locate(root: Path, name: str, what: str) -> str:
             pass
         return [path]
 
-    found, is_here = _in_both(root, name, what, exists)
-    return os.path.abspath(found[0]) if is_here else name
+    paths, is_here = _in_both(root, name, what, exists)
+    return os.path.abspath(paths[0]) if is_here else name
 
 
 def locate_shards(root: Path, pattern: str) -> list[Path]:
@@ -55,12 +55,12 @@ def locate_shards(root: Path, pattern: str) -> list[Path]:
         start = path.removesuffix(pattern)
         return [file for part in patterns for file in sorted(glob.glob(f"{glob.escape(start)}{part}"))]
 
-    found, is_here = _in_both(root, pattern, "shard", matches)
-    return [Path(os.path.abspath(file)) if is_here else Path(file) for file in found]
+    paths, is_here = _in_both(root, pattern, "shard", matches)
+    return [Path(os.path.abspath(file)) if is_here else Path(file) for file in paths]
 
 
 def _in_both(root: Path, name: str, what: str, find: Callable[[str], list[str]]) -> tuple[list[str], bool]:
-    """Return what a name finds, and True if it is found in the working folder only."""
+    """Return the paths of a name, and True if they are in the working folder only."""
     below = os.path.join(root, name)
     under = find(below)
     here = [] if os.path.isabs(name) else find(name)

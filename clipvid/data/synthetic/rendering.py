@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (222, 30, 34),
     "orange": (245, 132, 16),
     "yellow": (246, 220, 38),
@@ -50,8 +50,8 @@ class Scene:
         y: [T], center of the object in frame widths.
         radius: [T], in frame widths.
         angle: [T], in radians clockwise from upright.
-        colour: [T, 3], color of the object in 0..255.
-        colour_name: Name of the color in each frame.
+        color: [T, 3], color of the object in 0..255.
+        color_name: Name of the color in each frame.
         light: [T], brightness of the whole frame, about 1.
     """
 
@@ -64,8 +64,8 @@ class Scene:
     y: np.ndarray
     radius: np.ndarray
     angle: np.ndarray
-    colour: np.ndarray
-    colour_name: tuple[str, ...]
+    color: np.ndarray
+    color_name: tuple[str, ...]
     light: np.ndarray
 
 
@@ -89,7 +89,7 @@ def draw_scene(rng: np.random.Generator, name: str, pair: str, num_frames: int, 
     radius = rng.uniform(0.15, 0.225) * np.exp(_wander(rng, num_frames, 0.12, 0.008))
     angle = np.deg2rad(rng.uniform(-12, 12) + _wander(rng, num_frames, 14, 1.0))
     shade = np.ones(num_frames)
-    names = (str(rng.choice(list(COLOURS))),) * num_frames
+    names = (str(rng.choice(list(COLORS))),) * num_frames
     if pair in ("horizontal", "vertical"):
         travel = rng.uniform(0.45, 0.62)
         path = rng.uniform(0.16 + travel, 0.84) - travel * _progress(rng, num_frames, 0.35)
@@ -105,7 +105,7 @@ def draw_scene(rng: np.random.Generator, name: str, pair: str, num_frames: int, 
         first_half = np.arange(num_frames) < num_frames / 2
         names = tuple("red" if first else "blue" for first in first_half)
         shade = 0.86 + 0.14 * np.sin(np.arange(num_frames) * np.pi / 2 + rng.uniform(0, 2 * np.pi))
-    colour = np.array([COLOURS[name] for name in names]) + rng.uniform(-12, 12, 3)
+    color = np.array([COLORS[name] for name in names]) + rng.uniform(-12, 12, 3)
     return Scene(
         shape=name,
         texture=str(rng.choice(TEXTURES)),
@@ -116,8 +116,8 @@ def draw_scene(rng: np.random.Generator, name: str, pair: str, num_frames: int, 
         y=y.astype(np.float32),
         radius=radius.astype(np.float32),
         angle=angle.astype(np.float32),
-        colour=(np.clip(colour, 0, 255) * shade[:, None]).astype(np.float32),
-        colour_name=names,
+        color=(np.clip(color, 0, 255) * shade[:, None]).astype(np.float32),
+        color_name=names,
         light=(1 + _wander(rng, num_frames, 0.1, 0.006)).astype(np.float32),
     )
 
@@ -195,10 +195,10 @@ def _texture(name: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> np.n
     return np.clip(2.5 * (np.cos(8 * a + first) + np.cos(8 * b + second) - 0.6), 0, 1)
 
 
-def _second_tone(colour: np.ndarray) -> np.ndarray:
+def _second_tone(color: np.ndarray) -> np.ndarray:
     """Return a darker tone for light colors and a lighter one for dark colors, [T, 3]."""
-    light = (colour @ _LUMA)[:, None] > 100
-    return np.where(light, 0.58 * colour, 0.55 * colour + 0.45 * 255).astype(np.float32)
+    light = (color @ _LUMA)[:, None] > 100
+    return np.where(light, 0.58 * color, 0.55 * color + 0.45 * 255).astype(np.float32)
 
 
 def draw_frames(scene: Scene, frames: np.ndarray, rng: np.random.Generator, noise: float = 2.0) -> np.ndarray:
@@ -229,8 +229,8 @@ def _draw_object(scene: Scene, frames: np.ndarray, image: np.ndarray) -> None:
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
 
     inside = -SHAPES[scene.shape](u, v) * radius
-    colour = scene.colour[frames]
-    body, tone = colour[..., None, None], _second_tone(colour)[..., None, None]
+    color = scene.color[frames]
+    body, tone = color[..., None, None], _second_tone(color)[..., None, None]
     drawn = body + _texture(scene.texture, u, v, scene.texture_phase)[:, None] * (tone - body)
     below = np.clip((v - np.float32(scene.base)) * radius + np.float32(0.5), 0, 1)
     drawn *= 1 - np.float32(0.72) * below[:, None]
@@ -287,6 +287,6 @@ def _add_clutter(rng: np.random.Generator, image: np.ndarray, luma: float) -> No
     else:
         inside = -_box(a, b, float(long), float(short))
     alpha = np.clip(inside + np.float32(0.5), 0, 1) * np.float32(rng.uniform(0.6, 0.95))
-    colour = _muted(rng, luma + rng.uniform(18, 42) * rng.choice([-1, 1]), 26)
+    color = _muted(rng, luma + rng.uniform(18, 42) * rng.choice([-1, 1]), 26)
     window = image[:, rows, columns]
-    window += alpha * (colour - window)
+    window += alpha * (color - window)

@@ -181,7 +181,7 @@ def caption(scene: Scene, frame: int, rng: np.random.Generator) -> str:
         return str(rng.choice(phrases)) if talkative and phrases and rng.random() < chance else ""
 
     sizes, distances = _size_phrases(float(scene.radius[frame]))
-    adjectives = [maybe(sizes, 0.2), maybe([scene.colour_name[frame]], 0.3), maybe([scene.texture], 0.1)]
+    adjectives = [maybe(sizes, 0.2), maybe([scene.color_name[frame]], 0.3), maybe([scene.texture], 0.1)]
     where = maybe(_place_phrases(float(scene.x[frame]), float(scene.y[frame])), 0.95)
     details = [maybe(distances, 0.2), maybe(_posture_phrases(float(scene.angle[frame])), 0.6)]
     noun = " ".join(filter(None, [*adjectives, scene.shape]))
