@@ -1,5 +1,6 @@
 """Authors' checkpoints converted to models: equal to the shared fixtures and to the slow reference."""
 
+import json
 import math
 
 import pytest
@@ -183,6 +184,50 @@ def test_converted_model_equals_reference_in_float64(variant, mode, norm, epoch)
     for name, value in expected.items():
         if value is not None:
             assert_close(name, found[name], value, 1e-8)
+
+
+def bytes_and_authors_pixels(*shape):
+    """Return uint8 frames, and floats normalized by the statistics in the authors' code."""
+    frames = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    return frames, (frames.double() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bytes_give_the_authors_results(tmp_path, variant):
+    """The reference network gets pixels normalized by the authors, the loaded folder gets uint8 frames."""
+    state = small_checkpoint(variant)
+    from_ila(state, 5).save_pretrained(tmp_path)
+    model = from_pretrained(tmp_path)
+    frames, pixels = bytes_and_authors_pixels(2, 5, 3, 24, 24)
+    text = torch.randint(1, 40, (4, 9)) if variant == "k400" else None
+    exact = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
+    expected = ila_forward(exact, pixels, text)
+    output = model(frames, text=text)
+    for name in ("logits", "frame_features"):
+        assert_close(name, getattr(output, name).double().flatten(0, -2), expected[name].flatten(0, -2), 1e-4)
+    record = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
+    assert record["image_mean"] == pytest.approx([123.675 / 255, 116.28 / 255, 103.53 / 255])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bytes_give_the_results_of_normalized_floats_on_shared_fixture(shared_fixture, variant):
+    """With floats, the converted model equals the authors' network; see the test of the fixtures' outputs."""
+    tensors = shared_fixture(f"ila_{variant}_tiny")
+    state = {
+        name.removeprefix("checkpoint."): value for name, value in tensors.items() if name.startswith("checkpoint.")
+    }
+    model = from_ila(state, tensors["in.frames"].shape[1], "frozen_batch")
+    frames, pixels = bytes_and_authors_pixels(*tensors["in.frames"].shape)
+    text = tensors["in.text_tokens"] if variant == "k400" else None
+    expected = outputs_of(model, pixels.float(), text)
+    output = model(frames, text=text)
+    assert_close("logits", output.logits, expected["logits"], 1e-5)
+    exact = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
+    reference = ila_forward(exact, pixels, text)
+    assert_close("reference", output.logits.double(), reference["logits"], 1e-4)
 
 
 @torch.no_grad()

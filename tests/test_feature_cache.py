@@ -265,11 +265,17 @@ TRAINING_CHANGES = {
     "color_jitter": change_augment(color_jitter=0.1),
     "grayscale": change_augment(grayscale=0.1),
     "random_erasing": change_augment(random_erasing=0.1),
+    "crop": change_augment(crop="multi_scale"),
+    "four strengths": change_augment(color_jitter=(0.1, 0.1, 0.1, 0.0)),
+    "probability": change_augment(color_jitter=0.1, color_jitter_probability=0.5),
+    "per_frame": change_augment(color_jitter=0.1, per_frame=True),
+    "erase_color": change_augment(random_erasing=0.1, erase_color=(1, 2, 3)),
 }
 EVALUATION_CHANGES = {
     "resize": change_data(resize="squash"),
     "clips": change_data(test_clips=2),
     "crops": change_data(test_crops=2),
+    "random frames": change_data(test_sampling="random"),
     "reversed": change(order="reversed"),
     "shuffled": change(order="shuffled"),
     "single": change(order="single"),

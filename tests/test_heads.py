@@ -5,6 +5,7 @@ import torch
 from conftest import SMALL, clip_config, random_frames, shake, write_clip
 from torch.nn import functional as F
 
+from clipvid.hub.loading import from_pretrained
 from clipvid.model.pooling import MIT, MITConfig
 from clipvid.model.prompts import TEMPLATES, class_prompts, resolve_templates
 
@@ -210,6 +211,24 @@ def test_video_specific_prompts_depend_on_the_video(make_model):
     torch.testing.assert_close(output.logits, model.text.logit_scale * cosines)
     prompts.alpha.zero_()
     torch.testing.assert_close(model(frames).logits, make_model(labels=LABELS)(frames).logits)
+
+
+@torch.no_grad()
+def test_frozen_prompts_are_used_and_not_trained(make_model, tmp_path):
+    labels = ["walking", "running"]
+    head = {"name": "text", "prompt_layers": 1, "train_prompts": False}
+    model = make_model(labels=labels, pooling="mit", head=head)
+    assert not any(value.requires_grad for value in model.head.parameters())
+    assert all(value.requires_grad for value in model.pooling.parameters())
+    plain = make_model(labels=labels, pooling="mit")
+    plain.pooling.load_state_dict(model.pooling.state_dict())
+    frames = random_frames()
+    logits = model(frames).logits
+    assert (logits - plain(frames).logits).abs().max() > 1e-3
+    model.save_pretrained(tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert torch.equal(loaded(frames).logits, logits)
+    assert not any(value.requires_grad for value in loaded.head.parameters())
 
 
 @torch.no_grad()

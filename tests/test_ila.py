@@ -443,17 +443,26 @@ def test_recipe_parameter_groups_match_authors(make_model, path):
             group = authors_name(own, adapter["variant"]).partition("_")[0] if own else "mit"
             seen.add(group)
             lr, decay = rates[group]
+            decay = 0.0 if name == "pooling.position" else decay
             assert found.pop(id(value)) == (lr, decay if value.ndim > 1 else 0.0), name
     assert not found
     assert seen == rates.keys()
     assert config.optim.warmup_ratio * config.training.epochs == pytest.approx(5)
     share = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
     assert 8 * share == 256
+    assert config.training.max_grad_norm == float("inf")
+    mean, std = ([255 * value for value in values] for values in (config.model.pixel_mean, config.model.pixel_std))
+    assert mean == pytest.approx([123.675, 116.28, 103.53])
+    assert std == pytest.approx([58.395, 57.12, 57.375])
+    assert (config.optim.lr_scheduler_type, config.optim.min_lr) == ("timm_cosine", 8e-8)
+    assert config.data.augment.erase_color == tuple(round(value) for value in mean)
 
 
 def test_there_are_recipes():
     names = {path.stem for path in (REPOSITORY / "configs/recipes").glob("*.yaml")}
-    assert names >= {"ila_k400_b32_8f", "ila_k400_b16_8f", "ila_k400_l14_8f", "ila_ssv2_b16_8f"}
+    towers = {"k400": ("b32_8f", "b32_16f"), "ssv2": ()}
+    both = ("b16_8f", "b16_16f", "l14_8f", "l14_336_16f")
+    assert names >= {f"ila_{data}_{tower}" for data, own in towers.items() for tower in (*own, *both)}
 
 
 def test_model_returns_a_loss_per_block(make_model):

@@ -10,7 +10,7 @@ import torch
 from clipvid.data import dataset as dataset_module
 from clipvid.data.loader import EvalBatches, TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import ClassInfo, Manifest, Sample
-from clipvid.data.sampling import FrameSampling, uniform_indices
+from clipvid.data.sampling import FrameSampling, keyed_generator, uniform_indices
 from clipvid.data.transforms import eval_transforms, train_transform
 
 SIZE, NUM_VIDEOS = 16, 10
@@ -86,6 +86,21 @@ def test_views_are_clip_by_clip(manifest: Manifest):
     assert frames.shape == (6, 4, 3, SIZE, SIZE)
     for view in range(6):
         assert levels(frames[view]) == uniform_indices(14, 4, clip=view // 3, num_clips=2).tolist()
+
+
+def test_random_evaluation_frames_are_those_of_training_and_keyed(manifest: Manifest):
+    """One frame of each segment, another draw for each clip, and the same one in every evaluation."""
+    views = evaluation_set(manifest, clips=3, random_frames=True)
+    seen = set()
+    for index in range(NUM_VIDEOS):
+        frames = views[(0, index)]["frames"]
+        assert torch.equal(frames, evaluation_set(manifest, clips=3, random_frames=True)[(8, index)]["frames"])
+        for clip in range(3):
+            generator = keyed_generator(3, index, clip)
+            drawn = uniform_indices(9 + index, 4, generator=generator).tolist()
+            assert levels(frames[clip]) == drawn
+            seen.add((index, *drawn))
+    assert len(seen) > 2 * NUM_VIDEOS
 
 
 def test_evaluation_reads_each_frame_once(manifest: Manifest, monkeypatch: pytest.MonkeyPatch):

@@ -13,6 +13,7 @@ WRONG = [
     (OptimConfig, "lr", (-1.0, NAN, INF)),
     (OptimConfig, "weight_decay", (-0.1, NAN, INF)),
     (OptimConfig, "eps", (-1e-8, NAN)),
+    (OptimConfig, "min_lr", (-1e-8, 1.0, NAN)),
     (OptimConfig, "warmup_ratio", (-0.1, 1.1, 5.0, NAN)),
     (OptimConfig, "betas", ((1.0, 0.9), (0.9, NAN), (-0.1, 0.9))),
     (TrainingConfig, "mixup", (-1.0, NAN, INF)),
@@ -27,7 +28,10 @@ WRONG = [
     (TrainingConfig, "ddp_timeout", (0, -1)),
     (AugmentConfig, "scale", ((0.0, 1.0), (0.9, 0.5), (0.5, 1.5), (NAN, 1.0))),
     (AugmentConfig, "rand_augment", (-1, 99)),
-    (AugmentConfig, "color_jitter", (-1.0, 2.0, NAN)),
+    (AugmentConfig, "color_jitter", (-1.0, 2.0, NAN, (0.1, 0.1, 0.1, 0.6), (0.1, -0.1, 0.1, 0.1))),
+    (AugmentConfig, "color_jitter_probability", (-0.1, 1.1, NAN)),
+    (AugmentConfig, "erase_color", ((0, 0, 256), (-1, 0, 0))),
+    (AugmentConfig, "crop", ("center",)),
     (AugmentConfig, "grayscale", (-0.1, 1.1, NAN)),
     (AugmentConfig, "random_erasing", (-0.1, 1.1, NAN)),
     (DataConfig, "max_bad_fraction", (-0.1, 1.1, NAN)),
@@ -36,6 +40,7 @@ WRONG = [
     (DataConfig, "repeats", (0,)),
     (DataConfig, "test_clips", (0,)),
     (DataConfig, "test_crops", (0,)),
+    (DataConfig, "test_sampling", ("uniform",)),
 ]
 
 

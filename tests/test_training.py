@@ -276,3 +276,45 @@ def test_the_schedule_warms_up_and_decays() -> None:
 def test_random_weights_require_explicit_option(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.pretrained is missing for ViT-B-32"):
         run(parse(world, tmp_path, "--model.backbone=ViT-B-32"), tmp_path)
+
+
+@pytest.mark.parametrize("floor", [0.0, 8e-8])
+def test_timm_cosine_equals_timm_for_every_group(floor):
+    """The cosine runs beneath the warm-up, and all groups end at the same floor."""
+    scheduler_class = pytest.importorskip("timm.scheduler").CosineLRScheduler
+    rates, steps, warmup = [5e-4, 8e-5], 40, 4
+    groups = [[{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": lr} for lr in rates] for _ in range(2)]
+    ours, theirs = (torch.optim.SGD(each) for each in groups)
+    config = OptimConfig(lr=5e-4, lr_scheduler_type="timm_cosine", warmup_ratio=warmup / steps, min_lr=floor)
+    schedule = build_scheduler(ours, config, steps)
+    reference = scheduler_class(
+        theirs, t_initial=steps, lr_min=floor, warmup_lr_init=0, warmup_t=warmup, cycle_limit=1, t_in_epochs=False
+    )
+    for step in range(steps + 1):
+        reference.step_update(step)
+        expected = [group["lr"] for group in theirs.param_groups]
+        assert schedule.get_last_lr() == pytest.approx(expected, rel=1e-9, abs=1e-15), step
+        ours.step()
+        schedule.step()
+    assert schedule.get_last_lr() == pytest.approx([floor] * 2, rel=1e-9)
+
+
+def test_cosine_with_a_floor_ends_there_and_is_transformers_without():
+    def rates(**options):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.01)
+        scheduler = build_scheduler(optimizer, OptimConfig(lr=0.01, warmup_ratio=0.2, **options), 20)
+        seen = []
+        for _ in range(21):
+            seen.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        return torch.tensor(seen, dtype=torch.float64)
+
+    plain, floored = rates(), rates(min_lr=0.001)
+    torch.testing.assert_close(floored[4:], 0.001 + plain[4:] * 0.9)
+    assert torch.equal(floored[:4], plain[:4])
+
+
+def test_floor_of_another_schedule_is_refused():
+    with pytest.raises(ValueError, match="min_lr=1e-06 needs lr_scheduler_type cosine or timm_cosine, got linear"):
+        OptimConfig(lr_scheduler_type="linear", min_lr=1e-6)

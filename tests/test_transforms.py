@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from clipvid.data import transforms
 from clipvid.data.sampling import keyed_generator
 from clipvid.data.transforms import apply_keyed, eval_transform, eval_transforms, mix, train_transform
 
@@ -39,6 +40,75 @@ def test_augmentation_probabilities(options: dict, probability: float):
     assert torch.equal(apply_keyed(plain, clip, keyed_generator(0)), clip)
     changed = [not torch.equal(apply_keyed(optional, clip, keyed_generator(seed)), clip) for seed in range(200)]
     assert sum(changed) / 200 == pytest.approx(probability, abs=0.1)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_color_jitter_has_a_probability_per_clip(probability: float):
+    clip = still_clip(3, 32, 32)
+    options = {"scale": (1.0, 1.0), "color_jitter": (0.4, 0.4, 0.2, 0.1), "color_jitter_probability": probability}
+    transform = train_transform(32, **options)
+    transform.transforms[0].ratio = (1.0, 1.0)
+    changed = [not torch.equal(apply_keyed(transform, clip, keyed_generator(seed)), clip) for seed in range(100)]
+    assert sum(changed) / 100 == pytest.approx(probability, abs=0.15)
+
+
+def test_colors_per_frame_differ_between_frames_and_stay_keyed():
+    """The rectangle stays in the same place of all frames."""
+    clip = still_clip(4, 32, 32)
+    per_frame = train_transform(32, color_jitter=0.4, per_frame=True, random_erasing=1.0)
+    shown = apply_keyed(per_frame, clip, keyed_generator(3))
+    assert torch.equal(apply_keyed(per_frame, clip, keyed_generator(3)), shown)
+    assert not torch.equal(shown[0], shown[1])
+    black = (shown == 0).all(dim=1)
+    assert black[0].any()
+    assert (black == black[:1]).all()
+    together = apply_keyed(train_transform(32, color_jitter=0.4), clip, keyed_generator(3))
+    assert all(torch.equal(frame, together[0]) for frame in together)
+
+
+def test_strength_of_one_number_is_that_of_four():
+    one, four = (train_transform(32, color_jitter=strength) for strength in (0.4, (0.4, 0.4, 0.4, 0.1)))
+    for seed in range(5):
+        clips = [apply_keyed(transform, still_clip(), keyed_generator(seed)) for transform in (one, four)]
+        assert torch.equal(*clips)
+
+
+def test_erased_rectangle_has_the_color():
+    transform = train_transform(32, random_erasing=1.0, erase_color=(124, 116, 104))
+    clip = apply_keyed(transform, torch.zeros(2, 3, 40, 40, dtype=torch.uint8), keyed_generator(0))
+    assert {tuple(pixel) for pixel in clip.permute(0, 2, 3, 1).flatten(0, 2).tolist()} == {(0, 0, 0), (124, 116, 104)}
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(96, 160), (160, 96), (100, 100), (97, 131)])
+def test_multi_scale_crop_takes_fixed_shares_and_places(rows: int, columns: int, monkeypatch):
+    """Boxes are compared with all that the definition allows, listed one by one."""
+    boxes = set()
+
+    def record(clip, top, left, height, width, size, *args, **options):
+        boxes.add((top, left, height, width))
+        return clip[..., : size[0], : size[1]]
+
+    monkeypatch.setattr(transforms.F, "resized_crop", record)
+    crop = transforms.MultiScaleCrop(32)
+    for seed in range(600):
+        apply_keyed(crop, torch.zeros(1, 3, rows, columns, dtype=torch.uint8), keyed_generator(seed))
+    shares, short = [1, 0.875, 0.75, 0.66], min(rows, columns)
+    allowed = set()
+    for i, tall in enumerate(shares):
+        for j, wide in enumerate(shares):
+            if abs(i - j) <= 1:
+                height, width = int(short * tall), int(short * wide)
+                down, right = (rows - height) // 4, (columns - width) // 4
+                for y, x in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
+                    allowed.add((y * down, x * right, height, width))
+    assert boxes == allowed
+
+
+def test_multi_scale_crop_shows_the_same_part_of_every_frame():
+    clip = apply_keyed(train_transform(32, crop="multi_scale"), still_clip(4, 60, 90), keyed_generator(1))
+    assert clip.shape == (4, 3, 32, 32)
+    assert clip.dtype == torch.uint8
+    assert all(torch.equal(frame, clip[0]) for frame in clip)
 
 
 def test_keyed_augmentation_keeps_global_state():

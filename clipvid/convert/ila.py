@@ -16,6 +16,7 @@ from clipvid.model.config import ModelConfig
 from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import VideoCLIP
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the authors' pixel statistics
 _BLOCK = "visual.transformer.resblocks."
 _CONVS = {
     "k400": {
@@ -42,7 +43,7 @@ _TEXT_KEYS = (
 def from_ila(
     state_dict: Mapping[str, Any], num_frames: int, norm: str = "batch", eval_batch_stats: bool = False
 ) -> VideoCLIP:
-    """Build a `VideoCLIP` equal to the authors' ILA model.
+    """Build a `VideoCLIP` equal to the authors' ILA model. Its pixel statistics are theirs, those of ImageNet.
 
     Args:
         state_dict: State dict of the released checkpoint (or the whole checkpoint, with it under `model`). It contains
@@ -119,6 +120,8 @@ def _model_config(state: Mapping[str, Tensor], num_frames: int, options: dict[st
         head = {"name": "linear", "num_classes": len(state["mit.classify_head.2.weight"])}
     return ModelConfig(
         backbone="ila-checkpoint",
+        pixel_mean=IMAGENET_MEAN,
+        pixel_std=IMAGENET_STD,
         adapter={"name": "ila", "hidden": hidden, **options},
         num_frames=num_frames,
         pooling={"name": "mit", "layers": _count_layers(state, "mit.resblocks.")},

@@ -12,33 +12,43 @@ from typing import Literal
 from clipvid import InputError
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.synthetic.world import WorldConfig
-from clipvid.registry import FINITE, Choice, check_ranges
+from clipvid.registry import FINITE, Choice, check_option, check_ranges
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of training clips, the same for all frames of a clip; see `clipvid.data.transforms`.
+    """Augmentation of training clips, the same for all frames unless `per_frame`; see `clipvid.data.transforms`.
 
     Attributes:
         fixed: Train on the clips of the evaluation, the same ones in every epoch. No other option may be set.
-        scale: Minimum and maximum share of the area that the random crop takes.
+        crop: `area` takes a random share of the area, see `scale`. `multi_scale` takes one of four shares of the short
+            side in each direction, at a corner or the center, see `MultiScaleCrop`.
+        scale: Minimum and maximum share of the area that the crop `area` takes.
         flip: Mirror half of the clips. A class with left, right or a direction of rotation in its name takes the label
             of its opposite. It is never mirrored if there is none.
         label_map_flip: Class names that a mirror exchanges, instead of the opposites found in the names.
         rand_augment: Magnitude of RandAugment, 1 to 30, or 0 for none.
-        color_jitter: Strength of random changes of brightness, contrast, saturation and hue.
+        color_jitter: Strength of random changes of brightness, contrast and saturation, and a quarter of it for hue. A
+            list sets the four strengths.
+        color_jitter_probability: Probability of changing the colors of a clip.
+        per_frame: Draw the change of colors for each frame, instead of one for the clip.
         grayscale: Probability of converting a clip to grayscale.
-        random_erasing: Probability of one black rectangle in a clip.
+        random_erasing: Probability of one rectangle in a clip that is filled with `erase_color`.
+        erase_color: Red, green and blue, 0 to 255.
     """
 
     fixed: bool = False
+    crop: Literal["area", "multi_scale"] = "area"
     scale: tuple[float, float] = (0.8, 1.0)
     flip: bool = False
     label_map_flip: dict[str, str] | None = None
     rand_augment: int = 0
-    color_jitter: float = 0.0
+    color_jitter: float | tuple[float, float, float, float] = 0.0
+    color_jitter_probability: float = 1.0
+    per_frame: bool = False
     grayscale: float = 0.0
     random_erasing: float = 0.0
+    erase_color: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -46,10 +56,25 @@ class AugmentConfig:
             raise InputError(
                 f"data.augment.scale={self.scale}: expected two shares of the area, 0 < minimum <= maximum <= 1"
             )
-        check_ranges("data.augment", self, rand_augment=(0, 30), color_jitter=(0, 1))
-        check_ranges("data.augment", self, grayscale=(0, 1), random_erasing=(0, 1))
+        shares = ("grayscale", "random_erasing", "color_jitter_probability")
+        check_ranges("data.augment", self, rand_augment=(0, 30), **dict.fromkeys(shares, (0, 1)))
+        check_option("data.augment", "crop", self.crop, ("area", "multi_scale"))
+        self._check_colors()
+        if self.crop != "area" and self.scale != AugmentConfig.scale:
+            raise InputError("data.augment.scale is the share of crop: area; leave it out with crop: multi_scale")
         if self.fixed and replace(self, fixed=False) != AugmentConfig():
             raise InputError("data.augment.fixed=true varies no clip: leave out the other options of data.augment")
+
+    def _check_colors(self) -> None:
+        strengths = self.color_jitter if isinstance(self.color_jitter, tuple) else (self.color_jitter,)
+        hue = strengths[3] if len(strengths) == 4 else 0.0
+        if not (all(0 <= strength <= 1 for strength in strengths) and hue <= 0.5):
+            raise InputError(
+                f"data.augment.color_jitter={self.color_jitter}: expected a number from 0 to 1, or four of brightness, "
+                "contrast, saturation and hue, the last at most 0.5"
+            )
+        if not all(0 <= value <= 255 for value in self.erase_color):
+            raise InputError(f"data.augment.erase_color={self.erase_color}: expected three values from 0 to 255")
 
 
 @dataclass(frozen=True)
@@ -80,6 +105,8 @@ class DataConfig:
         resize: `shortest_center` or `squash`, for evaluation.
         test_clips: Clips per video in evaluation.
         test_crops: Crops per clip in evaluation.
+        test_sampling: `fixed` takes evenly spread frames in evaluation. `random` draws frames as in training, the same
+            ones in every evaluation.
         augment: Augmentation of training clips.
         num_workers: Worker processes of each loader.
         max_bad_fraction: Share of unreadable training videos at which the run stops. Below it, they are replaced by
@@ -105,6 +132,7 @@ class DataConfig:
     resize: Literal["shortest_center", "squash"] = "shortest_center"
     test_clips: int = 1
     test_crops: int = 1
+    test_sampling: Literal["fixed", "random"] = "fixed"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = 2
     max_bad_fraction: float = 0.01
@@ -113,6 +141,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("stride", "repeats", "test_clips", "test_crops"), (1, FINITE))
         check_ranges("data", self, num_workers=(0, FINITE), check_videos=(0, FINITE), max_bad_fraction=(0, 1), **counts)
+        check_option("data", "test_sampling", self.test_sampling, ("fixed", "random"))
         self.preprocessing.frame_sampling(1)
 
     @property

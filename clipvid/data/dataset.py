@@ -75,6 +75,7 @@ class VideoDataset(Dataset[VideoItem]):
         crops: Evaluation crops per clip.
         frame_order: Order of frames in evaluation: `forward`, `reversed`, `shuffled` (keyed by seed, index and clip),
             or `single` (the first frame repeated).
+        random_frames: Draw the frames of evaluation clips as in training, keyed by seed, index and clip.
         mirror: For each class, the class of its mirrored clips, or None if it must not be mirrored. Half of the other
             training clips are mirrored. See `clipvid.data.lists.classes.mirror_map`.
         backend: Video reader, see `open_video`.
@@ -95,6 +96,7 @@ class VideoDataset(Dataset[VideoItem]):
         clips: int = 1,
         crops: int = 1,
         frame_order: FrameOrder = "forward",
+        random_frames: bool = False,
         mirror: Sequence[int | None] | None = None,
         backend: Backend = "auto",
         fixed: bool = False,
@@ -110,6 +112,7 @@ class VideoDataset(Dataset[VideoItem]):
             raise InputError(f"frame_order is {frame_order!r}; expected one of {FRAME_ORDERS}, forward in training")
         self.manifest, self.sampling, self.seed, self.training = manifest, sampling, seed, training
         self.clips, self.crops, self.frame_order, self.backend = clips, crops, frame_order, backend
+        self.random_frames = random_frames and not training
         self.mirror, self.fixed, self.views, self.features = mirror, fixed, views, features
 
     def __len__(self) -> int:
@@ -243,10 +246,10 @@ class VideoDataset(Dataset[VideoItem]):
         Returns:
             Sorted frame numbers int64 [U] without repeats, and positions int64 [clips, T] in them.
         """
-        drawn = [
-            self.sampling.indices(len(part), times, generator=generator, clip=clip, num_clips=self.clips)
-            for clip in range(self.clips)
-        ]
+        drawn = []
+        for clip in range(self.clips):
+            drawing = keyed_generator(self.seed, index, clip) if self.random_frames else generator
+            drawn.append(self.sampling.indices(len(part), times, generator=drawing, clip=clip, num_clips=self.clips))
         shown = part.start + torch.stack([self._ordered(frames, index, i) for i, frames in enumerate(drawn)])
         needed, row = shown.unique(return_inverse=True)
         return needed, row

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -154,7 +154,8 @@ def eval_loader(
         features: returns the stored features of clips made by a recipe.
     """
     sampling = _sampling(data, shape.num_frames)
-    views = [data.test_clips, data.test_crops]
+    views: list[Any] = [data.test_clips, data.test_crops]
+    views += [] if data.test_sampling == "fixed" else [data.test_sampling]
     recipe = ["evaluation", dataclasses.asdict(sampling), shape.image_size, data.resize, views, frame_order]
     dataset = VideoDataset(
         manifest,
@@ -164,6 +165,7 @@ def eval_loader(
         training=False,
         clips=data.test_clips,
         crops=data.test_crops,
+        random_frames=data.test_sampling == "random",
         frame_order=frame_order,
         features=None if features is None else features(*recipe),
     )

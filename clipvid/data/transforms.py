@@ -1,9 +1,9 @@
-"""Augmentation and resizing of clips, uint8 [T, 3, H, W] in and out, the same for every frame of a clip.
+"""Augmentation and resizing of clips, uint8 [T, 3, H, W] in and out, the same for every frame unless `per_frame`.
 
 Pixels are normalized later: bytes are copied to the device and become floats there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -20,34 +20,44 @@ Transform: TypeAlias = Callable[[Tensor], Tensor]
 def train_transform(
     image_size: int,
     *,
+    crop: Literal["area", "multi_scale"] = "area",
     scale: tuple[float, float] = (0.5, 1.0),
     rand_augment: int = 0,
-    color_jitter: float = 0.0,
+    color_jitter: float | Sequence[float] = 0.0,
+    color_jitter_probability: float = 1.0,
+    per_frame: bool = False,
     grayscale: float = 0.0,
     random_erasing: float = 0.0,
+    erase_color: Sequence[int] = (0, 0, 0),
 ) -> v2.Compose:
     """Return random augmentation, uint8 [T, 3, H, W] -> uint8 [T, 3, S, S]. Apply it with `apply_keyed`.
 
     Args:
         image_size: Side S in pixels.
-        scale: Minimum and maximum share of the area that the random crop takes.
+        crop: `area` for a random share of the area, or `multi_scale` for `MultiScaleCrop`.
+        scale: Minimum and maximum share of the area that the crop `area` takes.
         rand_augment: Magnitude, 1 to 30, of two random operations (https://arxiv.org/abs/1909.13719), or 0 for none.
-        color_jitter: Strength of brightness, contrast and saturation changes. Hue changes by a quarter of it.
+        color_jitter: Strength of brightness, contrast and saturation changes. Hue changes by a quarter of it. A
+            sequence has the four strengths.
+        color_jitter_probability: Probability of changing the colors of a clip.
+        per_frame: Draw the change of colors for each frame.
         grayscale: Probability of converting to grayscale.
-        random_erasing: Probability of one black rectangle, in the same place in all frames.
+        random_erasing: Probability of one rectangle, in the same place in all frames.
+        erase_color: Red, green and blue of the rectangle, 0 to 255.
     """
-    steps: list[nn.Module] = [
-        v2.RandomResizedCrop(image_size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-    ]
+    area = v2.RandomResizedCrop(image_size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    steps: list[nn.Module] = [area if crop == "area" else MultiScaleCrop(image_size)]
     if rand_augment > 0:
         steps.append(v2.RandAugment(2, rand_augment, interpolation=v2.InterpolationMode.BILINEAR))
-    if color_jitter > 0:
-        strength = min(color_jitter / 4, 0.5)
-        steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter, strength))
+    strengths = [color_jitter] * 3 + [color_jitter / 4] if isinstance(color_jitter, int | float) else color_jitter
+    if any(strengths):
+        colors: nn.Module = v2.ColorJitter(*strengths)
+        colors = PerFrame(colors) if per_frame else colors
+        steps.append(v2.RandomApply([colors], color_jitter_probability) if color_jitter_probability < 1 else colors)
     if grayscale > 0:
         steps.append(v2.RandomGrayscale(grayscale))
     if random_erasing > 0:
-        steps.append(v2.RandomErasing(random_erasing))
+        steps.append(v2.RandomErasing(random_erasing, value=[float(value) for value in erase_color]))
     return v2.Compose(steps)
 
 
@@ -128,6 +138,44 @@ def mix(
         clips = tv_tensors.Video(frames[order.to(frames.device)])
         mixed, soft = kind(clips, targets[order.to(targets.device)])
     return mixed.as_subclass(Tensor), soft
+
+
+class MultiScaleCrop(nn.Module):
+    """Random crop of fixed shares of the short side, at a corner or the center, resized to a square.
+
+    Height and width take each one of `SHARES`, at most one step apart. All combinations and places are equally likely.
+    See Wang et al., https://arxiv.org/abs/1507.02159.
+    """
+
+    SHARES = (1.0, 0.875, 0.75, 0.66)
+    PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))  # quarters of the free rows and columns
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Crop a clip [T, 3, H, W] to [T, 3, S, S]."""
+        rows, columns = clip.shape[-2:]
+        sides = [int(min(rows, columns) * share) for share in self.SHARES]
+        pairs = [(i, j) for i in range(len(sides)) for j in range(len(sides)) if abs(i - j) <= 1]
+        tall, wide = (sides[index] for index in pairs[int(torch.randint(len(pairs), ()))])
+        down, right = self.PLACES[int(torch.randint(len(self.PLACES), ()))]
+        top, left = (rows - tall) // 4 * down, (columns - wide) // 4 * right
+        bilinear = v2.InterpolationMode.BILINEAR
+        return F.resized_crop(clip, top, left, tall, wide, [self.size, self.size], bilinear, antialias=True)
+
+
+class PerFrame(nn.Module):
+    """Random transform that is drawn for each frame of a clip."""
+
+    def __init__(self, transform: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Transform the frames of a clip [T, 3, H, W] one by one."""
+        return torch.stack([self.transform(frame) for frame in clip])
 
 
 class _SideCrop(nn.Module):

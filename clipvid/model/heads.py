@@ -25,9 +25,11 @@ class TextHeadConfig:
 
     Attributes:
         prompt_layers: Decoder layers of video-specific prompts (X-CLIP, ILA), 0 for none.
+        train_prompts: If False, video-specific prompts keep their first weights, as in the code of ILA's authors.
     """
 
     prompt_layers: int = 0
+    train_prompts: bool = True
 
     def __post_init__(self) -> None:
         if self.prompt_layers < 0:
@@ -142,6 +144,8 @@ class TextHead(Head):
         super().__init__(config, width, embed_dim, num_classes)
         layers = config.prompt_layers
         self.video_prompts = VideoSpecificPrompts(width, embed_dim, layers) if layers else None
+        if self.video_prompts is not None and not config.train_prompts:
+            self.video_prompts.requires_grad_(False)
 
     @property
     def needs_patches(self) -> bool:

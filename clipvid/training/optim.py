@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +38,9 @@ SCHEDULES = (
     "inverse_sqrt",
     "linear",
     "polynomial",
+    "timm_cosine",
 )
+FLOORED = ("cosine", "timm_cosine")
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,10 @@ class OptimConfig:
         layer_decay: Factor on the learning rate of pretrained weights for every layer between them and their tower's
             output; 1 for none. With `full`, 0.65 to 0.9 is usual (BEiT, https://arxiv.org/abs/2106.08254). New weights
             in a tower (adapters, LoRA, context) keep their learning rate.
-        lr_scheduler_type: One of `SCHEDULES`, those of `transformers` without further arguments.
+        lr_scheduler_type: One of `SCHEDULES`. These are those of `transformers` without further arguments, and
+            `timm_cosine`, whose cosine starts at the first step, with the warm-up in place of its beginning.
         warmup_ratio: Share of warm-up in all steps.
+        min_lr: Learning rate at the end of a cosine schedule, the same for all groups.
     """
 
     lr: float = 5e-4
@@ -63,6 +70,7 @@ class OptimConfig:
     layer_decay: float = 1.0
     lr_scheduler_type: str = "cosine"
     warmup_ratio: float = 0.1
+    min_lr: float = 0.0
 
     def __post_init__(self) -> None:
         check_ranges("optim", self, lr=(0, FINITE), weight_decay=(0, FINITE), eps=(0, 1), warmup_ratio=(0, 1))
@@ -71,6 +79,13 @@ class OptimConfig:
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay={self.layer_decay} must be in (0, 1]; 0.75 is usual, 1 for none")
         check_option("optim", "lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        rates = [self.lr, *(group.lr for group in self.groups)]
+        check_ranges("optim", self, min_lr=(0, min(rates)))
+        if self.min_lr > 0 and self.lr_scheduler_type not in FLOORED:
+            schedules = " or ".join(FLOORED)
+            raise InputError(
+                f"optim.min_lr={self.min_lr} needs lr_scheduler_type {schedules}, got {self.lr_scheduler_type}"
+            )
 
 
 class SkippingAdamW(torch.optim.AdamW):
@@ -177,7 +192,30 @@ def build_scheduler(
     from transformers import get_scheduler
 
     warmup = round(config.warmup_ratio * num_steps)
+    if config.lr_scheduler_type == "timm_cosine" or config.min_lr > 0:
+        start = 0 if config.lr_scheduler_type == "timm_cosine" else warmup
+        floors = [min(1.0, config.min_lr / group["lr"]) if group["lr"] else 0.0 for group in optimizer.param_groups]
+        factors: list[Callable[[int], float]] = [
+            partial(cosine_factor, warmup=warmup, start=start, end=num_steps, floor=floor) for floor in floors
+        ]
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     return get_scheduler(config.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
+
+
+def cosine_factor(step: int, warmup: int, start: int, end: int, floor: float) -> float:
+    """Return the learning rate of a step, relative to the highest one.
+
+    Args:
+        step: Number of the step, from 0.
+        warmup: Steps of linear warm-up from 0.
+        start: Step at which the cosine begins.
+        end: Step at which the cosine reaches `floor`, and stays there.
+        floor: Lowest learning rate after the warm-up, relative to the highest one.
+    """
+    if step < warmup:
+        return step / warmup
+    share = min(1.0, (step - start) / max(1, end - start))
+    return floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2
 
 
 def _module_of(name: str) -> tuple[str, int | None]:
