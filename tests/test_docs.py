@@ -144,7 +144,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs", target_is_directory=True)
     text = next(block.code for block in BLOCKS if "output_dir: outputs/my_videos" in block.code)
     (tmp_path / "my_videos.yaml").write_text(text)
-    (tmp_path / "difference.py").write_text(next(block.code for block in BLOCKS if "class Difference(" in block.code))
+    code = next(block.code for block in BLOCKS if "class TemporalConv(" in block.code)
+    (tmp_path / "temporal_conv.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -189,7 +189,7 @@ def test_resume_of_two_processes_is_equal_after_kills(arguments, tmp_path: Path)
         worker.process.kill()
         worker.process.join()
     all_end_well(finetune_together(2, broken, tmp_path / "logs"))
-    assert "resuming from epoch 1, step" in (tmp_path / "logs/rank_0.log").read_text()
+    assert "resuming from epoch 2 of 3, step" in (tmp_path / "logs/rank_0.log").read_text()
     metrics = json.loads((tmp_path / "broken/metrics.json").read_text())
     assert metrics["processes"] == 2
     assert result(tmp_path / "broken") == result(tmp_path / "whole")
@@ -302,7 +302,7 @@ def test_full_disk_at_the_end(arguments, whole: Path, tmp_path: Path, capsys, mo
     assert steps(tmp_path / "full") == [13, 14, 15]
     assert not (tmp_path / "full/config.json").exists()
     here(arguments(tmp_path / "full"), tmp_path / "full")
-    assert "resuming from epoch 2, step 15" in capsys.readouterr().out
+    assert "resuming from epoch 3 of 3, step 15" in capsys.readouterr().out
     assert result(tmp_path / "full") == result(whole)
 
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clipvid import InputError, RunError
+from clipvid.backbone.hub_retries import announce_retries_once
 from clipvid.backbone.hugging_face import read_hugging_face
 from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, split_clip
 from clipvid.backbone.state_dicts import mismatches, shortened
@@ -67,7 +68,8 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     if not options.get("load_weights", True):
         logging.disable(logging.WARNING)  # open_clip warns about random weights
     try:
-        clip = open_clip.create_model(source, force_patch_dropout=0.0, **options)
+        with announce_retries_once():
+            clip = open_clip.create_model(source, force_patch_dropout=0.0, **options)
         if state is not None:
             _resize(clip.visual, config["vision_cfg"]["image_size"])
             clip.load_state_dict(state)

@@ -40,17 +40,17 @@ def build_parser() -> ArgumentParser:
 
 
 def show(options: Any) -> None:
-    """Print what a push would upload, and the card."""
+    """Print the card, and then the files that a push would upload."""
     from clipvid.hub.push import check_repo_id, files_to_push
 
     check_repo_id(options.repo_id)
     files = files_to_push(options.model, options.repo_id, options.overwrite_card)
-    print(f"would upload to {options.repo_id}, revision {options.revision or 'main'}:")
+    card = files["README.md"]
+    print(printable_lines(card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")))
+    print(f"\nwould upload to {options.repo_id}, revision {options.revision or 'main'}:")
     total = 0
     for path, content in files.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         total += size
         print(f"{size:>13,}  {printable(path)}")
-    print(f"{total:>13,}  bytes in total\n")
-    card = files["README.md"]
-    print(printable_lines(card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")))
+    print(f"{total:>13,}  bytes in total")

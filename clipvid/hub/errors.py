@@ -11,6 +11,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from clipvid.files import one_line
+
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -25,7 +27,7 @@ def hub_error(error: Exception, repo_id: str, revision: str | None = None) -> OS
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         return FileNotFoundError(
             f"{repo_id} is not (or not completely) in the cache, and the Hub cannot be reached: HF_HUB_OFFLINE is "
-            f"set, or the connection failed ({error})"
+            f"set, or the connection failed ({one_line(error)})"
         )
     if not isinstance(error, HfHubHTTPError):
         return ConnectionError(f"the connection to the Hub failed for {repo_id}: {error or type(error).__name__}")

@@ -268,7 +268,9 @@ class Trainer:
         names = {item.name for item in fields(TrainState)} & checkpoint.progress.keys()
         self.state = TrainState(**{name: checkpoint.progress[name] for name in names})
         self._saved_step = self.state.step
-        self.accelerator.print(f"resuming from epoch {self.state.epoch}, step {self.state.step}")
+        self.accelerator.print(
+            f"resuming from epoch {self.state.epoch + 1} of {self.settings.epochs}, step {self.state.step}"
+        )
 
 
 def _seed_everything(*key: int) -> None:
