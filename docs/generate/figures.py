@@ -78,7 +78,7 @@ FIGURES = {
         ),
     ),
     "temporal_conv": Figure(
-        "Temporal convolution",
+        "Temporal conv.",
         "after_attention",
         (
             ("Three products", "W_-1 x, W_0 x and W_1 x at every location"),
