@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import random_frames, shake, shake_adapters
 
-from clipvid.adapters import resolve_adapters
+from clipvid.adapters import ADAPTERS, resolve_adapters
 from clipvid.adapters.base import BlockInfo
 from clipvid.adapters.temporal_conv import TemporalConv, TemporalConvConfig
 from clipvid.hub.loading import from_pretrained
@@ -128,3 +128,9 @@ def test_misuse_of_a_preset_is_refused(spec, message):
 def test_option_of_create_model_beside_a_preset_is_refused():
     with pytest.raises(ValueError, match="preset without options, got 'kernel_size'"):
         create_model("tiny", adapter="sifa_transformer", kernel_size=5)
+
+
+def test_own_preset_is_one_entry(monkeypatch):
+    monkeypatch.setitem(ADAPTERS.presets, "my_stack", ["gta", {"name": "shift", "layers": "upper"}])
+    assert list(resolve_adapters("my_stack")) == ["gta", "shift"]
+    assert resolve_adapters("my_stack")["shift"].layers == "upper"
