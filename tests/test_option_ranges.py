@@ -52,6 +52,24 @@ def test_value_out_of_range_is_refused_by_name(config, option, value):
         config(**{option: value})
 
 
+@pytest.mark.parametrize(
+    ("options", "owner"),
+    [
+        ({"per_frame": True}, "color_jitter"),
+        ({"color_jitter_probability": 0.5}, "color_jitter"),
+        ({"erase_color": (1, 2, 3)}, "random_erasing"),
+    ],
+)
+def test_augmentation_without_its_owner_is_refused(options, owner):
+    with pytest.raises(ValueError, match=f"data.augment.{next(iter(options))} has no effect without {owner}"):
+        AugmentConfig(**options)
+
+
+def test_scale_of_a_multi_scale_crop_is_refused():
+    with pytest.raises(ValueError, match="scale is the share of crop: area; leave it out"):
+        AugmentConfig(crop="multi_scale", scale=(0.5, 1.0))
+
+
 @pytest.mark.parametrize(("lr", "weight_decay"), [(-1.0, 0.0), (NAN, 0.0), (0.1, -1.0), (0.1, INF)])
 def test_group_out_of_range_is_refused(lr, weight_decay):
     with pytest.raises(ValueError, match=r"optim\.groups\.(lr|weight_decay)="):

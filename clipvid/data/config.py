@@ -75,6 +75,13 @@ class AugmentConfig:
             )
         if not all(0 <= value <= 255 for value in self.erase_color):
             raise InputError(f"data.augment.erase_color={self.erase_color}: expected three values from 0 to 255")
+        for option, owner, used in (
+            ("per_frame", "color_jitter", any(strengths)),
+            ("color_jitter_probability", "color_jitter", any(strengths)),
+            ("erase_color", "random_erasing", self.random_erasing > 0),
+        ):
+            if not used and getattr(self, option) != getattr(AugmentConfig, option):
+                raise InputError(f"data.augment.{option} has no effect without {owner}; set {owner} too, or remove it")
 
 
 @dataclass(frozen=True)
