@@ -316,9 +316,16 @@ def test_stored_clip_is_read_whatever_does_not_change_it(setting: Setting, name:
     assert "features" in setting.item()
 
 
-def test_shuffled_frames_of_another_place_in_the_list_are_not_read(setting: Setting) -> None:
-    setting.training, setting.order = False, "shuffled"
+@pytest.mark.parametrize("drawn", ["shuffled", "random"])
+def test_drawn_frames_of_another_place_in_the_list_are_not_read(setting: Setting, drawn: str) -> None:
+    """The draw depends on the place in the list."""
+    setting.training = False
+    if drawn == "shuffled":
+        setting.order = "shuffled"
+    else:
+        change_data(test_sampling="random")(setting)
     setting.keep()
+    assert "features" in setting.item()
     manifest = load_split(setting.data, "train")
     (setting.world / "moved.csv").write_text(
         f"path,label\n{manifest.samples[1].path},0\n{manifest.samples[0].path},0\n"

@@ -178,7 +178,8 @@ class VideoDataset(Dataset[VideoItem]):
     def _evaluation_item(self, index: int) -> VideoItem:
         failures: list[Failure] = []
         label = self.manifest.samples[index].label
-        place, stored = self._stored(index, *([index] if self.frame_order == "shuffled" else []))
+        drawn = self.frame_order == "shuffled" or self.random_frames
+        place, stored = self._stored(index, *([index] if drawn else []))
         if stored is not None:
             features, facts = stored
             varies, clip = facts["varies"] == "True", {"features": features}
