@@ -3,8 +3,9 @@
 ILA's paper compares with the baseline "temporal shift" on CLIP (https://arxiv.org/abs/2304.10465). The channel shift
 itself is from TSM (Lin et al., ICCV 2019, https://arxiv.org/abs/1811.08383).
 
-Known from the code of ILA's authors: patches only, an eighth of the channels in each direction, the first eighth from
-the next frame and the second from the previous one. Our choice: shifting the residual stream before the attention.
+Known from the code of ILA's authors: every block gets a shifted stream, so that its residual is shifted, too. Only
+patches are shifted. An eighth of the channels comes from the next frame, and the eighth after it from the previous one.
+The ends are zeros. Our choice: the options.
 
 Shapes: B clips, T frames, P prefix tokens, N = H x W patches, D width.
 """
