@@ -76,7 +76,10 @@ def pretrained(world, tmp_path_factory) -> Path:
     return output
 
 
-def pretext_model(make_model, adapter="st_adapter", objectives=ALL, num_frames=4) -> SelfSupervisedModel:
+ST_ADAPTER = {"name": "st_adapter", "place": "before_attention"}  # the class token reads it in every block
+
+
+def pretext_model(make_model, adapter=ST_ADAPTER, objectives=ALL, num_frames=4) -> SelfSupervisedModel:
     model = make_model(adapter, num_frames=num_frames)
     torch.manual_seed(0)
     return SelfSupervisedModel(model, resolve_pretext_tasks(objectives)).train()
