@@ -7,12 +7,12 @@ import yaml
 
 from clipvid.benchmarks.ladder import LadderConfig
 from clipvid.benchmarks.pretraining import PretrainingBenchmark
-from clipvid.experiments.config import DemoConfig
+from clipvid.experiments.config import DemoConfig, Recipe
 from clipvid.experiments.run import EvaluateConfig
 from clipvid.experiments.suite import SuiteConfig
 from clipvid.runs.config_files import config_record, parse_config
-from clipvid.runs.output_folder import prepare_output_dir
-from clipvid.training.config import FinetuneConfig
+from clipvid.runs.output_folder import config_differences, prepare_output_dir
+from clipvid.training.config import FinetuneConfig, TrainingConfig
 from clipvid.training.pretrain import PretrainConfig
 from clipvid.training.pretrain_clip import PretrainClipConfig
 
@@ -142,3 +142,15 @@ def test_former_and_current_name_together_are_refused(tmp_path: Path) -> None:
     path.write_text("cell: {}\ntrial: {}\nrows: {none: {}}\n")
     with pytest.raises(ValueError, match="cell is the former name of trial"):
         parse_config(LadderConfig, ["--config", str(path)], "test")
+
+
+def test_record_without_a_later_option_has_its_default():
+    """The section `recipe` is None by default, so its options have the defaults of its class."""
+    recipe = Recipe(training=TrainingConfig(mixup=0.5))
+    config = EvaluateConfig(recipe=recipe)
+    record = config_record(config)
+    for section, option in (("optim", "min_lr"), ("training", "label_smoothing"), ("model", "pixel_mean")):
+        del record["recipe"][section][option]
+    assert config_differences(record, config) == []
+    del record["recipe"]["training"]["mixup"]
+    assert config_differences(record, config) == ["recipe.training.mixup"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,17 @@ def more_epochs(recorded: Any, config: Any) -> int | None:
 
 def config_differences(recorded: Any, config: Any) -> list[str]:
     """Return options that differ between a record and a config. Options missing in the record have their defaults."""
-    return _differences(recorded, config_record(config), config_record(type(config)()))
+    return _differences(recorded, config_record(config), _default_record(config))
+
+
+def _default_record(config: Any) -> dict[str, Any]:
+    """Return the record of the defaults of a config, with the sections that are None by default but set in `config`."""
+    record = config_record(type(config)())
+    for item in dataclasses.fields(config):
+        section = getattr(config, item.name)
+        if record.get(item.name) is None and dataclasses.is_dataclass(section):
+            record[item.name] = _default_record(section)
+    return record
 
 
 def _differences(recorded: Any, present: Any, defaults: Any, prefix: str = "") -> list[str]:
