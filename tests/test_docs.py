@@ -99,7 +99,7 @@ def parse(verb: str, args: list[str]) -> None:
 
 @contextmanager
 def registrations_undone() -> Iterator[None]:
-    """Remove adapters and plugins that were added inside."""
+    """Remove adapters and plugins that were added inside, and restore those that were replaced."""
     known = dict(clipvid.ADAPTERS)
     with patch.dict(os.environ):
         try:
@@ -107,6 +107,7 @@ def registrations_undone() -> Iterator[None]:
         finally:
             for name in clipvid.ADAPTERS.keys() - known.keys():
                 del clipvid.ADAPTERS[name]
+            clipvid.ADAPTERS.update(known)
 
 
 def check_command(words: list[str]) -> None:

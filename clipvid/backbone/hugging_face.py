@@ -1,7 +1,9 @@
-"""Conversion of the weights of transformers' `CLIPModel` and `SiglipModel` to open_clip's names."""
+"""Conversion of the weights of transformers' `CLIPModel`, `SiglipModel` and `XCLIPModel` to open_clip's names."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,6 +47,15 @@ _SIGLIP = {
     "logit_scale": "logit_scale",
     "logit_bias": "logit_bias",
 }
+# Names outside CLIP become those of the authors' files.
+XCLIP_NAMES = {key: value for key, value in _CLIP.items() if "pre_layrnorm" not in key} | {
+    "vision_model.pre_layernorm.": "visual.ln_pre.",
+    "mit.encoder.layers.": "mit.resblocks.",
+    "mit.position_embedding": "mit.positional_embedding",
+    "prompts_visual_layernorm.": "prompts_visual_ln.",
+    "prompts_visual_projection": "prompts_visual_proj",
+    "prompts_generator.layernorm.": "prompts_generator.norm.",
+}
 # Parts of parameter names within a layer, for blocks of open_clip and of timm.
 _RESBLOCK = {"layer_norm": "ln_", "self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 _TIMM_BLOCK = {"layer_norm": "norm", "self_attn.out_proj": "attn.proj"}
@@ -68,8 +79,18 @@ def read_hugging_face(folder: Path) -> tuple[dict[str, Tensor], bool]:
             "or `siglip` (transformers' CLIPModel, SiglipModel) and at least one file"
         )
     stored = {name: value for file in files for name, value in load_file(file).items()}
+    return to_open_clip(stored, names), config.vision_config.hidden_act == "quick_gelu"
+
+
+def to_open_clip(stored: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return tensors of transformers under open_clip's names: q, k and v are fused, projections transposed.
+
+    Args:
+        stored: Tensors by their names in transformers.
+        names: Prefixes of names in transformers and open_clip.
+    """
     state = {_rename(name, names): value for name, value in stored.items() if not name.endswith("position_ids")}
-    for name in [name for name in state if name.endswith((".q_proj.weight", ".q_proj.bias"))]:
+    for name in [name for name in state if re.search(r"(?<!cross_attn)\.q_proj\.(weight|bias)$", name)]:
         stem, kind = name.rsplit("q_proj.", 1)
         fused = f"{stem}qkv.{kind}" if ".trunk." in name else f"{stem}in_proj_{kind}"
         state[fused] = torch.cat([state.pop(f"{stem}{part}_proj.{kind}") for part in "qkv"])
@@ -82,10 +103,10 @@ def read_hugging_face(folder: Path) -> tuple[dict[str, Tensor], bool]:
         state[name] = state[name].reshape(())
     if "visual.trunk.pos_embed" in state:
         state["visual.trunk.pos_embed"] = state["visual.trunk.pos_embed"][None]
-    return state, config.vision_config.hidden_act == "quick_gelu"
+    return state
 
 
-def _rename(name: str, names: dict[str, str]) -> str:
+def _rename(name: str, names: Mapping[str, str]) -> str:
     start = next((start for start in names if name.startswith(start)), None)
     if start is None:
         return name  # open_clip reports it under this name

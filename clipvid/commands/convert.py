@@ -1,4 +1,4 @@
-"""Conversion of authors' checkpoints: `clipvid convert ila --checkpoint x.pth --num_frames 8 --output_dir d`."""
+"""Conversion of released checkpoints: `clipvid convert auto --checkpoint x.pth --output_dir d`."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from jsonargparse import ArgumentParser
 
 from clipvid import InputError
 
-METHODS = ("ila",)
+KINDS = ("auto", "action_clip", "ila", "mote", "st_adapter", "vifi_clip", "xclip")
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the verb."""
-    parser = ArgumentParser(prog="clipvid convert", description="Convert a checkpoint of a paper's authors.")
-    parser.add_argument("method", choices=METHODS, help="method of the checkpoint")
-    parser.add_argument("--checkpoint", type=Path, required=True, help=".pth or .safetensors as released")
-    parser.add_argument("--num_frames", type=int, required=True, help="frames per clip in its training")
+    parser = ArgumentParser(prog="clipvid convert", description="Convert a checkpoint that a paper's authors released.")
+    parser.add_argument("kind", choices=KINDS, help="kind of the checkpoint, or auto to recognize it")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=".pth, .pt or .safetensors as released")
+    parser.add_argument("--num_frames", type=int | None, help="frames per clip in its training, if the file lacks it")
+    parser.add_argument("--backbone", type=str | None, help="CLIP that it was trained from (vifi_clip)")
+    parser.add_argument("--pretrained", type=str | None, help="weights of --backbone")
     parser.add_argument("--output_dir", type=Path, required=True, help="the model folder to write")
     options = parser.parse_args(args)
 
-    from clipvid.convert import from_ila
+    from clipvid.backbone import load_backbone
+    from clipvid.convert import convert_checkpoint
     from clipvid.hub.card import write_card
 
-    converters = {"ila": from_ila}
-    model = converters[options.method](read_checkpoint(options.checkpoint), options.num_frames)
+    checkpoint = read_checkpoint(options.checkpoint)
+    base = None if options.backbone is None else load_backbone(options.backbone, options.pretrained)
+    model = convert_checkpoint(options.kind, checkpoint, options.num_frames, base)
     model.save_pretrained(options.output_dir)
     write_card(options.output_dir)
-    print(f"{options.method} with {model.num_frames} frames of {model.image_size} px -> {options.output_dir}")
+    print(f"{model.origin}, {model.num_frames} frames of {model.image_size} px -> {options.output_dir}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

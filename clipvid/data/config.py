@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from clipvid import InputError
-from clipvid.data.preprocessing import Preprocessing
+from clipvid.data.preprocessing import Preprocessing, Resize
 from clipvid.data.synthetic.world import WorldConfig
 from clipvid.registry import FINITE, Choice, check_option, check_ranges
 
@@ -109,7 +109,7 @@ class DataConfig:
             segments equal in presentation time instead of number of frames.
         stride: Distance between frames of a `dense` window.
         repeats: Clips of each video in an epoch of training, in the same batch (repeated sampling).
-        resize: `shortest_center` or `squash`, for evaluation.
+        resize: `shortest_center`, `squash` or `bilinear_center`, for evaluation.
         test_clips: Clips per video in evaluation.
         test_crops: Crops per clip in evaluation.
         test_sampling: `fixed` takes evenly spread frames in evaluation. `random` draws frames as in training, the same
@@ -136,7 +136,7 @@ class DataConfig:
     sampling: Choice = "uniform"
     stride: int = 1
     repeats: int = 1
-    resize: Literal["shortest_center", "squash"] = "shortest_center"
+    resize: Resize = "shortest_center"
     test_clips: int = 1
     test_crops: int = 1
     test_sampling: Literal["fixed", "random"] = "fixed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from clipvid import InputError
 from clipvid.data.sampling import FrameSampling
@@ -12,6 +12,8 @@ from clipvid.registry import Choice, build_config, check_option
 
 if TYPE_CHECKING:
     from clipvid.data.transforms import Transform
+
+Resize: TypeAlias = Literal["shortest_center", "squash", "bilinear_center"]  # transforms.py is slow to import
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,18 @@ class Preprocessing:
     Attributes:
         sampling: `uniform` segments over the video, or a `dense` window.
         stride: Distance between frames of a `dense` window.
-        resize: `shortest_center` or `squash`, see `eval_transform`.
+        resize: `shortest_center`, `squash` or `bilinear_center`, see `eval_transform`.
         by: `frame` or `time`, see `FrameSampling`.
     """
 
     sampling: Literal["uniform", "dense"] = "uniform"
     stride: int = 1
-    resize: Literal["shortest_center", "squash"] = "shortest_center"
+    resize: Resize = "shortest_center"
     by: Literal["frame", "time"] = "frame"
 
     def __post_init__(self) -> None:
         self.frame_sampling(1)
-        check_option("preprocessing", "resize", self.resize, ("shortest_center", "squash"))
+        check_option("preprocessing", "resize", self.resize, get_args(Resize))
 
     def frame_sampling(self, num_frames: int) -> FrameSampling:
         """Return the sampling of clips of `num_frames` frames."""

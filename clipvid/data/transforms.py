@@ -4,7 +4,7 @@ Pixels are normalized later: bytes are copied to the device and become floats th
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from clipvid import InputError
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
+Resize: TypeAlias = Literal["shortest_center", "squash", "bilinear_center"]
 
 
 def train_transform(
@@ -63,14 +64,16 @@ def train_transform(
 
 def eval_transform(
     image_size: int,
-    resize: Literal["shortest_center", "squash"] = "shortest_center",
+    resize: Resize = "shortest_center",
     crop: int = 0,
     num_crops: int = 1,
 ) -> v2.Compose:
     """Return a fixed view of a clip, uint8 [T, 3, H, W] -> uint8 [T, 3, S, S].
 
     `shortest_center` resizes the shorter side to S and takes the center. With several crops, it takes square number
-    `crop` of `num_crops`, spread evenly along the longer side. `squash` resizes both sides to S.
+    `crop` of `num_crops`, spread evenly along the longer side. `squash` resizes both sides to S. These use bicubic
+    interpolation. `bilinear_center` is `shortest_center` with bilinear interpolation and the offset of the center
+    rounded down, as in transformers' image processors.
     """
     if not 0 <= crop < num_crops:
         raise InputError(f"crop is {crop} of num_crops {num_crops}; expected 0 <= crop < num_crops")
@@ -79,15 +82,17 @@ def eval_transform(
         if num_crops != 1:
             raise InputError(f"squash shows the whole frame: num_crops is {num_crops}, expected 1")
         return v2.Compose([v2.Resize((image_size, image_size), interpolation=bicubic, antialias=True)])
-    if resize != "shortest_center":
-        raise InputError(f"resize is {resize!r}; expected 'shortest_center' or 'squash'")
-    cut = v2.CenterCrop(image_size) if num_crops == 1 else _SideCrop(image_size, crop, num_crops)
-    return v2.Compose([v2.Resize(image_size, interpolation=bicubic, antialias=True), cut])
+    if resize not in get_args(Resize):
+        raise InputError(f"resize is {resize!r}; expected {', '.join(map(repr, get_args(Resize)))}")
+    is_bilinear = resize == "bilinear_center"
+    cut: nn.Module = _SideCrop(image_size, 1, 3) if is_bilinear else v2.CenterCrop(image_size)
+    if num_crops > 1:
+        cut = _SideCrop(image_size, crop, num_crops)
+    mode = v2.InterpolationMode.BILINEAR if is_bilinear else bicubic
+    return v2.Compose([v2.Resize(image_size, interpolation=mode, antialias=True), cut])
 
 
-def eval_transforms(
-    image_size: int, resize: Literal["shortest_center", "squash"] = "shortest_center", num_crops: int = 1
-) -> list[v2.Compose]:
+def eval_transforms(image_size: int, resize: Resize = "shortest_center", num_crops: int = 1) -> list[v2.Compose]:
     """Return one `eval_transform` for each of `num_crops` crops."""
     return [eval_transform(image_size, resize, crop, num_crops) for crop in range(num_crops)]
 

@@ -61,7 +61,7 @@ print(pipeline("video-classification", model={{ python_name }})("clip.mp4"))
 
 {{ training }}
 
-## Papers
+{{ origin }}## Papers
 
 {{ papers }}
 """
@@ -145,6 +145,7 @@ def _card_data(name: str, record: dict[str, Any], metrics: dict[str, Any] | None
         pipeline_tag="video-classification",
         base_model=hub_repository(backbone["name"], backbone["pretrained"]),
         tags=["clipvid", "clip", "video-classification", *_adapters(record)],
+        license=record["origin"]["license"].lower() if "origin" in record else None,
         model_name=printable(name) if metrics is not None else None,
         eval_results=None if metrics is None else _eval_results(metrics, _meaningless(record)),
     )
@@ -187,8 +188,18 @@ def _sections(name: str, record: dict[str, Any], metrics: dict[str, Any] | None)
         "measured": "Nothing was measured yet." if metrics is None else _measured(metrics, left_out),
         "classes": _class_names(record["labels"]) or "Any that are named: `model.set_labels([...])`.",
         "training": "Not recorded." if metrics is None else _training(metrics["config"]),
+        "origin": _origin(record.get("origin")),
         "papers": "\n".join(f"- {paper}" for paper in (*PAPERS, *_papers(record))),
     }
+
+
+def _origin(origin: dict[str, str] | None) -> str:
+    """Return the section about the release that the weights come from, or an empty string."""
+    if origin is None:
+        return ""
+    title, terms, paper = (markdown_text(origin[key]) for key in ("title", "license", "paper"))
+    known = "Its license is unknown: ask its authors before use." if terms == "unknown" else f"Its license: {terms}."
+    return f"## Origin\n\nThe weights come from the release of {title}, {paper}. {known}\n\n"
 
 
 def _meaningless(record: dict[str, Any]) -> set[str]:

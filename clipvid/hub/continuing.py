@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,14 @@ def start_from(model: VideoCLIP, source: str | Path) -> Started:
             f"init_from {source}: it is made from another backbone ({saved.backbone.name}, SHA-256 of weights "
             f"{fingerprint[:12]}...) than the model ({model.backbone.name}, {expected[:12]}...)"
         )
+    if not (torch.equal(model.pixel_mean, saved.pixel_mean) and torch.equal(model.pixel_std, saved.pixel_std)):
+        warnings.warn(
+            f"init_from {source}: it was trained on pixels normalized with mean {saved.pixel_mean.flatten().tolist()} "
+            f"and std {saved.pixel_std.flatten().tolist()}, which this model does not use. Set model.pixel_mean and "
+            "model.pixel_std unless that is intended",
+            stacklevel=2,
+        )
+    model.origin = saved.origin
     started = Started([], [])
     _copy_towers(model, saved, source, started)
     _copy_temporal(model, saved, source, started)

@@ -48,6 +48,7 @@ _KINDS: dict[str, Any] = {
     "templates": list[str],
     "files": dict[str, str],
     "model": dict[str, Any],
+    "origin": dict[str, str],
     "backbone": dict[str, Any],
     "backbone.name": str,
     "backbone.pretrained": str | None,

@@ -16,6 +16,7 @@ from clipvid.hub.folder import find_folder, read_record, read_weights
 from clipvid.hub.strict import check_dtypes, check_finite, check_model_file, check_sizes, read_json, read_tensors
 from clipvid.model.config import ModelConfig
 from clipvid.model.factory import assemble_model, create_model
+from clipvid.model.origin import Origin
 from clipvid.model.saving import LORA_WEIGHTS
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.registry import UnknownNameError, build_config, check_type
@@ -76,6 +77,8 @@ def _build(
         model.set_labels(record["labels"], record["templates"])
     pixels = folder / "video_preprocessor_config.json"
     model.preprocessing = Preprocessing.from_record(read_json(pixels), str(pixels))
+    if "origin" in record:
+        model.origin = build_config(Origin, record["origin"], f"{folder}/config.json: origin")
     return model
 
 

@@ -137,7 +137,7 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
             name: ((value,), reason) for name, (value, reason) in _REFUSED.items()
         }
         allowed["size"] = allowed["crop_size"] = same, f"the model takes frames of {side}x{side} pixels"
-        allowed["do_center_crop"] = (self.resizing == "shortest_center",), f"resize is {self.resizing}"
+        allowed["do_center_crop"] = (self.resizing != "squash",), f"resize is {self.resizing}"
         for name, own in (("image_mean", self.image_mean), ("image_std", self.image_std)):
             allowed[name] = (own, tuple(own or ())), "the model normalizes with its own constants"
         for name, value in options.items():

@@ -42,12 +42,14 @@ class EncoderOutput(NamedTuple):
         patch_tokens: [B, T, N, D] of the last block, before the tower's final norm. N = 0 after frame features.
         losses: Scalar auxiliary losses by `<adapter>.<block>`.
         traces: Traces of the adapters by `<adapter>.<block>`, empty unless requested.
+        tokens: [B, T, P+N, D] of the last block, or None after frame features.
     """
 
     frame_features: Tensor
     patch_tokens: Tensor
     losses: dict[str, Tensor]
     traces: Traces
+    tokens: Tensor | None = None
 
 
 class VideoBlock(nn.Module):
@@ -157,7 +159,7 @@ class VideoEncoder(nn.Module):
                 tokens = self._embed(frames)
         tokens, losses, traces = self._blocks(tokens, range(done, len(self.layers)), needed, trace)
         features = self.tower.head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-        return EncoderOutput(features, tokens[:, :, self.tower.num_prefix :], losses, traces)
+        return EncoderOutput(features, tokens[:, :, self.tower.num_prefix :], losses, traces, tokens)
 
     def frozen_depth(self, with_head: bool = False) -> int | None:
         """Return the number of blocks that training leaves alone, for `lower`; None if the embedding is trained.

@@ -97,6 +97,10 @@ def assemble_model(
     parts = config.parts
     own = backbone.clone_sharing_weights() if parts.tuning.lora is not None else backbone
     width, embed_dim = own.vision.width, own.vision.embed_dim
+    if HEADS[parts.head.name].needs_prefix and own.vision.num_prefix == 0:
+        raise InputError(
+            f"head {parts.head.name} reads the class token, but {backbone.name} has none; use head: linear"
+        )
     return VideoCLIP(
         backbone,
         config,

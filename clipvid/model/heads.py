@@ -49,10 +49,46 @@ class LinearHeadConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.num_classes is not None and self.num_classes < 1:
-            raise InputError(f"head linear: num_classes={self.num_classes} must be at least 1, or unset")
+        _check_classes("linear", self.num_classes)
         if not 0 <= self.dropout < 1:
             raise InputError(f"head linear: dropout={self.dropout} must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class CosineHeadConfig:
+    """Options of the cosine head, the cosine with a learned vector of each class (MoTE).
+
+    Attributes:
+        num_classes: Number of classes K. By default the number of labels.
+    """
+
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_classes("cosine", self.num_classes)
+
+
+@dataclass(frozen=True)
+class ClassTokenHeadConfig:
+    """Options of the class token head: LayerNorm, dropout and linear on the mean class token (ST-Adapter).
+
+    Attributes:
+        num_classes: Number of classes K. By default the number of labels.
+        dropout: Probability, in [0, 1).
+    """
+
+    num_classes: int | None = None
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_classes("class_token", self.num_classes)
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"head class_token: dropout={self.dropout} must be in [0, 1)")
+
+
+def _check_classes(kind: str, num_classes: int | None) -> None:
+    if num_classes is not None and num_classes < 1:
+        raise InputError(f"head {kind}: num_classes={num_classes} must be at least 1, or unset")
 
 
 class Head(nn.Module):
@@ -60,11 +96,13 @@ class Head(nn.Module):
 
     Attributes:
         needs_text: If True, the head reads text features of the classes. Otherwise its number of classes is fixed.
+        needs_prefix: If True, the patch tokens that the head gets have the prefix tokens of each frame in front.
         papers: Citations with links, listed on the card of a model with this head.
     """
 
     Config: ClassVar[type] = TextHeadConfig
     needs_text: ClassVar[bool] = True
+    needs_prefix: ClassVar[bool] = False
     papers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any, width: int, embed_dim: int, num_classes: int | None):
@@ -85,7 +123,7 @@ class Head(nn.Module):
 
         Args:
             video: Video features [B, E].
-            patch_tokens: [B, T, N, D] of the last block.
+            patch_tokens: [B, T, N, D] of the last block, or [B, T, P+N, D] with `needs_prefix`.
             text: Text features of the classes [K, E], or None for a head without text.
         """
         raise NotImplementedError
@@ -169,11 +207,7 @@ class LinearHead(Head):
 
     def __init__(self, config: LinearHeadConfig, width: int, embed_dim: int, num_classes: int | None):
         super().__init__(config, width, embed_dim, num_classes)
-        classes = config.num_classes or num_classes
-        if not classes:
-            raise InputError(
-                "a linear head needs a number of classes: pass labels=[...] or head={name: linear, num_classes: K}"
-            )
+        classes = _number_of_classes("linear", config.num_classes, num_classes)
         self.norm = nn.LayerNorm(embed_dim)
         self.dropout = nn.Dropout(config.dropout)
         self.linear = nn.Linear(embed_dim, classes)
@@ -193,4 +227,72 @@ class LinearHead(Head):
         return self.linear(self.dropout(self.norm(F.normalize(video, dim=-1))))
 
 
-HEADS = Registry("head", {"text": TextHead, "linear": LinearHead}, group="clipvid.heads")
+class CosineHead(Head):
+    """Head with cosine logits against one learned vector per class, without text."""
+
+    Config = CosineHeadConfig
+    needs_text = False
+    papers = ("MoTE: Zhu et al., NeurIPS 2024, https://arxiv.org/abs/2410.10589",)
+
+    def __init__(self, config: CosineHeadConfig, width: int, embed_dim: int, num_classes: int | None):
+        super().__init__(config, width, embed_dim, num_classes)
+        classes = _number_of_classes("cosine", config.num_classes, num_classes)
+        self.weight = nn.Parameter(torch.randn(classes, embed_dim) / embed_dim**0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(100.0).log())
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.weight)
+
+    @property
+    def needs_patches(self) -> bool:
+        """False: the head reads pooled features."""
+        return False
+
+    def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor | None) -> Tensor:
+        """Return logits [B, K] of video features [B, E]."""
+        return self.logit_scale.exp() * F.normalize(video, dim=-1) @ F.normalize(self.weight, dim=-1).T
+
+
+class ClassTokenHead(Head):
+    """Head that reads the class tokens of the last block instead of the pooled features.
+
+    CLIP's final norm and projection are not used: the head has a LayerNorm, applied to the mean over frames.
+    """
+
+    Config = ClassTokenHeadConfig
+    needs_text = False
+    needs_prefix = True
+    papers = ("Pan et al., NeurIPS 2022, https://arxiv.org/abs/2206.13559",)
+
+    def __init__(self, config: ClassTokenHeadConfig, width: int, embed_dim: int, num_classes: int | None):
+        super().__init__(config, width, embed_dim, num_classes)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.linear = nn.Linear(width, _number_of_classes("class_token", config.num_classes, num_classes))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.linear.out_features
+
+    def forward(self, video: Tensor, patch_tokens: Tensor, text: Tensor | None) -> Tensor:
+        """Return logits [B, K] of the tokens [B, T, P+N, D], whose first one is the class token."""
+        return self.linear(self.dropout(self.norm(patch_tokens[:, :, 0].mean(dim=1))))
+
+
+def _number_of_classes(kind: str, configured: int | None, labels: int | None) -> int:
+    classes = configured or labels
+    if not classes:
+        raise InputError(
+            f"a {kind} head needs a number of classes: pass labels=[...] or head={{name: {kind}, num_classes: K}}"
+        )
+    return classes
+
+
+HEADS = Registry(
+    "head",
+    {"text": TextHead, "linear": LinearHead, "cosine": CosineHead, "class_token": ClassTokenHead},
+    group="clipvid.heads",
+)

@@ -14,8 +14,16 @@ from clipvid import InputError
 _MEDIA = ("a photo of", "a video of", "a example of", "a demonstration of")  # "a example" is CLIP's spelling
 _DOING = ("", "using ", "doing ", "during ", "performing ", "practicing ")
 
+_ACTION = (
+    *("a photo of action {}", "a picture of action {}", "Human action of {}", "{}, an action", "{} this is an action"),
+    *("{}, a video of action", "Playing action of {}", "{}", "Playing a kind of action, {}"),
+    *("Doing a kind of action, {}", "Look, the human is {}", "Can you recognize the action of {}?"),
+    *("Video classification of {}", "A video of {}", "The man is {}", "The woman is {}"),
+)
+
 # `kinetics` and `ucf101` are the templates of CLIP's evaluation on these data sets, see
-# https://github.com/openai/CLIP/blob/main/data/prompts.md
+# https://github.com/openai/CLIP/blob/main/data/prompts.md. `action_clip` has those of ActionCLIP
+# (https://arxiv.org/abs/2109.08472).
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
     "single": ("a video of {}.",),
@@ -34,6 +42,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "ucf101": tuple(
         f"{medium} {article} person {doing}{{}}." for medium, article, doing in product(_MEDIA, ("a", "the"), _DOING)
     ),
+    "action_clip": _ACTION,
 }
 
 

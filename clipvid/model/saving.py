@@ -127,7 +127,7 @@ def _config_record(model: Any, backbone_files: list[str]) -> dict[str, Any]:
         "num_classes": model.head.num_classes,
         "labels": model.labels,
         "templates": list(model.templates),
-    }
+    } | ({} if model.origin is None else {"origin": dataclasses.asdict(model.origin)})
 
 
 def _pixel_record(model: Any) -> dict[str, Any]:

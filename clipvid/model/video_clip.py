@@ -23,6 +23,7 @@ from clipvid.model.context import ContextTokens
 from clipvid.model.encoder import EncoderOutput, FrozenFeatures, VideoEncoder
 from clipvid.model.heads import CLASSES_AT_ONCE, Head, mean_direction
 from clipvid.model.lora import add_lora, lora_parameters, merge_lora
+from clipvid.model.origin import Origin
 from clipvid.model.output import VideoCLIPOutput as VideoCLIPOutput
 from clipvid.model.pixels import check_normalized, normalize
 from clipvid.model.pooling import Pooling
@@ -39,7 +40,8 @@ class VideoCLIP(TrainableModel):
     """CLIP model for clips. Frames are uint8 pixels, or floats normalized by `normalize`.
 
     `clipvid.model.factory` builds the modules. This class adds LoRA and freezes what `config.tune` does not name.
-    `preprocessing` describes the clips of training; it is None if the model was not trained on videos.
+    `preprocessing` describes the clips of training; it is None if the model was not trained on videos. `origin` is the
+    release whose weights the model or its start had, or None.
     """
 
     pixel_mean: Tensor
@@ -71,6 +73,7 @@ class VideoCLIP(TrainableModel):
         self.labels: list[str] = []
         self.templates: tuple[str, ...] = resolve_templates(None)
         self.preprocessing: Preprocessing | None = None
+        self.origin: Origin | None = None
         fixed = {id(parameter) for parameter in self.parameters() if not parameter.requires_grad}
         if tuning.lora is not None:
             add_lora(self, self.text, tuning.lora)
@@ -128,7 +131,8 @@ class VideoCLIP(TrainableModel):
             cosines = self.head(video, encoded.patch_tokens, classes)
             logits = self.text.logit_scale * cosines + self.text.logit_bias
         else:
-            logits = self.head(video, encoded.patch_tokens, None)
+            tokens = encoded.tokens if self.head.needs_prefix else encoded.patch_tokens
+            logits = self.head(video, tokens, None)
         return VideoCLIPOutput(
             logits, encoded.losses, video, encoded.frame_features, encoded.patch_tokens, encoded.traces
         )
