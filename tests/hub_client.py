@@ -29,6 +29,12 @@ def logits(source: str, frames: torch.Tensor, revision: str | None = None) -> to
         return from_pretrained(source, revision)(frames).logits
 
 
+def video_features(source: str, frames: torch.Tensor) -> torch.Tensor:
+    """Return the video features of a model from a folder or the Hub."""
+    with torch.no_grad():
+        return from_pretrained(source).encode_video(frames)
+
+
 def classify(source: str, video: str) -> list[dict]:
     """Return the result of transformers' pipeline for a video."""
     return pipeline("video-classification", model=source, device="cpu")(video)

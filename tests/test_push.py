@@ -15,8 +15,9 @@ import hub_client
 import pytest
 import torch
 from conftest import random_frames, shake
-from hub_server import CUT, LOSE_ANSWER, READER, WRITER, Fault, Hub
+from hub_server import CUT, LOSE_ANSWER, READER, WRITER, Fault, Hub, Repository
 from huggingface_hub import ModelCard
+from test_xclip_folder import write_model
 
 from clipvid.adapters import ADAPTERS
 from clipvid.data.synthetic.world import WorldConfig, build_world
@@ -351,6 +352,18 @@ def test_only_model_files_are_downloaded(call, hub, saved, tmp_path):
     repository.add("main", repository.commits[repository.refs["main"]] | alien)
     hub.requests.clear()
     call(hub_client.logits, NAME, random_frames())
+    assert not [request for request in hub.requests if any(name in request for name in alien)]
+
+
+def test_x_clip_of_transformers_is_loaded_from_the_hub(call, hub, tmp_path):
+    folder = write_model(tmp_path / "xclip", "small")
+    stored = {path.name: path.read_bytes() for path in folder.iterdir()}
+    alien = {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit", "flax_model.msgpack": b"large"}
+    hub.repositories["user/xclip"] = Repository(private=False)
+    hub.repositories["user/xclip"].add("main", stored | alien)
+    frames = torch.randint(256, (1, 3, 3, 32, 32), dtype=torch.uint8)
+    found = call(hub_client.video_features, "user/xclip", frames)
+    assert torch.equal(found, hub_client.video_features(str(folder), frames))
     assert not [request for request in hub.requests if any(name in request for name in alien)]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
 from clipvid import InputError
+
+if TYPE_CHECKING:
+    from clipvid.model.video_clip import VideoCLIP
 
 KINDS = ("auto", "action_clip", "ila", "mote", "st_adapter", "vifi_clip", "xclip")
 
@@ -16,7 +19,9 @@ def main(args: list[str] | None = None) -> None:
     """Run the verb."""
     parser = ArgumentParser(prog="clipvid convert", description="Convert a checkpoint that a paper's authors released.")
     parser.add_argument("kind", choices=KINDS, help="kind of the checkpoint, or auto to recognize it")
-    parser.add_argument("--checkpoint", type=Path, required=True, help=".pth, .pt or .safetensors as released")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="file as released, or folder of transformers' XCLIPModel"
+    )
     parser.add_argument("--num_frames", type=int | None, help="frames per clip in its training, if the file lacks it")
     parser.add_argument("--backbone", type=str | None, help="CLIP that it was trained from (vifi_clip)")
     parser.add_argument("--pretrained", type=str | None, help="weights of --backbone")
@@ -27,12 +32,29 @@ def main(args: list[str] | None = None) -> None:
     from clipvid.convert import convert_checkpoint
     from clipvid.hub.card import write_card
 
-    checkpoint = read_checkpoint(options.checkpoint)
-    base = None if options.backbone is None else load_backbone(options.backbone, options.pretrained)
-    model = convert_checkpoint(options.kind, checkpoint, options.num_frames, base)
+    if options.checkpoint.is_dir():
+        model = read_folder(options.checkpoint, options.kind)
+    else:
+        checkpoint = read_checkpoint(options.checkpoint)
+        base = None if options.backbone is None else load_backbone(options.backbone, options.pretrained)
+        model = convert_checkpoint(options.kind, checkpoint, options.num_frames, base)
     model.save_pretrained(options.output_dir)
     write_card(options.output_dir)
     print(f"{model.origin}, {model.num_frames} frames of {model.image_size} px -> {options.output_dir}")
+
+
+def read_folder(folder: Path, kind: str) -> VideoCLIP:
+    """Read a folder of transformers' `XCLIPModel`.
+
+    Raises:
+        InputError: The folder has another model, or `kind` is another one.
+    """
+    from clipvid.hub.folder import is_xclip
+    from clipvid.hub.loading import from_pretrained
+
+    if kind not in ("auto", "xclip") or not is_xclip(folder):
+        raise InputError(f"--checkpoint {folder}: expected a file, or for xclip a folder of transformers' XCLIPModel")
+    return from_pretrained(folder)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

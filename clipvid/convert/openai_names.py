@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -19,7 +19,8 @@ from clipvid.model.factory import assemble_model
 from clipvid.model.video_clip import VideoCLIP
 
 BLOCK = "visual.transformer.resblocks."
-IMAGENET_PIXELS = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}  # fields of `ModelConfig`
+PixelStatistics: TypeAlias = Mapping[str, tuple[float, float, float]]  # `pixel_mean`, `pixel_std` of `ModelConfig`
+IMAGENET_PIXELS: PixelStatistics = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 _CLIP_PARTS = ("attn", "ln_1", "ln_2", "mlp")
 _TEXT_KEYS = (
     "positional_embedding",

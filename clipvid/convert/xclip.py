@@ -13,6 +13,7 @@ from clipvid.backbone.hugging_face import XCLIP_NAMES, to_open_clip
 from clipvid.convert.openai_names import (
     BLOCK,
     IMAGENET_PIXELS,
+    PixelStatistics,
     assemble,
     count_layers,
     read_state,
@@ -29,6 +30,7 @@ def from_xclip(
     num_frames: int | None = None,
     heads: tuple[int | None, int | None] = (None, None),
     drop_path: float = 0.0,
+    statistics: PixelStatistics = IMAGENET_PIXELS,
 ) -> VideoCLIP:
     """Build a `VideoCLIP` equal to the authors' X-CLIP (https://arxiv.org/abs/2208.02816).
 
@@ -38,6 +40,7 @@ def from_xclip(
         num_frames: Number of frames T in its training, to be checked.
         heads: Attention heads of the image and the text tower. By default each is 64 wide.
         drop_path: See `clipvid.adapters.xclip.XCLIPConfig`.
+        statistics: Fields `pixel_mean` and `pixel_std` of `ModelConfig`. By default the authors', ImageNet's.
 
     Raises:
         InputError: The file is not an X-CLIP checkpoint, the frame count differs, or tensors are missing or have no
@@ -53,7 +56,7 @@ def from_xclip(
         "num_frames": trained_frames(state, num_frames),
         "pooling": {"name": "mit", "layers": count_layers(state, "mit.resblocks.")},
         "head": {"name": "text", "prompt_layers": count_layers(state, "prompts_generator.decoder.")},
-        **IMAGENET_PIXELS,
+        **statistics,
     }
     model = assemble("xclip", state, _rename, fields, heads)
     model.preprocessing = Preprocessing(resize="bilinear_center")
@@ -61,10 +64,14 @@ def from_xclip(
 
 
 def from_xclip_transformers(
-    state_dict: Mapping[str, Tensor], heads: tuple[int, int], drop_path: float = 0.0
+    state_dict: Mapping[str, Tensor],
+    heads: tuple[int, int],
+    drop_path: float = 0.0,
+    statistics: PixelStatistics = IMAGENET_PIXELS,
 ) -> VideoCLIP:
     """Build a `VideoCLIP` equal to transformers' `XCLIPModel` with these tensors; see `from_xclip`."""
-    return from_xclip(to_open_clip(state_dict, XCLIP_NAMES), heads=heads, drop_path=drop_path)
+    state = to_open_clip(state_dict, XCLIP_NAMES)
+    return from_xclip(state, heads=heads, drop_path=drop_path, statistics=statistics)
 
 
 def _rename(key: str, value: Tensor) -> dict[str, Tensor]:

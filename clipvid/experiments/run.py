@@ -45,7 +45,7 @@ from clipvid.experiments.protocols import Part, build_protocol
 from clipvid.experiments.recipes import announce_small_sets, finetune_config
 from clipvid.experiments.report_clips import read_clips
 from clipvid.files import hash_file, write_json
-from clipvid.hub.folder import find_folder, read_record, weights_hash
+from clipvid.hub.folder import trained_labels, weights_hash
 from clipvid.hub.loading import is_saved, load_model
 from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.prompts import resolve_templates
@@ -215,7 +215,7 @@ class _Run:
             model = load_model(config.model, config.pretrained, config.num_frames, names, config.templates)
             saved = model.trained_state()
             self._compare_sampling(model)
-            trained_on = read_record(find_folder(config.model), config.model)["labels"] if saved else []
+            trained_on = trained_labels(config.model) if saved else []
         else:
             assert part.train is not None
             folder, trained_on = self.output / part.run, part.train.class_names

@@ -20,7 +20,8 @@ from clipvid.adapters import with_former_options
 from clipvid.files import hash_file
 from clipvid.hub.errors import hub_error
 from clipvid.hub.strict import check_sizes, read_json, read_tensors
-from clipvid.model.saving import FORMAT_VERSION, LORA_WEIGHTS, WEIGHTS, WEIGHTS_INDEX, is_weight_file
+from clipvid.hub.xclip_folder import MODEL_TYPE, XCLIP_FILES, weight_files
+from clipvid.model.saving import CONFIG, FORMAT_VERSION, LORA_WEIGHTS, WEIGHTS, WEIGHTS_INDEX, is_weight_file
 from clipvid.registry import check_type
 
 MODEL_FILES = (
@@ -65,8 +66,22 @@ def weights_hash(source: str | Path) -> str:
     folder = find_folder(source)
     if (folder / WEIGHTS).is_file():
         return hash_file(folder / WEIGHTS)
+    if is_xclip(folder):
+        return hashlib.sha256("\n".join(map(hash_file, weight_files(folder))).encode()).hexdigest()
     hashes = sorted(f"{digest} {name}" for name, digest in read_record(folder).get("files", {}).items())
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def is_xclip(folder: Path) -> bool:
+    """Return True for a folder of transformers' `XCLIPModel`."""
+    return (folder / CONFIG).exists() and read_json(folder / CONFIG).get("model_type") == MODEL_TYPE
+
+
+def trained_labels(source: str | Path) -> list[str]:
+    """Return the class names of a saved model's training, as far as they are recorded."""
+    folder = find_folder(source)
+    labels: list[str] = [] if is_xclip(folder) else read_record(folder, source)["labels"]
+    return labels
 
 
 def find_folder(source: str | Path, revision: str | None = None) -> Path:
@@ -164,8 +179,10 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
 def _download(repo_id: str, revision: str | None) -> Path:
     try:
         head = Path(snapshot_download(repo_id, revision=revision, allow_patterns=["config.json"]))
-        read_record(head, repo_id)  # before large downloads
-        return Path(snapshot_download(repo_id, revision=head.name, allow_patterns=list(MODEL_FILES)))
+        files = XCLIP_FILES if is_xclip(head) else MODEL_FILES
+        if files is MODEL_FILES:
+            read_record(head, repo_id)  # before large downloads
+        return Path(snapshot_download(repo_id, revision=head.name, allow_patterns=list(files)))
     except HFValidationError as error:
         raise FileNotFoundError(f"{repo_id!r} is neither a local folder nor a valid id of a Hub repository") from error
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:

@@ -12,8 +12,9 @@ from clipvid import InputError
 from clipvid.backbone import BACKBONE_FILES, TINY, Backbone, is_weight_tag, load_backbone
 from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.preprocessing import Preprocessing
-from clipvid.hub.folder import find_folder, read_record, read_weights
+from clipvid.hub.folder import find_folder, is_xclip, read_record, read_weights
 from clipvid.hub.strict import check_dtypes, check_finite, check_model_file, check_sizes, read_json, read_tensors
+from clipvid.hub.xclip_folder import read_xclip
 from clipvid.model.config import ModelConfig
 from clipvid.model.factory import assemble_model, create_model
 from clipvid.model.origin import Origin
@@ -26,7 +27,8 @@ def from_pretrained(source: str | Path, revision: str | None = None, backbone: B
     """Load a saved model, in evaluation mode.
 
     Args:
-        source: Folder written by `save_pretrained`, or the id of such a repository on the Hub.
+        source: Folder written by `save_pretrained`, or the id of such a repository on the Hub. Models of transformers'
+            `XCLIPModel` are read, too (`microsoft/xclip-base-patch32`), without class names.
         revision: Branch, tag or commit on the Hub.
         backbone: Backbone of a model in memory, to share its frozen weights instead of loading them again.
 
@@ -38,6 +40,10 @@ def from_pretrained(source: str | Path, revision: str | None = None, backbone: B
             raised if an adapter, head or pooling comes from a package that is not installed.
     """
     folder = find_folder(source, revision)
+    if is_xclip(folder):
+        if backbone is not None:
+            raise InputError(f"{source} has a trained CLIP, so it cannot share that of another model")
+        return read_xclip(folder, source)
     record = read_record(folder, source)
     state = read_weights(folder, record)
     try:
