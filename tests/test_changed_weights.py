@@ -51,7 +51,7 @@ def rewrite(folder: Path, change: float, metadata: str = "a") -> None:
 
 
 @pytest.mark.parametrize("verb", ["finetune", "pretrain"])
-def test_resume_refuses_changed_weights(verb: str, backbone, world: Path, tmp_path: Path, capsys):
+def test_run_refuses_changed_weights(verb: str, backbone, world: Path, tmp_path: Path, capsys):
     name, folder = backbone
     output = tmp_path / "run"
     run(verb, words(verb, world, name, output, 1))
@@ -59,13 +59,27 @@ def test_resume_refuses_changed_weights(verb: str, backbone, world: Path, tmp_pa
     assert len(before["manifests"]["model.backbone"]) == 64
     shutil.copy(folder / WEIGHTS, tmp_path / "former")
     rewrite(folder, 0.25)
-    with pytest.raises(SystemExit) as end:
-        run(verb, words(verb, world, name, output, 2))
-    assert end.value.code == 1
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"holds a run on other weights: those of model.backbone={name}" in line
-    assert json.loads((output / "run.json").read_text()) == before
+    for epochs in (1, 2):  # a finished run, and one that continues it
+        with pytest.raises(SystemExit) as end:
+            run(verb, words(verb, world, name, output, epochs))
+        assert end.value.code == 1
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"contains a run on other weights: those of model.backbone={name}" in line
+        assert json.loads((output / "run.json").read_text()) == before
     shutil.copy(tmp_path / "former", folder / WEIGHTS)
     rewrite(folder, 0.0, "another program")
     run(verb, words(verb, world, name, output, 2))
     assert len(json.loads((output / "run.json").read_text())["sessions"]) == 2
+
+
+def test_finished_run_needs_its_pretrained_weights_no_more(clip_folder: Path, world: Path, tmp_path: Path, capsys):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    finetuning = words("finetune", world, f"local-dir:{folder}", tmp_path / "run", 1)
+    run("finetune", finetuning)
+    (folder / WEIGHTS).unlink()
+    before = (tmp_path / "run" / "metrics.json").read_bytes()
+    run("finetune", finetuning)
+    out = capsys.readouterr().out
+    assert "the pretrained weights cannot be compared with those of the finished run" in out
+    assert "is already finished" in out
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == before

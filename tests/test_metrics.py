@@ -12,6 +12,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss,
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from clipvid.evaluation.metrics import (
+    MOST_CONFUSED,
     attribute_accuracy,
     bootstrap_intervals,
     calibration_curve,
@@ -186,3 +187,13 @@ def test_means_over_seeds_and_harmonic_mean() -> None:
     assert mean_and_spread([0.5])["std"] is None
     assert harmonic_mean(0.8, 0.4) == pytest.approx(statistics.harmonic_mean([0.8, 0.4]))
     assert harmonic_mean(0.0, 0.4) == 0.0
+
+
+def test_confusion_of_many_classes_is_omitted():
+    classes = MOST_CONFUSED + 1
+    labels = torch.tensor([0, classes - 1, 5])
+    scores = torch.nn.functional.one_hot(torch.tensor([0, classes - 1, 6]), classes).float()
+    figures = classification_metrics(scores, labels)
+    assert "confusion" not in figures
+    assert figures["top1"]["value"] == pytest.approx(2 / 3)
+    assert "confusion" in classification_metrics(scores[:, :7], labels.clamp(max=6))

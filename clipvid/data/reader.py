@@ -14,7 +14,7 @@ import contextlib
 import functools
 import itertools
 import os
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Literal, TypeAlias
 
@@ -39,6 +39,8 @@ from clipvid.decoding.fast_readers import FastReader, Refused, check_plain, open
 from clipvid.decoding.files import open_regular
 from clipvid.decoding.frames import FrameFolder
 from clipvid.decoding.pictures import PictureMaker
+from clipvid.decoding.timed_video import TimedVideo
+from clipvid.decoding.webp import HEAD_BYTES, AnimatedWebp, is_animated_webp
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 Backend: TypeAlias = Literal["auto", "decord", "torchcodec", "pyav"]
@@ -56,7 +58,7 @@ def read_frames(source: Source, indices: Sequence[int] | Tensor, *, backend: Bac
         return video.read(indices)
 
 
-def open_video(source: Source, backend: Backend = "auto") -> "Video | FrameFolder":
+def open_video(source: Source, backend: Backend = "auto") -> "Video | AnimatedWebp | FrameFolder":
     """Open a path, the bytes of a file, a binary file object (read completely) or a folder of images.
 
     Args:
@@ -69,10 +71,17 @@ def open_video(source: Source, backend: Backend = "auto") -> "Video | FrameFolde
     """
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         return FrameFolder(source)
-    return Video(source, backend)
+    if backend not in BACKENDS:
+        raise InputError(f"backend is {backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
+    name, content, head = _resolve(source)
+    if not is_animated_webp(head):
+        return Video(name, content, backend)
+    if backend not in ("auto", "pyav"):
+        raise VideoError(name, f"{backend} does not read animated WebP; use backend 'auto'")
+    return AnimatedWebp(name, content)
 
 
-class Video:
+class Video(TimedVideo):
     """Open video with `len()`, `fps` and `read(indices)`; a context manager. Use `open_video` to create it.
 
     `fps` is the average frame rate, or None if unknown. `backend` is the backend in use. Every index in
@@ -80,10 +89,8 @@ class Video:
     as in a player, by the last decodable one before it.
     """
 
-    def __init__(self, source: Source, backend: Backend = "auto") -> None:
-        if backend not in BACKENDS:
-            raise InputError(f"backend is {backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
-        self.name, self._source = _resolve(source)
+    def __init__(self, name: str, source: str | bytes, backend: Backend = "auto") -> None:
+        self.name, self._source = name, source
         with _reported(self.name):
             self._scan = scan(self._source)
             frame_times = self._scan.frame_times
@@ -111,34 +118,13 @@ class Video:
         return [index / self.fps for index in range(self._length)] if self.fps else None
 
     @property
-    def duration(self) -> float | None:
-        """Seconds from the first frame to the end of the last, which lasts as long as the one before it."""
-        if self.times is None:
-            return None
-        last = self.times[-1] - self.times[-2] if self._length > 1 else 1 / (self.fps or 1.0)
-        return self.times[-1] + last
-
-    @property
     def has_varying_rate(self) -> bool:
         """True if the frame rate varies by more than a factor of two between parts of at least a tenth of the time."""
         times = self._scan.frame_times
         return times is not None and times.rate_varies
 
-    def frame_times(self, part: range) -> list[float] | None:
-        """Return when each frame of a part appears and when the last one ends, in seconds; None if unknown."""
-        times, duration = self.times, self.duration
-        if times is None or duration is None:
-            return None
-        return [*times[part.start : part.stop], times[part.stop] if part.stop < len(times) else duration]
-
     def __len__(self) -> int:
         return self._length
-
-    def __enter__(self) -> "Video":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the file."""
@@ -161,30 +147,6 @@ class Video:
                 frames = np.stack([images[index] for index in unique])
         row = {index: i for i, index in enumerate(unique)}
         return torch.from_numpy(frames[[row[index] for index in numbers]])
-
-    def frames_between(self, start: float | None, end: float | None) -> range:
-        """Return the frames shown from `start` to before `end`, in seconds from the first frame, at least one.
-
-        None means the start or end of the video. Without a frame in between, return the frame shown at `start`.
-
-        Raises:
-            VideoError: The video ends before `start`, or has no times.
-        """
-        if start is None and end is None:
-            return range(self._length)
-        times, begin = self.times, start or 0.0
-        if times is None:
-            raise VideoError(self.name, f"it has no times; {start} to {end} seconds cannot be selected")
-        interval = times[-1] / (len(times) - 1) if len(times) > 1 else 1 / (self.fps or 1.0)
-        if begin >= times[-1] + interval:
-            raise VideoError(
-                self.name, f"it ends after {times[-1] + interval:.2f} s, before its part from {begin:.2f} s"
-            )
-        # Times in files are rounded: allow a tolerance of a tenth of a frame.
-        first = bisect_left(times, begin - interval / 10)
-        last = len(times) if end is None else bisect_left(times, end - interval / 10)
-        shown = max(bisect_right(times, begin) - 1, 0)
-        return range(first, last) if first < last else range(shown, shown + 1)
 
     def _open_fast(self, backend: Backend) -> FastReader | None:
         """Open the reader of `backend` if it is exact for this file."""
@@ -273,22 +235,24 @@ class Video:
             yield from decoded(stream, skipped_to(keyframe, packets(container, stream)))
 
 
-def _resolve(source: Source) -> tuple[str, str | bytes]:
-    """Return a name for messages, and the source as an absolute path or bytes."""
+def _resolve(source: Source) -> tuple[str, str | bytes, bytes]:
+    """Return a name for messages, the source as an absolute path or bytes, and its first bytes."""
     if isinstance(source, bytes):
-        return f"<{len(source)} bytes>", source
+        return f"<{len(source)} bytes>", source, source[:HEAD_BYTES]
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         path = os.path.abspath(name)
         try:
-            open_regular(path).close()
+            with open_regular(path) as file:
+                head = file.read(HEAD_BYTES)
         except (InputError, OSError, ValueError) as error:
             raise VideoError(name, getattr(error, "strerror", None) or str(error)) from None
-        return name if name.isprintable() else repr(name), path
+        return name if name.isprintable() else repr(name), path, head
     if source.seekable():
         source.seek(0)
     given = getattr(source, "name", None)
-    return given if isinstance(given, str) else f"<{type(source).__name__}>", source.read()
+    content = source.read()
+    return given if isinstance(given, str) else f"<{type(source).__name__}>", content, content[:HEAD_BYTES]
 
 
 @contextlib.contextmanager

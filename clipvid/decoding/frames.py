@@ -93,11 +93,16 @@ class FrameFolder:
         try:
             with open_regular(self.files[index]) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
                 Limits.current().check_size(*image.size)
-                if image.has_transparency_data:
-                    return over_black(np.asarray(image.convert("RGBA")))
-                return np.asarray(image.convert("RGB"))
+                return picture_of(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise VideoError(self.name, f"{self.files[index].name} is not a readable image ({error})") from None
+
+
+def picture_of(image: Image.Image) -> np.ndarray:
+    """Return an image as uint8 [H, W, 3], in front of black."""
+    if image.has_transparency_data:
+        return over_black(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))
 
 
 def is_image(path: Path) -> bool:

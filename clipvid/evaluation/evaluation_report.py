@@ -81,7 +81,7 @@ def evaluation_page(evaluation: Evaluation) -> Page:
     confusions = [
         Confusion(label, own["confusion"], evaluation.class_names)
         for label, own in _conditions(name, figures)
-        if label in (name, ZERO_SHOT_NAME)
+        if label in (name, ZERO_SHOT_NAME) and "confusion" in own
     ]
     colors = row_colors(rows, evaluation.curves)
     by_label = {label: colors[_row_name(label, last, evaluation)] for label, _ in _conditions(name, figures)}

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from clipvid import InputError
 
+MOST_CONFUSED = 1000  # classes
+
 
 def proportion(hits: int, total: int) -> dict[str, Any]:
     """Return a share with its 95% Wilson score interval: `value`, `low`, `high`, `count`."""
@@ -45,7 +47,8 @@ def top1_hits(scores: Tensor, labels: Tensor) -> Tensor:
 def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return top1, top5, mean_class, nll, ece (15 bins), the confusion matrix [K][K] and `unreadable`, a count.
 
-    Unreadable videos count as wrong in the shares, and are excluded from nll, ece and confusion.
+    Unreadable videos count as wrong in the shares, and are excluded from nll, ece and confusion. For more than
+    `MOST_CONFUSED` classes, the matrix is omitted, since its size grows with the square of their number.
     """
     if not torch.isfinite(scores).all():
         rows = (~torch.isfinite(scores)).any(dim=1).nonzero()[:5, 0].tolist()
@@ -54,8 +57,11 @@ def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
     figures = {"top1": top_k(scores, labels, 1), "top5": top_k(scores, labels, 5)}
     averages, readable = _averages(scores, labels), answered(scores)
     scores, labels = scores[readable], labels[readable]
+    figures |= averages | {"unreadable": int((~readable).sum())}
+    if classes > MOST_CONFUSED:
+        return figures
     confusion = torch.bincount(labels * classes + scores.argmax(dim=1), minlength=classes**2).view(classes, classes)
-    return figures | averages | {"confusion": confusion.tolist(), "unreadable": int((~readable).sum())}
+    return figures | {"confusion": confusion.tolist()}
 
 
 def _averages(scores: Tensor, labels: Tensor) -> dict[str, float | None]:
@@ -191,7 +197,8 @@ def pair_hits(scores: Tensor, labels: Tensor, partners: Sequence[int]) -> tuple[
 def attribute_accuracy(scores: Tensor, labels: Tensor, attribute: Sequence[str]) -> dict[str, Any]:
     """Return the share of videos whose attribute (one per class, such as the object) gets the highest total score."""
     values = sorted(set(attribute))
-    membership = torch.tensor([values.index(value) for value in attribute])
+    place = {value: index for index, value in enumerate(values)}
+    membership = torch.tensor([place[value] for value in attribute])
     totals = torch.zeros(len(scores), len(values)).index_add_(1, membership, scores.float())
     hits = (totals.argmax(dim=1) == membership[labels]) & answered(scores)
     return proportion(int(hits.sum()), len(labels))

@@ -75,7 +75,7 @@ def finetune(
         return done
     with preemption(config) as stop:
         model = fresh_model(config, train, accelerator)
-        hashes = with_backbone(hashes, model, output)
+        hashes = with_backbone(hashes, model, config, output)
         objective = classification(config, len(train.classes))
         trainer = build_trainer(config, model, objective, train, accelerator, output, keep_features=True)
         batch_size = config.training.per_device_eval_batch_size

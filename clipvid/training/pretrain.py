@@ -60,7 +60,7 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
     with preemption(config) as stop:
         tasks = resolve_pretext_tasks(config.objectives)
         model = fresh_model(config, val, accelerator)
-        hashes = with_backbone(hashes, model, output)
+        hashes = with_backbone(hashes, model, config, output)
         student = SelfSupervisedModel(model, tasks).to(accelerator.device)
         trainer = build_trainer(
             config, student, SelfSupervisedObjective(config.seed, tuple(tasks)), train, accelerator, output

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from clipvid import InputError, RunError
+from clipvid.backbone import load_backbone
 from clipvid.data.manifest import Manifest
 from clipvid.evaluation.loop import Predictions
 from clipvid.files import write_json
@@ -50,14 +51,15 @@ def input_hashes(config: VideoRunConfig, train: Manifest, val: Manifest) -> dict
 
 
 def load_finished_run(
-    config: RunConfig, output: Path, hashes: dict[str, str], accelerator: Accelerator
+    config: VideoRunConfig, output: Path, hashes: dict[str, str], accelerator: Accelerator
 ) -> dict[str, Any] | None:
     """Return the figures of a finished run in `output`, or None if there is training left.
 
     A finished run with fewer epochs than `config` is continued.
 
     Raises:
-        OtherRunError: A list of videos, the templates or the initial weights differ from those in `output`/run.json.
+        OtherRunError: A list of videos, the templates or the initial weights differ from those in `output`/run.json, or
+            the pretrained weights of the backbone have changed.
     """
     recorded_hashes = recorded_inputs(output)
     changed = [name for name, value in hashes.items() if recorded_hashes.get(name, value) != value]
@@ -74,30 +76,51 @@ def load_finished_run(
     except (InputError, OSError) as error:
         accelerator.print(f"the model of the finished run is damaged ({error}); it is created again")
         return None
+    _check_pretrained(config, output, accelerator)
     accelerator.print(f"{output} is already finished")
     return done[1]
 
 
-def with_backbone(hashes: dict[str, str], model: VideoCLIP, output: Path) -> dict[str, str]:
+def _check_pretrained(config: VideoRunConfig, output: Path, accelerator: Accelerator) -> None:
+    """Compare the pretrained weights with those of a finished run. Weights that are no longer there change nothing."""
+    torch.manual_seed(config.seed)  # the weights may be random
+    try:
+        backbone = load_backbone(config.model.backbone, config.model.pretrained, config.model.image_size)
+    except RunError as error:
+        accelerator.print(f"the pretrained weights cannot be compared with those of the finished run: {error}")
+        return
+    check_backbone(backbone.fingerprint(), config, output)
+
+
+def check_backbone(digest: str, config: VideoRunConfig, output: Path) -> None:
+    """Compare the hash of pretrained weights with the one that is recorded in `output`.
+
+    Raises:
+        OtherRunError: The run was started from other weights.
+    """
+    before = recorded_inputs(output).get(BACKBONE, digest)
+    if before != digest:
+        raise OtherRunError(
+            f"{output} contains a run on other weights: those of model.backbone={config.model.backbone} (pretrained="
+            f"{config.model.pretrained}) have changed since, SHA-256 {digest[:12]}..., expected {before[:12]}.... Bring "
+            "back the former weights, or choose another output_dir"
+        )
+
+
+def with_backbone(hashes: dict[str, str], model: VideoCLIP, config: VideoRunConfig, output: Path) -> dict[str, str]:
     """Return the hashes with that of the pretrained weights that the model is made from.
 
     Args:
-        hashes: see `input_hashes`.
-        model: before training.
-        output: folder of the run.
+        hashes: See `input_hashes`.
+        model: Model before training.
+        config: Config of the run.
+        output: Folder of the run.
 
     Raises:
-        OtherRunError: the run in `output` was started from other weights.
+        OtherRunError: See `check_backbone`.
     """
     digest = model.base_fingerprint()
-    before = recorded_inputs(output).get(BACKBONE, digest)
-    if before != digest:
-        backbone = model.backbone
-        raise OtherRunError(
-            f"{output} holds a run on other weights: those of model.backbone={backbone.name} (pretrained="
-            f"{backbone.pretrained}) have changed since, SHA-256 {digest[:12]}..., expected {before[:12]}.... Bring "
-            "back the former weights, or choose another output_dir"
-        )
+    check_backbone(digest, config, output)
     return hashes | {BACKBONE: digest}
 
 
