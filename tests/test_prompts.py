@@ -79,4 +79,10 @@ def test_classes_of_the_same_text_are_refused(make_model) -> None:
     model = make_model(labels=["long jump", "walking", "Long_Jump"])
     with pytest.raises(ValueError, match=r"1 pairs.*\('long jump', 'Long_Jump'\)"):
         check_texts_differ(model)
-    check_texts_differ(make_model(labels=[f"class {number}" for number in range(1000)]))
+    names = [f"class {number}" for number in range(1100)]
+    model = make_model(labels=names)
+    check_texts_differ(model)
+    model.labels = names[:1000] + [f"Class_{number}" for number in range(100)]
+    model.set_labels(model.labels)
+    with pytest.raises(ValueError, match=r"100 pairs.*\('class 0', 'Class_0'\), \('class 1', 'Class_1'\)"):
+        check_texts_differ(model)

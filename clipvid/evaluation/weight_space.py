@@ -25,6 +25,8 @@ from clipvid.model.factory import assemble_model
 from clipvid.model.prompts import read_descriptions
 from clipvid.model.video_clip import VideoCLIP
 
+_ROWS = 512  # classes that are compared with all others at once
+
 
 def zero_shot_model(model: VideoCLIP) -> VideoCLIP:
     """Build the plain CLIP of a model, with the same class names: mean over frames, nothing trained.
@@ -167,11 +169,15 @@ def check_texts_differ(model: VideoCLIP) -> None:
     if not model.head.needs_text or model.label_features is None:
         return
     directions = F.normalize(model.label_features.float(), dim=-1)
-    same = (directions @ directions.T > 1 - 1e-6).triu(diagonal=1).nonzero().tolist()
-    if same:
-        pairs = [(model.labels[i], model.labels[j]) for i, j in same]
+    count, shown = 0, list[tuple[str, str]]()
+    for start in range(0, len(directions), _ROWS):  # in parts, since all pairs of 21,000 classes take gigabytes
+        rows = directions[start : start + _ROWS] @ directions[start:].T
+        same = (rows > 1 - 1e-6).triu(diagonal=1).nonzero()
+        count += len(same)
+        shown += [(model.labels[start + i], model.labels[start + j]) for i, j in same[: 3 - len(shown)].tolist()]
+    if count:
         raise InputError(
-            f"{len(pairs)} pairs of classes have the same text features, such as {pairs[:3]}: rename them "
+            f"{count} pairs of classes have the same text features, such as {shown}: rename them "
             "in the class list, or add --descriptions"
         )
 
