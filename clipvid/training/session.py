@@ -102,8 +102,8 @@ def check_backbone(digest: str, config: VideoRunConfig, output: Path) -> None:
     if before != digest:
         raise OtherRunError(
             f"{output} contains a run on other weights: those of model.backbone={config.model.backbone} (pretrained="
-            f"{config.model.pretrained}) have changed since, SHA-256 {digest[:12]}..., expected {before[:12]}.... Bring "
-            "back the former weights, or choose another output_dir"
+            f"{config.model.pretrained}) have changed since, SHA-256 {digest[:12]}..., expected {before[:12]}.... "
+            "Bring back the former weights, or choose another output_dir"
         )
 
 
