@@ -54,10 +54,10 @@ def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
         rows = (~torch.isfinite(scores)).any(dim=1).nonzero()[:5, 0].tolist()
         raise InputError(f"scores with NaN or infinity for videos {rows}: the model gives no usable output")
     classes = scores.shape[1]
-    figures = {"top1": top_k(scores, labels, 1), "top5": top_k(scores, labels, 5)}
     averages, readable = _averages(scores, labels), answered(scores)
+    figures = {"top1": top_k(scores, labels, 1), "top5": top_k(scores, labels, 5), **averages}
     scores, labels = scores[readable], labels[readable]
-    figures |= averages | {"unreadable": int((~readable).sum())}
+    figures["unreadable"] = int((~readable).sum())
     if classes > MOST_CONFUSED:
         return figures
     confusion = torch.bincount(labels * classes + scores.argmax(dim=1), minlength=classes**2).view(classes, classes)
