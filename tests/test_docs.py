@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import shlex
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -211,7 +212,8 @@ def models(tmp_path_factory) -> Path:
     """Create a folder with a clip and the model folders that the pages use."""
     folder = tmp_path_factory.mktemp("reader")
     config = WorldConfig(train_per_class=1, val_per_class=0, test_per_class=0)
-    write_video(folder / "clip.mp4", render_clip(config, 0, "train", 0), config.fps)
+    for number, name in enumerate(("clip", "walk", "run")):
+        write_video(folder / f"{name}.mp4", render_clip(config, number, "train", 0), config.fps)
     model = clipvid.create_model("tiny", adapter="st_adapter", labels=["ball moving left", "box moving up"])
     for name in ("my_videos", "gestures", "sports"):
         model.save_pretrained(folder / "outputs" / name)
@@ -234,6 +236,18 @@ def test_example_of_the_readme_runs(models: Path, monkeypatch: pytest.MonkeyPatc
     assert len(block.code.strip().replace("\n\n", "\n").split("\n")) <= 5
     run_block(block, models, monkeypatch)
     assert "ball moving left" in capsys.readouterr().out
+
+
+def test_example_of_a_trainer_runs_as_a_script(models: Path):
+    (block,) = (block for block in BLOCKS if block.language == "python" and "TrainingArguments(" in block.code)
+    script = models / "trainer.py"
+    script.write_text(block.code)
+    done = subprocess.run([sys.executable, script], cwd=models, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "train_loss" in done.stdout
+    trained = clipvid.from_pretrained(models / "outputs/trainer/checkpoint-4")
+    before = clipvid.from_pretrained(models / "outputs/my_videos").trained_state()
+    assert any(not value.equal(before[name]) for name, value in trained.trained_state().items())
 
 
 @pytest.mark.slow

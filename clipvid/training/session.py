@@ -58,8 +58,8 @@ def load_finished_run(
     A finished run with fewer epochs than `config` is continued.
 
     Raises:
-        OtherRunError: A list of videos, the templates or the initial weights differ from those in `output`/run.json, or
-            the pretrained weights of the backbone have changed.
+        OtherRunError: A list of videos, the templates or the initial weights differ from those in `output`/run.json.
+            Also raised if the pretrained weights of the backbone have changed.
     """
     recorded_hashes = recorded_inputs(output)
     changed = [name for name, value in hashes.items() if recorded_hashes.get(name, value) != value]
