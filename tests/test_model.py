@@ -36,7 +36,7 @@ def test_wrong_field_is_refused(fields, message):
     [
         ({"pooling": "max"}, "unknown pooling 'max'; known: mean, mit"),
         ({"pooling": {"name": "mit", "layer": 2}}, r"pooling 'mit' has no option 'layer' \(did you mean 'layers'\?\)"),
-        ({"head": "cosine"}, "unknown head 'cosine'; known: text, linear"),
+        ({"head": "softmax"}, "unknown head 'softmax'; known: text, linear"),
         ({"head": {"name": "text", "classes": 3}}, "head 'text' has no option 'classes'; its options: prompt_layers"),
     ],
 )

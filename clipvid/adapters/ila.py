@@ -129,7 +129,7 @@ class ILA(Adapter):
     shifts: Tensor
 
     def __init__(self, config: ILAConfig, block: BlockInfo):
-        from torchvision.ops import StochasticDepth
+        from torchvision.ops import StochasticDepth  # slow to import, and not needed to parse a config
 
         super().__init__(config, block)
         width, half = block.width, config.hidden // 2

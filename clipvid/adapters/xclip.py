@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from clipvid import InputError
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix
@@ -53,6 +52,8 @@ class XCLIP(Adapter):
     needs_class_token = True
 
     def __init__(self, config: XCLIPConfig, block: BlockInfo):
+        from torchvision.ops import StochasticDepth  # slow to import, and not needed to parse a config
+
         super().__init__(config, block)
         self.message_fc = nn.Linear(block.width, block.width)
         self.message_ln = nn.LayerNorm(block.width)
