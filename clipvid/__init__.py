@@ -5,25 +5,7 @@ its models with the Auto classes of transformers.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # names of __getattr__, for type checkers and editors
-    from clipvid import convert as convert
-    from clipvid.adapters import ADAPTERS as ADAPTERS
-    from clipvid.experiments.python_api import Run as Run
-    from clipvid.experiments.python_api import evaluate as evaluate
-    from clipvid.experiments.python_api import finetune as finetune
-    from clipvid.hub import from_pretrained as from_pretrained
-    from clipvid.hub import push_to_hub as push_to_hub
-    from clipvid.inference.auto_classes import ClipVidConfig as ClipVidConfig
-    from clipvid.inference.auto_classes import ClipVidForVideoClassification as ClipVidForVideoClassification
-    from clipvid.inference.auto_classes import ClipVidVideoProcessor as ClipVidVideoProcessor
-    from clipvid.inference.bank import AdapterBank as AdapterBank
-    from clipvid.inference.predictor import Predictor as Predictor
-    from clipvid.model import ModelConfig as ModelConfig
-    from clipvid.model import VideoCLIP as VideoCLIP
-    from clipvid.model import VideoCLIPOutput as VideoCLIPOutput
-    from clipvid.model.factory import create_model as create_model
+from typing import Any
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -44,6 +26,7 @@ _HOMES = {
     "push_to_hub": "clipvid.hub",
 }
 _MODULES = ("convert",)
+_REGISTRATION = "clipvid.inference.registration"
 __all__ = [*_HOMES, *_MODULES, "ClipvidError", "InputError", "RunError"]
 
 
@@ -73,5 +56,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# Imported by name, since packages below `clipvid` import its errors, and import-linter follows import statements.
-import_module("clipvid.inference.registration").register_with_transformers()
+# Imported by name, as the names above are: every package imports the errors of this module.
+import_module(_REGISTRATION).register_with_transformers()

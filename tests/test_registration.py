@@ -1,5 +1,7 @@
 """Registration of clipvid's models with transformers, in any order of imports."""
 
+import ast
+import importlib
 import json
 import os
 import subprocess
@@ -77,3 +79,14 @@ def test_public_names_resolve():
     for name in clipvid.__all__:
         assert getattr(clipvid, name) is not None
     assert set(clipvid.__all__) <= set(dir(clipvid))
+
+
+def test_the_stub_names_every_public_name_with_its_home():
+    stub = ast.parse(Path(clipvid.__file__).with_suffix(".pyi").read_text())
+    homes = {
+        alias.asname: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    classes = {node.name for node in stub.body if isinstance(node, ast.ClassDef)}
+    assert homes.keys() | classes == set(clipvid.__all__)
+    for name, home in homes.items():
+        assert getattr(importlib.import_module(home), name) is getattr(clipvid, name)

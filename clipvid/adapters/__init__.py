@@ -20,7 +20,7 @@ from clipvid.adapters.temporal_conv import TemporalConv
 from clipvid.adapters.xclip import XCLIP
 from clipvid.registry import Choice, Registry
 
-ADAPTERS = Registry(
+ADAPTERS: Registry = Registry(
     "adapter",
     {
         "none": Adapter,

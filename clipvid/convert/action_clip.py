@@ -15,7 +15,8 @@ from clipvid.convert.openai_names import assemble, count_layers, read_state, ren
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.model.video_clip import VideoCLIP
 
-MODEL, FUSION = "model_state_dict", "fusion_model_state_dict"
+MODEL: str = "model_state_dict"
+FUSION: str = "fusion_model_state_dict"
 POSITIONS = "frame_position_embeddings.weight"
 EPS = 1e-12  # of the authors' LayerNorm
 

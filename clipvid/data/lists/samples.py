@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipvid import InputError
 
-VIDEO_SUFFIXES = frozenset(
+VIDEO_SUFFIXES: frozenset[str] = frozenset(
     f".{suffix}"
     for suffix in (
         *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "ts", "m2ts", "flv"),
