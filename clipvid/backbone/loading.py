@@ -8,24 +8,20 @@ import re
 import warnings
 from copy import copy
 from functools import cache
-from operator import floordiv
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.factory import load_state_dict
-from open_clip.model import resize_pos_embed
 from open_clip.pretrained import get_pretrained_cfg
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipvid import InputError, RunError
 from clipvid.backbone.hub_retries import announce_retries_once
 from clipvid.backbone.hugging_face import read_hugging_face
+from clipvid.backbone.image_size import resize
 from clipvid.backbone.parts import CONFIG_FILE, WEIGHTS_FILE, Backbone, split_clip
 from clipvid.backbone.state_dicts import mismatches, shortened
 from clipvid.backbone.towers import NO_TEXT, MissingTokenizer
@@ -71,7 +67,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
         with announce_retries_once():
             clip = open_clip.create_model(source, force_patch_dropout=0.0, **options)
         if state is not None:
-            _resize(clip.visual, config["vision_cfg"]["image_size"])
+            resize(clip.visual, config["vision_cfg"]["image_size"])
             clip.load_state_dict(state)
     except Exception as error:
         problems = _misfit(name, pretrained, state)
@@ -81,7 +77,7 @@ def load_backbone(name: str, pretrained: str | None = None, image_size: int | No
     config |= {"quick_gelu": options["force_quick_gelu"]} if options.get("force_quick_gelu") else {}
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
-        _resize(clip.visual, image_size)
+        resize(clip.visual, image_size)
     try:
         tokenizer = _tokenizer(source, config.get("text_cfg", {}), without_code)
     except Exception as error:  # models that never read text work without a tokenizer
@@ -186,34 +182,6 @@ def _own_weights(source: str, config: dict[str, Any], options: dict[str, Any]) -
         return None
     options |= {"load_weights": False, "require_pretrained": False}
     return load_file(Path(source.removeprefix("local-dir:")) / WEIGHTS_FILE)
-
-
-def _resize(visual: nn.Module, image_size: int | tuple[int, int]) -> None:
-    """Resample position embeddings, in float32, since half precision is not supported on CPU.
-
-    Raises:
-        InputError: The size is not a multiple of the patch size.
-    """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if isinstance(visual, TimmModel):
-        embed: Any = getattr(visual.trunk, "patch_embed", None)
-        if hasattr(visual.trunk, "set_input_size") and tuple(embed.img_size) != size:
-            _check_patches(size, tuple(map(floordiv, embed.img_size, embed.grid_size)))  # includes the stride of a stem
-            visual.set_input_size(size)
-    elif isinstance(visual, VisionTransformer) and tuple(visual.image_size) != size:
-        _check_patches(size, visual.patch_size)
-        visual.image_size = size
-        visual.grid_size = (size[0] // visual.patch_size[0], size[1] // visual.patch_size[1])
-        state = {"visual.positional_embedding": visual.positional_embedding.detach()}
-        resize_pos_embed(state, SimpleNamespace(visual=visual))
-        visual.positional_embedding = nn.Parameter(
-            state["visual.positional_embedding"], visual.positional_embedding.requires_grad
-        )
-
-
-def _check_patches(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
-    if any(side % step for side, step in zip(size, patch, strict=True)):
-        raise InputError(f"image_size={size[0]} is not a multiple of the tower's patch size, {patch[0]} pixels")
 
 
 def _is_public(name: str, pretrained: str | None) -> bool:

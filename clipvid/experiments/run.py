@@ -15,14 +15,10 @@ from clipvid.adapters import AdapterSpec, resolve_adapters
 from clipvid.data.dataset import FrameOrder
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import check_leaks, eval_loader, load_split, load_splits
-from clipvid.evaluation.clips import ClipStrip, hardest
 from clipvid.evaluation.conditions import ALL_CONTROLS as ALL_CONTROLS
 from clipvid.evaluation.conditions import FORWARD, ZERO_SHOT, Condition
 from clipvid.evaluation.conditions import Control as Control
-from clipvid.evaluation.evaluation_report import Evaluation, evaluation_page
 from clipvid.evaluation.loop import PredictionCache, ViewScores, predict_views
-from clipvid.evaluation.report import write_page
-from clipvid.evaluation.report_sections import ZERO_SHOT_NAME
 from clipvid.evaluation.results import (
     PREDICTIONS,
     ConditionScores,
@@ -41,9 +37,9 @@ from clipvid.evaluation.weight_space import (
 )
 from clipvid.experiments.config import EvaluateConfig, extend_evaluation
 from clipvid.experiments.config import Recipe as Recipe
+from clipvid.experiments.protocol_report import write_report
 from clipvid.experiments.protocols import Part, build_protocol
 from clipvid.experiments.recipes import announce_small_sets, finetune_config
-from clipvid.experiments.report_clips import read_clips
 from clipvid.files import hash_file, write_json
 from clipvid.hub.folder import trained_labels, weights_hash
 from clipvid.hub.loading import is_saved, load_model
@@ -112,7 +108,7 @@ def evaluate_protocol(config: EvaluateConfig, accelerator: Accelerator) -> dict[
         metrics |= {"processes": accelerator.num_processes, "config": config_record(config)}
         if accelerator.is_main_process:
             write_predictions(output / PREDICTIONS, condition_scores, config.average)
-            run.write_report(metrics, groups)
+            write_report(config, title_of(config), run.model, metrics, groups, accelerator)
             write_json(output / "metrics.json", metrics_record(metrics))
             PredictionCache(output / "partial", "").clear()
         accelerator.wait_for_everyone()
@@ -289,31 +285,3 @@ class _Run:
             # Training has printed the place.
             self._features = open_features(training, self.config.data, model, self.accelerator, announce=False)
         return self._features
-
-    def write_report(self, metrics: dict[str, Any], groups: list[Group]) -> None:
-        """Write `report.html`."""
-        details = {
-            "model": self.title,
-            "protocol": json.dumps(self.config.protocol or self.config.data.protocol),
-            "videos": ", ".join(f"{len(group.manifest)} ({group.name})" for group in groups),
-            "config": json.dumps(metrics["config"]),
-        }
-        last = groups[-1]
-        evaluation = Evaluation(
-            self.title,
-            metrics["groups"],
-            last.manifest.class_names,
-            metrics.get("few_shot") or metrics.get("base_to_novel") or {},
-            last.unreadable(),
-            self._hardest_clips(last),
-            details=details,
-        )
-        write_page(self.output / "report.html", evaluation_page(evaluation))
-
-    def _hardest_clips(self, group: Group) -> list[ClipStrip]:
-        """Return the clips of a group with the worst predictions, and the best answers of model and zero-shot CLIP."""
-        chosen = hardest(group.predictions(FORWARD, self.config.average), self.config.hardest_clips)
-        shown = {self.title: FORWARD}
-        shown = ({ZERO_SHOT_NAME: ZERO_SHOT} if ZERO_SHOT in group.conditions else {}) | shown
-        predictions = {name: group.predictions(condition, self.config.average) for name, condition in shown.items()}
-        return read_clips(self.config.data, self.model, group.manifest, chosen, predictions, self.accelerator)

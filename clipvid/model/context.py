@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvid import InputError
+from clipvid.model.prompts import TEMPLATES, class_prompts
 
 if TYPE_CHECKING:
     from clipvid.backbone import TextTower
@@ -68,3 +69,20 @@ class ContextTokens(nn.Module):
                 f"{room} tokens: choose fewer"
             )
         return tokens[:, None]
+
+
+def label_prompts(
+    text: TextTower, labels: list[str], templates: tuple[str, ...], context: ContextTokens | None
+) -> Tensor:
+    """Return token ids [K, templates, L] of K class names, in templates or after a learned context.
+
+    Raises:
+        InputError: There are both templates and a context, or a name is too long next to the context.
+    """
+    if context is None:
+        prompts = class_prompts(labels, templates)
+        tokens = text.tokenize([prompt for of_class in prompts for prompt in of_class])
+        return tokens.unflatten(0, (len(prompts), -1))
+    if templates not in (TEMPLATES["none"], TEMPLATES["single"]):
+        raise InputError(f"templates={list(templates)}: `coop` learns the context of a class name; remove `templates`")
+    return context.tokenize(text, labels)

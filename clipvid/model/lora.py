@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clipvid import InputError
 from clipvid.layers.attention import MaskedAttention, SelfAttention
@@ -100,6 +100,15 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     return [value for layer in layers for part in (layer.lora_A, layer.lora_B) for value in part.parameters()]
+
+
+def lora_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of every LoRA layer under peft's names, empty without LoRA."""
+    if not hasattr(model, "peft_config"):
+        return {}
+    from peft import get_peft_model_state_dict
+
+    return {f"base_model.model.{name}": value for name, value in get_peft_model_state_dict(model).items()}
 
 
 @torch.no_grad()

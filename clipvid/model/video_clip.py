@@ -19,15 +19,15 @@ from clipvid.adapters import AdapterConfig
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.layers.parts import apply_in_parts
 from clipvid.model.config import ModelConfig as ModelConfig
-from clipvid.model.context import ContextTokens
+from clipvid.model.context import ContextTokens, label_prompts
 from clipvid.model.encoder import EncoderOutput, FrozenFeatures, VideoEncoder
 from clipvid.model.heads import CLASSES_AT_ONCE, Head, mean_direction
-from clipvid.model.lora import add_lora, lora_parameters, merge_lora
+from clipvid.model.lora import add_lora, lora_parameters, lora_state, merge_lora
 from clipvid.model.origin import Origin
 from clipvid.model.output import VideoCLIPOutput as VideoCLIPOutput
 from clipvid.model.pixels import check_normalized, normalize
 from clipvid.model.pooling import Pooling
-from clipvid.model.prompts import TEMPLATES, class_prompts, resolve_templates
+from clipvid.model.prompts import resolve_templates
 from clipvid.model.saving import save_model
 from clipvid.model.trainable import TrainableModel
 from clipvid.model.tuning import set_trainable
@@ -184,25 +184,15 @@ class VideoCLIP(TrainableModel):
             raise InputError(f"{len(names)} labels for a {kind} head with {self.head.num_classes} classes")
         self.labels, self.templates = list(names), resolve_templates(templates)
         if self.head.needs_text:
-            self.label_tokens = self._label_prompts().to(self.pixel_mean.device)
+            self.label_tokens = label_prompts(self.text, self.labels, self.templates, self.context).to(
+                self.pixel_mean.device
+            )
             self.label_features = self._ensemble(self.label_tokens)
 
     def refresh_labels(self) -> None:
         """Recompute the text features of the labels after loading weights."""
         if self.labels and self.head.needs_text:
             self.set_labels(self.labels, self.templates)
-
-    def _label_prompts(self) -> Tensor:
-        """Return token ids [K, templates, L]."""
-        if self.context is None:
-            prompts = class_prompts(self.labels, self.templates)
-            tokens = self.text.tokenize([text for texts in prompts for text in texts])
-            return tokens.unflatten(0, (len(prompts), -1))
-        if self.templates not in (TEMPLATES["none"], TEMPLATES["single"]):
-            raise InputError(
-                f"templates={list(self.templates)}: `coop` learns the context of a class name; remove `templates`"
-            )
-        return self.context.tokenize(self.text, self.labels)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return adapters, pooling, head (with buffers) and other trained parameters, by name in `state_dict`."""
@@ -221,11 +211,7 @@ class VideoCLIP(TrainableModel):
 
     def lora_state(self) -> dict[str, Tensor]:
         """Return the content of `lora/adapter_model.safetensors` under peft's names, empty without LoRA."""
-        if not hasattr(self, "peft_config"):
-            return {}
-        from peft import get_peft_model_state_dict
-
-        return {f"base_model.model.{name}": value for name, value in get_peft_model_state_dict(self).items()}
+        return lora_state(self)
 
     def merge_lora(self) -> None:
         """Add the low-rank updates of LoRA to the weights. Logits do not change. The backbone is saved with the model.
@@ -300,8 +286,8 @@ class VideoCLIP(TrainableModel):
         return self
 
     def _backbone_parameters(self) -> Iterator[nn.Parameter]:
-        for module in (self.backbone.vision, *self.backbone.blocks, self.backbone.text):
-            yield from module.parameters()
+        parts = (self.backbone.vision, *self.backbone.blocks, self.backbone.text)
+        return (parameter for part in parts for parameter in part.parameters())
 
     def _named(self, *modules: nn.Module, parameters: Iterable[Tensor] = ()) -> dict[str, Tensor]:
         """Return all tensors of modules, and parameters, by name in `state_dict`."""
