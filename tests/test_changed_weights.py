@@ -39,7 +39,7 @@ def words(verb: str, world: Path, name: str, output: Path, epochs: int) -> list[
         "model.num_frames": 2, "output_dir": output, "training.epochs": epochs, "training.report_to": "none",
         "training.per_device_train_batch_size": 4,
     }  # fmt: skip
-    options |= {"objectives": "[masked, distillation]"} if verb == "pretrain" else {}
+    options |= {"objectives": "[masked, distillation]"} if verb == "pretrain" else {"selection.folds": 0}
     return [f"--{key}={value}" for key, value in options.items()]
 
 

@@ -139,7 +139,7 @@ def test_an_adapter_from_a_file_is_trained_saved_and_loaded(tmp_path: Path):
     world += ["train_per_class=2", "val_per_class=1", "test_per_class=1"]
     options = ["--model.adapter=gain", "--model.num_frames=2", "--data.root=world", "--output_dir=run"]
     options += ["--training.epochs=1", "--training.per_device_train_batch_size=8", "--training.report_to=none"]
-    options += ["--data.num_workers=0", *(f"--data.world.{option}" for option in world)]
+    options += ["--selection.folds=0", "--data.num_workers=0", *(f"--data.world.{option}" for option in world)]
     plugin = ["--plugin", "gain_adapter.py"]
     all_end_well([Worker(tmp_path / "trained", {}, command_in, tmp_path, [*plugin, "finetune", *options])])
     video = next((tmp_path / "world").rglob("*.mp4"))

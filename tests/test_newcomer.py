@@ -59,6 +59,7 @@ run = clipvid.finetune({
         "num_workers": 0,
     },
     "training": {"epochs": 1, "per_device_train_batch_size": 8, "report_to": "none"},
+    "selection": {"folds": 0},
 })
 assert 0 <= run.figures["top1"]["value"] <= 1
 assert (run.folder / "model.safetensors").is_file()

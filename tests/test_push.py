@@ -504,6 +504,7 @@ def run_arguments(tmp_path_factory) -> list[str]:
         "training.epochs": 1,
         "training.per_device_train_batch_size": 4,
         "training.report_to": "none",
+        "selection.folds": 0,
         "hub.push_to_hub": "true",
         "hub.repo_id": NAME,
     }

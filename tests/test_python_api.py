@@ -41,6 +41,7 @@ def training(folder: Path, world: Path, **data: Any) -> dict[str, Any]:
         "data": {"root": world, "num_workers": 0, **data},
         "training": {"epochs": 1, "per_device_train_batch_size": 12, "report_to": "none"},
         "optim": {"lr": 0.01},
+        "selection": {"folds": 0},
     }
 
 

@@ -57,6 +57,7 @@ def arguments(world: Path, clip_folder: Path):
             "training.ema_decay": 0.8,
             "training.load_best_model_at_end": True,
             "training.report_to": "none",
+            "selection.folds": 0,
             "optim.lr": 0.003,
         }
         named = {key.replace("__", "."): value for key, value in changed.items()}

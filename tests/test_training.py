@@ -46,6 +46,7 @@ def arguments(world: Path, output: Path, *more: str) -> list[str]:
         "training.epochs": 2,
         "training.per_device_train_batch_size": 8,
         "training.report_to": "none",
+        "selection.folds": 0,
         "data.num_workers": 0,
         "optim.lr": 0.01,
     }

@@ -61,7 +61,8 @@ def words(world: Path, tmp_path: Path) -> Callable[..., list[str]]:
     def build(verb: str, *more: str) -> list[str]:
         common = {"output_dir": tmp_path / "run", "training.epochs": 1, "training.report_to": "none"}
         own = STILLS if verb == "pretrain-clip" else VIDEO | {"data.root": world}
-        own = own | ({"objectives": "[masked, distillation]"} if verb == "pretrain" else {})
+        more_of = {"pretrain": {"objectives": "[masked, distillation]"}, "finetune": {"selection.folds": 0}}
+        own = own | more_of.get(verb, {})
         return [*(f"--{key}={value}" for key, value in (common | own).items()), *more]
 
     return build
@@ -202,7 +203,7 @@ def test_every_option_is_used_or_refused(words, world, tmp_path, monkeypatch, ve
     shutil.copytree(world, tmp_path / "other")
     also = f"[{{root: {tmp_path / 'other'}, videos: train.csv, classes: classes.csv}}]"
     own = {
-        "finetune": ["--hub.push_to_hub=true", "--hub.repo_id=user/name"],
+        "finetune": ["--hub.push_to_hub=true", "--hub.repo_id=user/name", "--selection.folds=2", "--model.head=linear"],
         "pretrain": [f"--also={also}"],
         "pretrain-clip": [f"--export_dir={tmp_path / 'export'}"],
     }

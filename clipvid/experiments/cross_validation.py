@@ -14,6 +14,7 @@ from clipvid.data.manifest import Manifest
 from clipvid.evaluation.loop import Predictions
 from clipvid.evaluation.summary import summarize
 from clipvid.experiments.protocols import Holdout, Part, build_protocol
+from clipvid.experiments.selection import select_model
 from clipvid.files import printable
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.finetune import finetune
@@ -26,13 +27,15 @@ def finetune_protocol(
 ) -> dict[str, Any]:
     """Fine-tune under `data.protocol` and return the figures.
 
-    `holdout` trains once, in `output`. `leave_one_group_out` trains once per fold, in a folder below `output`, and
-    writes predictions and figures for all videos together.
+    `holdout` trains once, in `output`, after the choice that `config.selection` describes.
+    `leave_one_group_out` trains once per fold, in a folder below `output`, and writes predictions and figures for all
+    videos together.
     """
     protocol = build_protocol(config.data.protocol)
     parts = protocol.parts(train, val, trained=True)
     if isinstance(protocol, Holdout):
-        return finetune(config, train, val, accelerator, output)
+        selected = select_model(config, train, accelerator, output)
+        return finetune(config, train, val, accelerator, output, selected=selected)
     smallest = min(len(part.train or ()) for part in parts) * config.data.repeats
     size, steps = config.training.per_device_train_batch_size, config.training.gradient_accumulation_steps
     check_fills_batch(smallest, size, accelerator.num_processes, steps)

@@ -20,6 +20,7 @@ from clipvid.evaluation.summary import summarize_thoroughly
 from clipvid.experiments.protocols import Holdout, build_protocol
 from clipvid.experiments.report_clips import read_clips
 from clipvid.experiments.run import trained_name
+from clipvid.experiments.selection import ADAPTERS, describe_selection
 from clipvid.hub.loading import from_pretrained
 from clipvid.runs.config_files import config_record
 from clipvid.training.config import FinetuneConfig
@@ -45,7 +46,8 @@ def write_finetune_report(
     is_single = isinstance(protocol, Holdout)
     folder = output if is_single else output / protocol.parts(train, val, trained=True)[0].run
     tested = val if is_single else train.joined(val)
-    name = trained_name(config.model.adapter)
+    selection = metrics.get("selection")
+    name = trained_name(config.model.adapter if selection is None or selection["chosen"] == ADAPTERS else "none")
     unreadable = predictions.indices[~answered(predictions.scores)].tolist()
     evaluation = Evaluation(
         name,
@@ -85,6 +87,8 @@ def _details(config: FinetuneConfig, metrics: dict[str, Any], tested: Manifest) 
         "protocol": json.dumps(config.data.protocol, ensure_ascii=False),
         "videos": str(len(tested)),
     }
+    if "selection" in metrics:
+        details["adapters"] = describe_selection(metrics["selection"])
     if "selected" in metrics:
         details["weights"] = f"the best ones by {metrics['selected']['by']}, chosen on these videos"
     return details | {"config": json.dumps(config_record(config), ensure_ascii=False)}

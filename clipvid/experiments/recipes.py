@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from clipvid.experiments.config import EvaluateConfig, Recipe
 from clipvid.experiments.protocols import Part
-from clipvid.training.config import FinetuneConfig, TrainingConfig
+from clipvid.training.config import FinetuneConfig, SelectionConfig, TrainingConfig
 from clipvid.training.small_sets import fit_small_set
 
 
@@ -29,6 +29,7 @@ def finetune_config(config: EvaluateConfig, part: Part, folder: Path, processes:
         data=config.data,
         training=_fitted(recipe, config, part, processes),
         optim=recipe.optim,
+        selection=SelectionConfig(folds=0),
     )
 
 

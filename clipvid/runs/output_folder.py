@@ -25,6 +25,8 @@ FREE = {
     "hub.repo_id",
     "hub.revision",
     "output_dir",
+    "selection.folds",
+    "selection.max_videos",
     "training.cache_features",
     "training.ddp_timeout",
     "training.max_skipped_steps",

@@ -87,6 +87,29 @@ class TrainingConfig(LoopSettings):
 
 
 @dataclass(frozen=True)
+class SelectionConfig:
+    """Choice between the adapters and frames averaged, by cross-validation on the training videos.
+
+    `data.protocol: holdout` uses it. A fold holds out whole groups, such as persons, if `data.group_pattern` gives as
+    many groups as folds, and otherwise a share of each class.
+
+    Attributes:
+        folds: Number of folds, each with one short training with the adapters and one without. 0 trains with the
+            adapters in any case.
+        max_videos: Training videos that take part. More are reduced to a random subset with the same share of each
+            class.
+    """
+
+    folds: int = 3
+    max_videos: int = 500
+
+    def __post_init__(self) -> None:
+        check_ranges("selection", self, folds=(0, FINITE), max_videos=(2, FINITE))
+        if self.folds == 1:
+            raise InputError("selection.folds=1: expected 0 for no selection, or at least 2")
+
+
+@dataclass(frozen=True)
 class HubConfig:
     """Repository that a finished run is pushed to; see `clipvid.push`.
 
@@ -175,6 +198,7 @@ class FinetuneConfig(VideoRunConfig):
     VERB: ClassVar[str] = "finetune"
 
     output_dir: str = "outputs/finetune"
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     hub: HubConfig = field(default_factory=HubConfig)
 
 

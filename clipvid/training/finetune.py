@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
 from clipvid import InputError, RunError
 from clipvid.backbone.state_dicts import load_strictly
@@ -14,10 +16,14 @@ from clipvid.data.splits import eval_loader
 from clipvid.distributed import is_sharded
 from clipvid.evaluation.summary import describe, evaluate
 from clipvid.hub.push import check_login, check_repo_id, push_to_hub
+from clipvid.model.config import ModelConfig
+from clipvid.model.feature_cache import FeatureCache
+from clipvid.model.video_clip import VideoCLIP
 from clipvid.training.advice import advice
 from clipvid.training.build import build_trainer, classification
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.session import (
+    Session,
     fresh_model,
     input_hashes,
     load_finished_run,
@@ -26,6 +32,8 @@ from clipvid.training.session import (
     with_backbone,
     write_run,
 )
+from clipvid.training.state import TrainState
+from clipvid.training.trainer import Trainer
 from clipvid.training.unreadable import OpenedVideos, count_unreadable
 
 
@@ -54,6 +62,18 @@ def push_run(config: FinetuneConfig, output: Path) -> str:
         ) from error
 
 
+class Selected(NamedTuple):
+    """Outcome of a choice before training.
+
+    Attributes:
+        model: Config of the model to train, in place of `config.model`.
+        record: Part `selection` of metrics.json. Empty in the trainings that the choice is made from.
+    """
+
+    model: ModelConfig
+    record: dict[str, Any]
+
+
 def finetune(
     config: FinetuneConfig,
     train: Manifest,
@@ -61,10 +81,21 @@ def finetune(
     accelerator: Accelerator,
     output: Path,
     opened: OpenedVideos | None = None,
+    selected: Selected | None = None,
 ) -> dict[str, Any]:
     """Train on one manifest, evaluate on the other, write the model folder, and return the figures.
 
-    A finished run in `output` is not changed. An interrupted one is resumed. Runs on the same videos share `opened`.
+    A finished run in `output` is not changed. An interrupted one is resumed.
+
+    Args:
+        config: Config of the run, which is recorded.
+        train: Training videos.
+        val: Evaluation videos.
+        accelerator: The Accelerator.
+        output: Folder of the run.
+        opened: Videos that were opened before, which runs on the same videos share.
+        selected: Model to train instead. If it has nothing to train, such as CLIP with text prompts and without
+            adapters, it is evaluated and saved as it is.
 
     Raises:
         FileExistsError: `output` contains a run on other inputs, or `config.output_dir` one with another config.
@@ -73,45 +104,68 @@ def finetune(
     done = load_finished_run(config, output, hashes, accelerator)
     if done is not None:
         return done
+    recipe = config if selected is None else replace(config, model=selected.model)
     with preemption(config) as stop:
-        model = fresh_model(config, train, accelerator)
+        model = fresh_model(recipe, train, accelerator)
         hashes = with_backbone(hashes, model, config, output)
-        objective = classification(config, len(train.classes))
-        trainer = build_trainer(config, model, objective, train, accelerator, output, keep_features=True)
+        opened = OpenedVideos() if opened is None else opened
+        if selected is not None and not any(parameter.requires_grad for parameter in model.parameters()):
+            trainer, features = None, None
+        else:
+            objective = classification(recipe, len(train.classes))
+            trainer = build_trainer(recipe, model, objective, train, accelerator, output, keep_features=True)
+            features = trainer.features
         batch_size = config.training.per_device_eval_batch_size
-        features = trainer.features
         stored = None if features is None else features.stored
         loader = eval_loader(config.data, model, val, accelerator, batch_size, output_dir=output, features=stored)
-        opened = OpenedVideos() if opened is None else opened
-        records = [
-            opened.check(config.data, *videos, accelerator) for videos in ((train, trainer.loader), (val, loader))
-        ]
-        best_wanted = config.training.load_best_model_at_end
-
-        def on_epoch_end(epoch: int) -> dict[str, Any]:
-            last = epoch + 1 == config.training.epochs
-            if not (best_wanted if last else (epoch + 1) % config.training.eval_epochs == 0):
-                return {}
-            _, figures = evaluate(accelerator, model, loader, val.classes, features)
-            accelerator.print(f"epoch {epoch + 1}/{config.training.epochs}: {describe(figures)}")
-            return {"val_top1": figures["top1"]["value"]}
-
+        splits = [(train, trainer.loader)] if trainer is not None else []
+        records = [opened.check(config.data, *videos, accelerator) for videos in (*splits, (val, loader))]
         with session(config, hashes, accelerator, output, stop) as run:
             for bad in records:
                 bad.write()
-            state = run.train(trainer, on_epoch_end)
-            weights = trainer.result()
-            if is_sharded(model) or config.training.frozen_bf16:
-                model = fresh_model(config, train, accelerator)
-            load_strictly(model.trained_state(), weights)
+            state = TrainState()
+            if trainer is not None:
+                state = _train(recipe, run, trainer, _Validation(model, loader, val, features))
+                weights = trainer.result()
+                if is_sharded(model) or config.training.frozen_bf16:
+                    model = fresh_model(recipe, train, accelerator)
+                load_strictly(model.trained_state(), weights)
             predictions, figures = evaluate(accelerator, model, loader, val.classes, features)
             if state.best is not None:
                 figures["selected"] = state.best | {"by": config.training.metric_for_best_model}
+            if selected is not None:
+                figures["selection"] = selected.record
             if features is not None:
                 run.record["features"] = features.record()
             run.record["unreadable"] = count_unreadable(accelerator, output, records)
             write_run(output, model, state, predictions, figures, config, accelerator)
+    is_fold = selected is not None and not selected.record
     hint = advice(figures, state.step, len(val.classes), config)
-    if hint is not None:
+    if hint is not None and trainer is not None and not is_fold:
         accelerator.print(hint)
     return figures
+
+
+class _Validation(NamedTuple):
+    """Model and videos that are evaluated between epochs."""
+
+    model: VideoCLIP
+    loader: DataLoader
+    videos: Manifest
+    features: FeatureCache | None
+
+
+def _train(config: FinetuneConfig, run: Session, trainer: Trainer, validation: _Validation) -> TrainState:
+    """Train, and evaluate after the epochs that the config names."""
+    training, accelerator = config.training, run.accelerator
+    model, loader, videos, features = validation
+
+    def on_epoch_end(epoch: int) -> dict[str, Any]:
+        last = epoch + 1 == training.epochs
+        if not (training.load_best_model_at_end if last else (epoch + 1) % training.eval_epochs == 0):
+            return {}
+        _, figures = evaluate(accelerator, model, loader, videos.classes, features)
+        accelerator.print(f"epoch {epoch + 1}/{training.epochs}: {describe(figures)}")
+        return {"val_top1": figures["top1"]["value"]}
+
+    return run.train(trainer, on_epoch_end)

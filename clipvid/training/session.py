@@ -137,15 +137,18 @@ class Session:
         record: entry of the session in run.json, to which figures may be added.
         accelerator: of the run.
         stop: the active listener to signals.
+        is_tracked: start the trackers of the Accelerator.
     """
 
     record: dict[str, Any]
     accelerator: Accelerator
     stop: Preemption
+    is_tracked: bool = True
 
     def train(self, trainer: Trainer, on_epoch_end: EpochEnd) -> TrainState:
         """Run the trainer to its end, and record its throughput. See `Trainer.run` for errors."""
-        start_trackers(self.accelerator)
+        if self.is_tracked:
+            start_trackers(self.accelerator)
         try:
             return trainer.run(self.stop, on_epoch_end)
         finally:
@@ -181,7 +184,7 @@ def session(
         prepare_output_dir(Path(config.output_dir), config)
     accelerator.wait_for_everyone()
     with recorded(output, accelerator, config_record(config), hashes) as record:
-        yield Session(record, accelerator, stop)
+        yield Session(record, accelerator, stop, config.training.report_to != "none")
 
 
 def write_run(

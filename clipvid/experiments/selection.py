@@ -1,0 +1,204 @@
+"""Choice between adapters and frames averaged, by cross-validation on the training videos."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from clipvid.adapters import resolve_adapters
+from clipvid.data.manifest import Manifest
+from clipvid.data.sampling import keyed_generator
+from clipvid.distributed import by_main_process
+from clipvid.evaluation.metrics import proportion
+from clipvid.files import write_json
+from clipvid.runs.output_folder import prepare_output_dir
+from clipvid.training.config import FinetuneConfig, HubConfig, SelectionConfig
+from clipvid.training.finetune import Selected, finetune
+from clipvid.training.small_sets import fit_small_set
+from clipvid.training.trainer import CHECKPOINTS
+from clipvid.training.unreadable import OpenedVideos
+
+SELECTION = "selection.json"
+_FOLDER = "selection"  # of the trainings of the folds
+ADAPTERS, NONE = "adapters", "none"
+
+
+def select_model(config: FinetuneConfig, train: Manifest, accelerator: Accelerator, output: Path) -> Selected | None:
+    """Return the model to train, with adapters or without, or None where there is nothing to choose.
+
+    The outcome is written to `output`/selection.json, which a resumed run reads. Interrupted trainings of folds are
+    resumed, and all are removed at the end.
+
+    Raises:
+        FileExistsError: A folder of a fold contains a run with another config.
+    """
+    record = _read(output)
+    if record is None:
+        if not _is_open(config, train, accelerator, output):
+            return None
+        record = _cross_validate(config, train, accelerator, output)
+
+        def write() -> None:
+            prepare_output_dir(output, config)
+            write_json(output / SELECTION, record)
+
+        by_main_process(accelerator, write)
+    if accelerator.is_main_process:
+        shutil.rmtree(output / _FOLDER, ignore_errors=True)
+    accelerator.print(describe_selection(record))
+    chosen = config.model if record["chosen"] == ADAPTERS else replace(config.model, adapter="none")
+    return Selected(chosen, record)
+
+
+def describe_selection(record: dict[str, Any]) -> str:
+    """Return the outcome in a sentence or two."""
+    figures = [f"{record[name]['value']:.3f}" for name in (ADAPTERS, NONE)]
+    outcome = (
+        f"in {record['folds']}-fold cross-validation on {record['videos']} training videos, "
+        f"{record['adapter']} reaches top-1 {figures[0]}, and frames averaged {figures[1]}"
+    )
+    if record["chosen"] == ADAPTERS:
+        return f"{outcome}. The model is trained with {record['adapter']}"
+    return (
+        f"{outcome}. The model is trained without {record['adapter']}; selection.folds=0 and another output_dir train "
+        "it in any case"
+    )
+
+
+def held_out_folds(manifest: Manifest, folds: int, seed: int) -> tuple[str, list[list[int]]]:
+    """Return `group` or `video` for what is held out together, and the indices of the videos of each fold.
+
+    Groups are held out as a whole if there are enough. Otherwise the videos of each class are spread over the folds.
+    """
+    samples = list(manifest.samples)
+    groups = {sample.group for sample in samples}
+    places: list[list[int]] = [[] for _ in range(folds)]
+    if None not in groups and folds <= len(groups) < len(samples):
+        members: dict[str, list[int]] = {}
+        for index, sample in enumerate(samples):
+            members.setdefault(str(sample.group), []).append(index)
+        for name in _shuffled(sorted(members), seed):
+            min(places, key=len).extend(members[name])
+        return "group", [sorted(fold) for fold in places]
+    count = 0
+    for own in _by_class(manifest, seed):
+        for index in own:
+            places[count % folds].append(index)
+            count += 1
+    return "video", [sorted(fold) for fold in places]
+
+
+def compare(outcomes: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """Return accuracies with intervals, their difference, and the better choice. Equal accuracies choose the adapters.
+
+    Args:
+        outcomes: Number of right answers and of videos, of `adapters` and of `none`.
+    """
+    record: dict[str, Any] = {name: proportion(correct, count) for name, (correct, count) in outcomes.items()}
+    record["difference"] = record[ADAPTERS]["value"] - record[NONE]["value"]
+    record["chosen"] = ADAPTERS if record["difference"] >= 0 else NONE
+    return record
+
+
+def _read(output: Path) -> dict[str, Any] | None:
+    """Return the outcome of an earlier start of the run, or None."""
+    path = output / SELECTION
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def _is_open(config: FinetuneConfig, train: Manifest, accelerator: Accelerator, output: Path) -> bool:
+    """Return True if the run has a choice to make: it is new, trains adapters, and has videos for all folds."""
+    trains_adapters = bool(resolve_adapters(config.model.adapter)) and "adapters" in config.model.parts.tuning.parts
+    if config.selection.folds == 0 or not trains_adapters or config.model.init_from is not None:
+        return False
+    if (output / "metrics.json").exists() or (output / CHECKPOINTS).exists():
+        return False  # the run began before, with the adapters
+    smallest = min(_counts(train, config.selection), default=0)
+    if smallest < 2:
+        accelerator.print(
+            f"the adapters are not compared with frames averaged: a fold would be left with {smallest} training "
+            f"videos. See selection.folds (now {config.selection.folds})"
+        )
+        return False
+    return True
+
+
+def _counts(train: Manifest, selection: SelectionConfig) -> list[int]:
+    """Return the numbers of training videos of the folds."""
+    count = min(len(train), selection.max_videos)
+    _, folds = held_out_folds(train.subset(range(count)), selection.folds, 0)
+    return [count - len(fold) for fold in folds]
+
+
+def _cross_validate(config: FinetuneConfig, train: Manifest, accelerator: Accelerator, output: Path) -> dict[str, Any]:
+    """Train with and without adapters on each fold, and return the comparison."""
+    chosen = _subset(train, config.selection.max_videos, config.seed)
+    unit, folds = held_out_folds(chosen, config.selection.folds, config.seed)
+    name = " + ".join(resolve_adapters(config.model.adapter))
+    accelerator.print(
+        f"{config.selection.folds}-fold cross-validation on {len(chosen)} training videos compares {name} with frames "
+        f"averaged, each {unit} held out once. selection.folds=0 trains with {name} in any case"
+    )
+    opened = OpenedVideos()
+    outcomes = {ADAPTERS: (0, 0), NONE: (0, 0)}
+    for number, held_out in enumerate(folds):
+        part = sorted(set(range(len(chosen))) - set(held_out))
+        manifests = chosen.subset(part), chosen.subset(held_out)
+        for choice in outcomes:
+            accelerator.print(f"fold {number + 1} of {len(folds)}, {name if choice == ADAPTERS else 'frames averaged'}")
+            folder = output / _FOLDER / f"fold_{number}_{choice}"
+            model = config.model if choice == ADAPTERS else replace(config.model, adapter="none")
+            fold = _fold_config(config, folder, len(part), accelerator.num_processes)
+            figures = finetune(fold, *manifests, accelerator, folder, opened, Selected(model, {}))
+            accelerator.wait_for_everyone()
+            accelerator.free_memory()
+            top1, (correct, count) = figures["top1"], outcomes[choice]
+            outcomes[choice] = correct + round(top1["value"] * top1["count"]), count + top1["count"]
+    return {"adapter": name, "folds": len(folds), "unit": unit, "videos": len(chosen)} | compare(outcomes)
+
+
+def _fold_config(config: FinetuneConfig, folder: Path, videos: int, processes: int) -> FinetuneConfig:
+    """Return the config of the training of a fold, whose batch the videos fill."""
+    training = replace(
+        config.training, eval_epochs=config.training.epochs, load_best_model_at_end=False, report_to="none"
+    )
+    return replace(
+        config,
+        output_dir=str(folder),
+        training=fit_small_set(training, videos * config.data.repeats, processes),
+        selection=SelectionConfig(folds=0),
+        hub=HubConfig(),
+    )
+
+
+def _subset(train: Manifest, most: int, seed: int) -> Manifest:
+    """Return at most `most` videos, drawn by class in proportion."""
+    if len(train) <= most:
+        return train
+    ranks = [
+        (rank / len(own), index) for own in _by_class(train, seed) for rank, index in enumerate(own)
+    ]  # the first share of every class
+    return train.subset(sorted(index for _, index in sorted(ranks)[:most]))
+
+
+def _by_class(manifest: Manifest, seed: int) -> list[list[int]]:
+    """Return the indices of the videos of each class, in an order drawn by the seed."""
+    by_class: dict[int, list[int]] = {}
+    for index, sample in enumerate(manifest.samples):
+        by_class.setdefault(sample.label, []).append(index)
+    return [_shuffled(own, seed, label) for label, own in sorted(by_class.items())]
+
+
+def _shuffled(items: Sequence[Any], *key: int) -> list[Any]:
+    order = torch.randperm(len(items), generator=keyed_generator(*key))
+    return [items[place] for place in order.tolist()]
