@@ -142,24 +142,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def repository(self, repo_id: str, write: bool = False) -> Repository | None:
         """Return the repository if this request may access it. Otherwise send the error."""
-        found = self.server.repositories.get(repo_id)
-        if found is None or (found.private and self.right is None):
+        actual = self.server.repositories.get(repo_id)
+        if actual is None or (actual.private and self.right is None):
             self.fail(404 if self.right else 401, "RepoNotFound", "Repository not found")
             return None
         if write and self.right != "write":
             self.fail(403 if self.right else 401, "", "You do not have write access")
             return None
-        return found
+        return actual
 
     def create(self) -> None:
-        wanted = json.loads(self.body)
-        repo_id = f"{wanted['organization']}/{wanted['name']}"
+        expected = json.loads(self.body)
+        repo_id = f"{expected['organization']}/{expected['name']}"
         if self.right != "write":
             self.fail(403 if self.right else 401, "", "You don't have the rights to create a model")
         elif repo_id in self.server.repositories:
             self.answer(409, {"error": "You already created this model repo", "url": f"{self.server.url}/{repo_id}"})
         else:
-            repository = Repository(private=wanted.get("visibility") == "private" or wanted.get("private") is True)
+            repository = Repository(private=expected.get("visibility") == "private" or expected.get("private") is True)
             repository.add("main", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
             self.server.repositories[repo_id] = repository
             self.answer(200, {"url": f"{self.server.url}/{repo_id}"})
@@ -192,9 +192,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, [self.entry(path, content) for path, content in files.items()])
 
     def entry(self, path: str, content: bytes) -> dict:
-        found = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
+        actual = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
         lfs = {"lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}}
-        return found | (lfs if is_large(path) else {})
+        return actual | (lfs if is_large(path) else {})
 
     def branch(self, repo_id: str, name: str) -> None:
         repository = self.repository(repo_id, write=True)
@@ -215,8 +215,8 @@ class Handler(BaseHTTPRequestHandler):
     def mode(self, path: str, there: dict[str, bytes]) -> dict:
         large = is_large(path)
         hashed = hashlib.sha256(there[path]).hexdigest() if large and path in there else git_hash(there.get(path, b""))
-        known = {"oid": hashed} if path in there else {}
-        return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False} | known
+        stored = {"oid": hashed} if path in there else {}
+        return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False} | stored
 
     def batch(self, repo_id: str) -> None:
         if self.repository(repo_id, write=True) is None:

@@ -61,7 +61,7 @@ def slow_update(adapter, tokens, grid):
     for clip in tokens:
         images = [frame[prefix:].T.reshape(-1, *grid) for frame in clip]
         for t, image in enumerate(images):
-            found = torch.zeros_like(image)
+            actual = torch.zeros_like(image)
             if t + 1 < len(images):
                 following = images[t + 1]
                 motion = following - image
@@ -76,7 +76,7 @@ def slow_update(adapter, tokens, grid):
                     inputs = [
                         torch.einsum("oc,chw->ohw", layer.weight, x) for layer, x in zip(maps, inputs, strict=True)
                     ]
-                found = slow_attention(*inputs, offset, config.kernel_size, config.normalize == "softmax")[1]
-            patches = F.layer_norm(found.flatten(1).T, tokens.shape[-1:], adapter.norm.weight, adapter.norm.bias)
+                actual = slow_attention(*inputs, offset, config.kernel_size, config.normalize == "softmax")[1]
+            patches = F.layer_norm(actual.flatten(1).T, tokens.shape[-1:], adapter.norm.weight, adapter.norm.bias)
             update.append(torch.cat([torch.zeros_like(clip[0, :prefix]), patches]))
     return torch.stack(update).view_as(tokens)

@@ -20,11 +20,11 @@ every_adapter = pytest.mark.parametrize("name", NAMES)
 
 def variants() -> list[tuple[str, dict]]:
     """Return every adapter with every policy of its normalization."""
-    found = []
+    actual = []
     for name in NAMES:
         policies = ["batch", "frozen_batch", "group"] if hasattr(ADAPTERS[name].Config(), "norm") else [None]
-        found += [(name, SMALL.get(name, {}) | ({"norm": policy} if policy else {})) for policy in policies]
-    return found
+        actual += [(name, SMALL.get(name, {}) | ({"norm": policy} if policy else {})) for policy in policies]
+    return actual
 
 
 every_variant = pytest.mark.parametrize(("name", "options"), variants(), ids=str)
@@ -76,10 +76,10 @@ def test_update_has_the_shape_of_any_grid_and_prefix(name, grid, prefix, trainin
     assert output.update is None or output.update.shape == tokens.shape
     assert (output.context is not None) == adapter.adds_context
     assert output.context is None or (output.context.ndim, output.context.shape[:2]) == (4, tokens.shape[:2])
-    given = tokens_of(output)
-    assert given.dtype == tokens.dtype
-    assert given.isfinite().all()
-    assert given.abs().sum() > 0
+    inputs = tokens_of(output)
+    assert inputs.dtype == tokens.dtype
+    assert inputs.isfinite().all()
+    assert inputs.abs().sum() > 0
     assert output.loss is None or (output.loss.shape == () and output.loss.isfinite())
     assert torch.equal(tokens, before), "the adapter edits its input"
 

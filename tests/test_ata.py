@@ -325,9 +325,9 @@ def test_weights_are_copied_from_the_block(name):
     block = make_block()
     adapter = build_adapters(resolve_adapters(name), 0, 1, block)[name]
     for ours, theirs in ((adapter.attn, block.attn), (adapter.norm, block.norm)):
-        given = {key: value for key, value in theirs.state_dict().items() if key != "k.bias"}
-        assert ours.state_dict().keys() == given.keys()
-        for key, value in given.items():
+        state = {key: value for key, value in theirs.state_dict().items() if key != "k.bias"}
+        assert ours.state_dict().keys() == state.keys()
+        for key, value in state.items():
             assert torch.equal(ours.state_dict()[key], value), key
             assert ours.state_dict()[key].data_ptr() != value.data_ptr(), key
     assert adapter.norm.eps == 1e-3

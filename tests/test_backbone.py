@@ -301,8 +301,8 @@ def test_weights_of_another_tower_error_lists_keys(little_tower, tmp_path):
     save_file(other, tmp_path / "other.safetensors")
     with pytest.raises(RuntimeError) as refused:
         load_backbone(little_tower, str(tmp_path / "other.safetensors"))
-    for told in (r"visual\.proj is \(3, 5\), expected \(", "missing visual.ln_post.bias", "unexpected visual.extra"):
-        assert re.search(told, str(refused.value))
+    for output in (r"visual\.proj is \(3, 5\), expected \(", "missing visual.ln_post.bias", "unexpected visual.extra"):
+        assert re.search(output, str(refused.value))
 
 
 def test_resnet_tower_is_refused():

@@ -11,8 +11,8 @@ from clipvid.training.build import build_accelerator
 from clipvid.training.config import TrainingConfig
 
 
-@pytest.mark.parametrize(("earlier", "found"), [(None, 6), (6, 6), (3, 3), (12, 6), (5, 6), (1, 1)])
-def test_search_starts_at_earlier_result(make_model, tmp_path: Path, earlier: int | None, found: int) -> None:
+@pytest.mark.parametrize(("earlier", "actual"), [(None, 6), (6, 6), (3, 3), (12, 6), (5, 6), (1, 1)])
+def test_search_starts_at_earlier_result(make_model, tmp_path: Path, earlier: int | None, actual: int) -> None:
     def objective(model, batch, epoch):
         if len(batch["frames"]) > 6:
             raise RuntimeError("CUDA out of memory. Tried")
@@ -21,7 +21,7 @@ def test_search_starts_at_earlier_result(make_model, tmp_path: Path, earlier: in
     item = {"frames": torch.zeros(3, 3, 64, 64, dtype=torch.uint8), "label": 0, "index": 0}
     accelerator = build_accelerator(TrainingConfig(report_to="none"), str(tmp_path))
     model = make_model(labels=["a", "b"])
-    assert largest_batch_size(accelerator, model, objective, item, 12, earlier) == found
+    assert largest_batch_size(accelerator, model, objective, item, 12, earlier) == actual
 
 
 @pytest.mark.parametrize(

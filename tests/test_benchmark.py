@@ -96,11 +96,11 @@ def test_python_gives_the_rows_that_the_command_writes(clip_folder):
     config = AdapterBenchmark(
         backbone=f"local-dir:{clip_folder}", pretrained=None, adapters=choices, num_frames=2, repeats=2, threads=1
     )
-    found = measure_adapters(config)
-    assert [row.name for row in found] == ["none", "encode_image", "st_adapter channels=8", "st_adapter"]
-    assert found[2].trained_parameters < found[3].trained_parameters
-    assert [len(row.forward.seconds) for row in found] == [2] * 4
-    assert "st_adapter channels=8" in render_table(found, config)
+    actual = measure_adapters(config)
+    assert [row.name for row in actual] == ["none", "encode_image", "st_adapter channels=8", "st_adapter"]
+    assert actual[2].trained_parameters < actual[3].trained_parameters
+    assert [len(row.forward.seconds) for row in actual] == [2] * 4
+    assert "st_adapter channels=8" in render_table(actual, config)
 
 
 # Multiply-adds, by hand

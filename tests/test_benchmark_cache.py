@@ -12,9 +12,9 @@ def test_every_row_is_measured_and_leaves_no_features_behind(clip_folder, tmp_pa
     folder = os.environ["CLIPVID_CACHE"]
     before = set(os.listdir(folder))
     rows = {"head": {"adapter": "none", "tune": ["head"]}}
-    given = {"backbone": f"local-dir:{clip_folder}", "pretrained": None, "num_frames": 2, "rows": rows}
-    given |= {"clips": 4, "batch_size": 2, "repeats": 1}
-    (tmp_path / "in.yaml").write_text(json.dumps(given))
+    inputs = {"backbone": f"local-dir:{clip_folder}", "pretrained": None, "num_frames": 2, "rows": rows}
+    inputs |= {"clips": 4, "batch_size": 2, "repeats": 1}
+    (tmp_path / "in.yaml").write_text(json.dumps(inputs))
     main(["cache", "--config", str(tmp_path / "in.yaml"), f"--output_dir={tmp_path / 'run'}"])
     (row,) = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
     assert row["bytes_per_clip"] >= 2 * 32 * 4  # two frames of 32 float32 numbers

@@ -40,8 +40,8 @@ def study(tmp_path_factory) -> tuple[Path, dict[Path, float]]:
     protocol = {"name": "few_shot", "shots": [1, 2], "seeds": [0, 1]}
     evaluate = {"recipe": {"model": model, "training": TRAINING}, "data": data, "protocol": protocol}
     evaluate |= {"controls": ["reversed"], "zero_shot": False}
-    given = CONFIG | {"pretrain": {"model": model, "data": data, "training": TRAINING}, "evaluate": evaluate}
-    (folder / "in.yaml").write_text(json.dumps(given))
+    inputs = CONFIG | {"pretrain": {"model": model, "data": data, "training": TRAINING}, "evaluate": evaluate}
+    (folder / "in.yaml").write_text(json.dumps(inputs))
     args = ["pretraining", "--config", str(folder / "in.yaml"), f"--output_dir={folder / 'run'}"]
     original, calls = trial.evaluate_protocol, 0
 
@@ -75,10 +75,10 @@ def test_figures_match_predictions(study):
     assert (fresh["stage"], order["stage"], fresh["gain"], fresh["held"]) == ("fresh", "order", None, False)
     for row in (fresh, order):
         for shots in ("1", "2"):
-            found = json.loads((folder / f"st/{row['stage']}/k{shots}/metrics.json").read_text())["few_shot"]
+            actual = json.loads((folder / f"st/{row['stage']}/k{shots}/metrics.json").read_text())["few_shot"]
             figure = row["shots"][shots]
-            assert figure["mean"] == pytest.approx(found[f"K={shots}"]["mean"])
-            assert figure["std"] == pytest.approx(found[f"K={shots}"]["std"])
+            assert figure["mean"] == pytest.approx(actual[f"K={shots}"]["mean"])
+            assert figure["std"] == pytest.approx(actual[f"K={shots}"]["std"])
             assert figure["low"] <= figure["mean"] <= figure["high"]
     assert order["gain"]["mean"] == pytest.approx(order["shots"]["1"]["mean"] - fresh["shots"]["2"]["mean"])
     zero_shot = json.loads((folder / "st/order/pretrained/metrics.json").read_text())

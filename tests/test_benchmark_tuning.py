@@ -17,8 +17,8 @@ def report(clip_folder, tmp_path_factory) -> tuple[dict, str]:
         "head": {"tune": ["head"], "time": 0.0},
         "partial, 4 blocks": {"tune": [{"name": "partial"}, "head"]},
     }
-    given = {"backbone": f"local-dir:{clip_folder}", "pretrained": None, "num_frames": 3, "repeats": 1, "rows": rows}
-    (output / "in.yaml").write_text(json.dumps(given))
+    inputs = {"backbone": f"local-dir:{clip_folder}", "pretrained": None, "num_frames": 3, "repeats": 1, "rows": rows}
+    (output / "in.yaml").write_text(json.dumps(inputs))
     main(["tuning", "--config", str(output / "in.yaml"), f"--output_dir={output / 'run'}"])
     return json.loads((output / "run" / "metrics.json").read_text()), (output / "run" / "table.md").read_text()
 

@@ -62,9 +62,9 @@ def test_list_is_checked_and_fixed(suffix: str, root: Path, tmp_path: Path, caps
     with pytest.raises(SystemExit) as end:
         check_videos.main([str(file), *options, "--fix", "true"])
     assert end.value.code == 1
-    found = {entry["path"]: entry["reason"] for entry in map(json.loads, report.read_text().splitlines())}
-    assert found.keys() == BAD.keys()
-    assert all(BAD[path] in reason for path, reason in found.items())
+    actual = {entry["path"]: entry["reason"] for entry in map(json.loads, report.read_text().splitlines())}
+    assert actual.keys() == BAD.keys()
+    assert all(BAD[path] in reason for path, reason in actual.items())
     captured = capsys.readouterr()
     assert "5 checked, 2 cannot be read" in captured.out
     assert "run/bad.mp4: not a readable video" in captured.err
@@ -114,10 +114,10 @@ class Fatal:
 
 def test_video_that_crashes_its_process_is_identified(root: Path):
     samples = [Sample(name, 0) for name in GOOD] + [Sample("fatal", 0, media=Fatal())] + [Sample("run/bad.mp4", 0)]
-    found = dict(check_all(Manifest(tuple(samples), (), root), 2, 2))
-    assert found.keys() == set(range(5))
-    assert [found[i] for i in range(4)] == [None, None, None, "its decoder crashes the process"]
-    assert "not a readable video" in (found[4] or "")
+    actual = dict(check_all(Manifest(tuple(samples), (), root), 2, 2))
+    assert actual.keys() == set(range(5))
+    assert [actual[i] for i in range(4)] == [None, None, None, "its decoder crashes the process"]
+    assert "not a readable video" in (actual[4] or "")
 
 
 def test_video_submitted_to_broken_pool_is_checked(root: Path, monkeypatch):
@@ -131,8 +131,8 @@ def test_video_submitted_to_broken_pool_is_checked(root: Path, monkeypatch):
         return submit(self, *arguments)
 
     monkeypatch.setattr(ProcessPoolExecutor, "submit", refuse_once)
-    found = dict(check_all(Manifest(tuple(Sample(name, 0) for name in GOOD), (), root), 2, 2))
-    assert found == dict.fromkeys(range(3))
+    actual = dict(check_all(Manifest(tuple(Sample(name, 0) for name in GOOD), (), root), 2, 2))
+    assert actual == dict.fromkeys(range(3))
 
 
 def test_large_list_with_blank_lines_is_fixed(root: Path, tmp_path: Path, monkeypatch):

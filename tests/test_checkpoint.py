@@ -32,7 +32,7 @@ def make(step: int) -> Checkpoint:
 def test_checkpoint_round_trip_keeps_the_newest(tmp_path: Path) -> None:
     for step in (1, 2, 10):
         path = save_checkpoint(tmp_path, make(step), keep=2)
-    assert [found.name for found in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000010"]
+    assert [actual.name for actual in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000010"]
     loaded, made = load_checkpoint(path), make(10)
     assert loaded.progress == made.progress | {"format_version": 2}
     assert loaded.weights.keys() == {"model", "ema"}
@@ -50,9 +50,9 @@ def test_damaged_checkpoint_falls_back_to_previous(tmp_path: Path) -> None:
     (path / "ema.safetensors").write_bytes(content)
     (tmp_path / "step_00000002" / "optimizer.pt").unlink()
     with pytest.warns(UserWarning, match="is damaged") as said:
-        found = load_newest(tmp_path)
-    assert found is not None
-    assert found[1].progress["step"] == 1
+        actual = load_newest(tmp_path)
+    assert actual is not None
+    assert actual[1].progress["step"] == 1
     texts = [str(warning.message) for warning in said]
     assert "step_00000003 is damaged: ema.safetensors is not what was written" in texts[0]
     assert "step_00000002 is damaged: optimizer.pt" in texts[1]
@@ -139,11 +139,11 @@ def test_mutated_checkpoint_is_refused_or_intact(tmp_path: Path, count: int) -> 
             load_checkpoint(path)
         except ValueError as error:
             refused += 1
-            told = str(error)
+            output = str(error)
         else:
-            told = str(path)
+            output = str(path)
             assert name == "SHA256SUMS" or content == whole[name]
-        assert str(path) in told
+        assert str(path) in output
         (path / name).write_bytes(whole[name])
     assert refused > count / 4
     shutil.rmtree(path)
@@ -156,6 +156,6 @@ def test_stray_files_do_not_damage_a_checkpoint(tmp_path: Path, stray: str) -> N
         (path / stray).mkdir()
     else:
         (path / stray).write_text("x")
-    found = load_newest(tmp_path)
-    assert found is not None
-    assert found[0] == path
+    actual = load_newest(tmp_path)
+    assert actual is not None
+    assert actual[0] == path

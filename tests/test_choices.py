@@ -38,8 +38,8 @@ def fields_with(kind: str, choice: dict) -> dict:
 def allowed(kind: str, name: str, option: str) -> set[str]:
     hint = str(next(f.type for f in dataclasses.fields(REGISTRIES[kind].config_class(name)) if f.name == option))
     kinds = {"bool": {"true"}, "float": {"fraction"}}
-    found = {value for word, values in kinds.items() if word in hint for value in values}
-    return found | ({"word", "digits"} if (kind, name, option) == ("tune", "coop", "init") else set())
+    actual = {value for word, values in kinds.items() if word in hint for value in values}
+    return actual | ({"word", "digits"} if (kind, name, option) == ("tune", "coop", "init") else set())
 
 
 @pytest.mark.parametrize(("kind", "name", "option"), OPTIONS, ids="-".join)

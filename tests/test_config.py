@@ -48,15 +48,15 @@ def test_every_config_parses_and_has_a_comment(path: Path) -> None:
     config = parse_config(config_class(path), ["--config", str(path)], "test")
     record = config_record(config)
 
-    def check(wanted: object, found: object, where: str) -> None:
-        if isinstance(wanted, dict) and isinstance(found, dict):
-            for key, value in wanted.items():
-                check(value, found[key], f"{where}.{key}")
-        elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-            for place, pair in enumerate(zip(wanted, found, strict=True)):
+    def check(expected: object, actual: object, where: str) -> None:
+        if isinstance(expected, dict) and isinstance(actual, dict):
+            for key, value in expected.items():
+                check(value, actual[key], f"{where}.{key}")
+        elif isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+            for place, pair in enumerate(zip(expected, actual, strict=True)):
                 check(*pair, f"{where}[{place}]")
         else:
-            assert found == wanted, where
+            assert actual == expected, where
 
     check(yaml.safe_load(path.read_text()), record, "")
 

@@ -73,8 +73,8 @@ def test_linear_head_rows_follow_their_class(make_model, tmp_path):
     before = model.head.linear.weight[1].clone()
     started = start_from(model, tmp_path)
     assert (started.loaded, started.new) == (["head rows of 2 classes"], ["head rows of 1 classes (swimming)"])
-    own, given = model(random_frames()).logits, start(random_frames()).logits
-    torch.testing.assert_close(own[:, [0, 2]], given[:, [2, 0]])
+    own, inputs = model(random_frames()).logits, start(random_frames()).logits
+    torch.testing.assert_close(own[:, [0, 2]], inputs[:, [2, 0]])
     assert torch.equal(model.head.linear.weight[1], before)
 
 

@@ -121,7 +121,7 @@ def train_without_dropout(model):
 def outputs_of(model, frames, text):
     """Return the model's outputs under the fixtures' names."""
     output = model(frames, text=text, normalized=True)
-    found = {
+    outputs = {
         "logits": output.logits,
         "video_features": output.video_features,
         "frame_features": output.frame_features.flatten(0, 1),
@@ -129,8 +129,8 @@ def outputs_of(model, frames, text):
         "alignment_losses": torch.stack(list(output.losses.values())),
     }
     if text is not None:
-        found["text_features"] = model.encode_text(text)
-    return found
+        outputs["text_features"] = model.encode_text(text)
+    return outputs
 
 
 def assert_close(name, actual, expected, tolerance):
@@ -152,12 +152,12 @@ def test_converted_model_equals_shared_fixture(shared_fixture, variant, mode):
     assert not model.training
     if mode == "jitter":
         train_without_dropout(model)
-    found = outputs_of(model, frames, tensors["in.text_tokens"] if variant == "k400" else None)
-    wanted = {name.split(".")[-1]: value for name, value in tensors.items() if name.startswith(f"out.{mode}.")}
-    wanted |= {name.split(".")[-1]: value for name, value in tensors.items() if name == "out.text_features"}
-    assert wanted.keys() >= {"logits", "frame_features", "patch_tokens", "alignment_losses"}
-    for name, value in wanted.items():
-        assert_close(name, found[name], value, 1e-4)
+    outputs = outputs_of(model, frames, tensors["in.text_tokens"] if variant == "k400" else None)
+    expected = {name.split(".")[-1]: value for name, value in tensors.items() if name.startswith(f"out.{mode}.")}
+    expected |= {name.split(".")[-1]: value for name, value in tensors.items() if name == "out.text_features"}
+    assert expected.keys() >= {"logits", "frame_features", "patch_tokens", "alignment_losses"}
+    for name, value in expected.items():
+        assert_close(name, outputs[name], value, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_converted_model_equals_reference_in_float64(variant, mode, norm, epoch)
     jitter = jitter_at(epoch) if mode == "train" else None
     expected = ila_forward(exact, frames, text, jitter=jitter, batch_stats=mode == "train" and norm == "batch")
     expected["alignment_losses"] = torch.stack(expected["alignment_losses"])
-    found = outputs_of(model, frames, text)
+    outputs = outputs_of(model, frames, text)
     for name, value in expected.items():
         if value is not None:
-            assert_close(name, found[name], value, 1e-8)
+            assert_close(name, outputs[name], value, 1e-8)
 
 
 def bytes_and_authors_pixels(*shape):

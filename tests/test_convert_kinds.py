@@ -91,10 +91,10 @@ def test_logits_and_gradients_equal_the_network(kind):
     model = converted(kind, checkpoint, base)
     frames, ids = inputs()
     clips = [frames.clone().requires_grad_() for _ in range(2)]
-    expected, found = network(clips[0]), logits_of(model, clips[1], ids)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    expected, actual = network(clips[0]), logits_of(model, clips[1], ids)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     probe = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
-    for logits in (expected, found):
+    for logits in (expected, actual):
         (logits * probe).sum().backward()
     scale = clips[0].grad.abs().max()
     torch.testing.assert_close(clips[1].grad / scale, clips[0].grad / scale, rtol=1e-4, atol=1e-5)

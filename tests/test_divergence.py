@@ -58,14 +58,14 @@ def test_nonfinite_step_is_skipped_and_logged(
     here(arguments(tmp_path, **options), tmp_path)
     assert len(met) == 3
     assert capsys.readouterr().out.count("step skipped, loss or gradients are not finite; samples: train/") == 3
-    found = [load_checkpoint(path) for path in sorted((tmp_path / "checkpoints").glob("step_*"))]
+    actual = [load_checkpoint(path) for path in sorted((tmp_path / "checkpoints").glob("step_*"))]
     same = [
         all(torch.equal(old.weights["model"][name], new.weights["model"][name]) for name in old.weights["model"])
-        for old, new in pairwise(found)
+        for old, new in pairwise(actual)
     ]
-    first_skipped = found[0].progress["skipped"]
+    first_skipped = actual[0].progress["skipped"]
     assert sum(same) + first_skipped == 3
-    assert (found[-1].progress["skipped"], found[-1].progress["skipped_in_row"]) in ((3, 0), (3, 1))
+    assert (actual[-1].progress["skipped"], actual[-1].progress["skipped_in_row"]) in ((3, 0), (3, 1))
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
     history = json.loads((tmp_path / "history.json").read_text())
     assert sum("skipped_samples" in entry for entry in history) == 3
@@ -103,8 +103,8 @@ def test_gradients_are_clipped_to_max_norm(arguments, tmp_path: Path) -> None:  
     here(arguments(tmp_path / "none", training__epochs=1, training__max_grad_norm=1e-30), tmp_path / "none")
     here(arguments(tmp_path / "some", training__epochs=1), tmp_path / "some")
     for name, small in (("none", True), ("some", False)):
-        found = load_checkpoint(tmp_path / name / "checkpoints/step_00000005").optimizer["optimizer"]["state"]
-        assert all((state["exp_avg"].abs().max() < 1e-29) == small for state in found.values())
+        actual = load_checkpoint(tmp_path / name / "checkpoints/step_00000005").optimizer["optimizer"]["state"]
+        assert all((state["exp_avg"].abs().max() < 1e-29) == small for state in actual.values())
 
 
 @pytest.mark.slow
@@ -120,11 +120,11 @@ def test_auto_batch_size_keeps_the_step_equal(clip_folder: Path, tmp_path: Path)
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), limits[1]))
     try:
-        found = largest_batch_size(accelerator, model, Classification(2, 0), item, 3 * 4096)
+        actual = largest_batch_size(accelerator, model, Classification(2, 0), item, 3 * 4096)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-    assert 1 <= found < 3 * 4096
-    assert 3 * 4096 % found == 0
+    assert 1 <= actual < 3 * 4096
+    assert 3 * 4096 % actual == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -133,5 +133,5 @@ def test_auto_batch_size_keeps_a_fitting_run(arguments, tmp_path: Path, capsys) 
     here(arguments(tmp_path / "given"), tmp_path / "given")
     here(arguments(tmp_path / "found", training__auto_find_batch_size=True), tmp_path / "found")
     assert "batch size 4 on each process, accumulated 1 times per step" in capsys.readouterr().out
-    given, found = (load_file(tmp_path / name / "model.safetensors") for name in ("given", "found"))
-    assert all(torch.equal(given[name], found[name]) for name in given)
+    inputs, actual = (load_file(tmp_path / name / "model.safetensors") for name in ("given", "found"))
+    assert all(torch.equal(inputs[name], actual[name]) for name in inputs)

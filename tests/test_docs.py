@@ -84,8 +84,8 @@ def parse(verb: str, args: list[str]) -> None:
     """Parse options with the parser of a verb and build its typed config. Run nothing else."""
     real = ArgumentParser.parse_args
 
-    def parse_only(parser: ArgumentParser, *given: Any, **options: Any) -> None:
-        parser.instantiate_classes(real(parser, *given, **options))
+    def parse_only(parser: ArgumentParser, *inputs: Any, **options: Any) -> None:
+        parser.instantiate_classes(real(parser, *inputs, **options))
         raise Parsed
 
     assert verb in VERBS, f"unknown verb {verb!r}"
@@ -101,14 +101,14 @@ def parse(verb: str, args: list[str]) -> None:
 @contextmanager
 def registrations_undone() -> Iterator[None]:
     """Remove adapters and plugins that were added inside, and restore those that were replaced."""
-    known = dict(clipvid.ADAPTERS)
+    built_in = dict(clipvid.ADAPTERS)
     with patch.dict(os.environ):
         try:
             yield
         finally:
-            for name in clipvid.ADAPTERS.keys() - known.keys():
+            for name in clipvid.ADAPTERS.keys() - built_in.keys():
                 del clipvid.ADAPTERS[name]
-            clipvid.ADAPTERS.update(known)
+            clipvid.ADAPTERS.update(built_in)
 
 
 def check_command(words: list[str]) -> None:

@@ -70,9 +70,9 @@ def test_alpha_ends_with_lora_in_text_tower(make_model) -> None:
 def test_half_alpha_averages_tower_weights(make_model) -> None:
     model, plain = trained(make_model, "none", tune=["full"]), make_model("none", labels=LABELS)
     end = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found, start = WeightSpace(model).at(0.25).state_dict(), plain.state_dict()
+    actual, start = WeightSpace(model).at(0.25).state_dict(), plain.state_dict()
     assert sum(not torch.equal(start[name], end[name]) for name in end) > 10
-    for name, tensor in found.items():
+    for name, tensor in actual.items():
         torch.testing.assert_close(tensor, 0.75 * start[name] + 0.25 * end[name])
 
 

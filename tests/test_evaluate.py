@@ -72,13 +72,13 @@ def evaluate(world: Path, model: str | Path, output: Path, **changed: object) ->
     return json.loads((output / "metrics.json").read_text())
 
 
-def rows(output: Path, **wanted: str) -> list[dict]:
-    found = pq.read_table(output / "predictions.parquet").to_pylist()
-    return [row for row in found if all(row[key] == value for key, value in wanted.items())]
+def rows(output: Path, **columns: str) -> list[dict]:
+    actual = pq.read_table(output / "predictions.parquet").to_pylist()
+    return [row for row in actual if all(row[key] == value for key, value in columns.items())]
 
 
-def scores(found: list[dict]) -> torch.Tensor:
-    return torch.tensor([row["scores"] for row in found])
+def scores(actual: list[dict]) -> torch.Tensor:
+    return torch.tensor([row["scores"] for row in actual])
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,11 @@ def evaluated(world: Path, model_folder: Path, tmp_path_factory: pytest.TempPath
 
 
 def test_predictions_have_row_per_video_and_condition(evaluated: Path, world: Path) -> None:
-    found = rows(evaluated)
+    actual = rows(evaluated)
     conditions = ["forward", *CONTROLS, "zero-shot", "alpha=0", "alpha=0.5", "alpha=1"]
-    assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
+    assert list(dict.fromkeys(row["condition"] for row in actual)) == conditions
     for condition in conditions:
-        own = [row for row in found if row["condition"] == condition]
+        own = [row for row in actual if row["condition"] == condition]
         assert [row["index"] for row in own] == list(range(12))
         assert all((world / row["path"]).is_file() and LABELS[row["label"]] == row["class"] for row in own)
         views = 6 if condition == "bag" else 2
@@ -183,17 +183,17 @@ def test_alpha_zero_is_the_zero_shot_model(world: Path, model_folder: Path, tmp_
 def test_new_classes_are_reported(world: Path, make_model, tmp_path: Path) -> None:
     model = make_model("ila", labels=["Ball_moving_left", "walking"])
     model.save_pretrained(tmp_path / "model")
-    found = evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]", zero_shot=False)["overlap"]
-    assert (found["trained_on"], found["asked"], found["shared"]) == (2, 4, ["ball moving left"])
-    assert found["unseen_top1"]["count"] == 9
+    actual = evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]", zero_shot=False)["overlap"]
+    assert (actual["trained_on"], actual["asked"], actual["shared"]) == (2, 4, ["ball moving left"])
+    assert actual["unseen_top1"]["count"] == 9
     assert "Classes that were trained on" in (tmp_path / "out/report.html").read_text()
 
 
 def test_class_overlap_is_reported(world: Path, make_model, tmp_path: Path) -> None:
     make_model("ila", labels=[*LABELS, "walking"]).save_pretrained(tmp_path / "model")
-    found = evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]", zero_shot=False)["overlap"]
-    assert (found["trained_on"], found["asked"], found["shared"]) == (5, 4, LABELS)
-    assert "unseen_top1" not in found
+    actual = evaluate(world, tmp_path / "model", tmp_path / "out", controls="[]", zero_shot=False)["overlap"]
+    assert (actual["trained_on"], actual["asked"], actual["shared"]) == (5, 4, LABELS)
+    assert "unseen_top1" not in actual
 
 
 def test_repaired_video_is_evaluated_again(world: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -239,11 +239,11 @@ def figures_of(output: Path) -> dict:
 
 @pytest.mark.slow
 def test_compiled_model_is_equal_up_to_rounding(world: Path, model_folder: Path, tmp_path: Path) -> None:
-    found = {}
+    actual = {}
     for compiled in (False, True):
         evaluate(world, model_folder, tmp_path / f"{compiled}", controls="[]", torch_compile=compiled)
-        found[compiled] = scores(rows(tmp_path / f"{compiled}", condition="forward"))
-    torch.testing.assert_close(found[True], found[False], atol=1e-4, rtol=0)
+        actual[compiled] = scores(rows(tmp_path / f"{compiled}", condition="forward"))
+    torch.testing.assert_close(actual[True], actual[False], atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
@@ -290,11 +290,11 @@ def test_cache_ignores_damaged_and_outdated_files(world: Path, model_folder: Pat
     evaluate(world, model_folder, tmp_path / "whole", **changed)
     metadata = pq.read_schema(tmp_path / "whole/predictions.parquet").metadata
     (unit,) = json.loads(metadata[b"clipvid"])
-    (found,) = read_predictions(tmp_path / "whole/predictions.parquet").values()
-    told = found._replace(logits=torch.zeros_like(found.logits).index_fill(2, torch.tensor([3]), 9.0))
+    (actual,) = read_predictions(tmp_path / "whole/predictions.parquet").values()
+    constant = actual._replace(logits=torch.zeros_like(actual.logits).index_fill(2, torch.tensor([3]), 9.0))
     folder = tmp_path / "out/partial" / unit["key"][:16]
     for start, key in ((0, unit["key"]), (3, "other weights"), (6, unit["key"])):
-        PredictionCache(folder, key).write(ViewScores(*(column[start : start + 3] for column in told)))
+        PredictionCache(folder, key).write(ViewScores(*(column[start : start + 3] for column in constant)))
     damaged = kept(tmp_path / "out")[2]
     damaged.write_bytes(damaged.read_bytes()[:100])
     evaluate(world, model_folder, tmp_path / "out", **changed)
@@ -311,11 +311,11 @@ def test_finished_evaluation_is_reused_unless_weights_change(world: Path, make_m
             shake(module, 0.1, seed)
         model.save_pretrained(tmp_path / "model")
         evaluate(world, tmp_path / "model", tmp_path / "out", **changed)
-        found = rows(tmp_path / "out")
+        actual = rows(tmp_path / "out")
         assert "forward: 12 videos" in capsys.readouterr().out
         evaluate(world, tmp_path / "model", tmp_path / "out", **changed)
         assert "forward: 12 videos" not in capsys.readouterr().out
-        assert rows(tmp_path / "out") == found
+        assert rows(tmp_path / "out") == actual
 
 
 def test_finished_evaluation_is_extended(world: Path, model_folder: Path, tmp_path: Path, capsys) -> None:
@@ -331,9 +331,9 @@ def test_finished_evaluation_is_extended(world: Path, model_folder: Path, tmp_pa
         metrics = evaluate(world, model_folder, tmp_path, hardest_clips=0, **options)
         said = capsys.readouterr().out
         assert re.findall(r"all, (\S+): 12 videos", said) == measured
-        found = {name: rows(tmp_path, condition=name) for name in [*kept, *measured]}
-        assert all(found[name] == own for name, own in kept.items())
-        kept = found
+        actual = {name: rows(tmp_path, condition=name) for name in [*kept, *measured]}
+        assert all(actual[name] == own for name, own in kept.items())
+        kept = actual
         assert len(rows(tmp_path)) == 12 * len(kept)
         orders = [name for name in kept if name in CONTROLS]
         assert sorted(metrics["controls"]) == sorted(orders) == sorted(metrics["config"]["controls"])
@@ -418,9 +418,9 @@ def test_base_to_novel_from_recipe_to_figures(world: Path, clip_folder: Path, tm
     assert list(novel["by_class"]) == LABELS[2:]
     assert novel["overlap"]["shared"] == []
     assert novel["pairs"]["count"] == 6
-    found = metrics["base_to_novel"]["harmonic_mean"]["mean"]
+    actual = metrics["base_to_novel"]["harmonic_mean"]["mean"]
     low, high = sorted((base["top1"]["value"], novel["top1"]["value"]))
-    assert low <= found <= high or 0 in (low, high)
+    assert low <= actual <= high or 0 in (low, high)
     assert sorted(path.name for path in tmp_path.glob("base_*")) == ["base_seed0"]
     assert (
         evaluate(world, "unused", tmp_path, protocol="{name: base_to_novel, shots: 3}", **options)["groups"]

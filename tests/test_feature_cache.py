@@ -374,8 +374,8 @@ def test_store_returns_what_was_written(tmp_path: Path) -> None:
     features = torch.randn(3, 5, dtype=torch.bfloat16)
     assert store.read(hash_key(1)) is None
     assert store.write(hash_key(1), features, {"mirrored": "True"})
-    found, facts = FeatureStore(tmp_path, 2**20).read(hash_key(1))
-    assert torch.equal(found, features)
+    actual, facts = FeatureStore(tmp_path, 2**20).read(hash_key(1))
+    assert torch.equal(actual, features)
     assert facts == {"mirrored": "True"}
 
 

@@ -29,7 +29,7 @@ COUNTS = {
 }  # fmt: skip
 SEED = 20
 # Cases that once found a fault.
-FOUND: list[tuple[str, int, int]] = [("processor", 20, 591), ("lists", 20, 128), ("lists", 20, 634)]
+FAULTS: list[tuple[str, int, int]] = [("processor", 20, 591), ("lists", 20, 128), ("lists", 20, 634)]
 
 
 def write_videos(folder: Path) -> None:
@@ -127,7 +127,7 @@ def test_mutated_file_is_read_or_refused(reader, target):
 
 
 def test_cases_that_found_faults_are_read_or_refused(reader):
-    check(reader, [Case(*case) for case in FOUND])
+    check(reader, [Case(*case) for case in FAULTS])
 
 
 @pytest.mark.slow

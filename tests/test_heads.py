@@ -30,11 +30,11 @@ def test_one_template_gives_the_raw_text_features(make_model):
 def test_templates_are_ensembled_by_direction(make_model):
     model = make_model()
     model.set_labels(LABELS, "ensemble")
-    for label, found in zip(LABELS, model.label_features, strict=True):
+    for label, actual in zip(LABELS, model.label_features, strict=True):
         features = model.encode_text([template.format(label.replace("_", " ")) for template in TEMPLATES["ensemble"]])
         direction = F.normalize(features, dim=-1).mean(dim=0)
-        torch.testing.assert_close(F.normalize(found, dim=-1), F.normalize(direction, dim=-1))
-        torch.testing.assert_close(found.norm(), features.norm(dim=-1).mean())
+        torch.testing.assert_close(F.normalize(actual, dim=-1), F.normalize(direction, dim=-1))
+        torch.testing.assert_close(actual.norm(), features.norm(dim=-1).mean())
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def test_all_forms_of_a_video_give_equal_classes(saved, classify, videos, form):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("inputs", "message"),
     [
         (3, "is of type int; expected a path"),
         (None, "is of type NoneType; expected a path"),
@@ -86,10 +86,10 @@ def test_all_forms_of_a_video_give_equal_classes(saved, classify, videos, form):
         (np.zeros((4, 8), np.uint8), "expected uint8"),
     ],
 )
-def test_invalid_video_is_refused_in_one_line(saved, given, message):
+def test_invalid_video_is_refused_in_one_line(saved, inputs, message):
     for use in (Predictor(from_pretrained(saved)), AutoVideoProcessor.from_pretrained(saved)):
         with pytest.raises(clipvid.InputError, match=message):
-            use(given)
+            use(inputs)
 
 
 @pytest.mark.parametrize("url", ["file:///no/such/file.mp4", "http://127.0.0.1:9/a.mp4"])
@@ -99,18 +99,18 @@ def test_url_without_a_video_is_refused(saved, url):
 
 
 def test_batch_size_does_not_change_scores(classify, videos):
-    given = [str(path) for path in videos] + [frames_of(videos[0])]
-    one_by_one = [classify(video) for video in given]
+    inputs = [str(path) for path in videos] + [frames_of(videos[0])]
+    one_by_one = [classify(video) for video in inputs]
     for batch_size in (2, 3, 8):
-        found = classify(given, batch_size=batch_size)
-        for left, right in zip(found, one_by_one, strict=True):
+        actual = classify(inputs, batch_size=batch_size)
+        for left, right in zip(actual, one_by_one, strict=True):
             assert [item["label"] for item in left] == [item["label"] for item in right]
             assert [item["score"] for item in left] == pytest.approx([item["score"] for item in right], rel=1e-5)
-    assert len(list(classify(iter_videos(given), batch_size=2))) == len(given)
+    assert len(list(classify(iter_videos(inputs), batch_size=2))) == len(inputs)
 
 
-def iter_videos(given):
-    yield from given
+def iter_videos(inputs):
+    yield from inputs
 
 
 def test_pipeline_options(classify, videos, saved):
@@ -168,9 +168,9 @@ def test_processor_accepts_options_without_effect(saved, videos):
     expected = processor(videos[0])["pixel_values_videos"]
     same = {"size": {"height": 64, "width": 64}, "do_resize": True, "do_normalize": False, "do_sample_frames": True}
     assert torch.equal(processor(videos[0], **same, do_pad=None)["pixel_values_videos"], expected)
-    found = processor([videos[0]], return_tensors="np")["pixel_values_videos"]
-    assert isinstance(found, np.ndarray)
-    assert np.array_equal(found, expected.numpy())
+    actual = processor([videos[0]], return_tensors="np")["pixel_values_videos"]
+    assert isinstance(actual, np.ndarray)
+    assert np.array_equal(actual, expected.numpy())
 
 
 # Floating types and devices
@@ -220,11 +220,11 @@ def test_lowered_model_saves_and_loads_again(make_model, tiny_folder, tmp_path, 
     model = from_pretrained(tmp_path / "start").to(dtype)
     assert model.has_base_backbone == start.has_base_backbone
     model.save_pretrained(tmp_path / "lowered")
-    found = from_pretrained(tmp_path / "lowered")
-    for name, value in found.trained_state().items():
+    actual = from_pretrained(tmp_path / "lowered")
+    for name, value in actual.trained_state().items():
         assert torch.equal(value, model.state_dict()[name].to(value.dtype)), name
     if is_public:  # the public weights come back whole
-        assert found.base_fingerprint() == start.base_fingerprint()
+        assert actual.base_fingerprint() == start.base_fingerprint()
     stored = load_file(tmp_path / "lowered" / "model.safetensors")
     assert {value.dtype for value in stored.values() if value.is_floating_point()} <= {dtype}
     again = AutoModelForVideoClassification.from_pretrained(tmp_path / "lowered", dtype=dtype)

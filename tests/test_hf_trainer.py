@@ -152,8 +152,8 @@ def test_trained_folder_serves_the_pipeline(make_model, tmp_path):
     run.train()
     run.save_model(tmp_path / "done")
     frames = torch.randint(256, (9, 80, 64, 3), dtype=torch.uint8)
-    found = pipeline("video-classification", model=str(tmp_path / "done"), device="cpu")(frames)
-    assert {item["label"] for item in found} == set(LABELS)
+    actual = pipeline("video-classification", model=str(tmp_path / "done"), device="cpu")(frames)
+    assert {item["label"] for item in actual} == set(LABELS)
     assert_same_weights(model.clip, from_pretrained(tmp_path / "done"))
 
 
@@ -199,8 +199,8 @@ def test_given_state_is_saved(make_model, tmp_path):
     model = AutoModelForVideoClassification.from_pretrained(tmp_path / "a")
     other = {name: value + 0.5 for name, value in model.state_dict().items() if "adapters" in name and value.ndim}
     model.save_pretrained(tmp_path / "b", state_dict=dict(model.state_dict()) | other)
-    found = AutoModelForVideoClassification.from_pretrained(tmp_path / "b").state_dict()
-    assert all(torch.equal(found[name], value) for name, value in other.items())
+    actual = AutoModelForVideoClassification.from_pretrained(tmp_path / "b").state_dict()
+    assert all(torch.equal(actual[name], value) for name, value in other.items())
     model.save_pretrained(tmp_path / "c", is_main_process=False)
     assert not (tmp_path / "c").exists()
     with pytest.raises(ValueError, match="weights do not fit"):

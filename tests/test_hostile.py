@@ -134,14 +134,14 @@ def test_a_mutated_list_is_read_or_refused(tmp_path: Path, kind: str, count: int
     for _ in range(count // 4):
         (tmp_path / kind).write_bytes(mutate(whole, chance))
         try:
-            found = load_manifest(tmp_path, *used)
+            actual = load_manifest(tmp_path, *used)
         except (ManifestError, OSError) as error:
             refused += 1
             assert any(name in str(error) for name in (*used, *videos))  # noqa: PT017
         else:
-            for index in range(len(found)):
+            for index in range(len(actual)):
                 try:
-                    path = Path(found.video(index)).resolve()
+                    path = Path(actual.video(index)).resolve()
                 except (OSError, ValueError):  # the system refuses the path: one bad video
                     continue
                 assert path.is_relative_to(tmp_path.resolve())

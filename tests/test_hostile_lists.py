@@ -87,9 +87,9 @@ def test_link_loops_end_and_list_each_video_once(targets: list[str], root: Path)
         for number, target in enumerate(targets):
             (root / "t" / kind / f"l{number}").symlink_to(target)
     with pytest.warns(UserWarning, match="are skipped"):
-        found = list(find_videos(root / "t"))
-    assert {video.resolve() for video in found} == {root / "t/c/a.mp4", root / "t/d/a.mp4"}
-    assert len(found) == 2
+        actual = list(find_videos(root / "t"))
+    assert {video.resolve() for video in actual} == {root / "t/c/a.mp4", root / "t/d/a.mp4"}
+    assert len(actual) == 2
 
 
 @pytest.mark.parametrize("name", [b"\xff.mp4", b"a\x80b.mp4"])

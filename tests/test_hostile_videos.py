@@ -222,7 +222,7 @@ def test_real_frames_are_counted_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CLIPVID_MAX_FRAMES", "12")
     assert [len(open_video(path)) for path in paths] == [12] * 4
     monkeypatch.setenv("CLIPVID_MAX_FRAMES", "11")
-    demux.known_scan.cache_clear()
+    demux.scan_unchanged.cache_clear()
     for path in paths:
         with pytest.raises(VideoError, match="CLIPVID_MAX_FRAMES"):
             open_video(path)
@@ -234,7 +234,7 @@ def test_long_decoding_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("clipvid.decoding.limits.time.thread_time", iter(range(0, 10_000, 20)).__next__)
         with pytest.raises(VideoError, match="CLIPVID_MAX_SECONDS"):
             video.read(range(100))
-        demux.known_scan.cache_clear()
+        demux.scan_unchanged.cache_clear()
         with pytest.raises(VideoError, match="CLIPVID_MAX_SECONDS"):
             open_video(path)
 

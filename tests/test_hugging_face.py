@@ -66,9 +66,9 @@ def test_siglip_model_logits_equal_transformers(tmp_path, monkeypatch):
     vision = sizes | {"intermediate_size": 256, "image_size": 224, "patch_size": 16}
     text = sizes | {"intermediate_size": 256, "vocab_size": 100, "max_position_embeddings": 16, "projection_size": 64}
     torch.manual_seed(0)
-    given = transformers.SiglipModel(transformers.SiglipConfig(vision_config=vision, text_config=text)).eval()
-    shake(given)
-    given.save_pretrained(tmp_path)
+    inputs = transformers.SiglipModel(transformers.SiglipConfig(vision_config=vision, text_config=text)).eval()
+    shake(inputs)
+    inputs.save_pretrained(tmp_path)
     state, quick_gelu = read_hugging_face(tmp_path)
     config = open_clip.get_model_config("ViT-B-16-SigLIP")
     little_text = {"context_length": 16, "vocab_size": 100, "width": 64, "heads": 2, "layers": 2}
@@ -77,8 +77,8 @@ def test_siglip_model_logits_equal_transformers(tmp_path, monkeypatch):
     clip = open_clip.CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"}).eval()
     clip.load_state_dict(state)
     pixels, tokens = torch.randn(2, 3, 224, 224), torch.randint(1, 100, (3, 16))
-    expected = given(input_ids=tokens, pixel_values=pixels).logits_per_image
+    expected = inputs(input_ids=tokens, pixel_values=pixels).logits_per_image
     image, words = clip.encode_image(pixels, normalize=True), clip.encode_text(tokens, normalize=True)
-    found = clip.logit_scale.exp() * image @ words.T + clip.logit_bias
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    actual = clip.logit_scale.exp() * image @ words.T + clip.logit_bias
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
     assert not quick_gelu

@@ -166,10 +166,10 @@ def test_wrapped_linears_are_not_folded(name):
     wrapped.load_state_dict(getattr(adapter, name).state_dict())
     doubled = {key: 2 * value if f".{name}." in f".{key}" else value for key, value in adapter.state_dict().items()}
     setattr(adapter, name, wrapped)
-    found = adapter(tokens, grid).update
+    update = adapter(tokens, grid).update
     setattr(adapter, name, nn.Linear(*reversed(wrapped.weight.shape)).double())
     adapter.load_state_dict(doubled)
-    close(found, adapter(tokens, grid).update)
+    close(update, adapter(tokens, grid).update)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -432,7 +432,7 @@ def test_recipe_parameter_groups_match_authors(make_model, path):
     adapter = config.model.adapter | {"hidden": 16}
     model = make_model(adapter, ["a", "b"], pooling=config.model.pooling, head=config.model.head)
     optimizer = build_optimizer(model, config.optim)
-    found = {
+    rates = {
         id(value): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for value in group["params"]
     }
     rates = {"message": (5e-4, 1e-2), "temporal": (8e-5, 1e-3), "mit": (4e-4, 3e-3)}
@@ -444,8 +444,8 @@ def test_recipe_parameter_groups_match_authors(make_model, path):
             seen.add(group)
             lr, decay = rates[group]
             decay = 0.0 if name == "pooling.position" else decay
-            assert found.pop(id(value)) == (lr, decay if value.ndim > 1 else 0.0), name
-    assert not found
+            assert rates.pop(id(value)) == (lr, decay if value.ndim > 1 else 0.0), name
+    assert not rates
     assert seen == rates.keys()
     assert config.optim.warmup_ratio * config.training.epochs == pytest.approx(5)
     share = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps

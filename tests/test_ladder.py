@@ -77,15 +77,15 @@ def results(measured: Path) -> dict:
 
 def test_every_row_is_trained_under_every_seed(measured: Path, results: dict) -> None:
     assert (results["finished"], results["cells"], results["failed"]) == (5, 5, {})
-    for row, found in results["rows"].items():
-        assert found["seeds"] == [0, 1]
+    for row, actual in results["rows"].items():
+        assert actual["seeds"] == [0, 1]
         trials = [json.loads((measured / f"trials/{row}_seed{seed}/metrics.json").read_text()) for seed in (0, 1)]
         for measure in ("top1", "pairs"):
-            told = {"forward": [trial[measure]["value"] for trial in trials]}
+            output = {"forward": [trial[measure]["value"] for trial in trials]}
             for name in ("reversed", "single"):
-                told[name] = [trial["controls"][name][measure]["value"] for trial in trials]
-            for condition, values in told.items():
-                figure = found["figures"][condition][measure]
+                output[name] = [trial["controls"][name][measure]["value"] for trial in trials]
+            for condition, values in output.items():
+                figure = actual["figures"][condition][measure]
                 assert figure["values"] == pytest.approx(values)
                 assert figure["mean"] == pytest.approx(np.mean(values))
                 assert figure["std"] == pytest.approx(np.std(values, ddof=1))
@@ -158,15 +158,15 @@ def _ladder(args: list[str]) -> None:
 
 def _children(folder: Path) -> list[int]:
     """Return processes that have a log below `folder` open."""
-    found = []
+    actual = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             opened = [os.readlink(handle) for handle in (process / "fd").iterdir()]
         except OSError:
             continue
         if any(name.startswith(str(folder)) for name in opened):
-            found.append(int(process.name))
-    return found
+            actual.append(int(process.name))
+    return actual
 
 
 @posix_only
@@ -204,8 +204,8 @@ def test_failed_trial_does_not_stop_others(clip_folder: Path, tmp_path: Path) ->
         match=r"1 of 3 trials failed; the results of the others are kept:\n  broken, seed 3: .*nothing\.\*",
     ):
         main(args)
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert {row: own["seeds"] for row, own in found["rows"].items()} == {"none": [3], "shift": [3], "broken": []}
+    actual = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {row: own["seeds"] for row, own in actual["rows"].items()} == {"none": [3], "shift": [3], "broken": []}
     table = (tmp_path / "out" / "table.md").read_text()
     assert "**broken, seed 3 failed**: clipvid.InputError: optim.groups: no trained parameter matches" in table
     assert "2 of 3 trials" in table
@@ -240,8 +240,8 @@ def test_invalid_ladder_is_refused_early(
 ) -> None:
     with pytest.raises((ValueError, SystemExit)) as refused:
         main(ladder(clip_folder, tmp_path, **changed))
-    told = f"{refused.value}{capsys.readouterr().err}"
-    assert re.search(message, told), told
+    output = f"{refused.value}{capsys.readouterr().err}"
+    assert re.search(message, output), output
     assert not (tmp_path / "out").exists()
 
 
@@ -267,10 +267,10 @@ def test_measures() -> None:
     partners = {"partner": ["1", "0", "-1"], "pair": ["sideways", "sideways", "still"]}
     classes = [ClassInfo(i, str(i), {key: values[i] for key, values in partners.items()}) for i in range(3)]
     scores = torch.tensor([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.0, 0.0, 0.0]])
-    found = measures(scores, torch.tensor([0, 1, 2, 0]), classes)
-    assert list(found) == ["top1", "pairs", "sideways"]
-    assert found["top1"][1].tolist() == [False, False, True, False]
-    asked, right = found["pairs"]
+    actual = measures(scores, torch.tensor([0, 1, 2, 0]), classes)
+    assert list(actual) == ["top1", "pairs", "sideways"]
+    assert actual["top1"][1].tolist() == [False, False, True, False]
+    asked, right = actual["pairs"]
     assert asked.tolist() == [True, True, False, True]
     assert right[asked].tolist() == [True, False, False]
     assert list(measures(scores, torch.zeros(4, dtype=torch.long), [ClassInfo(0, "a")])) == ["top1"]
@@ -279,9 +279,9 @@ def test_measures() -> None:
 def test_interval_of_one_seed_is_nearly_wilson() -> None:
     right = np.array([[1.0] * 180 + [0.0] * 60])
     names = [str(i) for i in range(240)]
-    found, wilson = accuracy_over_seeds(right, names), binomtest(180, 240).proportion_ci(method="wilson")
-    assert (found["mean"], found["std"], found["count"]) == (0.75, None, 240)
-    assert (found["low"], found["high"]) == pytest.approx((wilson.low, wilson.high), abs=0.002)
+    actual, wilson = accuracy_over_seeds(right, names), binomtest(180, 240).proportion_ci(method="wilson")
+    assert (actual["mean"], actual["std"], actual["count"]) == (0.75, None, 240)
+    assert (actual["low"], actual["high"]) == pytest.approx((wilson.low, wilson.high), abs=0.002)
     whole = accuracy_over_seeds(np.ones((3, 240)), names)
     assert (whole["low"], whole["high"]) == pytest.approx(tuple(binomtest(240, 240).proportion_ci(method="wilson")))
 
@@ -289,8 +289,8 @@ def test_interval_of_one_seed_is_nearly_wilson() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_interval_contains_extreme_accuracies(share: float) -> None:
     for count in range(2, 300):
-        found = accuracy_over_seeds(np.full((3, count), share), [str(i) for i in range(count)])
-        assert 0 <= found["low"] <= found["mean"] <= found["high"] <= 1
+        actual = accuracy_over_seeds(np.full((3, count), share), [str(i) for i in range(count)])
+        assert 0 <= actual["low"] <= actual["mean"] <= actual["high"] <= 1
 
 
 def test_interval_is_continuous() -> None:
@@ -303,7 +303,7 @@ def test_interval_is_continuous() -> None:
     assert accuracy_over_seeds(right, names)["low"] < once
     rng, wilson = np.random.default_rng(0), binomtest(168, 240).proportion_ci(method="wilson")
     drawn = [accuracy_over_seeds((rng.random((3, 240)) < 0.7).astype(float), names) for _ in range(100)]
-    assert np.median([found["high"] - found["low"] for found in drawn]) < 1.1 * (wilson.high - wilson.low)
+    assert np.median([actual["high"] - actual["low"] for actual in drawn]) < 1.1 * (wilson.high - wilson.low)
 
 
 @pytest.mark.parametrize(("between_seeds", "by_person"), [(0.0, False), (0.15, False), (0.0, True), (0.1, True)])
@@ -315,8 +315,8 @@ def test_interval_coverage(between_seeds: float, by_person: bool) -> None:
     for _ in range(repeats):
         people = rng.normal(0, 0.1, 9).repeat(10) if by_person else rng.normal(0, 0.1, 90)
         chance = (truth + rng.normal(0, between_seeds, 3)[:, None] + people).clip(0, 1)
-        found = accuracy_over_seeds((rng.random((3, 90)) < chance).astype(float), clusters)
-        covered += found["low"] <= truth <= found["high"]
+        actual = accuracy_over_seeds((rng.random((3, 90)) < chance).astype(float), clusters)
+        covered += actual["low"] <= truth <= actual["high"]
     assert covered / repeats > 0.91
 
 
@@ -333,8 +333,8 @@ def test_differences_are_paired() -> None:
 
 
 def test_hypothesis_text() -> None:
-    found = Hypothesis("ila", "why", over="none", measure="pairs", at_least=0.3)
-    assert str(found) == "ila − none on pairs ≥ 0.3"
-    assert (found.judge(0.3), found.judge(0.2)) == (True, False)
+    actual = Hypothesis("ila", "why", over="none", measure="pairs", at_least=0.3)
+    assert str(actual) == "ila − none on pairs ≥ 0.3"
+    assert (actual.judge(0.3), actual.judge(0.2)) == (True, False)
     assert Hypothesis("none", "why", at_most=0.5).judge(0.6) is False
     assert Hypothesis("none", "why").judge(0.6) is None

@@ -131,8 +131,8 @@ def test_a_split_column_is_honored(train: str, val: str, suffix: str, classes: s
     labels = [("a.mp4", "walk", train), ("b.mp4", "run", val), ("c.mp4", "run", train)]
     write_table(tmp_path / f"l{suffix}", [dict(zip(("path", "label", "split"), row, strict=True)) for row in labels])
     data = DataConfig(str(tmp_path), f"l{suffix}", f"l{suffix}", classes, check_files=False)
-    found = {split: [(s.path, s.label) for s in load_split(data, split).samples] for split in ("train", "val")}
-    assert found == {"train": [("a.mp4", 1), ("c.mp4", 0)], "val": [("b.mp4", 0)]}
+    actual = {split: [(s.path, s.label) for s in load_split(data, split).samples] for split in ("train", "val")}
+    assert actual == {"train": [("a.mp4", 1), ("c.mp4", 0)], "val": [("b.mp4", 0)]}
     assert len(load_manifest(tmp_path, f"l{suffix}", "classes.txt", check_files=False)) == 3
 
 

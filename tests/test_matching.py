@@ -291,7 +291,7 @@ def test_exact_refuses_nonfinite_values(values, message):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(
-    ("similarity", "found"),
+    ("similarity", "actual"),
     [
         (torch.zeros(2, 3, 4), "got [2, 3, 4] of torch.float32"),
         (torch.zeros(4), "got [4] of torch.float32"),
@@ -300,9 +300,9 @@ def test_exact_refuses_nonfinite_values(values, message):
     ],
     ids=["oblong", "vector", "empty", "integers"],
 )
-def test_only_square_float_matrices_are_accepted(solver, similarity, found):
+def test_only_square_float_matrices_are_accepted(solver, similarity, actual):
     with pytest.raises(
-        ValueError, match=re.escape(f"expected floating-point matrices [..., N, N] with N >= 1, {found}")
+        ValueError, match=re.escape(f"expected floating-point matrices [..., N, N] with N >= 1, {actual}")
     ):
         assign(similarity, solver)
 

@@ -114,9 +114,9 @@ def test_full_confidence_is_in_the_last_bin() -> None:
     sure, nearly = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.94, 0.06]])
     scores = torch.cat([sure.expand(50, 2), nearly.expand(50, 2)])
     labels = torch.tensor([0] * 40 + [1] * 10 + [0] * 50)
-    curve, found = calibration_curve(scores, labels), classification_metrics(scores, labels)["ece"]
+    curve, actual = calibration_curve(scores, labels), classification_metrics(scores, labels)["ece"]
     assert curve["count"] == [100]
-    assert found == pytest.approx(abs(curve["accuracy"][0] - curve["confidence"][0])) == pytest.approx(0.07)
+    assert actual == pytest.approx(abs(curve["accuracy"][0] - curve["confidence"][0])) == pytest.approx(0.07)
 
 
 def test_calibration_agrees_with_scikit_learn_and_torchmetrics(scored) -> None:
@@ -141,15 +141,15 @@ def test_class_accuracy_equals_scikit_learn_recall(scored) -> None:
 
 def test_bootstrap_intervals_are_reproducible(scored) -> None:
     scores, labels = scored
-    found = bootstrap_intervals(scores, labels)
+    actual = bootstrap_intervals(scores, labels)
     losses = -scores.gather(1, labels[:, None]).log()[:, 0]
     half = norm.ppf(0.975) * float(losses.std()) / math.sqrt(len(losses))
-    low, high = found["nll"]
+    low, high = actual["nll"]
     assert low == pytest.approx(float(losses.mean()) - half, abs=0.15 * half)
     assert high == pytest.approx(float(losses.mean()) + half, abs=0.15 * half)
     figures = classification_metrics(scores, labels)
-    assert found["mean_class"][0] < figures["mean_class"] < found["mean_class"][1]
-    assert found == bootstrap_intervals(scores, labels)
+    assert actual["mean_class"][0] < figures["mean_class"] < actual["mean_class"][1]
+    assert actual == bootstrap_intervals(scores, labels)
     assert bootstrap_intervals(scores[:1], labels[:1]) == {}
 
 
@@ -162,8 +162,8 @@ def test_bootstrap_intervals_equal_slow_reference(scored) -> None:
         figures = classification_metrics(scores[rows], labels[rows])
         drawn.append([figures[name] for name in ("mean_class", "nll", "ece")])
     expected = np.nanpercentile(drawn, (2.5, 97.5), axis=0).T
-    found = bootstrap_intervals(scores, labels, resamples=100)
-    assert np.array(list(found.values())) == pytest.approx(expected, rel=1e-6)
+    actual = bootstrap_intervals(scores, labels, resamples=100)
+    assert np.array(list(actual.values())) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_thousand_classes() -> None:
@@ -181,9 +181,9 @@ def test_a_thousand_classes() -> None:
 
 def test_means_over_seeds_and_harmonic_mean() -> None:
     values = [0.25, 0.5, 0.75]
-    found = mean_and_spread(values)
-    assert found["mean"] == pytest.approx(statistics.mean(values))
-    assert found["std"] == pytest.approx(statistics.stdev(values))
+    actual = mean_and_spread(values)
+    assert actual["mean"] == pytest.approx(statistics.mean(values))
+    assert actual["std"] == pytest.approx(statistics.stdev(values))
     assert mean_and_spread([0.5])["std"] is None
     assert harmonic_mean(0.8, 0.4) == pytest.approx(statistics.harmonic_mean([0.8, 0.4]))
     assert harmonic_mean(0.0, 0.4) == 0.0

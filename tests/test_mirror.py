@@ -47,10 +47,10 @@ def test_the_synthetic_world():
 
 @pytest.mark.skipif(not SHARED_LABELS.is_dir(), reason="no label files at CLIPVID_SHARED_DATA")
 def test_published_names():
-    def found(file: str) -> dict[str, str | None]:
+    def actual(file: str) -> dict[str, str | None]:
         return exchanged([info.name for info in read_classes(SHARED_LABELS / file).classes])
 
-    assert found("ssv2/ila_something-something-v2-labels.csv") == {
+    assert actual("ssv2/ila_something-something-v2-labels.csv") == {
         "Plugging something into something but pulling it right out as you remove your hand": None,
         "Pulling something from left to right": "Pulling something from right to left",
         "Pulling something from right to left": "Pulling something from left to right",
@@ -59,7 +59,7 @@ def test_published_names():
         "Turning the camera left while filming something": "Turning the camera right while filming something",
         "Turning the camera right while filming something": "Turning the camera left while filming something",
     }
-    assert found("mmaction2/jester_label_map.txt") == {
+    assert actual("mmaction2/jester_label_map.txt") == {
         "Swiping Left": "Swiping Right",
         "Swiping Right": "Swiping Left",
         "Sliding Two Fingers Left": "Sliding Two Fingers Right",
@@ -67,4 +67,4 @@ def test_published_names():
         "Turning Hand Clockwise": "Turning Hand Counterclockwise",
         "Turning Hand Counterclockwise": "Turning Hand Clockwise",
     }
-    assert found("ucf101/xclip_ucf_101_labels.csv") == {}
+    assert actual("ucf101/xclip_ucf_101_labels.csv") == {}

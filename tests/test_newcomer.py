@@ -43,8 +43,8 @@ def test_package_and_configs_come_from_the_wheel(installed, tmp_path):
     listed = run(installed, tmp_path / "empty", "-m", "clipvid", "configs")
     assert "configs/demo.yaml" in listed.stdout.split(), listed.stderr
     named = ["--config", "configs/demo.yaml", "--print_config"]
-    found = run(installed, tmp_path / "empty", "-m", "clipvid", "finetune", *named)
-    assert "output_dir: outputs/demo/ila" in found.stdout, found.stderr
+    actual = run(installed, tmp_path / "empty", "-m", "clipvid", "finetune", *named)
+    assert "output_dir: outputs/demo/ila" in actual.stdout, actual.stderr
 
 
 PROGRAM = """

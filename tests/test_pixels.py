@@ -85,8 +85,8 @@ def test_older_onnx_exporter_gives_the_same_logits(adapter: str, make_model, tmp
     frames = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
     torch.onnx.export(Logits(), (frames,), str(tmp_path / "m.onnx"), dynamo=False)
     session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: frames.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), model(frames).logits, rtol=1e-4, atol=1e-4)
+    (actual,) = session.run(None, {session.get_inputs()[0].name: frames.numpy()})
+    torch.testing.assert_close(torch.from_numpy(actual), model(frames).logits, rtol=1e-4, atol=1e-4)
 
 
 STATISTICS = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}

@@ -97,16 +97,16 @@ def test_scores_are_those_of_the_evaluation(saved, world, views):
     data = DataConfig(root=str(world), sampling="dense", stride=2, resize="squash", test_clips=views, num_workers=0)
     expected = predict(Accelerator(), model, eval_loader(data, model, manifest, Accelerator(), 4)).scores
     predictor = Predictor(model, views)
-    found = torch.stack([predictor.scores(manifest.video(index)) for index in range(len(manifest))])
-    assert torch.allclose(found, expected, atol=1e-6)
-    assert (found[0] - found[1]).abs().max() > 1e-4
+    actual = torch.stack([predictor.scores(manifest.video(index)) for index in range(len(manifest))])
+    assert torch.allclose(actual, expected, atol=1e-6)
+    assert (actual[0] - actual[1]).abs().max() > 1e-4
 
 
 def test_predictions_are_sorted_top_k(saved, videos):
     predictor = Predictor(from_pretrained(saved))
-    found = predictor(videos[0], top_k=2)
+    actual = predictor(videos[0], top_k=2)
     scores = dict(zip(LABELS, predictor.scores(videos[0]).tolist(), strict=True))
-    assert [item["label"] for item in found] == sorted(scores, key=scores.get, reverse=True)[:2]
+    assert [item["label"] for item in actual] == sorted(scores, key=scores.get, reverse=True)[:2]
     assert len(predictor(videos[0], top_k=9)) == 3
 
 
@@ -219,12 +219,12 @@ def test_labels_by_name_and_by_file(tiny_folder, videos, tmp_path):
     (tmp_path / "labels.csv").write_text("id,name\n" + "\n".join(f"{i},{name}" for i, name in enumerate(names)))
     model = clipvid.create_model("tiny", adapter="none", labels=names, templates="single").eval()
     expected = as_dict(Predictor(model)(videos[0]))
-    for given in (
+    for inputs in (
         ["--labels", *names],
         ["--labels_file", f"{tmp_path}/labels.txt"],
         ["--labels_file", f"{tmp_path}/labels.csv"],
     ):
-        code, lines, err = run("--model", "tiny", videos[0], *given)
+        code, lines, err = run("--model", "tiny", videos[0], *inputs)
         assert code == 0, err
         assert as_dict(lines[0]["predictions"]) == expected
     assert run("--model", "tiny", "--labels", *names, videos[0])[1] == lines
@@ -367,7 +367,7 @@ def test_pipeline_equals_predict_bitwise(saved, videos, caplog):
         assert as_dict(classify(line["video"])) == as_dict(line["predictions"])
     content = Path(videos[0]).read_bytes()
     assert as_dict(classify(content)) == as_dict(Predictor(from_pretrained(saved))(content))
-    assert [as_dict(found) for found in classify(videos[:2], top_k=1)] == [
+    assert [as_dict(actual) for actual in classify(videos[:2], top_k=1)] == [
         as_dict(line["predictions"][:1]) for line in lines[:2]
     ]
 
@@ -403,14 +403,14 @@ def folders(make_model, tmp_path_factory) -> dict[str, Path]:
         "sifa": {"adapter": "sifa", "labels": ["one", "two"], "num_frames": 4},
         "linear": {"adapter": "none", "labels": LABELS, "head": "linear"},
     }
-    root, found = tmp_path_factory.mktemp("bank"), {}
+    root, actual = tmp_path_factory.mktemp("bank"), {}
     for name, spec in specs.items():
         model = make_model(**spec)
         for part in (*model.encoder.adapters(), model.pooling, model.head):
             shake(part)
         model.save_pretrained(root / name)
-        found[name] = root / name
-    return found
+        actual[name] = root / name
+    return actual
 
 
 @torch.no_grad()

@@ -193,11 +193,11 @@ def test_prepare_refuses_other_folders(dataset: str, files: dict, message: str, 
 @pytest.mark.parametrize(("dataset", "folder"), [("ucf101", "ucf101/official"), ("hmdb51", "hmdb51/official")])
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_published_splits(dataset: str, folder: str, split: int):
-    found = read_public_dataset(dataset, SHARED_LABELS / folder, split)
-    counts = {part: len(rows) for part, rows in found.splits.items()}
+    actual = read_public_dataset(dataset, SHARED_LABELS / folder, split)
+    counts = {part: len(rows) for part, rows in actual.splits.items()}
     expected = {
         "ucf101": [(9537, 3783), (9586, 3734), (9624, 3696)],
         "hmdb51": [(3570, 1530), (3570, 1530), (3570, 1530)],
     }[dataset][split - 1]
     assert (counts["train"], counts["val"]) == expected
-    assert len(found.classes) == {"ucf101": 101, "hmdb51": 51}[dataset]
+    assert len(actual.classes) == {"ucf101": 101, "hmdb51": 51}[dataset]

@@ -203,8 +203,8 @@ def test_collapse_metrics_detect_collapse() -> None:
     assert effective_rank(torch.eye(5)).item() == pytest.approx(5)
     entry = {
         f"{prefix}{name}": value.item()
-        for prefix, found in (("", fallen), ("clip_", apart))
-        for name, value in found.items()
+        for prefix, actual in (("", fallen), ("clip_", apart))
+        for name, value in actual.items()
     }
     assert "features are collapsing: feature_std is" in command.collapse([entry, {"val_top1": 0.1}])
     assert command.collapse([dict.fromkeys(entry, 1.0)]) is None
@@ -240,7 +240,7 @@ def test_clips_of_one_video_get_different_draws(make_model) -> None:
     seen = []
     change = learner.terms["masked"].change
     learner.terms["masked"].change = lambda frames, generators: (
-        seen.append(found := change(frames, generators)) or found
+        seen.append(actual := change(frames, generators)) or actual
     )
     repeated = {"frames": random_frames(2, 4), "index": torch.tensor([5, 5]), "epoch": torch.tensor([2, 3])}
     SelfSupervisedObjective(0, ("masked",))(learner, repeated, 1)
@@ -323,11 +323,11 @@ def test_training_on_several_lists(world: Path, tmp_path: Path) -> None:
     other = shutil.copytree(world, tmp_path / "other")
     elsewhere = json.dumps([{"root": str(other), "videos": "val.csv", "classes": "classes.csv"}])
     args = arguments(world, tmp_path / "run", f"--also={elsewhere}")
-    found, _ = command.load_videos(parse_config(command.PretrainConfig, args, "test"))
-    assert len(found) == 20 + 8
-    assert {sample.label for sample in found.samples} == {0}
-    assert Path(found.video(20)) == other / "val/ball_moving_left/0000.mp4"
-    assert Path(found.video(20)).is_file()
+    actual, _ = command.load_videos(parse_config(command.PretrainConfig, args, "test"))
+    assert len(actual) == 20 + 8
+    assert {sample.label for sample in actual.samples} == {0}
+    assert Path(actual.video(20)) == other / "val/ball_moving_left/0000.mp4"
+    assert Path(actual.video(20)).is_file()
     leaking = json.dumps([{"root": str(world), "videos": "val.csv", "classes": "classes.csv"}])
     with pytest.raises(ManifestError, match="8 videos are in both lists"):
         check_splits(

@@ -141,8 +141,8 @@ def compare(trained: Path, engine: str, name: str) -> None:
         )
         assert one.weights["model"].keys() == two.weights["model"].keys()
         for key, tensor in one.weights["model"].items():
-            found = two.weights["model"][key]
-            torch.testing.assert_close(found, tensor, rtol=0, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}")
+            actual = two.weights["model"][key]
+            torch.testing.assert_close(actual, tensor, rtol=0, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}")
             moved = max(moved, float((tensor - first[key]).abs().max()))
         pairs = zip(one.progress["history"], two.progress["history"], strict=True)
         assert all(abs(a["loss"] - b["loss"]) < 1e-5 for a, b in pairs)
@@ -162,10 +162,10 @@ def test_run_resumes_under_another_engine(
     else:
         all_end_well(together(2, tmp_path, train, ["ila"], clip_folder, tmp_path, **SHARDED))
     last = f"ila/checkpoints/step_{STEPS:08d}"
-    found, expected = (load_checkpoint(folder / last) for folder in (tmp_path, trained / "one"))
+    actual, expected = (load_checkpoint(folder / last) for folder in (tmp_path, trained / "one"))
     for key, tensor in expected.weights["model"].items():
-        torch.testing.assert_close(found.weights["model"][key], tensor, rtol=0, atol=1e-8)
-    history = found.progress["history"]
+        torch.testing.assert_close(actual.weights["model"][key], tensor, rtol=0, atol=1e-8)
+    history = actual.progress["history"]
     assert [entry["step"] for entry in history] == list(range(1, STEPS + 1))
 
 
@@ -200,12 +200,12 @@ def long_tasks(folder: Path) -> None:
     def fail() -> str:
         raise InputError("the same video is in both lists")
 
-    found = [by_main_process(accelerator, task, seconds=0.1)]
+    actual = [by_main_process(accelerator, task, seconds=0.1)]
     try:
         by_main_process(accelerator, fail, seconds=0.1)
     except InputError as error:
-        found.append(str(error))
-    (folder / f"found_{accelerator.process_index}.json").write_text(json.dumps(found))
+        actual.append(str(error))
+    (folder / f"found_{accelerator.process_index}.json").write_text(json.dumps(actual))
 
 
 def test_task_of_main_process_has_one_result_or_error(tmp_path: Path) -> None:
@@ -245,5 +245,5 @@ def test_launch_files(path: Path) -> None:
 
 
 def test_there_is_a_launch_file_for_every_engine() -> None:
-    wanted = {"cpu", "one_gpu", "many_gpus", "many_nodes", "fsdp2", "fsdp2_zero2"}
-    assert {path.stem for path in LAUNCHES.glob("*.yaml")} == wanted
+    names = {"cpu", "one_gpu", "many_gpus", "many_nodes", "fsdp2", "fsdp2_zero2"}
+    assert {path.stem for path in LAUNCHES.glob("*.yaml")} == names

@@ -32,14 +32,14 @@ def figures(top1: float) -> dict:
     return {"top1": {"value": top1}}
 
 
-def paths(found: Manifest) -> set[str]:
-    return set(found.paths())
+def paths(actual: Manifest) -> set[str]:
+    return set(actual.paths())
 
 
 def test_shots_are_drawn_by_seed_and_class() -> None:
     sets = {(shots, seed): few_shot_subset(TRAIN, shots, seed) for shots in (1, 2, 4) for seed in (0, 1)}
-    for (shots, _), found in sets.items():
-        assert [sum(sample.label == label for sample in found.samples) for label in range(4)] == [shots] * 4
+    for (shots, _), actual in sets.items():
+        assert [sum(sample.label == label for sample in actual.samples) for label in range(4)] == [shots] * 4
     assert paths(sets[1, 0]) < paths(sets[2, 0]) < paths(sets[4, 0])
     assert paths(sets[2, 0]) != paths(sets[2, 1])
     fewer_classes = few_shot_subset(of_classes(TRAIN, [0, 1]), 2, 0)
@@ -57,9 +57,9 @@ def test_few_shot_summary_over_seeds() -> None:
     assert len({part.run for part in parts}) == 4
     assert all(part.test is TEST for part in parts)
     values = [0.25, 0.75, 0.5, 0.5]
-    found = protocol.summary(parts, {part.group: figures(value) for part, value in zip(parts, values, strict=True)})
-    assert found["few_shot"]["K=1"] == {"mean": 0.5, "std": pytest.approx(0.125**0.5), "values": [0.25, 0.75]}
-    assert found["few_shot"]["K=2"]["std"] == 0.0
+    actual = protocol.summary(parts, {part.group: figures(value) for part, value in zip(parts, values, strict=True)})
+    assert actual["few_shot"]["K=1"] == {"mean": 0.5, "std": pytest.approx(0.125**0.5), "values": [0.25, 0.75]}
+    assert actual["few_shot"]["K=2"]["std"] == 0.0
     (untrained,) = protocol.parts(None, TEST, trained=False)
     assert (untrained.group, untrained.train) == ("K=0", None)
 
@@ -67,8 +67,8 @@ def test_few_shot_summary_over_seeds() -> None:
 def test_published_lists_match_by_stem(tmp_path) -> None:
     path = tmp_path / "shots.txt"
     path.write_text("train_1_3.avi 1\ntrain_0_0.avi 0\nold/train_3_2.avi 3\ntrain_2_1.avi 2\n")
-    found = published(TRAIN, path, 1)
-    assert [(sample.path, sample.label) for sample in found.samples][:2] == [
+    actual = published(TRAIN, path, 1)
+    assert [(sample.path, sample.label) for sample in actual.samples][:2] == [
         ("run/train_1_3.mp4", 1), ("jump/train_0_0.mp4", 0)
     ]  # fmt: skip
     with pytest.raises(ManifestError, match=r"has \[1\] videos per class, expected 2"):
@@ -117,9 +117,9 @@ def test_base_to_novel_parts(tmp_path) -> None:
     assert {sample.label for sample in novel.test.samples} == {0, 1}
     assert len(base.train) == 4
     assert all(sample.path.startswith(("run", "walk")) for sample in (*base.train.samples, *base.test.samples))
-    found = protocol.summary([base, novel], {"novel": figures(0.4), "base": figures(0.8)})["base_to_novel"]
-    assert (found["base"]["values"], found["novel"]["values"]) == ([0.8], [0.4])
-    assert found["harmonic_mean"]["mean"] == pytest.approx(2 * 0.8 * 0.4 / 1.2)
+    actual = protocol.summary([base, novel], {"novel": figures(0.4), "base": figures(0.8)})["base_to_novel"]
+    assert (actual["base"]["values"], actual["novel"]["values"]) == ([0.8], [0.4])
+    assert actual["harmonic_mean"]["mean"] == pytest.approx(2 * 0.8 * 0.4 / 1.2)
     untrained = protocol.parts(TRAIN, TEST, trained=False)
     assert [(part.group, part.train, len(part.test)) for part in untrained] == [("base", None, 4), ("novel", None, 4)]
 
@@ -140,8 +140,8 @@ def test_base_classes_from_a_file(tmp_path) -> None:
 
 def test_partners_are_renumbered() -> None:
     classes = tuple(ClassInfo(i, NAMES[i], {"partner": str(i ^ 1), "pair": str(i // 2)}) for i in range(4))
-    found = of_classes(Manifest(TRAIN.samples, classes, Path("root")), [1, 2, 3])
-    assert [(info.id, info.name, info.attributes["partner"]) for info in found.classes] == [
+    actual = of_classes(Manifest(TRAIN.samples, classes, Path("root")), [1, 2, 3])
+    assert [(info.id, info.name, info.attributes["partner"]) for info in actual.classes] == [
         (0, "run", "-1"), (1, "skip", "2"), (2, "walk", "1")
     ]  # fmt: skip
 
@@ -189,7 +189,9 @@ def test_folders_of_groups_stay_below_the_output_folder(group: str, options: dic
 
 def test_base_classes_with_spaces_and_commas(tmp_path) -> None:
     names = ["brush hair", "climb stairs, up", "walk", "K=1 seed=0"]
-    train, test = (Manifest(found.samples, manifest([0] * 4, names=names).classes, tmp_path) for found in (TRAIN, TEST))
+    train, test = (
+        Manifest(videos.samples, manifest([0] * 4, names=names).classes, tmp_path) for videos in (TRAIN, TEST)
+    )
     (tmp_path / "base.txt").write_text("climb stairs, up\nbrush hair\n")
     protocol = build_protocol({"name": "base_to_novel", "base": "base.txt", "shots": 1})
     base, novel = protocol.parts(train, test, trained=True)

@@ -362,8 +362,8 @@ def test_x_clip_of_transformers_is_loaded_from_the_hub(call, hub, tmp_path):
     hub.repositories["user/xclip"] = Repository(private=False)
     hub.repositories["user/xclip"].add("main", stored | alien)
     frames = torch.randint(256, (1, 3, 3, 32, 32), dtype=torch.uint8)
-    found = call(hub_client.video_features, "user/xclip", frames)
-    assert torch.equal(found, hub_client.video_features(str(folder), frames))
+    actual = call(hub_client.video_features, "user/xclip", frames)
+    assert torch.equal(actual, hub_client.video_features(str(folder), frames))
     assert not [request for request in hub.requests if any(name in request for name in alien)]
 
 

@@ -357,8 +357,8 @@ def test_strip_image_is_the_frames_side_by_side():
 
 
 def colour_present(pixels: np.ndarray, colour: str) -> bool:
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    return bool((np.abs(pixels[..., :3] - wanted).max(axis=-1) < 0.1).any())
+    expected = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return bool((np.abs(pixels[..., :3] - expected).max(axis=-1) < 0.1).any())
 
 
 def test_save_strips_draws_one_row_per_clip(tmp_path):

@@ -119,11 +119,11 @@ def test_frames_without_times_count_as_evenly_spaced(kind: str, tmp_path: Path):
 def test_at_a_constant_rate_time_and_frames_agree(total: int, num_frames: int, num_clips: int, rate: float):
     times = [number / rate for number in range(total + 1)]
     for clip in range(num_clips):
-        found = [
+        actual = [
             FrameSampling("uniform", num_frames, by=by).indices(total, times, clip=clip, num_clips=num_clips)
             for by in ("frame", "time")
         ]
-        assert torch.equal(*found)
+        assert torch.equal(*actual)
 
 
 @given(st.lists(st.floats(0.001, 5), min_size=1, max_size=50), st.integers(1, 20), st.integers(0, 1 << 30))
@@ -143,8 +143,8 @@ def test_parts_of_a_video_are_sampled_by_their_times(rates: Path):
     samples = (Sample("a.mp4", 0, start=4.0, end=11.0), Sample("a.mp4", 0, start=10.0), Sample("a.mp4", 0, end=4.0))
     part = Manifest(samples, (ClassInfo(0, "x"),), rates)
     dataset = VideoDataset(part, FrameSampling("uniform", 2, by="time"), eval_transforms(32), seed=0, training=False)
-    found = [seconds(dataset[0, index]["frames"][0]) for index in range(3)]
-    assert found == [pytest.approx(pair, abs=0.1) for pair in ([5, 9], [10.5, 11.5], [1, 3])]
+    actual = [seconds(dataset[0, index]["frames"][0]) for index in range(3)]
+    assert actual == [pytest.approx(pair, abs=0.1) for pair in ([5, 9], [10.5, 11.5], [1, 3])]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

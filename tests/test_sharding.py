@@ -25,8 +25,8 @@ NAMES = [name for name in ADAPTERS if name != "none"]
 UNITS = ("blocks", "linears")
 PROCESSES = 2
 CLIPS = 4
-Found = dict[str, Any]
-Ranks = list[dict[tuple[str, str], Found]]
+Outputs = dict[str, Any]
+Ranks = list[dict[tuple[str, str], Outputs]]
 
 every_adapter = pytest.mark.parametrize("name", NAMES)
 every_unit = pytest.mark.parametrize("units", UNITS)
@@ -63,7 +63,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def run(model: VideoCLIP, clips: slice) -> Found:
+def run(model: VideoCLIP, clips: slice) -> Outputs:
     """Run an evaluation without gradient, then a step's forward and backward pass on `clips` of the batch."""
     frames = random_frames(CLIPS).double()[clips]
     targets = torch.tensor([0, 1, 2, 1])[clips]
@@ -85,8 +85,8 @@ def work(folder: Path, output: Path) -> None:
     for name, units in itertools.product(NAMES, UNITS):
         model = shard(build(name, folder), units)
         local = {key: value.to_local().numel() for key, value in model.named_parameters() if isinstance(value, DTensor)}
-        found = run(model, slice(rank * share, (rank + 1) * share))
-        results[name, units] = found | {"local": local, "world_size": dist.get_world_size()}
+        outputs = run(model, slice(rank * share, (rank + 1) * share))
+        results[name, units] = outputs | {"local": local, "world_size": dist.get_world_size()}
     torch.save(results, output / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -107,24 +107,24 @@ def close(actual: Tensor, expected: Tensor, what: str) -> None:
 @every_unit
 def test_every_parameter_is_spread_over_both_processes(ranks: Ranks, clip_folder: Path, name: str, units: str):
     sizes = {key: value.numel() for key, value in build(name, clip_folder).named_parameters() if value.ndim}
-    found = [rank[name, units] for rank in ranks]
-    assert [part["world_size"] for part in found] == [PROCESSES] * PROCESSES
-    assert all(part["local"].keys() == sizes.keys() for part in found)
-    assert {key: sum(part["local"][key] for part in found) for key in sizes} == sizes
+    outputs = [rank[name, units] for rank in ranks]
+    assert [part["world_size"] for part in outputs] == [PROCESSES] * PROCESSES
+    assert all(part["local"].keys() == sizes.keys() for part in outputs)
+    assert {key: sum(part["local"][key] for part in outputs) for key in sizes} == sizes
 
 
 @every_adapter
 @every_unit
 def test_sharded_processes_equal_one(ranks: Ranks, clip_folder: Path, name: str, units: str):
     expected = run(build(name, clip_folder), slice(None))
-    found = [rank[name, units] for rank in ranks]
+    outputs = [rank[name, units] for rank in ranks]
     for key in ("evaluated", "logits"):
-        close(torch.cat([part[key] for part in found]), expected[key], key)
-    assert all(part["losses"].keys() == expected["losses"].keys() for part in found)
+        close(torch.cat([part[key] for part in outputs]), expected[key], key)
+    assert all(part["losses"].keys() == expected["losses"].keys() for part in outputs)
     for key, loss in expected["losses"].items():
-        close(torch.stack([part["losses"][key] for part in found]).mean(), loss, key)
+        close(torch.stack([part["losses"][key] for part in outputs]).mean(), loss, key)
     assert expected["gradients"]
-    for part in found:
+    for part in outputs:
         assert part["gradients"].keys() == expected["gradients"].keys()
         for key, gradient in expected["gradients"].items():
             close(part["gradients"][key], gradient, key)

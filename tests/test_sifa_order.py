@@ -24,7 +24,7 @@ def patches(data: DataConfig, split: str) -> tuple[Tensor, Tensor]:
     """Return tokens of the untrained CLIP [V, T, N, D] and labels [V]."""
     model, manifest = create_model("tiny", adapter="none").eval(), load_split(data, split)
     seen: list[Tensor] = []
-    model.encoder.layers[BLOCKS - 1].register_forward_hook(lambda layer, given, output: seen.append(output[0]))
+    model.encoder.layers[BLOCKS - 1].register_forward_hook(lambda layer, inputs, output: seen.append(output[0]))
     labels = []
     for batch in eval_loader(data, model, manifest, Accelerator(), 32):
         model.encode_video(batch["frames"][:, 0])
@@ -32,7 +32,7 @@ def patches(data: DataConfig, split: str) -> tuple[Tensor, Tensor]:
     return torch.cat(seen), torch.cat(labels)
 
 
-def told(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
+def accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
     """Return the accuracy of directions by a ridge on random ReLU features, pooled over patches and frames."""
     generator = torch.Generator().manual_seed(1)
     width = train[0].shape[-1]
@@ -43,11 +43,11 @@ def told(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
         return torch.cat([F.relu(part @ weight + bias).mean(dim=(1, 2)) for part in tokens.split(32)])
 
     scaler = StandardScaler().fit(features(train[0]))
-    known, asked = (torch.from_numpy(scaler.transform(features(tokens))) for tokens, _ in (train, test))
+    fitted, asked = (torch.from_numpy(scaler.transform(features(tokens))) for tokens, _ in (train, test))
     right = []
     for pair in range(int(train[1].max()) // 2 + 1):
         mine, its = train[1] // 2 == pair, test[1] // 2 == pair
-        probe = RidgeClassifier(alpha=100).fit(known[mine], train[1][mine])
+        probe = RidgeClassifier(alpha=100).fit(fitted[mine], train[1][mine])
         right.append(torch.from_numpy(probe.predict(asked[its])) == test[1][its])
     return float(torch.cat(right).float().mean())
 
@@ -63,15 +63,15 @@ def test_order_is_visible_in_output_only(tmp_path):
     sifa = SIFA(SIFAConfig(), BlockInfo(width=train.shape[-1], num_heads=4, num_frames=8))
     sifa.norm.weight.fill_(1)
     own, grid = (F.layer_norm(part[:, :, 1:], part.shape[-1:]) for part in (train, test)), (6, 6)
-    found = [torch.cat([sifa(part, grid).update[:, :, 1:] for part in whole.split(32)]) for whole in (train, test)]
+    actual = [torch.cat([sifa(part, grid).update[:, :, 1:] for part in whole.split(32)]) for whole in (train, test)]
     alone = list(own)
-    beside = [torch.cat(pair, dim=-1) for pair in zip(alone, found, strict=True)]
-    shares = {"token alone": told((alone[0], labels), (alone[1], asked))}
-    shares["token beside SIFA's output"] = told((beside[0], labels), (beside[1], asked))
+    beside = [torch.cat(pair, dim=-1) for pair in zip(alone, actual, strict=True)]
+    shares = {"token alone": accuracy((alone[0], labels), (alone[1], asked))}
+    shares["token beside SIFA's output"] = accuracy((beside[0], labels), (beside[1], asked))
     for scale in (0.1, 0.5):
-        added = [part[:, :, 1:] + scale * more for part, more in zip((train, test), found, strict=True)]
+        added = [part[:, :, 1:] + scale * more for part, more in zip((train, test), actual, strict=True)]
         added = [F.layer_norm(part, part.shape[-1:]) for part in added]
-        shares[f"token + {scale} x SIFA's output"] = told((added[0], labels), (added[1], asked))
+        shares[f"token + {scale} x SIFA's output"] = accuracy((added[0], labels), (added[1], asked))
     print("\n".join(f"{name}: {share:.2f}" for name, share in shares.items()))
     assert shares["token beside SIFA's output"] > 0.95
     assert max(shares["token alone"], shares["token + 0.1 x SIFA's output"]) < 0.7

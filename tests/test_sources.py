@@ -201,10 +201,10 @@ def test_shards_of_webdataset(root: Path, tmp_path: Path):
         with tarfile.open(tmp_path / f"train-{shard:02d}.tar", "w") as tar:
             for i in (2 * shard, 2 * shard + 1):
                 tar.add(root / "train" / PATHS[i], f"{i:04d}.mp4")
-                told = {"cls": str(LABELS[i]), "txt": f"number {i}"}
+                output = {"cls": str(LABELS[i]), "txt": f"number {i}"}
                 if i == 3:
-                    told = {"json": json.dumps({"label": "up", "caption": "number 3"})}
-                for suffix, text in told.items():
+                    output = {"json": json.dumps({"label": "up", "caption": "number 3"})}
+                for suffix, text in output.items():
                     member = tarfile.TarInfo(f"{i:04d}.{suffix}")
                     member.size = len(text)
                     tar.addfile(member, io.BytesIO(text.encode()))

@@ -101,10 +101,10 @@ def steps(output: Path) -> list[int]:
 
 def check_disk(output: Path, before: int) -> int:
     """Check that every finished checkpoint is intact and none was lost since `before`, and return the newest step."""
-    found = list_checkpoints(output / "checkpoints")
-    for path in found:
+    actual = list_checkpoints(output / "checkpoints")
+    for path in actual:
         load_checkpoint(path)
-    newest = steps(output)[-1] if found else 0
+    newest = steps(output)[-1] if actual else 0
     assert newest >= before
     return newest
 
@@ -264,10 +264,10 @@ def test_full_disk_keeps_training_and_checkpoints(arguments, whole: Path, tmp_pa
     evaluate = prediction.predict
 
     def fill(*args):
-        found = evaluate(*args)
+        actual = evaluate(*args)
         seen.append(steps(tmp_path / "full"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if len(seen) == 1 else before[0], before[1]))
-        return found
+        return actual
 
     monkeypatch.setattr("clipvid.evaluation.summary.predict", fill)
     try:
@@ -389,8 +389,8 @@ def test_result_is_average_or_best(whole: Path) -> None:
 
 def test_exponential_average_equals_formula(arguments, tmp_path: Path) -> None:
     here(arguments(tmp_path, training__save_total_limit=99, training__epochs=1), tmp_path)
-    found = [load_checkpoint(path) for path in list_checkpoints(tmp_path / "checkpoints")]
-    average = found[0].weights["ema"]["pooling.position"].double()
-    for checkpoint in found[1:]:
+    actual = [load_checkpoint(path) for path in list_checkpoints(tmp_path / "checkpoints")]
+    average = actual[0].weights["ema"]["pooling.position"].double()
+    for checkpoint in actual[1:]:
         average = 0.8 * average + 0.2 * checkpoint.weights["model"]["pooling.position"].double()
         torch.testing.assert_close(checkpoint.weights["ema"]["pooling.position"].double(), average, rtol=0, atol=1e-6)

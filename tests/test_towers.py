@@ -68,7 +68,7 @@ FAMILIES = {
 
 def tower_table() -> str:
     """Return a Markdown table of supported image towers in open_clip's list, with numbers of configurations."""
-    found: dict[str, list[str]] = {"open_clip's own ViT": []} | {family: [] for family in FAMILIES} | {"refused": []}
+    actual: dict[str, list[str]] = {"open_clip's own ViT": []} | {family: [] for family in FAMILIES} | {"refused": []}
     for name in LISTED:
         timm_name = vision_config(name).get("timm_model_name")
         if not is_vit(name):
@@ -77,10 +77,10 @@ def tower_table() -> str:
             family = "open_clip's own ViT"
         else:
             family = next(family for family, part in FAMILIES.items() if re.search(part, timm_name))
-        found[family].append(name)
+        actual[family].append(name)
     lines = ["| image tower | configurations | such as |", "|---|---:|---|"]
     lines += [
-        f"| {family} | {len(names)} | {', '.join(names[:: -(-len(names) // 4)])} |" for family, names in found.items()
+        f"| {family} | {len(names)} | {', '.join(names[:: -(-len(names) // 4)])} |" for family, names in actual.items()
     ]
     return "\n".join(lines)
 
@@ -126,12 +126,12 @@ def check_equal(clip: torch.nn.Module, backbone: Backbone) -> None:
     frames = frames_of(backbone)
     expected = clip.encode_image(frames[0])
     expected = expected[0] if isinstance(expected, tuple) else expected  # CoCa also returns its tokens
-    found = video_model(backbone).encoder(frames)
+    actual = video_model(backbone).encoder(frames)
 
     scale = expected.abs().max()
-    torch.testing.assert_close(found.frame_features[0] / scale, expected / scale, atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual.frame_features[0] / scale, expected / scale, atol=1e-5, rtol=0)
     grid = backbone.vision.grid
-    assert found.patch_tokens.shape == (1, 2, grid[0] * grid[1], backbone.vision.width)
+    assert actual.patch_tokens.shape == (1, 2, grid[0] * grid[1], backbone.vision.width)
     state = backbone.open_clip_state_dict()
     for key, value in clip.state_dict().items():
         if key.startswith("visual."):
@@ -213,11 +213,11 @@ def test_context_tokens_are_seen_and_dropped_or_refused(name, place):
         return
     model, frames = video_model(backbone, adapter=choice), frames_of(backbone, 3)
     plain = video_model(backbone)
-    found = model.encoder(frames, trace=True)
-    assert found.patch_tokens.shape == plain.encoder(frames).patch_tokens.shape
-    assert found.traces[f"xclip.{place}"]["attention"].shape == (1, 3, 3)
-    assert not torch.allclose(found.frame_features, plain.encoder(frames).frame_features)
-    found.frame_features.square().sum().backward()
+    actual = model.encoder(frames, trace=True)
+    assert actual.patch_tokens.shape == plain.encoder(frames).patch_tokens.shape
+    assert actual.traces[f"xclip.{place}"]["attention"].shape == (1, 3, 3)
+    assert not torch.allclose(actual.frame_features, plain.encoder(frames).frame_features)
+    actual.frame_features.square().sum().backward()
     message = model.encoder.layers[place].adapters["xclip"]
     assert all(value.grad.abs().max() > 0 for key, value in message.named_parameters() if not key.endswith("k.bias"))
 

@@ -111,9 +111,9 @@ def test_peft_reads_the_folder(make_model, tmp_path):
     plain = make_model(labels=LABELS)
     before = plain(random_frames()).logits
     read = PeftModel.from_pretrained(plain, tmp_path / "lora").eval()
-    found = read(random_frames()).logits
-    assert torch.equal(found, model(random_frames()).logits)
-    assert not torch.equal(found, before)
+    actual = read(random_frames()).logits
+    assert torch.equal(actual, model(random_frames()).logits)
+    assert not torch.equal(actual, before)
 
 
 @torch.no_grad()
@@ -313,8 +313,8 @@ def test_frozen_lower_blocks_keep_no_graph(make_model):
     upper.zero_grad()
     upper(random_frames().requires_grad_()).logits.mean().backward()  # gradients of frames on request
     assert seen == {0: True, 1: True}
-    for found, whole in zip(gradients, (p.grad for p in upper.parameters() if p.requires_grad), strict=True):
-        assert torch.equal(found, whole)
+    for actual, whole in zip(gradients, (p.grad for p in upper.parameters() if p.requires_grad), strict=True):
+        assert torch.equal(actual, whole)
     watch(make_model(labels=LABELS, head="linear", tune=["head"]))(random_frames()).logits.mean().backward()
     assert seen == {0: False, 1: False}
     watch(make_model(labels=LABELS, tune=["full"]))(random_frames()).logits.mean().backward()
@@ -346,9 +346,9 @@ def test_layer_decay_of_pretrained_weights(make_model):
     model = make_model("sifa", LABELS, tune=["adapters", "full", LORA, {"name": "coop"}])
     optimizer = build_optimizer(model, OptimConfig(lr=1.0, layer_decay=0.5))
     names = {id(value): name for name, value in model.named_parameters()}
-    found = {names[id(value)]: group["lr"] for group in optimizer.param_groups for value in group["params"]}
-    assert found.keys() == trained(model)
-    for name, lr in found.items():
+    actual = {names[id(value)]: group["lr"] for group in optimizer.param_groups for value in group["params"]}
+    assert actual.keys() == trained(model)
+    for name, lr in actual.items():
         block = re.match(r"encoder\.layers\.(\d)\.block\.", name)
         if block and ".lora_" not in name:
             assert lr == (0.25, 0.5)[int(block[1])], name
@@ -361,11 +361,11 @@ def test_layer_decay_of_pretrained_weights(make_model):
 def test_text_tower_has_layers_too(make_model):
     model = make_model(labels=LABELS, tune=["text"])
     optimizer = build_optimizer(model, OptimConfig(lr=1.0, layer_decay=0.5))
-    found = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
+    actual = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
     clip = model.text.clip
-    assert found[id(clip.token_embedding.weight)] == found[id(clip.positional_embedding)] == 0.25
-    assert found[id(clip.transformer.resblocks[0].mlp.c_fc.weight)] == 0.5
-    assert found[id(clip.text_projection)] == found[id(clip.logit_scale)] == 1.0
+    assert actual[id(clip.token_embedding.weight)] == actual[id(clip.positional_embedding)] == 0.25
+    assert actual[id(clip.transformer.resblocks[0].mlp.c_fc.weight)] == 0.5
+    assert actual[id(clip.text_projection)] == actual[id(clip.logit_scale)] == 1.0
 
 
 def test_table_counts_every_parameter_once(make_model):

@@ -99,10 +99,10 @@ def test_drop_path_drops_attention_between_messages_of_a_clip():
     alone = adapter.message_fc(tokens[:, :, 0])
     full = alone + adapter.message_attn(adapter.message_ln(alone))
     torch.manual_seed(0)
-    found = adapter(tokens, (2, 2)).context.squeeze(2)
-    dropped = [torch.equal(clip, own) for clip, own in zip(found, alone, strict=True)]
+    actual = adapter(tokens, (2, 2)).context.squeeze(2)
+    dropped = [torch.equal(clip, own) for clip, own in zip(actual, alone, strict=True)]
     assert 0 < sum(dropped) < 16
-    for clip, own, both, is_dropped in zip(found, alone, full, dropped, strict=True):
+    for clip, own, both, is_dropped in zip(actual, alone, full, dropped, strict=True):
         if not is_dropped:
             torch.testing.assert_close(clip - own, 2 * (both - own))
     torch.testing.assert_close(adapter.eval()(tokens, (2, 2)).context.squeeze(2), full)

@@ -158,9 +158,9 @@ def test_logits_and_video_features_equal_transformers(published):
     assert not ours.training
     clip = torch.randn(2, ours.num_frames, 3, ours.image_size, ours.image_size)
     with torch.no_grad():
-        expected, found = outputs_of(theirs, ours, (clip, clip))
-    torch.testing.assert_close(found.logits, expected.logits_per_video, rtol=1e-5, atol=1e-5)
-    video = torch.nn.functional.normalize(found.video_features, dim=-1)
+        expected, actual = outputs_of(theirs, ours, (clip, clip))
+    torch.testing.assert_close(actual.logits, expected.logits_per_video, rtol=1e-5, atol=1e-5)
+    video = torch.nn.functional.normalize(actual.video_features, dim=-1)
     torch.testing.assert_close(video, expected.video_embeds, rtol=1e-5, atol=1e-5)
 
 
@@ -170,9 +170,9 @@ def test_gradients_equal_transformers_in_float64(published):
     size = ours.image_size
     clips = [torch.randn(2, ours.num_frames, 3, size, size, dtype=torch.float64).requires_grad_()]
     clips.append(clips[0].detach().clone().requires_grad_())
-    expected, found = outputs_of(theirs, ours, clips)
-    probe = torch.randn(found.logits.shape, dtype=torch.float64)
-    for logits in (expected.logits_per_video, found.logits):
+    expected, actual = outputs_of(theirs, ours, clips)
+    probe = torch.randn(actual.logits.shape, dtype=torch.float64)
+    for logits in (expected.logits_per_video, actual.logits):
         (logits * probe).sum().backward()
     layer, block = theirs.vision_model.encoder.layers[0], ours.encoder.layers[0]
     message, prompts = block.adapters["xclip"], ours.head.video_prompts
@@ -205,8 +205,8 @@ def test_files_of_transformers_five_are_read(folder, video):
         (folder / name).unlink()
     processor.save_pretrained(folder)
     assert (folder / "processor_config.json").exists()
-    found = Predictor(named(folder)).scores(video)
-    torch.testing.assert_close(found, transformers_scores(processor, folder, video), rtol=1e-4, atol=1e-5)
+    actual = Predictor(named(folder)).scores(video)
+    torch.testing.assert_close(actual, transformers_scores(processor, folder, video), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

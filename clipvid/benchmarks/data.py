@@ -33,7 +33,7 @@ from clipvid.data.reader import open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
 from clipvid.data.synthetic.encoding import write_video
 from clipvid.data.transforms import eval_transforms, train_transform
-from clipvid.decoding.demux import known_scan
+from clipvid.decoding.demux import scan_unchanged
 from clipvid.evaluation.tables import Table
 from clipvid.files import write_json, write_text
 from clipvid.runs.config_files import config_record, parse_config
@@ -138,7 +138,7 @@ def compare_training(
     def ours() -> None:
         batches.set_position(0)
         if first_epoch:
-            known_scan.cache_clear()
+            scan_unchanged.cache_clear()
         _consume(loader)
 
     if processes == 1:

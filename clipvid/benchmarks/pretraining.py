@@ -230,11 +230,11 @@ def render_table(rows: list[StudyRow], config: PretrainingBenchmark) -> str:
     head = ["adapter", "start", *(f"K={k}" for k in shots), f"K={fewer} less fresh K={more}", zero_shot, "held"]
     table = []
     for row in rows:
-        cells = [row.adapter, row.stage, *(_told(row.shots[k]) for k in shots)]
+        cells = [row.adapter, row.stage, *(_interval(row.shots[k]) for k in shots)]
         if row.gain is None:
             cells += ["-", "-", "-"]
         else:
-            cells += [_told(row.gain, "+"), f"{row.before:.2f} → {row.after:.2f}", "yes" if row.held else "no"]
+            cells += [_interval(row.gain, "+"), f"{row.before:.2f} → {row.after:.2f}", "yes" if row.held else "no"]
         table.append(cells)
     lines = [Table(head, table, text_columns=2).markdown()]
     lines += [f"Top-1 by labels per class (K), mean over {len(shots_of(config).seeds)} seeds; in brackets 95% "]
@@ -247,5 +247,5 @@ def render_table(rows: list[StudyRow], config: PretrainingBenchmark) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _told(figure: dict[str, Any], sign: str = "") -> str:
+def _interval(figure: dict[str, Any], sign: str = "") -> str:
     return f"{figure['mean']:{sign}.2f} ({figure['low']:{sign}.2f} to {figure['high']:{sign}.2f})"

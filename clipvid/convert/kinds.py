@@ -39,8 +39,8 @@ class Kind:
 
     def matches(self, names: Collection[str]) -> bool:
         """Return True if the tensor names are those of this kind."""
-        found = all(any(mark in name for name in names) for mark in self.marks)
-        return found and not any(self.without is not None and self.without in name for name in names)
+        marked = all(any(mark in name for name in names) for mark in self.marks)
+        return marked and not any(self.without is not None and self.without in name for name in names)
 
 
 KINDS: dict[str, Kind] = {

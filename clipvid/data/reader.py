@@ -250,9 +250,9 @@ def _resolve(source: Source) -> tuple[str, str | bytes, bytes]:
         return name if name.isprintable() else repr(name), path, head
     if source.seekable():
         source.seek(0)
-    given = getattr(source, "name", None)
+    stream_name = getattr(source, "name", None)
     content = source.read()
-    return given if isinstance(given, str) else f"<{type(source).__name__}>", content, content[:HEAD_BYTES]
+    return stream_name if isinstance(stream_name, str) else f"<{type(source).__name__}>", content, content[:HEAD_BYTES]
 
 
 @contextlib.contextmanager

@@ -149,11 +149,11 @@ def scan(source: str | bytes) -> Scan:
     if isinstance(source, bytes):
         return walk(source)
     stat = os.stat(source)
-    return known_scan(source, stat.st_size, stat.st_mtime_ns)
+    return scan_unchanged(source, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(8192)
-def known_scan(path: str, size: int, changed: int) -> Scan:
+def scan_unchanged(path: str, size: int, changed: int) -> Scan:
     """Return `walk` of a file, cached until the file changes."""
     return walk(path)
 

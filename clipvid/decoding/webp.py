@@ -80,17 +80,17 @@ class AnimatedWebp(TimedVideo):
 
     def read(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Read the frames at `indices`, uint8 [T, H, W, 3] RGB. Errors as `clipvid.data.reader.Video.read`."""
-        wanted = checked_indices(self.name, indices, len(self))
-        needed, images = set(wanted), dict[int, np.ndarray]()
+        frames = checked_indices(self.name, indices, len(self))
+        needed, images = set(frames), dict[int, np.ndarray]()
         clock = Clock(Limits.current().max_seconds)
         with self._opened() as (image, _):
-            for index in range(max(wanted) + 1):
+            for index in range(max(frames) + 1):
                 clock.check()
                 image.seek(index)
                 image.load()
                 if index in needed:
                     images[index] = picture_of(image)
-        return torch.from_numpy(np.stack([images[index] for index in wanted]))
+        return torch.from_numpy(np.stack([images[index] for index in frames]))
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Image.Image, list[int]]]:

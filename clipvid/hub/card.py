@@ -197,9 +197,10 @@ def _origin(origin: dict[str, str] | None) -> str:
     """Return the section about the release that the weights come from, or an empty string."""
     if origin is None:
         return ""
-    title, terms, paper = (markdown_text(origin[key]) for key in ("title", "license", "paper"))
-    known = "Its license is unknown: ask its authors before use." if terms == "unknown" else f"Its license: {terms}."
-    return f"## Origin\n\nThe weights come from the release of {title}, {paper}. {known}\n\n"
+    title, license_name, paper = (markdown_text(origin[key]) for key in ("title", "license", "paper"))
+    unknown = "Its license is unknown: ask its authors before use."
+    license_line = unknown if license_name == "unknown" else f"Its license: {license_name}."
+    return f"## Origin\n\nThe weights come from the release of {title}, {paper}. {license_line}\n\n"
 
 
 def _meaningless(record: dict[str, Any]) -> set[str]:

@@ -64,9 +64,9 @@ def read_xclip(folder: Path, source: str | Path) -> VideoCLIP:
     _compare_sizes(model, config, path)
     _check_vocabulary(folder, model)
     model.preprocessing = preprocessing
-    terms = KINDS[MODEL_TYPE].origin
-    known = terms.license if str(source).startswith(_PUBLISHED) else "unknown"
-    model.origin = Origin(MODEL_TYPE, f"X-CLIP ({Path(source).name})", known, terms.paper)
+    release = KINDS[MODEL_TYPE].origin
+    license_name = release.license if str(source).startswith(_PUBLISHED) else "unknown"
+    model.origin = Origin(MODEL_TYPE, f"X-CLIP ({Path(source).name})", license_name, release.paper)
     return model
 
 
@@ -153,16 +153,18 @@ def _compare_sizes(model: VideoCLIP, config: Any, path: Path) -> None:
 
 def _check_vocabulary(folder: Path, model: VideoCLIP) -> None:
     """Raise InputError unless the tokenizer in the folder is CLIP's, which is used to read class names."""
-    known = {_SPECIAL.get(token, token): number for token, number in model.text.tokenizer.encoder.items()}
-    if model.backbone.config["text_cfg"]["vocab_size"] != len(known):
+    vocabulary = {_SPECIAL.get(token, token): number for token, number in model.text.tokenizer.encoder.items()}
+    if model.backbone.config["text_cfg"]["vocab_size"] != len(vocabulary):
         size = model.backbone.config["text_cfg"]["vocab_size"]
-        raise InputError(f"{folder}: its text tower has {size} tokens, expected the {len(known)} of CLIP's tokenizer")
+        raise InputError(
+            f"{folder}: its text tower has {size} tokens, expected the {len(vocabulary)} of CLIP's tokenizer"
+        )
     for name in VOCABULARIES:
         if not (folder / name).exists():
             continue
         content = read_json(folder / name)
         stored = content if name == "vocab.json" else (content.get("model") or {}).get("vocab")
-        if stored != known:
+        if stored != vocabulary:
             raise InputError(f"{folder / name} is not the vocabulary of CLIP's tokenizer, the only one for X-CLIP here")
 
 

@@ -22,5 +22,5 @@ class Origin:
     paper: str
 
     def __str__(self) -> str:
-        terms = "license unknown: ask its authors" if self.license == "unknown" else f"license {self.license}"
-        return f"{self.title} ({terms})"
+        license_note = "license unknown: ask its authors" if self.license == "unknown" else f"license {self.license}"
+        return f"{self.title} ({license_note})"

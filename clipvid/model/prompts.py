@@ -61,8 +61,8 @@ def resolve_templates(templates: str | Sequence[str] | None) -> tuple[str, ...]:
         if templates in TEMPLATES:
             return TEMPLATES[templates]
         if not Path(templates).is_file():
-            known = ", ".join(TEMPLATES)
-            raise InputError(f"templates={templates!r}: expected one of {known}, a text file, or a list of templates")
+            names = ", ".join(TEMPLATES)
+            raise InputError(f"templates={templates!r}: expected one of {names}, a text file, or a list of templates")
         templates = [line.strip() for line in Path(templates).read_text(encoding="utf-8").splitlines() if line.strip()]
     wrong = [t for t in templates if _places(t) != [""]]
     if wrong or not templates:

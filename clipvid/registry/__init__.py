@@ -106,8 +106,8 @@ class Registry(dict[str, Any]):
                 f"{self.kind}: expected a name or a mapping with `name`, got {shown(choice)}; names: {', '.join(self)}"
             )
         if self.find(name) is None:
-            known = [*self, *self.presets, *(point.name for point in self._entry_points())]
-            message = f"unknown {self.kind} {shown(name)}{suggest(name[:200], known)}; known: {', '.join(known)}"
+            names = [*self, *self.presets, *(point.name for point in self._entry_points())]
+            message = f"unknown {self.kind} {shown(name)}{suggest(name[:200], names)}; known: {', '.join(names)}"
             if self.group is not None:
                 message += "; if another package defines it, install that package or add --plugin MODULE"
             raise UnknownNameError(self.kind, name, message)

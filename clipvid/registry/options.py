@@ -32,8 +32,8 @@ def build_config(config_class: type, options: Mapping[str, Any], owner: str) -> 
     hints = _field_types(config_class)
     for key in options:
         if key not in hints:
-            known = ", ".join(sorted(hints)) or "none"
-            raise InputError(f"{owner} has no option {shown(key)}{suggest(key[:200], hints)}; its options: {known}")
+            names = ", ".join(sorted(hints)) or "none"
+            raise InputError(f"{owner} has no option {shown(key)}{suggest(key[:200], hints)}; its options: {names}")
     return config_class(**{key: check_type(value, hints[key], f"{owner}: {key}") for key, value in options.items()})
 
 
@@ -78,9 +78,9 @@ def check_ranges(owner: str, config: Any, **bounds: tuple[float, float]) -> None
             raise InputError(f"{owner}.{name}={value}: expected a number {above}")
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the nearest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the nearest choice, or an empty string."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

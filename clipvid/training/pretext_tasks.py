@@ -1,7 +1,7 @@
-"""Pretext tasks for video without labels: loss terms with heads that are discarded after training.
+"""Pretext tasks for video without labels: losses with heads that are discarded after training.
 
 A term shows the student a changed clip and defines a target for the student's features. Random draws of a clip (masks,
-orders) come from a separate generator per term, so that terms do not affect each other.
+orders) come from a separate generator per task, so that tasks do not affect each other.
 
 Shapes: B clips, T frames, N = H x W patches, D tower width, E embedding, S image side, G segments.
 """
@@ -225,10 +225,10 @@ PRETEXT_TASKS = Registry("objective", {"masked": MaskedAlignment, "order": Order
 
 
 def resolve_pretext_tasks(spec: list[Choice]) -> dict[str, PretextTaskConfig]:
-    """Return configs of terms by name.
+    """Return configs of tasks by name.
 
     Raises:
-        InputError: Distillation is the only term, a term or option is unknown, or a term is listed twice.
+        InputError: Distillation is the only task, a task or option is unknown, or a task is listed twice.
     """
     configs = PRETEXT_TASKS.resolve_many(spec)
     if not configs.keys() - {"distillation"}:

@@ -31,7 +31,7 @@ from clipvid.training.session import (
 )
 from clipvid.training.unreadable import OpenedVideos, count_unreadable
 
-UNLABELED = (ClassInfo(0, "unlabelled"),)
+UNLABELED = (ClassInfo(0, "unlabeled"),)
 
 
 def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:

@@ -25,14 +25,14 @@ from clipvid.training.pretext_tasks import PRETEXT_TASKS, Features, PretextTaskC
 
 
 class SelfSupervisedModel(TrainableModel):
-    """Video model, its teacher (the same CLIP without adapters) and the loss terms.
+    """Video model, its teacher (the same CLIP without adapters) and the pretext tasks.
 
     Args:
         model: Model in which only adapters and pooling are trained.
-        terms: Configs by name, see `clipvid.training.pretext_tasks`.
+        tasks: Configs by name, see `clipvid.training.pretext_tasks`.
     """
 
-    def __init__(self, model: VideoCLIP, terms: dict[str, PretextTaskConfig]):
+    def __init__(self, model: VideoCLIP, tasks: dict[str, PretextTaskConfig]):
         super().__init__()
         others = {name for name, value in model.named_parameters() if value.requires_grad} - set(model.temporal_state())
         if others:
@@ -44,8 +44,8 @@ class SelfSupervisedModel(TrainableModel):
         self.model = model
         self.teacher = VideoEncoder(model.backbone)
         sizes = Sizes(model.num_frames, vision.width, vision.embed_dim, vision.grid)
-        # Checkpoints contain this name.
-        self.terms: Any = nn.ModuleDict({name: PRETEXT_TASKS[name](config, sizes) for name, config in terms.items()})
+        # Checkpoints contain the name `terms`.
+        self.terms: Any = nn.ModuleDict({name: PRETEXT_TASKS[name](config, sizes) for name, config in tasks.items()})
 
     @property
     def video_model(self) -> VideoCLIP:
@@ -65,9 +65,9 @@ class SelfSupervisedModel(TrainableModel):
 
         Args:
             frames: Normalized frames [B, T, 3, S, S].
-            generators: For each term, one generator per clip.
+            generators: For each task, one generator per clip.
         """
-        # Without a term with complete clips, the original clips are encoded too, under the name None.
+        # Without a task with complete clips, the original clips are encoded too, under the name None.
         changes = {name: task.change(frames, generators[name]) for name, task in self.terms.items()}
         drawn = {name: change[1] for name, change in changes.items() if change is not None}
         clips = {name: change[0] for name, change in changes.items() if change is not None}
@@ -107,21 +107,21 @@ class SelfSupervisedModel(TrainableModel):
 
 @dataclass(frozen=True)
 class SelfSupervisedObjective:
-    """Losses of a `SelfSupervisedModel`'s terms.
+    """Losses of a `SelfSupervisedModel`'s tasks.
 
     Attributes:
-        seed: Seed of the draws of the terms.
-        terms: Names of the terms.
+        seed: Seed of the draws of the tasks.
+        tasks: Names of the tasks.
     """
 
     seed: int
-    terms: tuple[str, ...]
+    tasks: tuple[str, ...]
 
     def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
         """Return the loss of a batch, and its detached parts and figures."""
         keys = list(zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True))
         generators = {
-            name: [keyed_generator(self.seed, *key, zlib.crc32(name.encode())) for key in keys] for name in self.terms
+            name: [keyed_generator(self.seed, *key, zlib.crc32(name.encode())) for key in keys] for name in self.tasks
         }
         losses, figures = model(batch["frames"], generators)
         loss, parts = total_loss(losses)

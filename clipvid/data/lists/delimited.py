@@ -75,7 +75,7 @@ def split_line(line: str, delimiter: str) -> list[str]:
 
 
 def check_columns(
-    where: str, names: Sequence[str], columns: Sequence[str], known: Sequence[str], delimiter: str | None = None
+    where: str, names: Sequence[str], columns: Sequence[str], allowed: Sequence[str], delimiter: str | None = None
 ) -> None:
     """Raise ManifestError for unknown columns, and for two columns that mean the same."""
     shown = f" (delimiter: {DELIMITERS[delimiter]})" if delimiter else ""
@@ -86,10 +86,11 @@ def check_columns(
             same = f"{clipped(seen[column])} and {clipped(name)} both give the {column}"
             raise ManifestError(f"{where}: {twice if seen[column] == name else same}; rename or drop one{shown}")
         seen[column] = name
-        if known and column not in known:
-            hint = suggest(column, known)
+        if allowed and column not in allowed:
+            hint = suggest(column, allowed)
             raise ManifestError(
-                f"{where}: unknown column {clipped(name)}{hint}; expected {', '.join(known)}. Drop or rename it{shown}"
+                f"{where}: unknown column {clipped(name)}{hint}; expected {', '.join(allowed)}. "
+                f"Drop or rename it{shown}"
             )
 
 

@@ -17,7 +17,7 @@ from clipvid.data.lists.delimited import find_header, read_rows, split_line
 from clipvid.data.lists.samples import ManifestError
 from clipvid.data.lists.text import parse_json, read_lines
 
-Labelled = list[tuple[tuple[str, ...], str]]
+LabeledFiles = list[tuple[tuple[str, ...], str]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Annotations:
     """
 
     classes: list[str]
-    splits: dict[str, Labelled]
+    splits: dict[str, LabeledFiles]
 
 
 def kinetics(folder: Path, split: int) -> Annotations:
@@ -39,7 +39,7 @@ def kinetics(folder: Path, split: int) -> Annotations:
     The CSV has label, youtube_id, time_start, time_end, split. Videos are `<id>_<start>_<end>`, six digits each, or
     `<id>`.
     """
-    splits: dict[str, Labelled] = {}
+    splits: dict[str, LabeledFiles] = {}
     for file in sorted(folder.rglob("*.csv")):
         lines = read_lines(file, "annotation")
         header = find_header(lines[0], ("label", "youtube_id"), {}) if lines else None
@@ -62,7 +62,7 @@ def kinetics(folder: Path, split: int) -> Annotations:
 def something_something(folder: Path, split: int) -> Annotations:
     """Read Something-Something V2 (https://arxiv.org/abs/1706.04261): labels.json, train.json, validation.json."""
     classes = [info.name for info in read_classes(_one(folder, "*labels.json")).classes]
-    splits: dict[str, Labelled] = {}
+    splits: dict[str, LabeledFiles] = {}
     for part, pattern in (("train", "*train.json"), ("val", "*validation.json")):
         file = _one(folder, pattern)
         rows = parse_json(file, "\n".join(read_lines(file, "annotation")))
@@ -73,7 +73,7 @@ def something_something(folder: Path, split: int) -> Annotations:
 def ucf101(folder: Path, split: int) -> Annotations:
     """Read UCF101 (https://arxiv.org/abs/1212.0402): classInd.txt, trainlist0N.txt, testlist0N.txt."""
     classes = [info.name for info in read_classes(_one(folder, "classInd.txt")).classes]
-    splits: dict[str, Labelled] = {}
+    splits: dict[str, LabeledFiles] = {}
     for part, name in (("train", "trainlist"), ("val", "testlist")):
         lines = read_lines(_one(folder, f"{name}{split:02d}.txt"), "annotation")
         paths = [line.split()[0] for line in lines if line.strip()]
@@ -83,7 +83,7 @@ def ucf101(folder: Path, split: int) -> Annotations:
 
 def hmdb51(folder: Path, split: int) -> Annotations:
     """Read HMDB51 (Kuehne et al., ICCV 2011): `<class>_test_splitN.txt`, with 1 for training and 2 for testing."""
-    splits: dict[str, Labelled] = {"train": [], "val": []}
+    splits: dict[str, LabeledFiles] = {"train": [], "val": []}
     classes = []
     for file in sorted(folder.rglob(f"*_test_split{split}.txt")):
         name = file.name.removesuffix(f"_test_split{split}.txt").replace("_", " ")
@@ -99,7 +99,7 @@ def hmdb51(folder: Path, split: int) -> Annotations:
 def diving48(folder: Path, split: int) -> Annotations:
     """Read Diving48 (Li et al., ECCV 2018): Diving48_vocab.json, Diving48_V2_train.json, Diving48_V2_test.json."""
     classes = [info.name for info in read_classes(_one(folder, "*vocab.json")).classes]
-    splits: dict[str, Labelled] = {}
+    splits: dict[str, LabeledFiles] = {}
     for part, pattern in (("train", "*train.json"), ("val", "*test.json")):
         file = _one(folder, pattern)
         rows = parse_json(file, "\n".join(read_lines(file, "annotation")))
@@ -110,7 +110,7 @@ def diving48(folder: Path, split: int) -> Annotations:
 def jester(folder: Path, split: int) -> Annotations:
     """Read Jester (Materzynska et al., ICCVW 2019): `*labels.csv`, `*train.csv`, `*validation.csv` with `id;label`."""
     classes = [line.strip() for line in read_lines(_one(folder, "*labels.csv"), "annotation") if line.strip()]
-    splits: dict[str, Labelled] = {}
+    splits: dict[str, LabeledFiles] = {}
     for part, pattern in (("train", "*train.csv"), ("val", "*validation.csv")):
         lines = read_lines(_one(folder, pattern), "annotation")
         splits[part] = [((video,), label) for video, label in (split_line(line, ";") for line in lines if line.strip())]
@@ -171,7 +171,7 @@ def _name(classes: list[str], label: int, file: Path) -> str:
     return classes[label]
 
 
-def located(root: Path, videos: Iterator[Path], rows: Labelled) -> tuple[list[tuple[str, str]], list[str]]:
+def located(root: Path, videos: Iterator[Path], rows: LabeledFiles) -> tuple[list[tuple[str, str]], list[str]]:
     """Return (path from the root, class name) of the videos found by name, and the names of missing videos."""
     places = {path.stem if path.is_file() else path.name: path.relative_to(root).as_posix() for path in videos}
     present, missing = [], []
