@@ -178,13 +178,16 @@ def test_timeline_has_at_most_a_window_for_each_frame(make_model, videos):
 
 def test_json_lines_for_all_inputs(saved, world, videos):
     predictor = Predictor(from_pretrained(saved))
-    code, lines, err = run("--model", str(saved), *videos)
+    code, lines, err = run("--model", str(saved), "--batch_size", "1", *videos)
     assert (code, err) == (0, "")
     assert [line["video"] for line in lines] == videos
     for line in lines:
         assert as_dict(line["predictions"]) == as_dict(predictor(line["video"]))
-    assert run("--model", str(saved), str(world))[1] == lines
-    assert run("--model", str(saved), f"{world}/**/*{Path(videos[0]).suffix}")[1] == lines
+    assert run("--model", str(saved), "--batch_size", "1", str(world))[1] == lines
+    batched = run("--model", str(saved), f"{world}/**/*{Path(videos[0]).suffix}")[1]
+    assert [line["video"] for line in batched] == videos
+    for line, alone in zip(batched, lines, strict=True):
+        assert as_dict(line["predictions"]) == pytest.approx(as_dict(alone["predictions"]), abs=1e-6)
     code, piped, _ = run("--model", str(saved), "-", stdin=Path(videos[0]).read_bytes())
     assert (code, piped[0]["video"]) == (0, "-")
     assert as_dict(piped[0]["predictions"]) == pytest.approx(as_dict(lines[0]["predictions"]), abs=1e-6)
@@ -362,7 +365,7 @@ def test_auto_classes_know_the_folder(saved):
 def test_pipeline_equals_predict_bitwise(saved, videos, caplog):
     classify = pipeline("video-classification", model=str(saved), device="cpu")
     assert "not supported" not in caplog.text
-    _, lines, _ = run("--model", str(saved), *videos)
+    _, lines, _ = run("--model", str(saved), "--batch_size", "1", *videos)
     for line in lines:
         assert as_dict(classify(line["video"])) == as_dict(line["predictions"])
     content = Path(videos[0]).read_bytes()

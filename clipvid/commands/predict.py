@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
 from clipvid import InputError
-from clipvid.files import json_text, printable
-from clipvid.inference.video_names import STDIN, SUFFIXES, expand_names
+from clipvid.files import printable
+from clipvid.inference.video_names import STDIN, expand_names
 
 if TYPE_CHECKING:
     from clipvid.data.reader import Source
-    from clipvid.inference.predictor import LabelScore, Predictor
+    from clipvid.inference.many import FilePredictor
+    from clipvid.inference.outputs import LabelScore, VideoPrediction
+    from clipvid.inference.predictor import Predictor
 
 
 def main(args: list[str] | None = None) -> None:
@@ -25,31 +28,65 @@ def main(args: list[str] | None = None) -> None:
         raise InputError("no video was given; expected files, folders, patterns, or - for standard input")
     if labels is not None and options.labels_file is not None:
         raise InputError("--labels and --labels_file exclude each other; use one")
-    if options.top_k < 1:
-        raise InputError(f"--top_k {options.top_k}: expected at least 1")
-
-    from accelerate import PartialState
+    for name, least in (("top_k", 1), ("batch_size", 1), ("num_workers", 0)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: expected at least {least}")
 
     from clipvid.data.lists.classes import read_classes
-    from clipvid.data.reader import VideoError
     from clipvid.hub.loading import load_model
+    from clipvid.inference.many import FilePredictor, start_processes
     from clipvid.inference.predictor import Predictor
 
+    state = start_processes()
     if options.labels_file is not None:
         labels = [info.name for info in read_classes(options.labels_file).classes]
     model = load_model(
         options.model, options.pretrained, options.num_frames, labels, options.templates, options.revision
     )
-    predictor = Predictor(model.to(PartialState().device), options.views)
-    failures = 0
-    for name in expand_names(videos):
-        try:
-            report(name, predictor, options)
-        except VideoError as error:
-            failures += 1
-            print(f"clipvid predict: {printable(error)}", file=sys.stderr)
+    predictor = Predictor(model.to(state.device), options.views)
+
+    def on_video(name: str, prediction: VideoPrediction) -> None:
+        if options.timeline:
+            write_scores_over_time(name, prediction.source, predictor, options)
+
+    files = FilePredictor(predictor, options.top_k, options.batch_size, options.num_workers, on_video)
+    if options.output is None and state.num_processes == 1:
+        failures = show_each(files, expand_names(videos))
+    else:
+        failures = predict_together(files, videos, options)
     if failures:
         sys.exit(1)
+
+
+def show_each(files: FilePredictor, names: Iterable[str]) -> int:
+    """Print the predictions of each video as soon as they are known. Return the number of unreadable videos."""
+    failures = 0
+    for name, predictions in files.each(names):
+        if predictions is None:
+            failures += 1
+        else:
+            show(name, predictions)
+    return failures
+
+
+def predict_together(files: FilePredictor, videos: list[str], options: Any) -> int:
+    """Share the videos out over the processes, and write or print the predictions in order."""
+    import json
+
+    from accelerate import PartialState
+
+    from clipvid.inference.prediction_log import PredictionLog, model_hash
+
+    log, state, model = None, PartialState(), files.predictor.model
+    if options.output is not None:
+        counts = {"num_frames": model.num_frames, "views": options.views, "top_k": options.top_k}
+        settings = counts | {"model": model_hash(model), "labels": model.labels, "templates": list(model.templates)}
+        log = PredictionLog(options.output, state.process_index, state.num_processes)
+        log.check(settings)
+    lines, failures = files.into_log(lambda: list(expand_names(videos)), log)
+    for line in lines if state.is_main_process else []:
+        show(json.loads(line)["video"], json.loads(line)["predictions"])
+    return failures
 
 
 def build_parser() -> ArgumentParser:
@@ -67,6 +104,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--templates", type=str | list[str] | None, help="prompt templates, or the name of a set")
     parser.add_argument("--top_k", type=int, default=5, help="number of classes to show")
     parser.add_argument("--views", type=int, default=1, help="clips per video, averaged")
+    parser.add_argument("--batch_size", type=int, default=8, help="clips in one pass of the model")
+    parser.add_argument("--num_workers", type=int, default=2, help="reading processes; not used for a single video")
+    parser.add_argument("--output", type=Path | None, help="file for the JSON lines; the same command continues it")
     parser.add_argument("--timeline", action="store_true", help="also write scores over time, as JSON and PNG")
     parser.add_argument("--window", type=float, default=2.0, help="seconds per point of the timeline")
     parser.add_argument("--hop", type=float, default=1.0, help="seconds between points of the timeline")
@@ -84,28 +124,27 @@ def separate(labels: list[str] | None, videos: list[str]) -> tuple[list[str] | N
     return (labels[:count] or None), labels[count:]
 
 
-def report(name: str, predictor: Predictor, options: Any) -> None:
-    """Print the predictions for one video, and write its timeline if requested."""
-    from clipvid.data.reader import VideoError
+def show(name: str, predictions: list[LabelScore]) -> None:
+    """Print the predictions for one video: a table on a terminal, a JSON line otherwise."""
+    from clipvid.inference.many import prediction_line
 
-    if Path(name).is_dir():
-        raise VideoError(name, f"the folder has no video; expected one of {', '.join(SUFFIXES)}")
-    source: Source = sys.stdin.buffer.read() if name == STDIN else name
-    predictions = predictor(source, options.top_k)
     if sys.stdout.isatty():
         show_table(name, predictions)
     else:
         ascii_only = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-        print(json_text({"video": name, "predictions": predictions}, ascii_only=ascii_only), flush=True)
-    if options.timeline:
-        from clipvid.inference.timeline import write_timeline
-        from clipvid.runs.progress import Remaining
+        print(prediction_line(name, predictions, ascii_only), flush=True)
 
-        progress = Remaining("windows of the timeline")
-        timeline = predictor.timeline(source, options.window, options.hop, progress)
-        labels = predictor.model.labels
-        written = write_timeline(options.output_dir, name, timeline, labels, options.window, options.hop, options.top_k)
-        print(printable(", ".join(map(str, written))), file=sys.stderr)
+
+def write_scores_over_time(name: str, source: Source, predictor: Predictor, options: Any) -> None:
+    """Write the timeline of one video."""
+    from clipvid.inference.timeline import write_timeline
+    from clipvid.runs.progress import Remaining
+
+    progress = Remaining("windows of the timeline")
+    timeline = predictor.timeline(source, options.window, options.hop, progress)
+    labels = predictor.model.labels
+    written = write_timeline(options.output_dir, name, timeline, labels, options.window, options.hop, options.top_k)
+    print(printable(", ".join(map(str, written))), file=sys.stderr)
 
 
 def show_table(name: str, predictions: list[LabelScore]) -> None:

@@ -58,17 +58,24 @@ def build_loader(
     loader = ReportingLoader(
         dataset,
         batch_sampler=batch_sampler,
-        num_workers=num_workers,
         collate_fn=collate,
         persistent_workers=num_workers > 0,
-        prefetch_factor=2 if num_workers > 0 else None,
-        worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
-        # Without a generator, the seeds of the workers would advance torch's global state.
-        generator=keyed_generator(0),
+        **worker_options(num_workers),
     )
     loader.bad_videos, loader.varying = bad_videos or BadVideos(), VaryingRates()
     return loader
+
+
+def worker_options(num_workers: int) -> dict[str, Any]:
+    """Return the options of a DataLoader for its worker processes. Each computes in one thread."""
+    return {
+        "num_workers": num_workers,
+        "prefetch_factor": 2 if num_workers > 0 else None,
+        "worker_init_fn": _start_worker,
+        "pin_memory": torch.cuda.is_available(),
+        # Without a generator, the seeds of the workers would advance torch's global state.
+        "generator": keyed_generator(0),
+    }
 
 
 def _start_worker(worker: int) -> None:

@@ -7,64 +7,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.data.preprocessing import Preprocessing
 from clipvid.data.reader import Source, VideoError, open_video
-from clipvid.data.sampling import FrameSampling
-from clipvid.data.transforms import Transform
-from clipvid.inference.videos import Frames, open_source, split_videos
+from clipvid.inference.clips import ClipReader as ClipReader
+from clipvid.inference.outputs import LabelScore as LabelScore
+from clipvid.inference.outputs import Timeline as Timeline
+from clipvid.inference.outputs import VideoPrediction as VideoPrediction
+from clipvid.inference.stream import read_clips
+from clipvid.inference.videos import open_source, split_videos
 from clipvid.model.video_clip import VideoCLIP
 
 _WINDOWS_AT_ONCE = 8
-
-
-class LabelScore(TypedDict):
-    """Class name and its probability."""
-
-    label: str
-    score: float
-
-
-class Timeline(NamedTuple):
-    """Scores over time.
-
-    Attributes:
-        times: W centers of the windows, in seconds.
-        scores: [W, K].
-    """
-
-    times: list[float]
-    scores: Tensor
-
-
-@dataclass(frozen=True)
-class ClipReader:
-    """Sampling and resizing of a model's clips, as in its evaluation."""
-
-    sampling: FrameSampling
-    transform: Transform
-
-    @classmethod
-    def create(cls, num_frames: int, image_size: int, preprocessing: Preprocessing | None) -> ClipReader:
-        """Build the reader of a model's clips. Without `preprocessing`, use the defaults."""
-        chosen = preprocessing or Preprocessing()
-        return cls(chosen.frame_sampling(num_frames), chosen.transform(image_size))
-
-    def read(self, video: Frames, views: int = 1, start: int = 0, stop: int | None = None) -> Tensor:
-        """Read clips from the frames [start, stop) of a video, spread in time: uint8 [V, T, 3, S, S]."""
-        part = range(start, len(video) if stop is None else stop)
-        times = video.frame_times(part) if self.sampling.by == "time" else None
-        drawn = [self.sampling.indices(len(part), times, clip=view, num_clips=views) for view in range(views)]
-        indices = torch.stack(drawn)
-        frames = video.read(start + indices.flatten()).permute(0, 3, 1, 2)
-        return torch.stack([self.transform(clip) for clip in frames.split(self.sampling.num_frames)])
 
 
 class Predictor:
@@ -111,15 +70,45 @@ class Predictor:
     def scores(self, source: Any) -> Tensor:
         """Return the probabilities [K] of a video, on the CPU; see `__call__` for errors."""
         with open_source(source) as video:
-            if self.reader.sampling.ignores_time and video.has_varying_rate:
-                warnings.warn(
-                    f"{video.name}: its frame rate varies by more than 2x, and frames are sampled evenly by number, "
-                    "not by time; a timeline (--timeline) samples by time, and so does a model that was trained with "
-                    "data.sampling='{name: uniform, by: time}'",
-                    stacklevel=2,
-                )
+            if self.reader.ignores_varying_rate(video):
+                _warn_of_varying_rate(video.name)
             clips = self.reader.read(video, self.views)
         return self._probabilities(clips).mean(dim=0)
+
+    def stream(
+        self, sources: Iterable[Any], top_k: int = 5, batch_size: int = 8, num_workers: int = 2
+    ) -> Iterator[VideoPrediction]:
+        """Yield the predictions of many videos, in order, while worker processes read the next ones.
+
+        Scores equal those of a single video up to rounding: the order of sums in a batch may differ. A video that
+        cannot be read has an `error` instead of predictions. Memory does not grow with the number of videos.
+
+        Args:
+            sources: Videos, see the class. An iterator is read as far as needed.
+            top_k: Classes per video.
+            batch_size: Clips in one pass of the model, at least those of one video.
+            num_workers: Reading processes. 0 to read in this process.
+
+        Raises:
+            InputError: An option is out of range, or an object is not a video.
+        """
+        for name, value, least in (("top_k", top_k, 1), ("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise InputError(f"{name}={value}: expected at least {least}")
+        videos_at_once = max(batch_size // self.views, 1)
+        for batch in read_clips(self.reader, self.views, sources, videos_at_once, num_workers):
+            scores: Iterator[Tensor] = iter(())
+            if batch.clips is not None:
+                probabilities = self._probabilities(batch.clips.flatten(0, 1))
+                scores = iter(probabilities.unflatten(0, (-1, self.views)).mean(dim=1))
+            for source, video in zip(batch.sources, batch.videos, strict=True):
+                if video.ignores_varying_rate:
+                    _warn_of_varying_rate(video.name)
+                if video.error is not None:
+                    yield VideoPrediction(source, [], None, video.error)
+                else:
+                    own = next(scores)
+                    yield VideoPrediction(source, self._best(own, top_k), own)
 
     def _best(self, scores: Tensor, top_k: int) -> list[LabelScore]:
         values, classes = scores.topk(min(top_k, len(self.model.labels)))
@@ -172,3 +161,12 @@ class Predictor:
         """Return probabilities [B, K] of clips [B, T, 3, S, S], on the CPU."""
         logits = self.model(clips.to(self.model.pixel_mean.device)).logits
         return logits.float().softmax(dim=-1).cpu()
+
+
+def _warn_of_varying_rate(name: str) -> None:
+    warnings.warn(
+        f"{name}: its frame rate varies by more than 2x, and frames are sampled evenly by number, "
+        "not by time; a timeline (--timeline) samples by time, and so does a model that was trained with "
+        "data.sampling='{name: uniform, by: time}'",
+        stacklevel=3,
+    )

@@ -151,7 +151,7 @@ class ClipVidVideoProcessor(BaseVideoProcessor):
                 raise InputError(f"{name}={value!r} is not supported: {reason}; remove it")
 
     def _read(self, source: Any, num_frames: int | None, stride: int | None, fps: float | None) -> Tensor:
-        from clipvid.inference.predictor import ClipReader
+        from clipvid.inference.clips import ClipReader
         from clipvid.inference.videos import open_source
 
         preprocessing = self._preprocessing

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from clipvid.evaluation.charts import chart_text
 from clipvid.files import file_name, json_text, replacing, write_text
-from clipvid.inference.predictor import Timeline
+from clipvid.inference.outputs import Timeline
 from clipvid.inference.video_names import STDIN
 
 

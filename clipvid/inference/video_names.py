@@ -1,4 +1,4 @@
-"""Videos in arguments of a command line: files, folders, patterns and standard input."""
+"""Videos in arguments of a command line: files, folders, patterns, addresses and standard input."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ SUFFIXES = (
 
 
 def expand_names(words: list[str]) -> Iterator[str]:
-    """Yield the videos of the arguments: files, all videos in folders, matches of patterns, and `-`.
+    """Yield the videos of the arguments: files, all videos in folders, matches of patterns, addresses, and `-`.
 
     Hidden files and those in hidden folders are left out, unless they are named themselves.
     """
     for word in words:
-        if Path(word).is_dir():
+        if "://" in word and not word.startswith("file://"):
+            from clipvid.inference.remote import list_remote  # fsspec is slow to import
+
+            yield from list_remote(word, SUFFIXES)
+        elif Path(word).is_dir():
             files = [path for path in Path(word).rglob("*") if _is_shown(path.relative_to(word)) and path.is_file()]
             yield from map(str, sorted(files)) if files else [word]
         elif word == STDIN or Path(word).exists() or not glob.has_magic(word):

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
-from urllib.request import url2pathname, urlopen
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clipvid import InputError
 from clipvid.data.reader import Source, VideoError, open_video
+from clipvid.inference.remote import is_remote, local_copy
 
 _EXPECTED = (
     "expected a path, a URL, bytes, a file object, frames uint8 [T, H, W, 3] or [T, 3, H, W] (RGB), or a list of "
@@ -97,24 +98,30 @@ def open_source(source: Any) -> Iterator[Any]:
         yield FramesInMemory(source)
     elif not isinstance(source, str | PathLike | bytes) and not hasattr(source, "read"):
         raise InputError(f"a video is of type {type(source).__name__}; {_EXPECTED}")
+    elif is_remote(source):
+        with _opened_remote(source) as video:
+            yield video
     else:
-        with open_video(_fetch(source)) as video:
+        with open_video(_path(source)) as video:
             yield video
 
 
-def _fetch(source: Source) -> Source:
-    """Return the path of a `file://` URL and the content of a web URL. Other sources are returned unchanged."""
-    if not isinstance(source, str):
-        return source
-    if source.startswith("file://"):
-        return Path(url2pathname(urlsplit(source).path))
-    if source.startswith(("http://", "https://")):
+@contextmanager
+def _opened_remote(address: str) -> Iterator[Any]:
+    """Open a copy of a remote file. Errors name the address."""
+    with local_copy(address) as path:
         try:
-            with urlopen(source) as response:
-                content: bytes = response.read()
-        except OSError as error:
-            raise VideoError(source, f"it cannot be downloaded ({error})") from None
-        return content
+            with open_video(path) as video:
+                video.name = address
+                yield video
+        except VideoError as error:
+            raise VideoError(address, error.reason or str(error)) from None
+
+
+def _path(source: Source) -> Source:
+    """Return the path of a `file://` URL. Other sources are returned unchanged."""
+    if isinstance(source, str) and source.startswith("file://"):
+        return Path(url2pathname(urlsplit(source).path))
     return source
 
 
