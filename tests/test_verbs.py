@@ -132,6 +132,7 @@ CHANGED = {
     "training.cutmix": 0.5,
     "training.auto_find_batch_size": "true",
     "training.torch_compile": "true",
+    "training.diagnose": "true",
     "training.frozen_bf16": "true",
     "training.cache_features": "off",
     "training.cache_views": 2,

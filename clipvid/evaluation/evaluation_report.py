@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipvid.evaluation.adapters_section import adapters_section
 from clipvid.evaluation.charts import Line, calibration_chart, gains_chart, sweep_chart
 from clipvid.evaluation.clips import ClipStrip
 from clipvid.evaluation.report import LegendEntry, Listing, Page, Paragraph, Pictures, Section
@@ -101,6 +102,7 @@ def evaluation_page(evaluation: Evaluation) -> Page:
             _views_section(figures),
             clips_section(evaluation.clips),
             curves_section(evaluation.curves, colors),
+            adapters_section(evaluation.curves),
             confusions_section(confusions),
             details_section(evaluation.details),
         ],

@@ -34,7 +34,10 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's history: entries with `step` and `loss`, and entries with `step` and `val_top1` (a share)."""
+    """One run's history: entries with `step` and `loss`, and entries with `step` and `val_top1` (a share).
+
+    With `training.diagnose` there are also `train_top1`, `update/<adapter>.<block>` and `without/<adapter>.<block>`.
+    """
 
     name: str
     history: list[dict[str, Any]]
@@ -116,7 +119,8 @@ def clips_section(clips: Sequence[ClipStrip]) -> Section:
 def curves_section(curves: Sequence[Curve], colors: dict[str, str]) -> Section:
     """Return training loss and validation accuracy over steps."""
     pictures, legend = [], {}
-    for key, heading in (("loss", "training loss"), ("val_top1", "validation top-1")):
+    measures = {"loss": "training loss", "train_top1": "top-1 on training videos", "val_top1": "validation top-1"}
+    for key, heading in measures.items():
         lines, ends = [], []
         for index, curve in enumerate(curves):
             steps, values = finite_points(curve.history, key)
@@ -127,7 +131,7 @@ def curves_section(curves: Sequence[Curve], colors: dict[str, str]) -> Section:
                 legend[curve.name] = LegendEntry(curve.name, color, dash)
         if lines:
             alt = f"{heading}: {'; '.join(ends)}"
-            pictures.append(line_chart(lines, f"{heading} over steps", alt, key == "val_top1"))
+            pictures.append(line_chart(lines, f"{heading} over steps", alt, key != "loss"))
     note = "A falling loss: the model fits its training clips. A rising top-1: it is right on clips it never saw."
     return Section("Learning curves", note, [Pictures(pictures, list(legend.values()))] if pictures else [])
 

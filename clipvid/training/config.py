@@ -49,6 +49,8 @@ class TrainingConfig(LoopSettings):
             does so for clips that recur, up to 10 GiB or half of the free space. A number is a size in GiB, and an
             error where nothing can be kept. The folder is `$CLIPVID_CACHE/features`.
         cache_views: Number of random clips of each video, which take turns. 0 for new clips in every epoch.
+        diagnose: Log accuracy on training videos, length of the adapters' updates, and, after the last epoch, accuracy
+            without each adapter; see `clipvid.training.diagnosis`.
         frozen_bf16: Keep frozen linears of the image tower in bfloat16 during training. Requires `mixed_precision:
             bf16`, under which the results are bitwise the same.
     """
@@ -66,6 +68,7 @@ class TrainingConfig(LoopSettings):
     auto_find_batch_size: bool = False
     ddp_timeout: int = 1800
     torch_compile: bool = False
+    diagnose: bool = False
     frozen_bf16: bool = False
     cache_features: Literal["auto", "off", False] | float = "auto"
     cache_views: int = 0
@@ -82,6 +85,8 @@ class TrainingConfig(LoopSettings):
             check_ranges("training", self, cache_features=(0, FINITE))
         if self.eval_epochs < 1:
             raise InputError(f"eval_epochs={self.eval_epochs} must be at least 1; the last epoch is always evaluated")
+        if self.diagnose and self.torch_compile:
+            raise InputError("training.diagnose measures inside the blocks, which torch_compile replaces; disable one")
         if self.frozen_bf16 and self.mixed_precision != "bf16":
             raise InputError(f"frozen_bf16 needs mixed_precision: bf16, got {self.mixed_precision}")
 
@@ -235,6 +240,7 @@ class PretrainConfig(VideoRunConfig):
         "training.mixup",
         "training.cutmix",
         "training.cache_features",
+        "training.diagnose",
         "data.protocol",
         "data.augment.label_map_flip",
     )
@@ -282,6 +288,7 @@ class PretrainClipConfig(RunConfig):
         "training.cache_views",
         "training.auto_find_batch_size",  # the objective depends on the other stills of a batch
         "training.torch_compile",
+        "training.diagnose",
         "training.frozen_bf16",
         "stills.world.fps",
         "stills.world.train_per_class",

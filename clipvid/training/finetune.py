@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from clipvid import InputError, RunError
 from clipvid.backbone.state_dicts import load_strictly
@@ -17,11 +16,10 @@ from clipvid.distributed import is_sharded
 from clipvid.evaluation.summary import describe, evaluate
 from clipvid.hub.push import check_login, check_repo_id, push_to_hub
 from clipvid.model.config import ModelConfig
-from clipvid.model.feature_cache import FeatureCache
-from clipvid.model.video_clip import VideoCLIP
 from clipvid.training.advice import advice
 from clipvid.training.build import build_trainer, classification
 from clipvid.training.config import FinetuneConfig
+from clipvid.training.diagnosis import Diagnosis, Validation
 from clipvid.training.session import (
     Session,
     fresh_model,
@@ -125,7 +123,7 @@ def finetune(
                 bad.write()
             state = TrainState()
             if trainer is not None:
-                state = _train(recipe, run, trainer, _Validation(model, loader, val, features))
+                state = _train(recipe, run, trainer, Validation(model, loader, val, features))
                 weights = trainer.result()
                 if is_sharded(model) or config.training.frozen_bf16:
                     model = fresh_model(recipe, train, accelerator)
@@ -146,26 +144,19 @@ def finetune(
     return figures
 
 
-class _Validation(NamedTuple):
-    """Model and videos that are evaluated between epochs."""
-
-    model: VideoCLIP
-    loader: DataLoader
-    videos: Manifest
-    features: FeatureCache | None
-
-
-def _train(config: FinetuneConfig, run: Session, trainer: Trainer, validation: _Validation) -> TrainState:
+def _train(config: FinetuneConfig, run: Session, trainer: Trainer, validation: Validation) -> TrainState:
     """Train, and evaluate after the epochs that the config names."""
     training, accelerator = config.training, run.accelerator
-    model, loader, videos, features = validation
+    diagnosis = Diagnosis(config, validation, trainer) if training.diagnose else None
 
     def on_epoch_end(epoch: int) -> dict[str, Any]:
         last = epoch + 1 == training.epochs
-        if not (training.load_best_model_at_end if last else (epoch + 1) % training.eval_epochs == 0):
-            return {}
-        _, figures = evaluate(accelerator, model, loader, videos.classes, features)
-        accelerator.print(f"epoch {epoch + 1}/{training.epochs}: {describe(figures)}")
-        return {"val_top1": figures["top1"]["value"]}
+        due = last or (epoch + 1) % training.eval_epochs == 0
+        figures = diagnosis.figures(last) if diagnosis is not None and due else {}
+        if not (training.load_best_model_at_end if last else due):
+            return figures
+        measured = validation.evaluate(accelerator)
+        accelerator.print(f"epoch {epoch + 1}/{training.epochs}: {describe(measured)}")
+        return {"val_top1": measured["top1"]["value"]} | figures
 
     return run.train(trainer, on_epoch_end)
