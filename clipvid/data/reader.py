@@ -15,6 +15,7 @@ import functools
 import itertools
 import os
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Literal, TypeAlias
 
@@ -34,7 +35,7 @@ from clipvid.decoding.demux import (
     scan,
     skipped_to,
 )
-from clipvid.decoding.errors import VideoError, checked_indices
+from clipvid.decoding.errors import VideoError, read_frames_at
 from clipvid.decoding.fast_readers import FastReader, Refused, check_plain, open_fast
 from clipvid.decoding.files import open_regular
 from clipvid.decoding.frames import FrameFolder
@@ -45,6 +46,7 @@ from clipvid.decoding.webp import HEAD_BYTES, AnimatedWebp, is_animated_webp
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 Backend: TypeAlias = Literal["auto", "decord", "torchcodec", "pyav"]
 BACKENDS = ("auto", "decord", "torchcodec", "pyav")
+_FAST_FRAMES = 16  # that decord and torchcodec decode at once
 
 
 def read_frames(source: Source, indices: Sequence[int] | Tensor, *, backend: Backend = "auto") -> Tensor:
@@ -138,15 +140,33 @@ class Video(TimedVideo):
             InputError: There are no indices.
             VideoError: No frame can be decoded.
         """
-        numbers = checked_indices(self.name, indices, self._length)
-        unique = sorted(set(numbers))
-        frames = self._read_fast(unique)
-        if frames is None:
+        return read_frames_at(self.name, indices, self._length, self.frames)
+
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield number and frame uint8 [H, W, 3] of sorted indices without repeats, in order, each decoded once.
+
+        Raises:
+            VideoError: No frame can be decoded.
+        """
+        remaining = deque(indices)
+        for index, picture in self._pictures(remaining):
+            yield index, torch.from_numpy(np.ascontiguousarray(picture))
+
+    def _pictures(self, remaining: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the pictures of `remaining`, and remove their numbers from it."""
+        while remaining and self._fast is not None:
+            part = [remaining[place] for place in range(min(_FAST_FRAMES, len(remaining)))]
+            try:
+                pictures = self._fast.read(part)
+            except Refused:
+                self._fast = None  # for all later reads, too
+                break
+            for index, picture in zip(part, pictures, strict=True):
+                remaining.popleft()
+                yield index, picture
+        if remaining:
             with _reported(self.name):
-                images = self._read_counted(unique) if self._scan.frame_times is None else self._read_timed(unique)
-                frames = np.stack([images[index] for index in unique])
-        row = {index: i for i, index in enumerate(unique)}
-        return torch.from_numpy(frames[[row[index] for index in numbers]])
+                yield from self._counted(remaining) if self._scan.frame_times is None else self._timed(remaining)
 
     def _open_fast(self, backend: Backend) -> FastReader | None:
         """Open the reader of `backend` if it is exact for this file."""
@@ -162,46 +182,49 @@ class Video(TimedVideo):
             raise VideoError(self.name, f"{refusal}; use backend 'auto' or 'pyav'") from None
         return reader
 
-    def _read_fast(self, indices: list[int]) -> np.ndarray | None:
-        """Return frames [T, H, W, 3], or None for this and all later reads if the fast reader fails."""
-        if self._fast is None:
-            return None
-        try:
-            return self._fast.read(indices)
-        except Refused:
-            self._fast = None
-            return None
+    def _counted(self, remaining: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
+        image = self._picture_maker()
+        for index, frame in enumerate(self._decode()):
+            if index == remaining[0]:
+                yield remaining.popleft(), image(frame)
+                if not remaining:
+                    return
 
-    def _read_counted(self, indices: list[int]) -> dict[int, np.ndarray]:
-        image, chosen = self._picture_maker(), set(indices)
-        frames = enumerate(itertools.islice(self._decode(), indices[-1] + 1))
-        return {index: image(frame) for index, frame in frames if index in chosen}
-
-    def _read_timed(self, indices: list[int]) -> dict[int, np.ndarray]:
+    def _timed(self, remaining: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
         frame_times, image = self._scan.frame_times, self._picture_maker()
         assert frame_times is not None
-        images: dict[int, np.ndarray] = {}
         with opened(self._source) as container_and_stream:
-            for run in self._runs(sorted({frame_times.entries[index] for index in indices})):
-                waiting = {frame_times.times[index]: index for index in indices if frame_times.entries[index] in run}
+            for run in self._runs(sorted({frame_times.entries[index] for index in remaining})):
                 for frame in self._decode_from(frame_times.keyframes[run[0]], container_and_stream):
-                    if frame.pts in waiting:
-                        images[waiting.pop(frame.pts)] = image(frame)
-                    if not waiting:
+                    if frame.pts == frame_times.times[remaining[0]]:
+                        yield remaining.popleft(), image(frame)
+                    elif frame.pts is not None and frame.pts > frame_times.times[remaining[0]]:
                         break
-        return images if len(images) == len(indices) else self._read_held(indices)
+                    if not remaining or frame_times.entries[remaining[0]] not in run:
+                        break
+                if remaining and frame_times.entries[remaining[0]] in run:
+                    break
+        if remaining:
+            yield from self._held(remaining)
 
-    def _read_held(self, indices: list[int]) -> dict[int, np.ndarray]:
-        """Return frames of a damaged video: for each, the last decodable one at or before its time, or the first."""
+    def _held(self, remaining: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield frames of a damaged video: for each, the last decodable one at or before its time, or the first."""
         assert self._scan.frame_times is not None
         times = sorted({frame.pts for frame in self._decode() if frame.pts is not None})
         if not times:
             raise VideoError(self.name, "no frame can be decoded (encrypted or damaged video stream)")
-        asked = {index: self._scan.frame_times.times[index] for index in indices}
-        shown = {index: times[max(bisect_right(times, time) - 1, 0)] for index, time in asked.items()}
-        image, needed = self._picture_maker(), set(shown.values())
-        images = {frame.pts: image(frame) for frame in self._decode() if frame.pts in needed}
-        return {index: images[time] for index, time in shown.items()}
+        shown = deque(
+            times[max(bisect_right(times, self._scan.frame_times.times[index]) - 1, 0)] for index in remaining
+        )
+        image, needed, pictures = self._picture_maker(), set(shown), dict[int, np.ndarray]()
+        for frame in self._decode():
+            if frame.pts in needed:
+                pictures[frame.pts] = image(frame)
+            while remaining and shown[0] in pictures:
+                time = shown.popleft()
+                yield remaining.popleft(), pictures[time]
+                if not shown or shown[0] != time:
+                    del pictures[time]
 
     def _runs(self, entries: list[int]) -> list[list[int]]:
         """Group keyframes to decode from. Adjacent ones form one run if seeking is slow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.decoding.errors import VideoError, checked_indices
+from clipvid.decoding.errors import VideoError, read_frames_at
 from clipvid.decoding.files import open_regular
 from clipvid.decoding.limits import Limits
 from clipvid.decoding.pictures import over_black
@@ -68,12 +68,18 @@ class FrameFolder:
 
         Errors as `Video.read`. All images must have one size.
         """
-        numbers = checked_indices(self.name, indices, len(self))
-        images = {index: self._image(index) for index in sorted(set(numbers))}
-        sizes = {image.shape[:2] for image in images.values()}
-        if len(sizes) > 1:
-            raise VideoError(self.name, f"its images differ in size: {sorted(sizes)} (height, width)")
-        return torch.from_numpy(np.stack([images[index] for index in numbers]))
+        return read_frames_at(self.name, indices, len(self), self.frames)
+
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield number and frame of sorted indices, see `clipvid.data.reader.Video.frames`."""
+        size: tuple[int, ...] | None = None
+        for index in indices:
+            image = self._image(index)
+            if size is not None and image.shape[:2] != size:
+                sizes = sorted((size, image.shape[:2]))
+                raise VideoError(self.name, f"its images differ in size: {sizes} (height, width)")
+            size = image.shape[:2]
+            yield index, torch.from_numpy(image)
 
     def frames_between(self, start: float | None, end: float | None) -> range:
         """Return all frames, since a folder has no times.
@@ -102,7 +108,7 @@ def picture_of(image: Image.Image) -> np.ndarray:
     """Return an image as uint8 [H, W, 3], in front of black."""
     if image.has_transparency_data:
         return over_black(np.asarray(image.convert("RGBA")))
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))
 
 
 def is_image(path: Path) -> bool:

@@ -34,6 +34,7 @@ class PictureMaker:
     def __init__(self, size: tuple[int, int] | None) -> None:
         self._size = size
         self._reformatter = VideoReformatter()
+        self._matrices: dict[float | None, tuple[int, int, int, int]] = {}
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """Return the picture of a frame."""
@@ -48,7 +49,11 @@ class PictureMaker:
             picture = over_black(self._reformatter.reformat(frame, *self._size, format="rgba").to_ndarray())
         else:
             picture = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
-        return oriented(picture, display_matrix(frame))
+        # PyAV keeps a frame whose side data are read until the next garbage collection, hence once for each rotation.
+        rotation = getattr(frame, "rotation", None)
+        if rotation not in self._matrices:
+            self._matrices[rotation] = display_matrix(frame)
+        return oriented(picture, self._matrices[rotation])
 
 
 def has_alpha(frame: av.VideoFrame) -> bool:

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import BinaryIO
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from clipvid.decoding.errors import VideoError, checked_indices
+from clipvid.decoding.errors import VideoError, read_frames_at
 from clipvid.decoding.files import opened_binary
 from clipvid.decoding.frame_times import rate_varies
 from clipvid.decoding.frames import picture_of
@@ -80,17 +79,19 @@ class AnimatedWebp(TimedVideo):
 
     def read(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Read the frames at `indices`, uint8 [T, H, W, 3] RGB. Errors as `clipvid.data.reader.Video.read`."""
-        frames = checked_indices(self.name, indices, len(self))
-        needed, images = set(frames), dict[int, np.ndarray]()
+        return read_frames_at(self.name, indices, len(self), self.frames)
+
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield number and frame of sorted indices, see `clipvid.data.reader.Video.frames`."""
+        needed = set(indices)
         clock = Clock(Limits.current().max_seconds)
         with self._opened() as (image, _):
-            for index in range(max(frames) + 1):
+            for index in range(max(needed) + 1):
                 clock.check()
                 image.seek(index)
                 image.load()
                 if index in needed:
-                    images[index] = picture_of(image)
-        return torch.from_numpy(np.stack([images[index] for index in frames]))
+                    yield index, torch.from_numpy(picture_of(image))
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Image.Image, list[int]]]:

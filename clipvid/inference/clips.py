@@ -19,7 +19,7 @@ from clipvid.inference.videos import Frames
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Sampling and resizing of a model's clips, as in its evaluation."""
+    """Sampling and resizing of a model's clips, as in its evaluation. Frames are resized as they are decoded."""
 
     sampling: FrameSampling
     transform: Transform
@@ -39,6 +39,10 @@ class ClipReader:
         part = range(start, len(video) if stop is None else stop)
         times = video.frame_times(part) if self.sampling.by == "time" else None
         drawn = [self.sampling.indices(len(part), times, clip=view, num_clips=views) for view in range(views)]
-        indices = torch.stack(drawn)
-        frames = video.read(start + indices.flatten()).permute(0, 3, 1, 2)
-        return torch.stack([self.transform(clip) for clip in frames.split(self.sampling.num_frames)])
+        shown, rows = (start + torch.stack(drawn)).unique(return_inverse=True)
+        resized = [self.resize(frame) for _, frame in video.frames(shown.tolist())]
+        return torch.stack(resized)[rows]
+
+    def resize(self, frame: Tensor) -> Tensor:
+        """Return a frame uint8 [H, W, 3] as the model takes it: uint8 [3, S, S]."""
+        return self.transform(frame.permute(2, 0, 1)[None])[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -26,12 +26,12 @@ _EXPECTED = (
 
 
 class Frames(Protocol):
-    """Source of frames: a `clipvid.data.reader.Video`, or an object with its `read` method."""
+    """Source of frames: a `clipvid.data.reader.Video`, or an object with its method `frames`."""
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Tensor) -> Tensor:
-        """Return the frames uint8 [T, H, W, 3] at `indices`."""
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield number and frame uint8 [H, W, 3] of sorted indices without repeats, in order."""
 
     def frame_times(self, part: range) -> list[float] | None:
         """Return when each frame of a part appears and when the last one ends, in seconds; None if unknown."""
@@ -49,23 +49,28 @@ class FramesInMemory:
     has_varying_rate = False
 
     def __init__(self, frames: np.ndarray | Tensor):
-        self.frames = torch.as_tensor(frames)
-        shape = tuple(self.frames.shape)
+        self.pixels = torch.as_tensor(frames)
+        shape = tuple(self.pixels.shape)
         if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
-            self.frames = self.frames.movedim(1, -1)
-        if len(shape) != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != torch.uint8:
+            self.pixels = self.pixels.movedim(1, -1)
+        if len(shape) != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != torch.uint8:
             raise InputError(
-                f"frames are {self.frames.dtype} {list(shape)}; expected uint8 [N, H, W, 3] or [N, 3, H, W] (RGB)"
+                f"frames are {self.pixels.dtype} {list(shape)}; expected uint8 [N, H, W, 3] or [N, 3, H, W] (RGB)"
             )
-        if not self.frames.numel():
+        if not self.pixels.numel():
             raise InputError(f"frames are {list(shape)}: expected at least one frame")
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.pixels)
 
     def read(self, indices: Tensor) -> Tensor:
         """Return the frames uint8 [T, H, W, 3] at `indices`."""
-        return self.frames[indices]
+        return self.pixels[indices]
+
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield number and frame of sorted indices."""
+        for index in indices:
+            yield index, self.pixels[index]
 
     def frame_times(self, part: range) -> None:
         """Return None: the frames have no times, and count as evenly spaced."""
