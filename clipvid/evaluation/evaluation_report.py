@@ -141,8 +141,11 @@ def _figures_section(rows: Sequence[ReportRow], classes: int) -> Section:
             ends = intervals.get(key)
             cells.append(None if value is None else Figure(value, None if ends is None else (ends[0], ends[1])))
         lines.append([row.name, *cells])
-    note = "Mean-class accuracy weighs every class alike. NLL and ECE (15 bins) show whether the probabilities can be "
-    note += "trusted: lower is better. Ranges are 95% bootstrap intervals over videos."
+    note = (
+        "Mean-class accuracy weighs every class alike. NLL (mean negative log-likelihood) and ECE (expected "
+        "calibration error, 15 bins) show whether the probabilities can be trusted: lower is better. Ranges are 95% bootstrap "
+        "intervals over videos."
+    )
     unreadable = max((row.figures.get("unreadable", 0) for row in rows), default=0)
     share, averaged = ("unreadable ones are wrong", "of the readable videos") if unreadable else ("", "")
     top5 = [Header("top-5", share)] if has_top5 else []
