@@ -400,6 +400,17 @@ def test_drop_path_drops_updates_of_whole_clips():
     close(dropping.eval()(tokens, (4, 4)).update, make_ila(**options).eval()(tokens, (4, 4)).update)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_loss_weight_scales_the_alignment_loss_alone(weight):
+    tokens = tokens_for(3, (4, 4))
+    plain, weighted = (make_ila(norm="group", **more)(tokens, (4, 4)) for more in ({}, {"loss_weight": weight}))
+    assert torch.equal(plain.update, weighted.update)
+    if weight == 0:
+        assert weighted.loss is None
+    else:
+        close(weighted.loss, weight * plain.loss)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -410,6 +421,7 @@ def test_drop_path_drops_updates_of_whole_clips():
         ({"hidden": 12}, "ila: hidden=12 must be a positive multiple of 8"),
         ({"hidden": 0}, "ila: hidden=0 must be a positive multiple of 8"),
         ({"drop_path": 1.5}, "drop_path"),
+        ({"loss_weight": -1.0}, "ila.loss_weight=-1.0"),
     ],
 )
 def test_wrong_option_is_refused_by_the_config(options, message):
@@ -435,18 +447,18 @@ def test_recipe_parameter_groups_match_authors(make_model, path):
     rates = {
         id(value): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for value in group["params"]
     }
-    rates = {"message": (5e-4, 1e-2), "temporal": (8e-5, 1e-3), "mit": (4e-4, 3e-3)}
+    authors = {"message": (5e-4, 1e-2), "temporal": (8e-5, 1e-3), "mit": (4e-4, 3e-3)}
     seen = set()
     for name, value in model.named_parameters():
         if value.requires_grad:
             own = name.partition(".ila.")[2]
             group = authors_name(own, adapter["variant"]).partition("_")[0] if own else "mit"
             seen.add(group)
-            lr, decay = rates[group]
+            lr, decay = authors[group]
             decay = 0.0 if name == "pooling.position" else decay
             assert rates.pop(id(value)) == (lr, decay if value.ndim > 1 else 0.0), name
     assert not rates
-    assert seen == rates.keys()
+    assert seen == authors.keys()
     assert config.optim.warmup_ratio * config.training.epochs == pytest.approx(5)
     share = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
     assert 8 * share == 256

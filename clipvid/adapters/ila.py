@@ -28,7 +28,7 @@ from clipvid.adapters.base import (
     zero_init,
 )
 from clipvid.layers.norm import POLICIES, build_norm
-from clipvid.registry import check_option
+from clipvid.registry import FINITE, check_option, check_ranges
 
 POINT_RANGE = 0.75
 MASK_RADIUS = 0.25
@@ -50,6 +50,7 @@ class ILAConfig(AdapterConfig):
             validation does so, because its forward pass switches to training mode. The result of a clip then depends on
             the other clips in the batch. The jitter of the masks is not affected.
         drop_path: Probability of dropping the update of a clip in training.
+        loss_weight: Factor of the alignment loss. The authors' is 1. With 0 the points follow the other losses alone.
     """
 
     variant: Literal["k400", "ssv2"] = "k400"
@@ -57,6 +58,7 @@ class ILAConfig(AdapterConfig):
     norm: Literal["batch", "frozen_batch", "group"] = "batch"
     eval_batch_stats: bool = False
     drop_path: float = 0.0
+    loss_weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +71,7 @@ class ILAConfig(AdapterConfig):
             )
         if not 0 <= self.drop_path < 1:
             raise InputError(f"ila: drop_path={self.drop_path} must be in [0, 1)")
+        check_ranges("ila", self, loss_weight=(0, FINITE))
         if self.hidden <= 0 or self.hidden % 8:
             raise InputError(f"ila: hidden={self.hidden} must be a positive multiple of 8")
 
@@ -162,7 +165,7 @@ class ILA(Adapter):
         update = self.drop_path(self.temporal_skip_align_fc(torch.cat([prefix, aligned], dim=2)))
         update = update + self.drop_path(self._interactive_update(prefix, self._interactive_feature(features)))
         seen = {"points": points.detach(), "masks": masks.detach()} if trace else None
-        return AdapterOutput(update, loss, seen)
+        return AdapterOutput(update, self.config.loss_weight * loss if self.config.loss_weight > 0 else None, seen)
 
     def _interact(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return pair features [B, T-1, C, H, W] of patches [B, T, N, D]."""
