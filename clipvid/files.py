@@ -242,7 +242,11 @@ def failed_write(error: BaseException) -> str | None:
 
 def one_line(error: object, length: int = 500) -> str:
     """Return the message of another library's error in one line of at most `length` letters."""
-    text = " ".join(str(error).split())
+    return cut(" ".join(str(error).split()), length)
+
+
+def cut(text: str, length: int) -> str:
+    """Return the first `length` letters of a text, with dots if there are more."""
     return text if len(text) <= length else f"{text[:length]}..."
 
 

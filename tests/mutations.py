@@ -5,6 +5,7 @@ import random
 import re
 import struct
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 Mutation = Callable[[bytes, random.Random], bytes]
@@ -94,7 +95,7 @@ def mutate_tree(tree: Any, chance: random.Random) -> Any:
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         places = list(_places(tree))
         if not places:
-            return chance.choice(VALUES)
+            return deepcopy(chance.choice(VALUES))
         owner, key = chance.choice(places)
         match chance.randrange(8):
             case 0:
@@ -107,11 +108,11 @@ def mutate_tree(tree: Any, chance: random.Random) -> Any:
             case 3 if isinstance(owner, dict):
                 owner[chance.choice((*KEYS, f"{key} "))] = owner.pop(key)
             case 4 if isinstance(owner, dict):
-                owner[chance.choice(KEYS)] = chance.choice(VALUES)
+                owner[chance.choice(KEYS)] = deepcopy(chance.choice(VALUES))
             case 5 if isinstance(owner[key], int | float) and not isinstance(owner[key], bool):
                 owner[key] = owner[key] * chance.choice((-1, 2, 10, 1000)) + chance.choice((0, 1, -1))
             case _:
-                owner[key] = chance.choice(VALUES)
+                owner[key] = deepcopy(chance.choice(VALUES))
     return tree
 
 

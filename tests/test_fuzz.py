@@ -29,7 +29,10 @@ COUNTS = {
 }  # fmt: skip
 SEED = 20
 # Cases that once found a fault.
-FAULTS: list[tuple[str, int, int]] = [("processor", 20, 591), ("lists", 20, 128), ("lists", 20, 634)]
+FAULTS: list[tuple[str, int, int]] = [
+    ("processor", 20, 591), ("model", 20, 550), ("classes", 20, 1556), ("lists", 20, 128), ("lists", 20, 634),
+    ("lists", 20, 1140), ("lists", 20, 1322), ("lists", 20, 1502), ("lists", 20, 1586), ("lists", 20, 4270),
+]  # fmt: skip
 
 
 def write_videos(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Odd or hostile lists, folders and shards: refused in one error, or their entries are skipped."""
 
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -10,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from test_loader import grey_video
 
+from clipvid.data.broken import BadVideos, Failure
 from clipvid.data.lists.classes import read_classes
 from clipvid.data.lists.sources import find_videos
 from clipvid.data.manifest import ManifestError, load_manifest
 from clipvid.data.scan import check_all
+from clipvid.decoding.errors import VideoError
 
 
 @pytest.fixture
@@ -200,6 +203,44 @@ def test_messages_about_lists_are_short_lines(name: str, content: str, message: 
     assert len(str(error.value)) < 1000
 
 
+@pytest.mark.parametrize("half", ["\\ud800", "\\uDFFF", "\\udc00\\ud800"])
+@pytest.mark.parametrize("field", ["path", "label", "start", "caption"])
+def test_half_characters_in_json_are_refused_with_their_line(half: str, field: str, root: Path):
+    entries = [{"path": "a\U0001f600.mp4", "label": "left"}, {"path": "b.mp4", "label": "right", field: "HALF"}]
+    lines = [json.dumps(entry) for entry in entries]
+    (root / "l.jsonl").write_text("\n".join(lines).replace("HALF", half))
+    (root / "l.json").write_text("[" + ",\n".join(lines).replace("HALF", half) + "]")
+    for name in ("l.json", "l.jsonl"):
+        with pytest.raises(ManifestError, match=rf"{name}:2: its JSON has \\u[dD]\w\w\w, half of a character"):
+            load_manifest(root, name, "classes.txt", check_files=False)
+    (root / "l.jsonl").write_text(lines[0])
+    assert load_manifest(root, "l.jsonl", "classes.txt", check_files=False).samples[0].path == "a\U0001f600.mp4"
+
+
+@pytest.mark.parametrize("place", ["line", "json", "csv"])
+def test_repeated_class_names_are_named_in_short(place: str, root: Path):
+    name, sign = "x" * 50_000, "\n"
+    texts = {"line": f"{name}{sign}{name}", "json": json.dumps([name, name]), "csv": f"id,name\n0,{name}\n1,{name}\n"}
+    file = root / {"line": "c.txt", "json": "c.json", "csv": "c.csv"}[place]
+    file.write_text(texts[place])
+    with pytest.raises(ManifestError, match="class names given twice") as error:
+        read_classes(file)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("length", [300, 90_000])
+def test_long_paths_are_shown_in_part(length: int, root: Path, capsys):
+    name = "x" * length + ".mp4"
+    (root / "l.jsonl").write_text(json.dumps({"path": name, "label": "left"}))
+    manifest = load_manifest(root, "l.jsonl", "classes.txt")
+    with pytest.raises(VideoError, match="File name too long") as error:
+        manifest.video(0)
+    assert len(str(error.value)) < 1100
+    assert error.value.path == name
+    BadVideos().add([Failure(name, str(error.value))])
+    assert len(capsys.readouterr().err) < 1200
+
+
 @pytest.mark.parametrize("start", [0.1, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("fill", [b"\xff" * 30, bytes(30)])
 def test_a_damaged_parquet_file_is_refused_in_one_line(start: float, fill: bytes, root: Path):
@@ -213,6 +254,16 @@ def test_a_damaged_parquet_file_is_refused_in_one_line(start: float, fill: bytes
         load_manifest(root, "l.parquet", "classes.txt", check_files=False)
     except ManifestError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017
+
+
+@pytest.mark.parametrize("column", ["path", "label", "group", "caption"])
+def test_parquet_column_names_that_are_not_utf8_are_refused(column: str, root: Path):
+    columns = {"path": ["a.mp4"], "label": ["left"], "group": ["ann"], "caption": ["a"]}
+    pq.write_table(pa.table(columns), root / "l.parquet", store_schema=False)
+    content = (root / "l.parquet").read_bytes()
+    (root / "l.parquet").write_bytes(content.replace(column.encode(), b"\xef" + column.encode()[1:]))
+    with pytest.raises(ManifestError, match=r"l\.parquet: "):
+        load_manifest(root, "l.parquet", "classes.txt", check_files=False)
 
 
 @pytest.mark.parametrize("column", ["path", "label", "group", "caption"])

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipvid import InputError
-from clipvid.files import json_text, printable
+from clipvid.files import cut, json_text, printable
 
 _SHOWN = 20
+_LETTERS = 500  # of a path or a reason in messages
 _FLOOR = 3  # in small sets, one video already exceeds the usual share
 
 
@@ -88,7 +89,7 @@ class BadVideos:
 
     def _print(self, new: dict[str, str]) -> None:
         for path, reason in new.items():
-            print(f"bad video in {self.split}: {printable(path)}: {printable(reason)}", file=sys.stderr, flush=True)
+            print(f"bad video in {self.split}: {_shown(path)}: {_shown(reason)}", file=sys.stderr, flush=True)
 
     def _check(self) -> None:
         if self.max_fraction is not None and len(self.reasons) > self._allowed(self.max_fraction):
@@ -117,7 +118,7 @@ class BadVideos:
                     out.write(json_text(entry) + "\n")
 
     def _complaint(self, limit: float) -> str:
-        listed = [f"  {printable(path)}: {printable(reason)}" for path, reason in list(self.reasons.items())[:_SHOWN]]
+        listed = [f"  {_shown(path)}: {_shown(reason)}" for path, reason in list(self.reasons.items())[:_SHOWN]]
         more = [f"  ... and {len(self.reasons) - _SHOWN} more"] if len(self.reasons) > _SHOWN else []
         return "\n".join(
             [
@@ -129,3 +130,7 @@ class BadVideos:
                 "data.max_bad_fraction.",
             ]
         )
+
+
+def _shown(text: str) -> str:
+    return cut(printable(text), _LETTERS)

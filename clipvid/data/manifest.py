@@ -24,6 +24,7 @@ from clipvid.data.lists.places import locate
 from clipvid.data.lists.samples import ClassInfo, ManifestError, Rows, Sample
 from clipvid.data.lists.sources import DatasetsSource, FolderSource, ListSource, Source, resolve_source
 from clipvid.data.lists.tables import LARGE_BYTES, Batches
+from clipvid.decoding.errors import VideoError
 from clipvid.files import replacing
 from clipvid.registry import Choice
 
@@ -70,15 +71,20 @@ class Manifest:
         """Return the path or the bytes of the video of sample `index`.
 
         Raises:
-            OSError: The video cannot be downloaded, or the system refuses its path.
+            OSError: The video cannot be downloaded.
+            VideoError: The system refuses its path.
             ValueError: The path has a null character.
         """
         sample = self.samples[index]
         if sample.media is not None:
             return sample.media()
         path = self.file(sample)
-        with contextlib.suppress(FileNotFoundError):  # reported by the reader
+        try:
             path.stat()
+        except FileNotFoundError:  # reported by the reader
+            pass
+        except OSError as error:
+            raise VideoError(sample.path, error.strerror or str(error)) from None
         return path
 
     def file(self, sample: Sample) -> Path:

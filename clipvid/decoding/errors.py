@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from clipvid import InputError, RunError
-from clipvid.files import printable
+from clipvid.files import cut, printable
+
+_SHOWN = 500  # letters of a path or a reason in messages
 
 
 class VideoError(RunError):
@@ -22,7 +24,8 @@ class VideoError(RunError):
     """
 
     def __init__(self, path: str, reason: str | None = None) -> None:
-        super().__init__(path if reason is None else f"{printable(path)}: {printable(reason)}")
+        message = path if reason is None else f"{cut(printable(path), _SHOWN)}: {cut(printable(reason), _SHOWN)}"
+        super().__init__(message)
         self.path, self.reason = path, reason
 
     def __reduce__(self) -> tuple[type, tuple[str, str | None]]:

@@ -143,8 +143,8 @@ def _figures_section(rows: Sequence[ReportRow], classes: int) -> Section:
         lines.append([row.name, *cells])
     note = (
         "Mean-class accuracy weighs every class alike. NLL (mean negative log-likelihood) and ECE (expected "
-        "calibration error, 15 bins) show whether the probabilities can be trusted: lower is better. Ranges are 95% bootstrap "
-        "intervals over videos."
+        "calibration error, 15 bins) show whether the probabilities can be trusted: lower is better. Ranges are 95% "
+        "bootstrap intervals over videos."
     )
     unreadable = max((row.figures.get("unreadable", 0) for row in rows), default=0)
     share, averaged = ("unreadable ones are wrong", "of the readable videos") if unreadable else ("", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
+from pydantic import Field
 from torch import Tensor
 
 from clipvid import InputError
@@ -43,8 +44,8 @@ _BACKBONE_KEYS = ("name", "pretrained", "sha256", "embedded")
 
 # Types of the entries of config.json and its mapping `backbone`. The class of `model` checks it.
 _KINDS: dict[str, Any] = {
-    "format_version": int,
-    "num_classes": int | None,
+    "format_version": Annotated[int, Field(ge=1)],
+    "num_classes": Annotated[int, Field(ge=1)] | None,
     "labels": list[str],
     "templates": list[str],
     "files": dict[str, str],

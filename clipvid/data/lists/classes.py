@@ -189,7 +189,7 @@ def _checked(file: Path, listed: Iterable[tuple[int, ClassInfo]]) -> list[ClassI
     for line, info in rows:
         if info.name in names:
             raise ManifestError(
-                f"{file}:{line}: class names given twice: [{info.name!r}], first in line {names[info.name]}; "
+                f"{file}:{line}: class names given twice: [{clipped(info.name)}], first in line {names[info.name]}; "
                 "names are prompts, and must differ"
             )
         names[info.name] = line

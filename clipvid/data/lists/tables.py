@@ -207,7 +207,7 @@ def _renamed(rows: list[dict[str, Any]], lines: list[int], file: Path) -> Iterat
 def _read_parquet(file: Path) -> Batches:
     try:
         source = pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{file}: not a Parquet file ({one_line(error)}); write it again") from None
     present = source.schema_arrow.names
     columns_of = [canonical(name, _SYNONYMS) for name in present]
@@ -225,7 +225,7 @@ def _parquet_batches(source: pq.ParquetFile, file: Path) -> Batches:
     """Yield the batches of a Parquet file. Raise ManifestError where its data are damaged."""
     try:
         yield from source.iter_batches()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{file}: its data are damaged ({one_line(error)}); write it again") from None
 
 

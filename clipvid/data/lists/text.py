@@ -14,6 +14,8 @@ from clipvid.files import check_regular
 
 MAX_LINE = 100_000  # characters
 MAX_TEXT = 256 << 20  # bytes of a list that is held in memory
+# Escapes of halves of characters, which come in pairs.
+_HALVES = re.compile(r"\\u[dD][89a-fA-F]")
 _NUMBER = re.compile(r"\+?0*(\d{1,15})")
 
 
@@ -77,10 +79,10 @@ def parse_json(file: Path, text: str, line: int | None = None) -> Any:
         line: Number of that line.
 
     Raises:
-        ManifestError: The text is not JSON, nested too deep, or has a number with too many digits.
+        ManifestError: The text is not JSON, nested too deep, or has a number with too many digits or half a character.
     """
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         what = "not JSON" if line is None else "not a line of JSON"
         raise ManifestError(f"{file}:{line or error.lineno}: {what} ({error.msg}); correct it") from None
@@ -88,6 +90,23 @@ def parse_json(file: Path, text: str, line: int | None = None) -> Any:
         raise ManifestError(f"{file}:{line or 1}: its JSON is nested too deep; expected a flat list") from None
     except ValueError:
         raise ManifestError(f"{file}:{line or 1}: its JSON has a number of too many digits; correct it") from None
+    escape = _half_character(text, content)
+    if escape is not None:
+        first = line or text.count("\n", 0, text.find(escape)) + 1
+        raise ManifestError(f"{file}:{first}: its JSON has {escape}, half of a character; correct it")
+    return content
+
+
+def _half_character(text: str, content: Any) -> str | None:
+    r"""Return an escape such as `\ud800` without its other half, or None. `content` is the parsed text."""
+    if not _HALVES.search(text):
+        return None
+    half = re.search("[\ud800-\udfff]", json.dumps(content, ensure_ascii=False))
+    if half is None:
+        return None
+    escape = f"\\u{ord(half[0]):04x}"
+    written = re.search(re.escape(escape), text, re.IGNORECASE)
+    return written[0] if written else escape
 
 
 def whole_number(text: str) -> int | None:
