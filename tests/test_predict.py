@@ -319,7 +319,7 @@ def test_json_of_odd_names_is_valid_on_one_line(name, encoding, make_model, vide
     assert json.loads(line)["video"] == name
     assert label in [each["label"] for each in json.loads(line)["predictions"]]
     assert printable(text.strip()) == text.strip()
-    assert len(list((tmp_path / "t").iterdir())) == 2
+    assert len(list((tmp_path / "t").iterdir())) == 3
 
 
 def test_timeline_json_and_png(saved, videos, tmp_path):

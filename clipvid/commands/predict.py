@@ -28,6 +28,8 @@ def main(args: list[str] | None = None) -> None:
         raise InputError("no video was given; expected files, folders, patterns, or - for standard input")
     if labels is not None and options.labels_file is not None:
         raise InputError("--labels and --labels_file exclude each other; use one")
+    if not 0 < options.threshold <= 1:
+        raise InputError(f"--threshold {options.threshold}: expected a probability above 0 and at most 1")
     for name, least in (("top_k", 1), ("batch_size", 1), ("num_workers", 0)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)}: expected at least {least}")
@@ -107,9 +109,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=8, help="clips in one pass of the model")
     parser.add_argument("--num_workers", type=int, default=2, help="reading processes; not used for a single video")
     parser.add_argument("--output", type=Path | None, help="file for the JSON lines; the same command continues it")
-    parser.add_argument("--timeline", action="store_true", help="also write scores over time, as JSON and PNG")
+    parser.add_argument("--timeline", action="store_true", help="also write scores over time, and events")
     parser.add_argument("--window", type=float, default=2.0, help="seconds per point of the timeline")
     parser.add_argument("--hop", type=float, default=1.0, help="seconds between points of the timeline")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest probability of a class in an event")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/timeline"), help="folder for timelines")
     return parser
 
@@ -143,7 +146,9 @@ def write_scores_over_time(name: str, source: Source, predictor: Predictor, opti
     progress = Remaining("windows of the timeline")
     timeline = predictor.timeline(source, options.window, options.hop, progress)
     labels = predictor.model.labels
-    written = write_timeline(options.output_dir, name, timeline, labels, options.window, options.hop, options.top_k)
+    written = write_timeline(
+        options.output_dir, name, timeline, labels, options.window, options.hop, options.top_k, options.threshold
+    )
     print(printable(", ".join(map(str, written))), file=sys.stderr)
 
 

@@ -37,6 +37,18 @@ class VideoPrediction:
     error: VideoError | None = None
 
 
+class TimelinePoint(NamedTuple):
+    """Scores of one window.
+
+    Attributes:
+        time: Center of the window, in seconds.
+        scores: Probabilities [K].
+    """
+
+    time: float
+    scores: Tensor
+
+
 class Timeline(NamedTuple):
     """Scores over time.
 

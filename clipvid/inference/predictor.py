@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.data.reader import Source, VideoError, open_video
+from clipvid.data.reader import Source
 from clipvid.inference.clips import ClipReader as ClipReader
+from clipvid.inference.live import timed_frames
 from clipvid.inference.outputs import LabelScore as LabelScore
 from clipvid.inference.outputs import Timeline as Timeline
+from clipvid.inference.outputs import TimelinePoint as TimelinePoint
 from clipvid.inference.outputs import VideoPrediction as VideoPrediction
 from clipvid.inference.stream import read_clips
+from clipvid.inference.timeline_scores import check_seconds, live_points, timeline_points
 from clipvid.inference.videos import open_source, split_videos
 from clipvid.model.video_clip import VideoCLIP
-
-_WINDOWS_AT_ONCE = 8
 
 
 class Predictor:
@@ -118,43 +119,54 @@ class Predictor:
         ]
 
     def timeline(
-        self, source: Source, window: float, hop: float, on_progress: Callable[[int, int], None] | None = None
+        self, source: Any, window: float, hop: float, on_progress: Callable[[int, int], None] | None = None
     ) -> Timeline:
         """Return the scores of windows of `window` seconds, `hop` seconds apart. The last one ends with the video.
 
         Windows are defined on presentation times, so they are right for varying frame rates. A window without frames
-        shows the current frame.
+        shows the current frame. Each frame is decoded once, and encoded once up to the first adapter.
 
         Args:
-            source: a path, the bytes of a file, or a file object.
-            window: seconds that a point sees.
-            hop: seconds between points.
-            on_progress: called with the number of windows that are scored, and of all.
+            source: A video with times, see the class.
+            window: Seconds that a point sees.
+            hop: Seconds between points.
+            on_progress: Called with the number of windows that are scored, and of all.
 
         Raises:
             InputError: `window` or `hop` is not positive.
             VideoError: The video cannot be read, or the times of its frames are unknown.
         """
-        if not (0 < window < math.inf and 0 < hop < math.inf):
-            raise InputError(f"window={window}, hop={hop}: expected seconds above 0")
-        with open_video(source) as video:
-            duration = video.duration
-            if duration is None:
-                raise VideoError(video.name, "its frame rate is unknown, so windows in seconds are not defined")
-            last = max(duration - window, 0.0)
-            step = max(hop, duration / len(video))  # not more windows than frames
-            starts = [*(step * number for number in range(math.ceil(last / step - 1e-6))), last]
-            scores = []
-            for first in range(0, len(starts), _WINDOWS_AT_ONCE):
-                parts = [
-                    video.frames_between(start, start + window) for start in starts[first : first + _WINDOWS_AT_ONCE]
-                ]
-                clips = torch.cat([self.reader.read(video, start=part.start, stop=part.stop) for part in parts])
-                scores.append(self._probabilities(clips))
-                if on_progress is not None:
-                    on_progress(first + len(parts), len(starts))
-        times = [start + min(window, duration) / 2 for start in starts]
-        return Timeline(times, torch.cat(scores))
+        points = list(self.iter_timeline(source, window, hop, on_progress))
+        return Timeline([point.time for point in points], torch.stack([point.scores for point in points]))
+
+    def iter_timeline(
+        self, source: Any, window: float, hop: float, on_progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[TimelinePoint]:
+        """Yield the points of `timeline` while the video is read. Memory is bounded by the frames of some windows."""
+        check_seconds(window, hop)
+        return timeline_points(self.model, self.reader, source, window, hop, on_progress)
+
+    def live(
+        self, frames: Iterable[Any], window: float, hop: float, fps: float | None = None
+    ) -> Iterator[TimelinePoint]:
+        """Yield the scores of each window of a camera or stream, as soon as a frame after the window has arrived.
+
+        The scores are those of `timeline` for the same frames and times, if `hop` is not shorter than a frame. The last
+        window ends with the last frame.
+
+        Args:
+            frames: Frames uint8 [H, W, 3] or [3, H, W], PIL images or frames of PyAV; or pairs of seconds and frame.
+            window: Seconds that a point sees.
+            hop: Seconds between points.
+            fps: Frames per second, for frames without times. By default these have the time at which they arrive.
+
+        Raises:
+            InputError: An option is out of range, an object is not a frame, or times do not increase.
+        """
+        check_seconds(window, hop, is_live=True)
+        if fps is not None and not 0 < fps < math.inf:
+            raise InputError(f"fps={fps}: expected a number above 0")
+        return live_points(self.model, self.reader, timed_frames(frames, fps), window, hop)
 
     @torch.no_grad()
     def _probabilities(self, clips: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files of a timeline: the scores of a video over time, as JSON and as a picture."""
+"""Files of a timeline: the scores of a video over time as JSON and as a picture, and its events."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from matplotlib.figure import Figure
 
 from clipvid.evaluation.charts import chart_text
 from clipvid.files import file_name, json_text, replacing, write_text
+from clipvid.inference.events import events_table, find_events
 from clipvid.inference.outputs import Timeline
 from clipvid.inference.video_names import STDIN
 
 
 def write_timeline(
-    folder: Path, name: str, timeline: Timeline, labels: list[str], window: float, hop: float, top_k: int
-) -> tuple[Path, Path]:
-    """Write the scores of all classes, and a picture with the curves of the `top_k` highest.
+    folder: Path,
+    name: str,
+    timeline: Timeline,
+    labels: list[str],
+    window: float,
+    hop: float,
+    top_k: int,
+    threshold: float = 0.5,
+) -> tuple[Path, Path, Path]:
+    """Write the scores of all classes, a picture with the curves of the `top_k` highest, and a table of events.
 
     Args:
         folder: Output folder.
@@ -25,14 +33,18 @@ def write_timeline(
         window: Length of a window in seconds.
         hop: Distance between windows in seconds.
         top_k: Number of curves in the plot.
+        threshold: See `find_events`.
 
     Returns:
-        The JSON file and the PNG file.
+        The JSON file with scores and events, the PNG file, and the CSV file of the events.
     """
     stem = timeline_stem(name)
-    scores, picture = folder / f"{stem}.json", folder / f"{stem}.png"
+    scores, picture, table = (folder / f"{stem}.{suffix}" for suffix in ("json", "png", "csv"))
+    events = find_events(timeline, labels, threshold)
     record = {"video": name, "window": window, "hop": hop, "labels": labels, "times": timeline.times}
-    write_text(scores, json_text(record | {"scores": timeline.scores.tolist()}) + "\n")
+    record |= {"scores": timeline.scores.tolist(), "threshold": threshold}
+    write_text(scores, json_text(record | {"events": [event.record() for event in events]}) + "\n")
+    write_text(table, events_table(events))
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     for index in timeline.scores.amax(dim=0).topk(min(top_k, len(labels))).indices.tolist():
@@ -42,7 +54,7 @@ def write_timeline(
         text.set_parse_math(False)  # names may contain a dollar sign
     with replacing(picture) as aside:
         figure.savefig(aside, format="png", dpi=100)
-    return scores, picture
+    return scores, picture, table
 
 
 def timeline_stem(name: str) -> str:

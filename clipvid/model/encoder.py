@@ -176,6 +176,15 @@ class VideoEncoder(nn.Module):
         depth = next((index for index, layer in enumerate(self.layers) if not _is_fixed(layer)), len(self.layers))
         return depth + 1 if with_head and depth == len(self.layers) and not _trained(after) else depth
 
+    def frame_depth(self, with_head: bool = False) -> int:
+        """Return the number of blocks below the first adapter, for `lower`. They treat each frame alone.
+
+        Args:
+            with_head: count the pooling head of the tower as one more block if there are no adapters.
+        """
+        depth = next((index for index, layer in enumerate(self.layers) if layer.adapters), len(self.layers))
+        return depth + 1 if with_head and depth == len(self.layers) else depth
+
     @torch.no_grad()
     def lower(self, frames: Tensor, depth: int) -> FrozenFeatures:
         """Encode normalized frames [B, T, 3, S, S] up to `depth`, see `FrozenFeatures`."""

@@ -257,6 +257,10 @@ class VideoCLIP(TrainableModel):
         """Return `VideoEncoder.frozen_depth`, with the pooling head of the tower if the head reads no patch tokens."""
         return self.encoder.frozen_depth(with_head=not self.head.needs_patches)
 
+    def frame_depth(self) -> int:
+        """Return `VideoEncoder.frame_depth`, with the pooling head of the tower if the head reads no patch tokens."""
+        return self.encoder.frame_depth(with_head=not self.head.needs_patches)
+
     def _encode(self, frames: Tensor | FrozenFeatures, trace: bool, normalized: bool) -> EncoderOutput:
         if isinstance(frames, FrozenFeatures):
             return self.encoder(frames, trace)

@@ -1,0 +1,98 @@
+"""Scores of windows of a video file or of a stream of frames.
+
+Shapes: H, W size of a frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipvid import InputError
+from clipvid.data.reader import VideoError
+from clipvid.inference.clips import ClipReader
+from clipvid.inference.outputs import TimelinePoint
+from clipvid.inference.shared_frames import SharedFrames
+from clipvid.inference.videos import open_source
+from clipvid.inference.windows import Window, WindowCutter, cut_windows
+from clipvid.model.video_clip import VideoCLIP
+
+_WINDOWS_AT_ONCE = 8
+_SHORTEST_HOP = 0.001  # of a stream, whose frame rate is unknown
+
+
+def timeline_points(
+    model: VideoCLIP,
+    reader: ClipReader,
+    source: Any,
+    length: float,
+    hop: float,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[TimelinePoint]:
+    """Yield the scores of the windows of a video while it is read, see `clipvid.Predictor.timeline`.
+
+    Raises:
+        VideoError: The video cannot be read, or the times of its frames are unknown.
+    """
+    with open_source(source) as video:
+        duration = getattr(video, "duration", None)
+        if duration is None:
+            raise VideoError(video.name, "its frame rate is unknown, so windows in seconds are not defined")
+        step = max(hop, duration / len(video))  # not more windows than frames
+        windows = list(cut_windows(video.times, duration, reader.sampling, length, step))
+        waiting, done = deque(windows), 0
+        shared, group = SharedFrames(model), list[Window]()
+        for number, frame in video.frames(torch.cat([window.frames for window in windows]).unique().tolist()):
+            shared.add(number, reader.resize(frame))
+            while waiting and waiting[0].frames[-1] <= number:
+                group.append(waiting.popleft())
+                if waiting and len(group) < _WINDOWS_AT_ONCE:
+                    continue
+                scores, done = shared.score([window.frames for window in group]), done + len(group)
+                if on_progress is not None:
+                    on_progress(done, len(windows))
+                yield from map(TimelinePoint, (window.center for window in group), scores)
+                group.clear()
+                if waiting:
+                    shared.forget_before(int(waiting[0].frames[0]))
+
+
+def live_points(
+    model: VideoCLIP, reader: ClipReader, frames: Iterable[tuple[float, Tensor]], length: float, hop: float
+) -> Iterator[TimelinePoint]:
+    """Yield the scores of the windows of a stream, see `clipvid.Predictor.live`.
+
+    Args:
+        model: Model in evaluation mode.
+        reader: Reader of the model's clips.
+        frames: Pairs of seconds and frame uint8 [H, W, 3].
+        length: Seconds of a window.
+        hop: Seconds between windows.
+
+    Raises:
+        InputError: Times do not increase.
+    """
+    cutter, shared, begin = WindowCutter(reader.sampling, length, hop), SharedFrames(model), None
+
+    def point(window: Window) -> TimelinePoint:
+        return TimelinePoint((begin or 0.0) + window.center, shared.score([window.frames])[0])
+
+    for number, (seconds, frame) in enumerate(frames):
+        begin = seconds if begin is None else begin
+        yield from map(point, cutter.add(seconds - begin))
+        shared.add(number, reader.resize(frame))
+        shared.forget_before(cutter.first_frame)
+    yield from map(point, cutter.finish())
+
+
+def check_seconds(length: float, hop: float, is_live: bool = False) -> None:
+    """Raise InputError unless window and hop are seconds above 0."""
+    if not (0 < length < math.inf and 0 < hop < math.inf):
+        raise InputError(f"window={length}, hop={hop}: expected seconds above 0")
+    if is_live and hop < _SHORTEST_HOP:
+        raise InputError(f"hop={hop}: expected at least {_SHORTEST_HOP} s")
