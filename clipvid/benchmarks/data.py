@@ -31,7 +31,7 @@ from clipvid.data.loader import TrainBatches, VideoDataset, build_loader
 from clipvid.data.manifest import Manifest, Sample
 from clipvid.data.reader import open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
-from clipvid.data.synthetic.encoding import write_video
+from clipvid.data.synthetic.encoding import write_frames
 from clipvid.data.transforms import eval_transforms, train_transform
 from clipvid.decoding.demux import scan_unchanged
 from clipvid.evaluation.tables import Table
@@ -102,7 +102,7 @@ def main(args: list[str]) -> None:
     with locked(output):
         prepare_output_dir(output, config)
         torch.set_num_threads(1)
-        root = Path(config.videos) if config.videos is not None else _made_videos(output / "videos")
+        root = Path(config.videos) if config.videos is not None else make_videos(output / "videos")
         samples = tuple(Sample(path.relative_to(root).as_posix(), 0) for path in find_videos(root))
         if not samples:
             raise InputError(f"no video in or below {root}")
@@ -245,16 +245,27 @@ def _consume(items: Iterable[object]) -> None:
         pass
 
 
-def _made_videos(folder: Path) -> Path:
+def make_videos(folder: Path) -> Path:
     """Generate 24 videos of a drifting picture, 320 x 240 pixels, 250 frames, in a typical encoding."""
-    folder.mkdir(parents=True, exist_ok=True)
     for number in range(24):
-        path = folder / f"{number:02d}.mp4"
-        if path.is_file():
-            continue
-        coarse = np.random.default_rng(number).integers(0, 256, (1, 3, 30, 40), dtype=np.uint8)
-        size = [240, 320]
-        picture = F.resize(torch.from_numpy(coarse), size, F.InterpolationMode.BICUBIC)[0].permute(1, 2, 0).numpy()
-        frames = np.stack([np.roll(picture, (i, 2 * i), (0, 1)) for i in range(250)])
-        write_video(path, frames, 25, {"preset": "veryfast"})
+        make_video(folder / f"{number:02d}.mp4", number, 250)
     return folder
+
+
+def make_video(path: Path, seed: int, frames: int, size: tuple[int, int] = (320, 240)) -> None:
+    """Write a video of a drifting picture in a typical encoding, unless it exists.
+
+    Args:
+        path: File to write.
+        seed: Seed of the picture.
+        frames: Number of frames, at 25 per second.
+        size: Width and height.
+    """
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (1, 3, 30, 40), dtype=np.uint8)
+    whole = F.resize(torch.from_numpy(coarse), [size[1], size[0]], F.InterpolationMode.BICUBIC)
+    picture = whole[0].permute(1, 2, 0).numpy()
+    moved = (np.roll(picture, (number, 2 * number), (0, 1)) for number in range(frames))
+    write_frames(path, moved, size, 25, {"preset": "veryfast"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -31,11 +32,22 @@ def write_video(
     Raises:
         InputError: frames of another shape or type.
     """
-    import av
-
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise InputError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-    height, width = frames.shape[1:3]
+    write_frames(path, frames, (frames.shape[2], frames.shape[1]), fps, options)
+
+
+def write_frames(
+    path: str | os.PathLike[str],
+    frames: Iterable[np.ndarray],
+    size: tuple[int, int],
+    fps: int,
+    options: dict[str, str] | None = None,
+) -> None:
+    """Write RGB frames uint8 [H, W, 3] of one size (width, height) one by one, see `write_video`."""
+    import av
+
+    width, height = size
     if height % 2 or width % 2:
         raise InputError(f"frames of {width}x{height} pixels: H.264 with 4:2:0 color needs even sizes")
     with replacing(Path(path)) as aside, av.open(str(aside), "w", format="mp4") as container:
