@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipvid.adapters.base import AdapterConfig, AdapterOutput, split_prefix
+from clipvid.adapters.marks import Mark, Tracks, patch_centers
 from clipvid.adapters.matching import SOLVERS, Solver, assign, invert, matched_similarity
 from clipvid.adapters.temporal_attention import TemporalAttention
 from clipvid.registry import check_option
@@ -73,6 +74,12 @@ class ATA(TemporalAttention):
         if seen is not None:
             seen |= {"tubes": tubes, "similarity": matched_similarity(similarity, matches)}
         return AdapterOutput(update.flatten(0, 2).index_select(0, invert(rows)).view_as(tokens), trace=seen)
+
+    def draw_trace(self, trace: dict[str, Tensor], grid: tuple[int, int]) -> list[Mark]:
+        """Return the tubes and the attention along them; see `Adapter.draw_trace`."""
+        note = "Each line follows one patch of the first frame through its matches. Attention over time runs along it."
+        tubes = patch_centers(grid)[trace["tubes"][0]].transpose(0, 1)
+        return [Tracks("tubes", note, tubes), *super().draw_trace(trace, grid)]
 
 
 def frame_similarity(patches: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvid import InputError
+from clipvid.adapters.marks import Mark
 from clipvid.registry import suggest
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -108,6 +109,17 @@ class Adapter(nn.Module):
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:
         """Return the update of tokens [B, T, P+N, D] on a grid (H, W). Must not modify `tokens`."""
         raise NotImplementedError
+
+    def draw_trace(self, trace: dict[str, Tensor], grid: tuple[int, int]) -> list[Mark]:
+        """Return marks that show the trace of one clip (B = 1) over its frames, the most telling one first.
+
+        An empty list, as of this base class, means that the size of the update is shown.
+
+        Args:
+            trace: Trace of `forward`, on the CPU. It can be empty for a single frame.
+            grid: (H, W).
+        """
+        return []
 
     def start_epoch(self, epoch: int) -> None:
         """Advance schedules to `epoch`, counted from 0. Keep their state in buffers."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from clipvid import InputError
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix, zero_init
+from clipvid.adapters.marks import FrameMatrix, Mark
 from clipvid.registry import check_option
 
 
@@ -145,6 +146,13 @@ class GTA(Adapter):
                 seen["region_matrices"] = self.regions.mix.matrices_for(num_frames).detach()
                 seen["regions"] = shares.detach()
         return AdapterOutput(self.out(mixed), trace=seen)
+
+    def draw_trace(self, trace: dict[str, Tensor], grid: tuple[int, int]) -> list[Mark]:
+        """Return the temporal matrices as mean sizes over channel groups; see `Adapter.draw_trace`."""
+        note = "Size of the weights with which a frame (row) reads the frames (columns), averaged over channel groups."
+        names = {"pixel_matrices": "matrix of pixels", "region_matrices": "matrix of regions"}
+        shown = [(title, trace[name]) for name, title in names.items() if name in trace]
+        return [FrameMatrix(title, note, value.float().abs().flatten(0, -3).mean(dim=0)) for title, value in shown]
 
 
 def resample_matrices(matrices: Tensor, num_frames: int) -> Tensor:

@@ -27,6 +27,7 @@ from clipvid.adapters.base import (
     split_prefix,
     zero_init,
 )
+from clipvid.adapters.marks import HeatMap, Mark, Points
 from clipvid.layers.norm import POLICIES, build_norm
 from clipvid.registry import FINITE, check_option, check_ranges
 
@@ -166,6 +167,29 @@ class ILA(Adapter):
         update = update + self.drop_path(self._interactive_update(prefix, self._interactive_feature(features)))
         seen = {"points": points.detach(), "masks": masks.detach()} if trace else None
         return AdapterOutput(update, self.config.loss_weight * loss if self.config.loss_weight > 0 else None, seen)
+
+    def draw_trace(self, trace: dict[str, Tensor], grid: tuple[int, int]) -> list[Mark]:
+        """Return the interactive points and the mean mask of each frame; see `Adapter.draw_trace`."""
+        if not trace:
+            return []
+        points, masks = trace["points"][0], trace["masks"][0]
+        sides = torch.tensor([grid[1], grid[0]])
+        cells = (points.float() + 1) / 2 * (sides - 1)  # -1 and 1 are the middles of the outer patches
+        pairs = len(points)
+        frames = torch.arange(pairs)[:, None] + torch.arange(2)
+        values = adjacent_pair_mean(masks[None, :, 0], masks[None, :, 1])[0].float().unflatten(-1, grid)
+        return [
+            Points(
+                "interactive points",
+                "Each pair of neighboring frames has a point in either frame, where the two are aligned. The numbers "
+                "are its distance from the left and the upper side.",
+                frames.flatten(),
+                ((cells + 0.5) / sides).flatten(0, 1),
+                torch.arange(2).repeat(pairs),
+                ("with the next frame", "with the previous frame"),
+            ),
+            HeatMap("masks", "Patches that the alignment keeps: 1 around the points, 0 far from them.", values),
+        ]
 
     def _interact(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return pair features [B, T-1, C, H, W] of patches [B, T, N, D]."""

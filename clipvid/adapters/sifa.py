@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from clipvid import InputError
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix, zero_init
 from clipvid.adapters.deformable import Taps, check_kernel_size, gather_taps, place_taps, scatter_taps
+from clipvid.adapters.marks import Arrows, Mark, patch_centers
 from clipvid.registry import check_option
 
 NORMALIZE = (None, "softmax")
@@ -106,6 +107,23 @@ class SIFA(Adapter):
             return AdapterOutput(update)
         seen = {"offsets": offsets.expand(*correlation.shape, 2), "correlation": correlation}
         return AdapterOutput(update, trace={name: value.detach() for name, value in seen.items()})
+
+    def draw_trace(self, trace: dict[str, Tensor], grid: tuple[int, int]) -> list[Mark]:
+        """Return an arrow from each patch to the place in the next frame that it resembles most.
+
+        See `Adapter.draw_trace`.
+        """
+        offsets, correlation = trace["offsets"][0].float(), trace["correlation"][0].float()
+        best, tap = correlation.max(dim=-1)  # [T-1, N]
+        size = self.config.kernel_size
+        moved = torch.stack([tap // size - size // 2, tap % size - size // 2], dim=-1)
+        moved = moved + offsets.gather(2, tap[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
+        starts = patch_centers(grid).expand(*tap.shape, 2)
+        ends = starts + moved.flip(-1) / torch.tensor([grid[1], grid[0]])
+        frames = torch.arange(len(tap))[:, None].expand_as(tap)
+        note = "Arrows lead from a patch to the sampled place in the next frame with the highest correlation."
+        flat = frames.flatten(), starts.flatten(0, 1), ends.flatten(0, 1), best.clamp(min=0).flatten()
+        return [Arrows("offsets of the best sample", note, *flat)]
 
     def predict_offsets(self, frames: Tensor, following: Tensor, grid: tuple[int, int]) -> Tensor:
         """Predict offsets [B, T-1, N, K, 2], (dy, dx) in patches, from both frames of each pair [B, T-1, N, D].

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clipvid import InputError
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, Place, split_prefix, zero_init
+from clipvid.adapters.marks import HeatMap, Mark
 from clipvid.registry import check_option
 
 PAPER_CHANNELS = 384
@@ -94,6 +95,11 @@ class STAdapter(Adapter):
         update = self.up(self._convolve(self.down(patches), grid))
         seen = {"response": update.detach().norm(dim=-1).unflatten(2, grid)} if trace else None
         return AdapterOutput(F.pad(update, (0, 0, prefix.shape[2], 0)), trace=seen)
+
+    def draw_trace(self, trace: dict[str, Tensor], grid: tuple[int, int]) -> list[Mark]:
+        """Return the size of the update; see `Adapter.draw_trace`."""
+        note = "Size of the change that the convolution over time makes to each patch."
+        return [HeatMap("response", note, trace["response"][0].float())]
 
     def _convolve(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Convolve [B, T, N, C]. A kernel of one patch runs as a 2-D one over (T, N), which is many times faster."""

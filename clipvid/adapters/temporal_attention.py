@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvid.adapters.base import Adapter, AdapterOutput, BlockInfo, split_prefix, zero_init
+from clipvid.adapters.marks import FrameMatrix, Mark
 from clipvid.layers.attention import SelfAttention
 
 
@@ -48,6 +49,12 @@ class TemporalAttention(Adapter):
         split_prefix(tokens, grid)  # checks the grid
         update, seen = self.attend(self.norm(tokens).transpose(1, 2), trace)
         return AdapterOutput(update.transpose(1, 2), trace=seen)
+
+    def draw_trace(self, trace: dict[str, Tensor], grid: tuple[int, int]) -> list[Mark]:
+        """Return the attention over time, averaged over patches; see `Adapter.draw_trace`."""
+        patches = trace["attention"][0, -grid[0] * grid[1] :]
+        note = "Weights with which the patches of a frame (row) read the frames (columns), averaged over patches."
+        return [FrameMatrix("attention over time", note, patches.float().mean(dim=0))]
 
     def attend(self, tubes: Tensor, trace: bool) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Return the updates of normed tokens [B, L, T, D], one row per tube, and the trace or None."""

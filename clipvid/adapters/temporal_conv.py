@@ -28,6 +28,7 @@ from clipvid.adapters.base import (
     from_previous,
     split_prefix,
 )
+from clipvid.adapters.marks import HeatMap, Mark
 from clipvid.registry import check_option
 
 
@@ -68,6 +69,12 @@ class TemporalConv(Adapter):
         if self.config.tokens == "patches":
             update = F.pad(update, (0, 0, prefix.shape[2], 0))
         return AdapterOutput(update, trace={"response": update.detach().norm(dim=-1)} if trace else None)
+
+    def draw_trace(self, trace: dict[str, Tensor], grid: tuple[int, int]) -> list[Mark]:
+        """Return the size of the update; see `Adapter.draw_trace`."""
+        note = "Size of the change that the convolution over time makes to each patch."
+        patches = trace["response"][0, :, -grid[0] * grid[1] :]
+        return [HeatMap("response", note, patches.float().unflatten(-1, grid))]
 
     def _convolve(self, tokens: Tensor) -> Tensor:
         """Convolve [B, T, L, D] over frames: one product with all three matrices, then sums of moved frames."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clipvid import InputError
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix
+from clipvid.adapters.marks import FrameMatrix, Mark
 from clipvid.layers.attention import SelfAttention
 
 
@@ -70,3 +71,8 @@ class XCLIP(Adapter):
         seen = {"attention": self.message_attn.mean_weights(normed)} if trace else None
         message = message + self.drop_path(self.message_attn(normed))
         return AdapterOutput(trace=seen, context=message.unsqueeze(2))
+
+    def draw_trace(self, trace: dict[str, Tensor], grid: tuple[int, int]) -> list[Mark]:
+        """Return the attention between the messages; see `Adapter.draw_trace`."""
+        note = "Weights with which the message of a frame (row) reads the messages of the frames (columns)."
+        return [FrameMatrix("messages between frames", note, trace["attention"][0].float())]
