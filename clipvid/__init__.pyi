@@ -11,6 +11,8 @@ from clipvid.inference.auto_classes import ClipVidConfig as ClipVidConfig
 from clipvid.inference.auto_classes import ClipVidForVideoClassification as ClipVidForVideoClassification
 from clipvid.inference.auto_classes import ClipVidVideoProcessor as ClipVidVideoProcessor
 from clipvid.inference.bank import AdapterBank as AdapterBank
+from clipvid.inference.explain.explanation import Explanation as Explanation
+from clipvid.inference.explain.explanation import explain as explain
 from clipvid.inference.predictor import Predictor as Predictor
 from clipvid.model import ModelConfig as ModelConfig
 from clipvid.model import VideoCLIP as VideoCLIP

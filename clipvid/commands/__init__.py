@@ -22,6 +22,7 @@ VERBS = {
     "pretrain-clip": "train a small CLIP from scratch",
     "evaluate": "measure a model, zero-shot or fine-tuned",
     "predict": "classify videos",
+    "explain": "show where, when and how a model found its answer",
     "push": "upload a model folder to the Hugging Face Hub",
     "convert": "convert a checkpoint of a paper's authors",
     "prepare": "turn a download of a public data set into manifests",

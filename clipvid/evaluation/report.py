@@ -93,7 +93,57 @@ class Paragraph:
     code: str = ""
 
 
-Block: TypeAlias = Table | Pictures | BarCards | Clips | Definitions | Listing | Paragraph
+@dataclass(frozen=True)
+class FramePicture:
+    """Picture of one frame of a clip.
+
+    Attributes:
+        uri: the image as a `data:` address.
+        alt: what it shows, in words.
+        numbers: lines below it.
+    """
+
+    uri: str
+    alt: str
+    numbers: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ColorKey:
+    """Entry of the legend of pictures: a name with a color, or with a scale of several colors."""
+
+    name: str
+    colors: Sequence[str]
+
+
+@dataclass(frozen=True)
+class FrameStrip:
+    """Frames of a clip in their order, with things drawn over them.
+
+    Attributes:
+        pictures: one per frame.
+        heading: empty for none.
+        note: how to read it; empty for none.
+        legend: meaning of the colors.
+    """
+
+    kind: ClassVar[str] = "frame_strip"
+    pictures: Sequence[FramePicture]
+    heading: str = ""
+    note: str = ""
+    legend: Sequence[ColorKey] = ()
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that are shown when the reader opens them."""
+
+    kind: ClassVar[str] = "folded"
+    summary: str
+    blocks: Sequence[Block]
+
+
+Block: TypeAlias = Table | Pictures | BarCards | Clips | Definitions | Listing | Paragraph | FrameStrip | Folded
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,18 @@ class ClipReader:
 
     def read(self, video: Frames, views: int = 1, start: int = 0, stop: int | None = None) -> Tensor:
         """Read clips from the frames [start, stop) of a video, spread in time: uint8 [V, T, 3, S, S]."""
+        return self.read_at(video, self.indices(video, views, start, stop))
+
+    def indices(self, video: Frames, views: int = 1, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return the frame numbers [V, T] of clips from the frames [start, stop) of a video, spread in time."""
         part = range(start, len(video) if stop is None else stop)
         times = video.frame_times(part) if self.sampling.by == "time" else None
         drawn = [self.sampling.indices(len(part), times, clip=view, num_clips=views) for view in range(views)]
-        shown, rows = (start + torch.stack(drawn)).unique(return_inverse=True)
+        return start + torch.stack(drawn)
+
+    def read_at(self, video: Frames, indices: Tensor) -> Tensor:
+        """Read the frames of a video at `indices` [V, T]: uint8 [V, T, 3, S, S]."""
+        shown, rows = indices.unique(return_inverse=True)
         resized = [self.resize(frame) for _, frame in video.frames(shown.tolist())]
         return torch.stack(resized)[rows]
 

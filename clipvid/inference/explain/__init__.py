@@ -1,0 +1,1 @@
+"""Explanations of an answer: relevance per patch and frame, importance of frames and order, marks of the adapters."""

@@ -1,0 +1,148 @@
+"""Importance of frames and of their order for a score.
+
+A frame is removed by a mixture of its neighbors. Shapes: T frames, K classes, S image side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import factorial
+
+import torch
+from torch import Tensor
+
+from clipvid import InputError
+from clipvid.inference.explain.target import CLIPS_AT_ONCE, Target, logits_of
+from clipvid.model.video_clip import VideoCLIP
+
+EXACT_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class OrderEffect:
+    """Answer for the frames in another order.
+
+    Attributes:
+        name: `reversed` or `shuffled`.
+        drop: Loss of score against the order of the video.
+        label: Index of the class with the highest logit.
+        probability: Its probability.
+    """
+
+    name: str
+    drop: float
+    label: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class TimeEffects:
+    """Importance of frames and order. Values are losses of score, the logit difference of `Target`.
+
+    Attributes:
+        frames: [T], for each frame.
+        swaps: [T-1], for each pair of neighboring frames that change places.
+        orders: Effects of other orders of all frames, empty for a single frame.
+    """
+
+    frames: Tensor
+    swaps: Tensor
+    orders: tuple[OrderEffect, ...]
+
+
+def time_effects(model: VideoCLIP, clip: Tensor, target: Target, exact: bool = False) -> TimeEffects:
+    """Return the importance of the frames of a normalized clip [1, T, 3, S, S] and of their order.
+
+    Args:
+        model: Model in evaluation mode.
+        clip: The clip.
+        target: Class to explain.
+        exact: Compute Shapley values of the frames, from all 2^T subsets. Otherwise, a frame's value is the mean of two
+            losses: its removal from the whole clip, and its removal from a clip of this frame alone.
+    """
+    importance = exact_shapley if exact else frame_importance
+    frames = importance(model, clip, target)
+    count = clip.shape[1]
+    orders = [_swapped(count, first) for first in range(count - 1)]
+    if count > 1:
+        orders += [list(reversed(range(count))), shuffled_order(count)]
+    logits = logits_of(model, torch.cat([clip, *(clip[:, order] for order in orders)]))
+    scores = target.score(logits)
+    drops, probabilities = (scores[0] - scores[1:]).cpu(), logits.softmax(dim=-1).cpu()
+    effects = []
+    for place, name in enumerate(("reversed", "shuffled")[: 2 * (count > 1)], start=count - 1):
+        best = int(probabilities[place + 1].argmax())
+        effects.append(OrderEffect(name, float(drops[place]), best, float(probabilities[place + 1, best])))
+    return TimeEffects(frames, drops[: count - 1], tuple(effects))
+
+
+def _swapped(count: int, first: int) -> list[int]:
+    order = list(range(count))
+    order[first], order[first + 1] = first + 1, first
+    return order
+
+
+def shuffled_order(count: int) -> list[int]:
+    """Return a fixed order of frames that is neither the original nor the reversed one, where one exists."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
+    trivial = (list(range(count)), list(reversed(range(count))))
+    return order if order not in trivial else [*order[1:], order[0]]
+
+
+def keep_frames(clip: Tensor, kept: list[int]) -> Tensor:
+    """Return a clip [1, T, 3, S, S] in which every other frame is the mean of the nearest kept ones on both sides.
+
+    Without kept frames, every frame is the mean of all frames.
+    """
+    if not kept:
+        return clip.mean(dim=1, keepdim=True).expand_as(clip)
+    frames = []
+    for frame in range(clip.shape[1]):
+        before = [place for place in kept if place <= frame][-1:]
+        after = [place for place in kept if place >= frame][:1]
+        frames.append(clip[:, sorted({*before, *after})].mean(dim=1))
+    return torch.stack(frames, dim=1)
+
+
+def subset_scores(model: VideoCLIP, clip: Tensor, target: Target, subsets: Sequence[Sequence[int]]) -> list[float]:
+    """Return the score of `keep_frames` for each subset of the frames."""
+    scores: list[float] = []
+    for start in range(0, len(subsets), CLIPS_AT_ONCE):
+        clips = torch.cat([keep_frames(clip, list(kept)) for kept in subsets[start : start + CLIPS_AT_ONCE]])
+        scores += target.score(logits_of(model, clips)).tolist()
+    return scores
+
+
+def frame_importance(model: VideoCLIP, clip: Tensor, target: Target) -> Tensor:
+    """Return the importance [T] of frames from 2 T + 2 forward passes, see `time_effects`."""
+    frames = range(clip.shape[1])
+    without = [[other for other in frames if other != frame] for frame in frames]
+    alone = [[frame] for frame in frames]
+    none, whole, *scores = subset_scores(model, clip, target, [[], [*frames], *without, *alone])
+    last = [whole - score for score in scores[: len(frames)]]
+    first = [score - none for score in scores[len(frames) :]]
+    return torch.tensor([(one + other) / 2 for one, other in zip(last, first, strict=True)])
+
+
+def exact_shapley(model: VideoCLIP, clip: Tensor, target: Target) -> Tensor:
+    """Return the Shapley value [T] of each frame from all 2^T subsets of the frames.
+
+    Raises:
+        InputError: The clip has more than `EXACT_FRAMES` frames.
+    """
+    count = clip.shape[1]
+    if count > EXACT_FRAMES:
+        raise InputError(
+            f"exact=True for {count} frames would need {2**count} passes; expected up to {EXACT_FRAMES} frames, or "
+            "exact=False"
+        )
+    subsets = [kept for size in range(count + 1) for kept in combinations(range(count), size)]
+    scores = dict(zip(subsets, subset_scores(model, clip, target, subsets), strict=True))
+    values = torch.zeros(count, dtype=torch.float64)
+    for kept, score in scores.items():
+        for frame in set(range(count)) - set(kept):
+            weight = factorial(len(kept)) * factorial(count - len(kept) - 1) / factorial(count)
+            values[frame] += weight * (scores[tuple(sorted((*kept, frame)))] - score)
+    return values.float()
