@@ -319,3 +319,22 @@ def test_cosine_with_a_floor_ends_there_and_is_transformers_without():
 def test_floor_of_another_schedule_is_refused():
     with pytest.raises(ValueError, match="min_lr=1e-06 needs lr_scheduler_type cosine or timm_cosine, got linear"):
         OptimConfig(lr_scheduler_type="linear", min_lr=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "rate"),
+    [
+        ("linear", {}, 0.01),
+        ("cosine", {"head_lr": 0.02}, 0.02),
+        ("class_token", {"head_lr": None}, 1e-4),
+        ({"name": "text", "prompt_layers": 1}, {}, 1e-4),
+        ("linear", {"groups": [ParameterGroup("head.*", 0.3, 0.0)]}, 0.3),
+    ],
+)
+def test_heads_without_text_have_their_own_learning_rate(make_model, head, options, rate) -> None:
+    model = make_model({"name": "gta", "layers": [-1]}, ["a", "b"], head=head)
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-4, **options))
+    rates = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
+    trained = {name: rates[id(value)] for name, value in model.named_parameters() if value.requires_grad}
+    assert {value for name, value in trained.items() if name.startswith("head.")} == {rate}
+    assert {value for name, value in trained.items() if not name.startswith("head.")} == {1e-4}

@@ -49,6 +49,8 @@ class OptimConfig:
 
     Attributes:
         lr: Learning rate.
+        head_lr: Learning rate of a head without text (`linear`, `cosine`, `class_token`), which starts from random
+            weights and needs a higher one than adapters. Null for `lr`. `groups` take precedence.
         weight_decay: Weight decay. Biases and other one-dimensional parameters have none.
         betas: Coefficients of AdamW's moving averages.
         eps: Term added to AdamW's denominator.
@@ -63,6 +65,7 @@ class OptimConfig:
     """
 
     lr: float = 5e-4
+    head_lr: float | None = 0.01
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
@@ -74,12 +77,13 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_ranges("optim", self, lr=(0, FINITE), weight_decay=(0, FINITE), eps=(0, 1), warmup_ratio=(0, 1))
+        check_ranges("optim", self, **({} if self.head_lr is None else {"head_lr": (0, FINITE)}))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optim.betas={self.betas}: expected two numbers from 0 to below 1")
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay={self.layer_decay} must be in (0, 1]; 0.75 is usual, 1 for none")
         check_option("optim", "lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
-        rates = [self.lr, *(group.lr for group in self.groups)]
+        rates = [self.lr, *(group.lr for group in self.groups), *([] if self.head_lr is None else [self.head_lr])]
         check_ranges("optim", self, min_lr=(0, min(rates)))
         if self.min_lr > 0 and self.lr_scheduler_type not in FLOORED:
             schedules = " or ".join(FLOORED)
@@ -113,6 +117,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> SkippingAdamW:
         InputError: There is nothing to train, or a group matches no parameter.
     """
     depths = {} if config.layer_decay == 1 else layers_above(model)
+    head = model.head if isinstance(model, VideoCLIP) and not model.head.needs_text else nn.Identity()
+    fresh = {id(parameter) for parameter in head.parameters()}
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     unmatched = {group.match for group in config.groups}
     for name, parameter in model.named_parameters():
@@ -121,7 +127,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> SkippingAdamW:
         group = next((group for group in config.groups if fnmatch(name, group.match)), None)
         if group is not None:
             unmatched.discard(group.match)
-        lr, decay = (group.lr, group.weight_decay) if group else (config.lr, config.weight_decay)
+        base = config.head_lr if config.head_lr is not None and id(parameter) in fresh else config.lr
+        lr, decay = (group.lr, group.weight_decay) if group else (base, config.weight_decay)
         # Scalars are not sharded, and a fused step cannot mix them with sharded parameters.
         lr *= config.layer_decay ** depths.get(id(parameter), 0)
         key = (lr, decay if parameter.ndim > 1 else 0.0, parameter.ndim == 0)
