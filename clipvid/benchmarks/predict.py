@@ -38,6 +38,9 @@ _LABELS = ["a ball", "a box", "a star"]
 class PredictBenchmark:
     """Options of the benchmark. The rates are measured in turns.
 
+    By default the reader has one process and the model one thread. On two cores, each thus has a core in all
+    measurements. If reader and model alone would each use all cores, together they cannot keep both rates.
+
     Attributes:
         output_dir: Folder of the results.
         videos: Folder of videos. By default 24 videos of 320 x 240 pixels and 250 frames are generated.
@@ -60,10 +63,10 @@ class PredictBenchmark:
     adapter: str = "none"
     num_frames: int = 8
     batch_size: int = 8
-    num_workers: int = 2
-    passes: int = 8
+    num_workers: int = 1
+    passes: int = 4
     repeats: int = 5
-    threads: int | None = None
+    threads: int | None = 1
     memory: bool = True
 
     def __post_init__(self) -> None:
