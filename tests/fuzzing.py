@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 from mutations import (
     Mutation,
     mutate_bytes,
@@ -31,6 +32,7 @@ from mutations import (
 
 REPOSITORY = Path(__file__).parent.parent
 SECONDS = 10
+PATIENCE = 6  # on a machine with other work
 BYTES = 1 << 30
 MAX_MESSAGE = 5000  # characters
 MAX_LINES = 8  # of the error about a list, which shows the first few wrong lines
@@ -190,6 +192,18 @@ TARGETS = {
 }
 
 
+def _answers(process: subprocess.Popen[bytes]) -> bool:
+    """Return True if the process answers within `SECONDS` of processor time, and within `PATIENCE` times as long."""
+    usage = psutil.Process(process.pid)
+    start = sum(usage.cpu_times()[:2])
+    for _ in range(PATIENCE):
+        if select.select([process.stdout], [], [], SECONDS)[0]:
+            return True
+        if sum(usage.cpu_times()[:2]) - start > SECONDS:
+            return False
+    return False
+
+
 class Reader:
     """A process that reads cases one after another. `run` starts it, and starts it again after it was lost."""
 
@@ -198,7 +212,7 @@ class Reader:
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self, case: Case) -> tuple[bool, str | None]:
-        """Return whether the file was read, and a problem or None. Time is judged twice: the machine may be slow."""
+        """Return whether the file was read, and a problem or None. Time is judged twice."""
         read, problem = self._run(case)
         return self._run(case) if problem is not None and problem.startswith("takes") else (read, problem)
 
@@ -215,7 +229,7 @@ class Reader:
         assert process.stdout is not None
         process.stdin.write(json.dumps(case).encode() + b"\n")
         process.stdin.flush()
-        if not select.select([process.stdout], [], [], SECONDS)[0]:
+        if not _answers(process):
             self.close()
             return False, f"takes more than {SECONDS} s"
         answer = process.stdout.readline()
