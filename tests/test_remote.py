@@ -1,12 +1,17 @@
 """Videos on a web server and on file systems of fsspec, with a bounded cache on disk."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import pytest
-from conftest import shake_adapters
+from conftest import REPOSITORY, shake_adapters
+from hub_server import Hub, Repository
 from test_predict import run
 
 from clipvid import InputError
@@ -156,6 +161,29 @@ def test_folder_and_pattern_on_a_file_system(saved, cache, videos):
     local = run("--model", str(saved), "--num_workers", "0", "--batch_size", "1", *map(str, videos[:3]))[1]
     assert [line["predictions"] for line in lines] == [line["predictions"] for line in local]
     system.rm("/set", recursive=True)
+
+
+@pytest.mark.slow
+def test_repository_of_the_hub(saved, cache, videos, tmp_path):
+    hub = Hub()
+    hub.repositories["user/videos"] = Repository(private=False)
+    contents = {f"{number}.mp4": video.read_bytes() for number, video in enumerate(videos[:3])}
+    hub.repositories["user/videos"].add("main", contents | {"notes.txt": b"text"})
+    args = ["--model", str(saved), "--batch_size", "1"]
+    command = [sys.executable, "-m", "clipvid", "predict", *args, "hf://user/videos"]
+    places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | places | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["video"] for line in lines] == [f"hf://user/videos/{name}" for name in contents]
+    local = run(*args, *map(str, videos[:3]))[1]
+    for line, other in zip(lines, local, strict=True):
+        scores, expected = ({each["label"]: each["score"] for each in one["predictions"]} for one in (line, other))
+        assert scores == pytest.approx(expected, abs=1e-6)  # the number of threads may differ
+    assert len(kept(cache)) == 3
+    assert sum("/resolve/" in request for request in hub.requests) == 3
+    hub.shutdown()
 
 
 @pytest.mark.parametrize("address", ["memory://nowhere/a.mp4", "nothing://a.mp4"])

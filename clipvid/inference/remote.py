@@ -125,9 +125,10 @@ class _SystemFile:
 
     def __init__(self, address: str) -> None:
         self.system, self.place = fsspec.url_to_fs(address)
-        if not self.system.isfile(self.place):
-            raise OSError("no such file")
-        self.size: int | None = self.system.size(self.place)
+        facts = self.system.info(self.place)
+        if facts["type"] != "file":
+            raise OSError(f"it is a {facts['type']}, not a file")
+        self.size: int | None = facts["size"]
         self.key: str | None = hash_key(address, str(self.system.ukey(self.place)))
 
     def copy_to(self, path: Path) -> None:
