@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clipvid.benchmarks.explain import ExplainBenchmark
 from clipvid.benchmarks.ladder import LadderConfig
 from clipvid.benchmarks.pretraining import PretrainingBenchmark
 from clipvid.experiments.config import DemoConfig, Recipe
@@ -27,6 +28,8 @@ def config_class(path: Path) -> type:
         return LadderConfig
     if "eval" in path.parts:
         return EvaluateConfig
+    if path.parent.name == "explain":
+        return ExplainBenchmark
     if path.parent.name == "pretraining":
         return PretrainingBenchmark
     if path.name == "tiny_clip.yaml":

@@ -108,6 +108,15 @@ def render_clip(config: WorldConfig, class_id: int, split: str, index: int) -> n
     return np.ascontiguousarray(frames[::-1]) if label.reverses else frames
 
 
+def object_track(config: WorldConfig, class_id: int, split: str, index: int) -> np.ndarray:
+    """Return the place of the object in each frame of `render_clip`: (x, y, radius) in frame widths, [T, 3]."""
+    label = world_classes(config)[class_id]
+    rng = clip_stream(config, label, split, index)
+    scene = draw_scene(rng, label.object, label.pair, config.num_frames, config.image_size)
+    track = np.stack([scene.x, scene.y, scene.radius], axis=1)
+    return np.ascontiguousarray(track[::-1]) if label.reverses else track
+
+
 def draw_still(config: WorldConfig, index: int, split: str) -> tuple[Scene, int, np.random.Generator]:
     """Return the scene of a still, the frame number to show, and the random stream for the rest.
 

@@ -22,7 +22,7 @@ from clipvid.evaluation.clips import data_uri
 POINT_COLORS = ("#ff8c1a", "#1fd1c1")
 TRACK_COLORS = ("#ff8c1a", "#1fd1c1", "#ff5fa2", "#b6e34b", "#8ea2ff", "#ffe14d")
 ARROW_COLOR = "#ffe14d"
-MAX_TRACKS, MAX_ARROWS = 6, 40  # of a frame; more cannot be followed
+MAX_TRACKS, MAX_ARROWS = 6, 12  # of a frame; more cannot be followed
 _SIDE = 224  # the shorter side of a picture in pixels
 _SMOOTH = 2  # lines are drawn at this multiple and reduced
 

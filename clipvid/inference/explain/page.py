@@ -36,6 +36,7 @@ from clipvid.files import json_text, replacing, write_text
 from clipvid.inference.explain.charts import frames_chart, matrix_chart
 from clipvid.inference.explain.drawing import (
     ARROW_COLOR,
+    MAX_ARROWS,
     POINT_COLORS,
     draw_heat,
     draw_mark,
@@ -208,7 +209,11 @@ def _legend(mark: HeatMap | Points | Tracks | Arrows) -> list[ColorKey]:
     if isinstance(mark, Points):
         return [ColorKey(name, [color]) for name, color in zip(mark.names, POINT_COLORS, strict=False)]
     if isinstance(mark, Arrows):
-        return [ColorKey("from a patch to where it is found again; the strongest of each frame", [ARROW_COLOR])]
+        return [
+            ColorKey(
+                f"from a patch to where it is found again; the {MAX_ARROWS} strongest of each frame", [ARROW_COLOR]
+            )
+        ]
     return []
 
 
