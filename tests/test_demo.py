@@ -47,6 +47,7 @@ def demo(folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_demo_writes_report_and_reuses_results(tmp_path: Path) -> None:
     said = demo(tmp_path)
     metrics = json.loads((tmp_path / "demo/metrics.json").read_text())

@@ -118,13 +118,13 @@ def test_auto_batch_size_keeps_the_step_equal(clip_folder: Path, tmp_path: Path)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), limits[1]))
     try:
-        actual = largest_batch_size(accelerator, model, Classification(2, 0), item, 3 * 4096)
+        actual = largest_batch_size(accelerator, model, Classification(2, 0), item, 3 * 1024)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-    assert 1 <= actual < 3 * 4096
-    assert 3 * 4096 % actual == 0
+    assert 1 <= actual < 3 * 1024
+    assert 3 * 1024 % actual == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -127,6 +127,7 @@ def test_frozen_bf16_run_is_bitwise_equal(world: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_compiled_run_is_equal_up_to_rounding(world: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "plain", tmp_path / "compiled"
     for output, more in zip(outputs, ([], ["--training.torch_compile=true"]), strict=True):
