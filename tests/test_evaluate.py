@@ -131,6 +131,7 @@ def test_sweep_ends_equal_zero_shot_and_model(evaluated: Path) -> None:
 
 def test_report_is_complete_and_self_contained(evaluated: Path) -> None:
     html = (evaluated / "report.html").read_text()
+    assert "Why these answers" not in html  # a sweep leaves other weights in the model
     page = ParsedPage(html)
     headings = ["Results", "Accuracy by motion pair", "More figures", "Gains by class", "Calibration"]
     headings += ["Weight-space ensembling", "Views", "Clips", "Confusion matrices", "Details"]
@@ -187,6 +188,19 @@ def test_new_classes_are_reported(world: Path, make_model, tmp_path: Path) -> No
     assert (actual["trained_on"], actual["asked"], actual["shared"]) == (2, 4, ["ball moving left"])
     assert actual["unseen_top1"]["count"] == 9
     assert "Classes that were trained on" in (tmp_path / "out/report.html").read_text()
+
+
+def test_hardest_clips_are_explained(world: Path, model_folder: Path, tmp_path: Path) -> None:
+    evaluate(world, model_folder, tmp_path, controls="[]", zero_shot=False)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    section = html.split("<h2>Why these answers</h2>")[1].split("</section>")[0]
+    own = rows(tmp_path, condition="forward")
+    worst = min(own, key=lambda row: row["scores"][row["label"]])
+    answer = LABELS[max(range(len(LABELS)), key=lambda label: worst["scores"][label])]
+    assert f"<summary>{LABELS[worst['label']]}, answered {answer}</summary>" in section
+    assert section.count("<details") == 2
+    assert section.count("<img") == 2 * 3  # clips and frames
+    assert f"rather than “{LABELS[worst['label']]}”" in section
 
 
 def test_class_overlap_is_reported(world: Path, make_model, tmp_path: Path) -> None:

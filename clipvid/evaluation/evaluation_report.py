@@ -12,7 +12,7 @@ from typing import Any
 from clipvid.evaluation.adapters_section import adapters_section
 from clipvid.evaluation.charts import Line, calibration_chart, gains_chart, sweep_chart
 from clipvid.evaluation.clips import ClipStrip
-from clipvid.evaluation.report import LegendEntry, Listing, Page, Paragraph, Pictures, Section
+from clipvid.evaluation.report import Block, LegendEntry, Listing, Page, Paragraph, Pictures, Section
 from clipvid.evaluation.report_sections import (
     ZERO_SHOT_NAME,
     Confusion,
@@ -43,6 +43,11 @@ INTRODUCTION = (
     "they lose nothing, the model does not use motion."
 )
 
+_WHY_NOTE = (
+    "Where the model finds its answer for each of these clips: bright places speak for the answer against the true "
+    "class. A line opens with a click or the Enter key. `clipvid explain` shows more."
+)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -55,6 +60,7 @@ class Evaluation:
         summary: figures over seeds, by name; see `metrics.mean_and_spread`.
         unreadable: paths of the videos of the last group that could not be read.
         clips: its hardest ones.
+        explanations: of the model's answers for these clips.
         curves: histories of the training.
         details: settings that the figures depend on.
         introduction: paragraphs below the title.
@@ -66,6 +72,7 @@ class Evaluation:
     summary: dict[str, Any] = field(default_factory=dict)
     unreadable: Sequence[str] = ()
     clips: Sequence[ClipStrip] = ()
+    explanations: Sequence[Block] = ()
     curves: Sequence[Curve] = ()
     details: dict[str, str] = field(default_factory=dict)
     introduction: Sequence[str] = (INTRODUCTION,)
@@ -101,6 +108,7 @@ def evaluation_page(evaluation: Evaluation) -> Page:
             _sweep_section(figures, by_label[name]),
             _views_section(figures),
             clips_section(evaluation.clips),
+            Section("Why these answers", _WHY_NOTE, evaluation.explanations),
             curves_section(evaluation.curves, colors),
             adapters_section(evaluation.curves),
             confusions_section(confusions),
