@@ -33,6 +33,8 @@ sys.path.insert(0, str(REPOSITORY / "docs" / "generate"))
 
 from cli import parser_of
 from figures import FIGURES
+from store import tables_of
+from tables import markdown
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 GENERATED = {"docs/reference/cli.md"}
@@ -299,3 +301,17 @@ def test_every_page_is_in_the_navigation():
     navigation = (REPOSITORY / "mkdocs.yml").read_text()
     pages = [page.relative_to(REPOSITORY / "docs").as_posix() for page in (REPOSITORY / "docs").rglob("*.md")]
     assert [page for page in pages if not re.search(rf": {re.escape(page)}$", navigation, re.MULTILINE)] == []
+
+
+def test_tables_of_a_ladder_are_stored_as_they_are_written() -> None:
+    results = "| | adapter | top-1 |\n|---|---|---:|\n| none | none | 0.50 |\n| a \\| b | gta | 0.75 (0.7 to 0.8) |"
+    judged = "| hypothesis | held |\n|---|---|\n| none on top1 ≤ 0.6 | yes |"
+    notes = "- Mean over the seeds 0, 1.\n- 2 of 2 trials: `clipvid benchmark ladder --config a.yaml`"
+    stored = tables_of(f"{results}\n\n{judged}\n\n{notes}\n", None)
+    shown = [re.sub(" *\\| *", "|", markdown(stored[suffix])) for suffix in ("", "_predictions")]
+    assert shown == [re.sub(" *\\| *", "|", table) for table in (results, judged)]
+    assert stored[""]["command"] == "clipvid benchmark ladder --config a.yaml"
+    assert stored[""]["conditions"] == "Mean over the seeds 0, 1."
+    assert tables_of(f"{results}\n\n{notes}", "my command")[""]["command"] == "my command"
+    with pytest.raises(ValueError, match="unknown table"):
+        tables_of(f"{results.replace('| |', '| other |', 1)}\n\n{notes}", None)
