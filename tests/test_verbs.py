@@ -133,6 +133,7 @@ CHANGED = {
     "training.auto_find_batch_size": "true",
     "training.torch_compile": "true",
     "training.diagnose": "true",
+    "optim.head_lr": 0.5,
     "training.frozen_bf16": "true",
     "training.cache_features": "off",
     "training.cache_views": 2,

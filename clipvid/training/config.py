@@ -241,6 +241,7 @@ class PretrainConfig(VideoRunConfig):
         "training.cutmix",
         "training.cache_features",
         "training.diagnose",
+        "optim.head_lr",
         "data.protocol",
         "data.augment.label_map_flip",
     )
@@ -289,6 +290,7 @@ class PretrainClipConfig(RunConfig):
         "training.auto_find_batch_size",  # the objective depends on the other stills of a batch
         "training.torch_compile",
         "training.diagnose",
+        "optim.head_lr",
         "training.frozen_bf16",
         "stills.world.fps",
         "stills.world.train_per_class",
