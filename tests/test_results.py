@@ -137,7 +137,7 @@ def test_timeline_draws_names_with_any_sign(tmp_path, name):
         warnings.filterwarnings("ignore", "Glyph .* missing")
         files = write_timeline(tmp_path, name, timeline, [name, "other"], 1.0, 1.0, 2)
     assert sorted(tmp_path.iterdir()) == sorted(files)
-    assert all(file.stat().st_size > 100 for file in files)
+    assert all(file.stat().st_size > 50 for file in files)  # the table of two events is short
     assert all(printable(file.name) == file.name for file in files)
     assert json.loads(files[0].read_text(encoding="utf-8"))["video"] == name
 

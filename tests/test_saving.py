@@ -319,6 +319,7 @@ def test_saved_config_has_every_option(make_model, tiny_folder, tmp_path):
             "norm": "batch",
             "eval_batch_stats": False,
             "drop_path": 0.0,
+            "loss_weight": 1.0,
         }
     ]
     assert (record["labels"], record["templates"]) == (LABELS, ["{}"])

@@ -9,6 +9,7 @@ from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 from clipvid import InputError
+from clipvid.files import printable
 from clipvid.inference.outputs import Timeline
 
 
@@ -70,5 +71,5 @@ def events_table(events: Sequence[Event]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("start", "end", "class", "score"))
     for event in events:
-        writer.writerow((f"{event.start:.3f}", f"{event.end:.3f}", event.label, f"{event.score:.3f}"))
+        writer.writerow((f"{event.start:.3f}", f"{event.end:.3f}", printable(event.label), f"{event.score:.3f}"))
     return out.getvalue()
