@@ -18,6 +18,7 @@ import torch
 from clipvid.data import reader
 from clipvid.data.reader import VideoError, open_video, read_frames
 from clipvid.decoding import demux, fast_readers
+from clipvid.decoding.demux import METADATA_OPTIONS
 
 HAS_DECORD = importlib.util.find_spec("decord") is not None
 WIDTH, HEIGHT, BIT = 96, 64, 8
@@ -115,7 +116,7 @@ def over_black(frame: av.VideoFrame) -> np.ndarray:
 def decode_all(path: Path) -> list[np.ndarray]:
     """Return every frame that decodes, packet by packet, in one thread. This defines the indices."""
     images = []
-    with av.open(str(path), metadata_errors="ignore") as container:
+    with av.open(str(path), **METADATA_OPTIONS) as container:
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None:
             return []
@@ -373,7 +374,7 @@ def test_truncated_file_gives_its_frames(tmp_path: Path):
 def test_lost_packet_does_not_shift_indices(packet_number: int, tmp_path: Path):
     """Missing frames are not counted, in a codec whose packets can be checked."""
     path = Recipe("hurt.mp4", frames=40).write(tmp_path)
-    with av.open(str(path)) as container:
+    with av.open(str(path), **METADATA_OPTIONS) as container:
         packet = [packet for packet in container.demux(video=0) if packet.size][packet_number]
         start = packet.pos
     data = bytearray(path.read_bytes())
@@ -385,7 +386,7 @@ def test_lost_packet_does_not_shift_indices(packet_number: int, tmp_path: Path):
 def test_lost_frame_is_replaced_by_previous(tmp_path: Path):
     """If only decoding shows the damage, the length stays."""
     path = Recipe("hurt.mkv", codec="mjpeg", pixels="yuvj420p").write(tmp_path)
-    with av.open(str(path)) as container:
+    with av.open(str(path), **METADATA_OPTIONS) as container:
         packet = bytes([packet for packet in container.demux(video=0) if packet.size][20])
     path.write_bytes(path.read_bytes().replace(packet, bytes(len(packet))))
     assert len(decode_all(path)) == 39
@@ -397,13 +398,13 @@ def test_lost_frame_is_replaced_by_previous(tmp_path: Path):
 
 def pixel_aspect(path: Path) -> float:
     """Return the width of a pixel by its height, 1 if the file does not say."""
-    with av.open(str(path), metadata_errors="ignore") as container:
+    with av.open(str(path), **METADATA_OPTIONS) as container:
         return float(container.streams.video[0].sample_aspect_ratio or 1)
 
 
 def is_plain(path: Path) -> bool:
     """Return True if pixels are square and the picture is SDR, so that a frame is shown as decoded."""
-    with av.open(str(path), metadata_errors="ignore") as container:
+    with av.open(str(path), **METADATA_OPTIONS) as container:
         frame = next(container.decode(video=0))
         return pixel_aspect(path) == 1 and int(frame.color_trc) not in (16, 18)  # PQ, HLG
 

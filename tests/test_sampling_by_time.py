@@ -159,7 +159,8 @@ def test_varying_rates_are_warned_about_once_and_counted(training: bool, workers
         shown = [batch for _ in range(3) for batch in loader]
     assert len(shown) == 6
     assert all("varies" not in batch for batch in shown)
-    first, counted = (str(warning.message) for warning in caught)
+    messages = [str(warning.message) for warning in caught if not issubclass(warning.category, DeprecationWarning)]
+    first, counted = messages
     assert ".mp4: its frame rate varies by more than 2x" in first
     assert "3 of 4 videos have a frame rate that varies by more than 2x" in counted
     assert all("data.sampling='{name: uniform, by: time}'" in text for text in (first, counted))

@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import av
 from av.bitstream import BitStreamFilterContext
@@ -36,6 +36,8 @@ EMPTY_MPEG4_BYTES = 16
 
 # No protocols: the file is already open, and it must not open others.
 _CLOSED = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": ""}
+# Text that is not UTF-8 is ignored. PyAV 19 has no such option: it ignores it itself.
+METADATA_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 # PyAV raises IndexError if a damaged file adds a stream during demuxing.
 _DEMUX_ERRORS = (av.FFmpegError, IndexError)
 
@@ -87,7 +89,7 @@ def opened(source: str | bytes) -> Iterator[Opened]:
 
 def _container(file: NamelessFile) -> InputContainer:
     try:
-        return av.open(file, "r", metadata_errors="ignore", container_options=_CLOSED)
+        return av.open(file, "r", container_options=_CLOSED, **METADATA_OPTIONS)
     except av.FFmpegError as error:
         if error.errno == errno.EINVAL:  # FFmpeg's error for a format that is not allowed
             raise InputError("its container format is not supported for videos") from None
