@@ -137,6 +137,16 @@ def test_run_trains_without_adapters_that_do_harm(world: Path, tmp_path: Path, m
     assert "The model is trained without ila" in printed
 
 
+def test_groups_of_adapters_are_left_out_without_adapters(world: Path, tmp_path: Path, monkeypatch) -> None:
+    choose(monkeypatch, NONE)
+    groups = [{"match": "encoder.layers.*.adapters.*", "lr": 0.001, "weight_decay": 0.0}]
+    run = clipvid.finetune(config(world, tmp_path / "run", model={"head": "linear"}, optim={"groups": groups}))
+    assert run.figures["selection"]["chosen"] == NONE
+    groups[0]["match"] = "nothing.*"
+    with pytest.raises(InputError, match=r"optim\.groups: no trained parameter matches"):
+        clipvid.finetune(config(world, tmp_path / "wrong", model={"head": "linear"}, optim={"groups": groups}))
+
+
 def test_run_trains_adapters_that_help(world: Path, tmp_path: Path, monkeypatch) -> None:
     choose(monkeypatch, ADAPTERS)
     run = clipvid.finetune(config(world, tmp_path / "run"))

@@ -170,7 +170,11 @@ def _cross_validate(config: FinetuneConfig, train: Manifest, accelerator: Accele
 def _fold_config(config: FinetuneConfig, folder: Path, videos: int, processes: int) -> FinetuneConfig:
     """Return the config of the training of a fold, whose batch the videos fill."""
     training = replace(
-        config.training, eval_epochs=config.training.epochs, load_best_model_at_end=False, report_to="none"
+        config.training,
+        eval_epochs=config.training.epochs,
+        load_best_model_at_end=False,
+        report_to="none",
+        diagnose=False,
     )
     return replace(
         config,

@@ -26,7 +26,7 @@ SECONDS_TO_LIVE = 900.0  # an older lock of another host is from a crashed proce
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder/.lock` within the block.
 
-    The file contains host, process and start time of its owner, which regularly updates the file's modification time. A
+    The file contains host, process and start time of the owner, which regularly updates the file's modification time. A
     lock is replaced if its owner has died on this host, or is on another host and has not updated it for
     `SECONDS_TO_LIVE`.
 

@@ -140,7 +140,7 @@ class UpdateNorms:
         def add(module: Adapter, inputs: tuple[Any, ...], output: AdapterOutput) -> None:
             if output.update is None:
                 return
-            squares = [tensor.detach().float().square().mean().double().cpu() for tensor in (output.update, inputs[0])]
+            squares = [tensor.detach().float().square().mean().cpu().double() for tensor in (output.update, inputs[0])]
             self._sums[name] = self._sums.get(name, torch.zeros(2, dtype=torch.float64)) + torch.stack(squares)
 
         return add

@@ -20,6 +20,7 @@ from clipvid.training.advice import advice
 from clipvid.training.build import build_trainer, classification
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.diagnosis import Diagnosis, Validation
+from clipvid.training.optim import matching_groups
 from clipvid.training.session import (
     Session,
     fresh_model,
@@ -105,6 +106,8 @@ def finetune(
     recipe = config if selected is None else replace(config, model=selected.model)
     with preemption(config) as stop:
         model = fresh_model(recipe, train, accelerator)
+        if selected is not None and not model.encoder.adapters():
+            recipe = replace(recipe, optim=matching_groups(model, recipe.optim))
         hashes = with_backbone(hashes, model, config, output)
         opened = OpenedVideos() if opened is None else opened
         if selected is not None and not any(parameter.requires_grad for parameter in model.parameters()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -147,6 +147,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> SkippingAdamW:
         betas=config.betas,
         eps=config.eps,
     )
+
+
+def matching_groups(model: nn.Module, config: OptimConfig) -> OptimConfig:
+    """Return the config without the groups that match no trained parameter, such as those of removed adapters."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [group for group in config.groups if any(fnmatch(name, group.match) for name in trained)]
+    return replace(config, groups=groups)
 
 
 def layers_above(model: nn.Module) -> dict[int, int]:

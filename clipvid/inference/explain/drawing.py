@@ -81,7 +81,8 @@ def _draw_points(pictures: Sequence[Image.Image], mark: Points) -> None:
 
 
 def _draw_tracks(pictures: Sequence[Image.Image], mark: Tracks, relevance: Tensor) -> None:
-    for color, path in zip(TRACK_COLORS, mark.positions[relevant_tracks(mark.positions, relevance)], strict=False):
+    tracks = mark.positions[relevant_tracks(mark.positions, relevance)][: len(TRACK_COLORS)]
+    for color, path in zip(TRACK_COLORS[: len(tracks)], tracks, strict=True):
         for frame, picture in enumerate(pictures):
             points = [_pixels(picture, place) for place in path]
             draw, width = ImageDraw.Draw(picture), max(2, picture.width // 120)

@@ -207,7 +207,7 @@ def _legend(mark: HeatMap | Points | Tracks | Arrows) -> list[ColorKey]:
     if isinstance(mark, HeatMap):
         return [ColorKey(f"from 0 to {float(mark.values.max()):.2g}", _SCALE)]
     if isinstance(mark, Points):
-        return [ColorKey(name, [color]) for name, color in zip(mark.names, POINT_COLORS, strict=False)]
+        return [ColorKey(name, [POINT_COLORS[kind % len(POINT_COLORS)]]) for kind, name in enumerate(mark.names)]
     if isinstance(mark, Arrows):
         return [
             ColorKey(
