@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo docs test test-all lint clean
+.PHONY: demo docs test test-all test-gpu lint clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clipvid needs Python 3.11 or newer; PYTHON=/path/to/python make ...")'
@@ -21,6 +21,9 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'slow or not slow'
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -113,10 +113,14 @@ class Backbone:
         if self.is_public:
             self.cast_fingerprint = self.fingerprint()
 
-    def open_clip_model(self) -> nn.Module:
-        """Return open_clip's model with a copy of the image tower's weights and no text tower, as a reference."""
+    def open_clip_model(self, with_text: bool = False) -> nn.Module:
+        """Return open_clip's model with a copy of the image tower's weights, as a reference.
+
+        Args:
+            with_text: Add a text tower of the same shape, with random weights.
+        """
         config = {key: self.config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in self.config}
-        clip: Any = open_clip.CLIP(**config, text_cfg=NO_TEXT)
+        clip: Any = open_clip.CLIP(**config, text_cfg=self.config["text_cfg"] if with_text else NO_TEXT)
         state = self.open_clip_state_dict().items()
         clip.visual.load_state_dict({key[7:]: value for key, value in state if key.startswith("visual.")})
         return clip.eval()
