@@ -27,6 +27,7 @@ VERBS = {
     "convert": "convert a checkpoint of a paper's authors",
     "prepare": "turn a download of a public data set into manifests",
     "check-videos": "read every video of a list or folder, and report unreadable ones",
+    "inspect": "find copies, wrong labels and odd clips in video data, and whether it needs motion",
     "benchmark": "measure accuracy and cost of adapters, and reading of videos",
     "completion": "print a script that completes verbs and options in the shell",
     "configs": "list the configs of the package, or copy them",

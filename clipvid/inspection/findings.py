@@ -1,0 +1,231 @@
+"""Findings of an inspection by number of clip, and which clips a fixed list leaves out.
+
+Shapes: N clips, K classes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipvid.inspection.cleanliness import Flag, balance_notes, flag_clips
+from clipvid.inspection.clips import ClipList
+from clipvid.inspection.duplicates import Duplicate, clusters, find_duplicates
+from clipvid.inspection.features import Readings
+from clipvid.inspection.labels import ConfusedPair, Suspect, inseparable_pairs, rank_labels
+from clipvid.inspection.probes import cross_validate, probabilities, reduce_features, spread_folds
+from clipvid.inspection.time import over_time
+
+TRUSTED = 0.8  # accuracy of a probe below which its errors outnumber those of the labels
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """Labels against out-of-fold probabilities.
+
+    Attributes:
+        accuracy: Share of clips whose label has the highest probability.
+        suspects: All clips, the most suspicious label first; `place` is the number of the clip.
+        pairs: Classes that the probe cannot separate.
+        unit: `group` or `clip`, what is held out together.
+    """
+
+    accuracy: float
+    suspects: list[Suspect]
+    pairs: list[ConfusedPair]
+    unit: str
+
+    @property
+    def is_trusted(self) -> bool:
+        """True if the probe is right often enough for clips to be left out because of it."""
+        return self.accuracy >= TRUSTED
+
+    @property
+    def flagged(self) -> list[Suspect]:
+        """Return the suspects whose label is likely wrong."""
+        return [suspect for suspect in self.suspects if suspect.is_flagged]
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """Labeled, readable clips with folds, as tensors.
+
+    Attributes:
+        places: Number of each clip.
+        features: Principal components of frame features [N, T, R].
+        labels: int64 [N].
+        folds: int64 [N].
+        groups: Number of the group of each clip, int64 [N].
+        classes: K.
+        unit: `group` or `clip`.
+    """
+
+    places: list[int]
+    features: Tensor
+    labels: Tensor
+    folds: Tensor
+    groups: Tensor
+    classes: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything about the cleanliness of the clips. Clips are numbered as in the `ClipList`.
+
+    Attributes:
+        broken: Reason by number of each unreadable clip.
+        duplicates: Copies.
+        flags: Flags of single clips.
+        labels: Check of the labels, or None without labels.
+        notes: Sentences about the classes, and about what could not be checked.
+    """
+
+    broken: dict[int, str]
+    duplicates: list[Duplicate]
+    flags: list[Flag]
+    labels: LabelCheck | None
+    notes: list[str] = field(default_factory=list)
+
+    def across(self, clips: ClipList) -> list[Duplicate]:
+        """Return the copies of which one is in each split."""
+        splits = clips.split_names()
+        return [copy for copy in self.duplicates if splits[copy.first] != splits[copy.second]]
+
+    def conflicts(self, clips: ClipList) -> list[Duplicate]:
+        """Return the copies with different labels, of which one must be wrong."""
+        labels = clips.labels()
+        return [copy for copy in self.duplicates if labels[copy.first] != labels[copy.second]]
+
+    def dropped(self, clips: ClipList, kinds: Collection[str]) -> set[int]:
+        """Return the clips that a list without these kinds of findings leaves out."""
+        result = {flag.index for flag in self.flags if flag.kind in kinds}
+        result |= set(self.broken) if "broken" in kinds else set()
+        if "label" in kinds and self.labels is not None and self.labels.is_trusted:
+            result |= {suspect.place for suspect in self.labels.flagged}
+        return result | (self._spare_copies(clips, result) if "duplicate" in kinds else set())
+
+    def _spare_copies(self, clips: ClipList, dropped: Collection[int]) -> set[int]:
+        """Return all but one of the clips of each content. One of `val` stays, if it is not dropped already."""
+        splits, members = clips.split_names(), defaultdict(list)
+        for index, first in enumerate(clusters(self.duplicates, len(clips))):
+            members[first].append(index)
+        spare: set[int] = set()
+        for own in members.values():
+            kept = min(own, key=lambda index: (index in dropped, splits[index] != "val", index))
+            spare |= {index for index in own if index != kept}
+        return spare
+
+    def record(self, clips: ClipList) -> dict[str, Any]:
+        """Return the findings as JSON, with names in place of numbers."""
+        names = clips.class_names
+        labels = self.labels
+        copies = [
+            asdict(copy) | {"first": clips.name(copy.first), "second": clips.name(copy.second)}
+            for copy in self.duplicates
+        ]
+        return {
+            "broken": [{"path": clips.name(index), "reason": reason} for index, reason in sorted(self.broken.items())],
+            "duplicates": copies,
+            "flags": [asdict(flag) | {"index": clips.name(flag.index)} for flag in self.flags],
+            "notes": self.notes,
+            "labels": None
+            if labels is None
+            else {
+                "accuracy": labels.accuracy,
+                "unit": labels.unit,
+                "suspects": [
+                    {
+                        "path": clips.name(suspect.place),
+                        "label": names[suspect.label],
+                        "suggested": names[suspect.suggested],
+                        "margin": suspect.margin,
+                    }
+                    for suspect in labels.flagged
+                ],
+                "inseparable": [
+                    asdict(pair) | {"first": names[pair.first], "second": names[pair.second]} for pair in labels.pairs
+                ],
+            },
+        }
+
+
+def find_all(clips: ClipList, readings: Readings, num_frames: int, folds: int, seed: int) -> Findings:
+    """Return all findings.
+
+    Args:
+        clips: The clips.
+        readings: Their features and signatures.
+        num_frames: Frames of a clip.
+        folds: Folds of the probes.
+        seed: Seed of the folds.
+    """
+    places = readings.places
+    copies = [
+        replace(copy, first=places[copy.first], second=places[copy.second])
+        for copy in find_duplicates(readings.signatures, readings.facts)
+    ]
+    notes = balance_notes(clips.labels(), clips.class_names) if clips.is_labeled else []
+    task = probe_task(clips, readings, copies, folds, seed)
+    if isinstance(task, str):
+        notes.append(task)
+    check = None if isinstance(task, str) else check_labels(task)
+    return Findings(readings.failures, copies, flag_clips(places, readings.facts, num_frames), check, notes)
+
+
+def probe_task(
+    clips: ClipList, readings: Readings, copies: Sequence[Duplicate], folds: int, seed: int
+) -> ProbeTask | str:
+    """Return the clips that probes can use, or a sentence that says why there are none.
+
+    Copies count as one group. Classes with a single group are left out, since no probe can both see and be asked them.
+    """
+    if not clips.is_labeled:
+        return "The clips have no labels, so no probe was trained."
+    every, labels = clips.groups(), clips.labels()
+    same = clusters(copies, len(clips))
+    names: dict[tuple[str, str], int] = {}
+    own = [names.setdefault(("group", str(g)) if g is not None else ("clip", str(i)), i) for i, g in enumerate(every)]
+    joined = clusters([Duplicate(own[i], own[first], (), 0.0) for i, first in enumerate(same)], len(clips))
+    groups = [joined[own[index]] for index in range(len(clips))]
+    spread: dict[int, set[int]] = defaultdict(set)
+    for index in readings.places:
+        spread[labels[index]].add(groups[index])
+    usable = {label for label, own_groups in spread.items() if len(own_groups) > 1}
+    rows = [row for row, index in enumerate(readings.places) if labels[index] in usable]
+    if len(usable) < 2:
+        return "Fewer than two classes have clips of two groups, so no probe was trained."
+    places = [readings.places[row] for row in rows]
+    kept = [labels[place] for place in places]
+    count = min(folds, len({groups[place] for place in places}))
+    return ProbeTask(
+        places,
+        reduce_features(readings.features[rows]),
+        torch.tensor(kept),
+        torch.tensor(spread_folds(kept, [groups[place] for place in places], count, seed)),
+        torch.tensor([groups[place] for place in places]),
+        len(clips.class_names),
+        "clip" if all(group is None for group in every) else "group",
+    )
+
+
+def check_labels(task: ProbeTask) -> LabelCheck:
+    """Return the check of the labels by the better of two probes: frames averaged, or in order."""
+    best: tuple[float, Tensor] | None = None
+    for inputs in over_time(task.features).values():
+        scores = cross_validate(inputs, task.labels, task.folds, task.classes).scores
+        accuracy = float((scores.argmax(dim=1) == task.labels).float().mean())
+        if best is None or accuracy > best[0]:
+            best = (accuracy, scores)
+    assert best is not None
+    shares = probabilities(best[1], task.labels)
+    suspects = [
+        Suspect(task.places[own.place], own.label, own.suggested, own.margin, own.is_flagged)
+        for own in rank_labels(shares, task.labels)
+    ]
+    return LabelCheck(best[0], suspects, inseparable_pairs(shares, task.labels), task.unit)

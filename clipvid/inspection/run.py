@@ -1,0 +1,92 @@
+"""`clipvid inspect` from a config to the files in the output folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipvid.evaluation.report import Page, Paragraph, Section, write_page
+from clipvid.files import write_json
+from clipvid.inspection.clips import ClipList, check_fixable, read_clips, write_fixed
+from clipvid.inspection.config import InspectConfig
+from clipvid.inspection.features import FrozenTower, Readings, load_tower, read_all
+from clipvid.inspection.findings import Findings, find_all
+from clipvid.inspection.report import clean_sections
+from clipvid.runs.config_files import config_record
+from clipvid.runs.lock import locked
+
+REPORT, RECORD = "report.html", "inspect.json"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Results of an inspection.
+
+    Attributes:
+        clips: The clips.
+        readings: Their features and signatures.
+        findings: Findings about the cleanliness.
+        fixed: Sentence about the fixed list; empty without one.
+    """
+
+    clips: ClipList
+    readings: Readings
+    findings: Findings
+    fixed: str = ""
+
+
+def run_inspection(config: InspectConfig, tower: FrozenTower | None = None, enabled: bool = True) -> Inspection:
+    """Inspect videos, and write report.html and inspect.json.
+
+    Clips are read once: their features are stored, and an interrupted inspection continues after them.
+
+    Args:
+        config: The config.
+        tower: The tower of the config, if it is loaded already.
+        enabled: Show the progress.
+
+    Raises:
+        InputError: A list or an option is invalid, or no video can be read.
+    """
+    clips = read_clips(config)
+    target = None if config.fix is None else Path(config.fix)
+    if target is not None:
+        check_fixable(clips, target)
+    output = Path(config.output_dir)
+    with locked(output):
+        readings = read_all(clips, tower or load_tower(config), config, enabled)
+        findings = find_all(clips, readings, config.num_frames, config.folds, config.seed)
+        fixed = ""
+        if target is not None:
+            dropped = findings.dropped(clips, config.drop)
+            base = write_fixed(clips, dropped, target)
+            fixed = f"{target} lists the {len(clips) - len(dropped)} clips without these findings, relative to {base}"
+        inspection = Inspection(clips, readings, findings, fixed)
+        write_page(output / REPORT, build_page(inspection, config))
+        write_json(output / RECORD, record(inspection, config))
+    return inspection
+
+
+def record(inspection: Inspection, config: InspectConfig) -> dict[str, Any]:
+    """Return the content of inspect.json."""
+    clips = inspection.clips
+    facts = zip(inspection.readings.places, inspection.readings.facts, strict=True)
+    return {
+        "clips": len(clips),
+        "config": config_record(config),
+        "clean": inspection.findings.record(clips),
+        "facts": [{"path": clips.name(index)} | own.record() for index, own in facts],
+    }
+
+
+def build_page(inspection: Inspection, config: InspectConfig) -> Page:
+    """Return the report."""
+    clips = inspection.clips
+    sections = clean_sections(inspection.findings, clips, config.examples)
+    if inspection.fixed:
+        sections.append(Section("Fixed list", "", [Paragraph(inspection.fixed)]))
+    introduction = [f"{len(clips)} clips of {len(clips.class_names)} classes, seen by the frozen tower {config.model}."]
+    if not clips.is_labeled:
+        introduction = [f"{len(clips)} clips without labels."]
+    return Page("Inspection of the videos", introduction, sections)
