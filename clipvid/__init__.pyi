@@ -14,6 +14,9 @@ from clipvid.inference.bank import AdapterBank as AdapterBank
 from clipvid.inference.explain.explanation import Explanation as Explanation
 from clipvid.inference.explain.explanation import explain as explain
 from clipvid.inference.predictor import Predictor as Predictor
+from clipvid.inference.search.building import build_index as build_index
+from clipvid.inference.search.index import Index as Index
+from clipvid.inference.search.index import Moment as Moment
 from clipvid.model import ModelConfig as ModelConfig
 from clipvid.model import VideoCLIP as VideoCLIP
 from clipvid.model import VideoCLIPOutput as VideoCLIPOutput

@@ -23,6 +23,8 @@ VERBS = {
     "evaluate": "measure a model, zero-shot or fine-tuned",
     "predict": "classify videos",
     "explain": "show where, when and how a model found its answer",
+    "index": "encode the videos of a folder for search",
+    "search": "find moments in videos by text and by example",
     "push": "upload a model folder to the Hugging Face Hub",
     "convert": "convert a checkpoint of a paper's authors",
     "prepare": "turn a download of a public data set into manifests",

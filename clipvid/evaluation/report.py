@@ -135,6 +135,35 @@ class FrameStrip:
 
 
 @dataclass(frozen=True)
+class Thumbnail:
+    """Part of a video as a small picture that plays, with a link.
+
+    Attributes:
+        title: the most important text, below the picture.
+        lines: texts below the title.
+        link: address of the video; empty for none.
+        frames: the frames side by side as a `data:` address; empty for none.
+        count: number of the frames.
+        shape: width and height of a frame in pixels.
+    """
+
+    title: str
+    lines: Sequence[str]
+    link: str = ""
+    frames: str = ""
+    count: int = 1
+    shape: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """Small pictures that play, in a grid."""
+
+    kind: ClassVar[str] = "thumbnails"
+    thumbnails: Sequence[Thumbnail]
+
+
+@dataclass(frozen=True)
 class Folded:
     """Blocks that are shown when the reader opens them."""
 
@@ -143,7 +172,9 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block: TypeAlias = Table | Pictures | BarCards | Clips | Definitions | Listing | Paragraph | FrameStrip | Folded
+Block: TypeAlias = (
+    Table | Pictures | BarCards | Clips | Definitions | Listing | Paragraph | FrameStrip | Thumbnails | Folded
+)
 
 
 @dataclass(frozen=True)

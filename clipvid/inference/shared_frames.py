@@ -1,6 +1,6 @@
-"""Scores of clips that share frames. The part of the model below the first adapter runs once per frame.
+"""Scores and features of clips that share frames. The part of the model below the first adapter runs once per frame.
 
-Shapes: W clips, T frames, S image side, K classes.
+Shapes: W clips, T frames, S image side, K classes, E embedding.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clipvid.inference.window_frames import WindowGroup
 from clipvid.model.encoder import FrozenFeatures
 from clipvid.model.video_clip import VideoCLIP
 
@@ -34,6 +35,11 @@ class SharedFrames:
         """Add a frame uint8 [3, S, S]."""
         self._pixels[number] = frame
 
+    def add_group(self, group: WindowGroup) -> None:
+        """Add the frames of a group of windows."""
+        for number, frame in zip(group.numbers, group.frames, strict=True):
+            self.add(number, frame)
+
     def forget_before(self, number: int) -> None:
         """Remove frames with lower numbers."""
         for frames in (self._pixels, self._features):
@@ -43,11 +49,19 @@ class SharedFrames:
     @torch.no_grad()
     def score(self, clips: Sequence[Tensor]) -> Tensor:
         """Return the probabilities [W, K] of clips, on the CPU. A clip is the numbers of its frames, int64 [T]."""
+        logits = self.model(self._tokens(clips)).logits
+        return logits.float().softmax(dim=-1).cpu()
+
+    @torch.no_grad()
+    def features(self, clips: Sequence[Tensor]) -> Tensor:
+        """Return the features [W, E] of clips as `VideoCLIP.encode_video`, in float32 on the CPU; see `score`."""
+        return self.model.encode_video(self._tokens(clips)).float().cpu()
+
+    def _tokens(self, clips: Sequence[Tensor]) -> FrozenFeatures:
         numbers = torch.stack(list(clips))
         self._encode([number for number in numbers.unique().tolist() if number not in self._features])
         tokens = torch.stack([torch.stack([self._features[number] for number in clip]) for clip in numbers.tolist()])
-        logits = self.model(FrozenFeatures(tokens, self.depth)).logits
-        return logits.float().softmax(dim=-1).cpu()
+        return FrozenFeatures(tokens, self.depth)
 
     def _encode(self, numbers: list[int]) -> None:
         for first in range(0, len(numbers), _FRAMES_AT_ONCE):

@@ -6,23 +6,20 @@ Shapes: H, W size of a frame.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.data.reader import VideoError
 from clipvid.inference.clips import ClipReader
 from clipvid.inference.outputs import TimelinePoint
 from clipvid.inference.shared_frames import SharedFrames
 from clipvid.inference.videos import open_source
-from clipvid.inference.windows import Window, WindowCutter, cut_windows
+from clipvid.inference.window_frames import read_windows
+from clipvid.inference.windows import Window, WindowCutter
 from clipvid.model.video_clip import VideoCLIP
 
-_WINDOWS_AT_ONCE = 8
 _SHORTEST_HOP = 0.001  # of a stream, whose frame rate is unknown
 
 
@@ -39,27 +36,15 @@ def timeline_points(
     Raises:
         VideoError: The video cannot be read, or the times of its frames are unknown.
     """
+    shared, done = SharedFrames(model), 0
     with open_source(source) as video:
-        duration = getattr(video, "duration", None)
-        if duration is None:
-            raise VideoError(video.name, "its frame rate is unknown, so windows in seconds are not defined")
-        step = max(hop, duration / len(video))  # not more windows than frames
-        windows = list(cut_windows(video.times, duration, reader.sampling, length, step))
-        waiting, done = deque(windows), 0
-        shared, group = SharedFrames(model), list[Window]()
-        for number, frame in video.frames(torch.cat([window.frames for window in windows]).unique().tolist()):
-            shared.add(number, reader.resize(frame))
-            while waiting and waiting[0].frames[-1] <= number:
-                group.append(waiting.popleft())
-                if waiting and len(group) < _WINDOWS_AT_ONCE:
-                    continue
-                scores, done = shared.score([window.frames for window in group]), done + len(group)
-                if on_progress is not None:
-                    on_progress(done, len(windows))
-                yield from map(TimelinePoint, (window.center for window in group), scores)
-                group.clear()
-                if waiting:
-                    shared.forget_before(int(waiting[0].frames[0]))
+        for group in read_windows(reader, video, length, hop):
+            shared.add_group(group)
+            scores, done = shared.score([window.frames for window in group.windows]), done + len(group.windows)
+            if on_progress is not None:
+                on_progress(done, group.total)
+            yield from map(TimelinePoint, (window.center for window in group.windows), scores)
+            shared.forget_before(group.first_needed)
 
 
 def live_points(

@@ -24,13 +24,18 @@ def expand_names(words: list[str]) -> Iterator[str]:
 
             yield from list_remote(word, SUFFIXES)
         elif Path(word).is_dir():
-            files = [path for path in Path(word).rglob("*") if _is_shown(path.relative_to(word)) and path.is_file()]
-            yield from map(str, sorted(files)) if files else [word]
+            files = videos_in(Path(word))
+            yield from map(str, files) if files else [word]
         elif word == STDIN or Path(word).exists() or not glob.has_magic(word):
             yield word
         else:
             matches = sorted(glob.glob(word, recursive=True))
             yield from expand_names(matches) if matches else [word]
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """Return the paths of all videos in a folder and its subfolders, sorted, without hidden ones."""
+    return sorted(path for path in folder.rglob("*") if _is_shown(path.relative_to(folder)) and path.is_file())
 
 
 def _is_shown(path: Path) -> bool:

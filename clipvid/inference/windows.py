@@ -22,12 +22,19 @@ class Window(NamedTuple):
     """One window.
 
     Attributes:
-        center: Its middle, in seconds from the first frame.
+        start: Seconds from the first frame.
+        end: Seconds, at most the end of the video if that is known.
         frames: Numbers of the frames that the model sees, int64 [T], monotone.
     """
 
-    center: float
+    start: float
+    end: float
     frames: Tensor
+
+    @property
+    def center(self) -> float:
+        """Middle of the window, in seconds from the first frame."""
+        return (self.start + self.end) / 2
 
 
 class WindowCutter:
@@ -101,7 +108,7 @@ class WindowCutter:
         if self.sampling.by == "time":
             edges = [*times[first:stop], times[stop] if stop < len(times) else duration or end]
         frames = self._first + first + self.sampling.indices(stop - first, edges)
-        return Window((start + min(end, end if duration is None else duration)) / 2, frames)
+        return Window(start, min(end, end if duration is None else duration), frames)
 
     def _forget(self, start: float) -> None:
         """Forget the frames before the one on screen at `start`."""

@@ -155,8 +155,8 @@ class VideoCLIP(TrainableModel):
         warnings.warn("normalise is deprecated, use normalize", DeprecationWarning, stacklevel=2)
         return self.normalize(frames)
 
-    def encode_video(self, frames: Tensor, normalized: bool = False) -> Tensor:
-        """Return video features [B, E] of frames [B, T, 3, S, S], pooled over time, not normalized; see `forward`."""
+    def encode_video(self, frames: Tensor | FrozenFeatures, normalized: bool = False) -> Tensor:
+        """Return video features [B, E] of frames as in `forward`, pooled over time, not normalized."""
         return self.pooling(self._encode(frames, False, normalized).frame_features)
 
     def encode_text(self, text: Sequence[str] | Tensor) -> Tensor:

@@ -1,0 +1,101 @@
+"""Page of the moments that answer a query, with thumbnails that play.
+
+Shapes: T frames.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image
+
+from clipvid.data.reader import VideoError, open_video
+from clipvid.data.sampling import uniform_indices
+from clipvid.evaluation.clips import data_uri
+from clipvid.evaluation.report import Block, Definitions, Page, Paragraph, Section, Thumbnail, Thumbnails, write_page
+from clipvid.files import cut
+from clipvid.inference.search.index import Index, Moment
+
+_FRAMES, _HEIGHT, _WIDEST = 8, 120, 320  # of a thumbnail; pixels
+_SHOWN = 200  # letters of a name or a query
+
+
+def write_search_page(path: Path, index: Index, moments: Sequence[Moment], query: str) -> None:
+    """Write the moments as one HTML file, which links to the videos by relative paths.
+
+    Args:
+        path: The file.
+        index: The index.
+        moments: Best first.
+        query: The query in words.
+    """
+    thumbnails = [_thumbnail(moment, number, path, index) for number, moment in enumerate(moments, 1)]
+    blocks: list[Block] = [Thumbnails(thumbnails)] if thumbnails else [Paragraph("No moment fits the query.")]
+    settings = index.settings
+    details = {
+        "videos": f"{len(index.videos)} in {cut(settings.folder, _SHOWN)}",
+        "windows": f"{len(index)} of {settings.window:g} s, {settings.hop:g} s apart",
+        "model": settings.model or "a model in memory",
+    }
+    introduction = "The score is the cosine between video and query. It orders the moments; it is not a probability."
+    sections = [Section("Moments", "", blocks), Section("Details", "", [Definitions(details)])]
+    write_page(path, Page(cut(query, _SHOWN), [introduction], sections))
+
+
+def span(moment: Moment) -> str:
+    """Return start and end of a moment as `0:03.0 - 0:05.0`."""
+    return " - ".join(f"{int(tenths // 600)}:{tenths % 600 / 10:04.1f}" for tenths in _tenths(moment))
+
+
+def _tenths(moment: Moment) -> list[int]:
+    return [round(10 * seconds) for seconds in (moment.start, moment.end)]
+
+
+def _thumbnail(moment: Moment, number: int, page: Path, index: Index) -> Thumbnail:
+    name = os.path.relpath(moment.video, index.settings.folder)
+    lines = [cut(name, _SHOWN), span(moment), f"score {moment.score:.3f}"]
+    try:
+        frames = read_thumbnail(moment)
+    except VideoError as error:
+        return Thumbnail(f"{number}", [*lines, f"not readable any more: {error.reason}"])
+    return Thumbnail(f"{number}", lines, video_link(moment, page), _strip(frames), len(frames), frames[0].size)
+
+
+def read_thumbnail(moment: Moment) -> list[Image.Image]:
+    """Return small frames that are spread over a moment.
+
+    Raises:
+        VideoError: The video has gone, or cannot be read.
+    """
+    with open_video(moment.video) as video:
+        shown = video.frames_between(moment.start, moment.end)
+        numbers = (shown.start + uniform_indices(len(shown), min(_FRAMES, len(shown)))).unique().tolist()
+        pictures = [Image.fromarray(frame.numpy()) for _, frame in video.frames(numbers)]
+    width, height = pictures[0].size
+    scale = min(_HEIGHT / height, _WIDEST / width)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    return [picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures]
+
+
+def _strip(pictures: Sequence[Image.Image]) -> str:
+    """Return pictures side by side as a `data:` address."""
+    width, height = pictures[0].size
+    strip, target = Image.new("RGB", (width * len(pictures), height)), io.BytesIO()
+    for place, picture in enumerate(pictures):
+        strip.paste(picture, (place * width, 0))
+    strip.save(target, format="JPEG", quality=82)
+    return data_uri(target.getvalue(), "jpeg")
+
+
+def video_link(moment: Moment, page: Path) -> str:
+    """Return the address of a moment's video, relative to a page, with the time at which a browser starts."""
+    try:
+        relative = os.path.relpath(moment.video, page.absolute().parent)
+        address = quote(os.fsencode(relative.replace(os.sep, "/")))
+    except ValueError:  # another drive on Windows
+        address = Path(moment.video).as_uri()
+    return f"{address}#t={moment.start:.2f},{moment.end:.2f}"
