@@ -6,20 +6,18 @@ Shapes: N clips, K classes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from clipvid.inspection.cleanliness import Flag, balance_notes, flag_clips
 from clipvid.inspection.clips import ClipList
 from clipvid.inspection.duplicates import Duplicate, clusters, find_duplicates
 from clipvid.inspection.features import Readings
 from clipvid.inspection.labels import ConfusedPair, Suspect, inseparable_pairs, rank_labels
-from clipvid.inspection.probes import cross_validate, probabilities, reduce_features, spread_folds
-from clipvid.inspection.time import over_time
+from clipvid.inspection.probes import probabilities
+from clipvid.inspection.tasks import ProbeTask
+from clipvid.inspection.time import BAG, ORDERED
 
 TRUSTED = 0.8  # accuracy of a probe below which its errors outnumber those of the labels
 
@@ -49,29 +47,6 @@ class LabelCheck:
     def flagged(self) -> list[Suspect]:
         """Return the suspects whose label is likely wrong."""
         return [suspect for suspect in self.suspects if suspect.is_flagged]
-
-
-@dataclass(frozen=True)
-class ProbeTask:
-    """Labeled, readable clips with folds, as tensors.
-
-    Attributes:
-        places: Number of each clip.
-        features: Principal components of frame features [N, T, R].
-        labels: int64 [N].
-        folds: int64 [N].
-        groups: Number of the group of each clip, int64 [N].
-        classes: K.
-        unit: `group` or `clip`.
-    """
-
-    places: list[int]
-    features: Tensor
-    labels: Tensor
-    folds: Tensor
-    groups: Tensor
-    classes: int
-    unit: str
 
 
 @dataclass(frozen=True)
@@ -145,6 +120,7 @@ class Findings:
                         "label": names[suspect.label],
                         "suggested": names[suspect.suggested],
                         "margin": suspect.margin,
+                        "evidence": suspect.evidence,
                     }
                     for suspect in labels.flagged
                 ],
@@ -155,77 +131,39 @@ class Findings:
         }
 
 
-def find_all(clips: ClipList, readings: Readings, num_frames: int, folds: int, seed: int) -> Findings:
+def find_all(
+    clips: ClipList, readings: Readings, copies: list[Duplicate], task: ProbeTask | str, num_frames: int
+) -> Findings:
     """Return all findings.
 
     Args:
         clips: The clips.
         readings: Their features and signatures.
+        copies: Copies among them.
+        task: Clips for probes, or the reason why there are none.
         num_frames: Frames of a clip.
-        folds: Folds of the probes.
-        seed: Seed of the folds.
     """
-    places = readings.places
-    copies = [
-        replace(copy, first=places[copy.first], second=places[copy.second])
-        for copy in find_duplicates(readings.signatures, readings.facts)
-    ]
     notes = balance_notes(clips.labels(), clips.class_names) if clips.is_labeled else []
-    task = probe_task(clips, readings, copies, folds, seed)
     if isinstance(task, str):
         notes.append(task)
     check = None if isinstance(task, str) else check_labels(task)
-    return Findings(readings.failures, copies, flag_clips(places, readings.facts, num_frames), check, notes)
+    flags = flag_clips(readings.places, readings.facts, num_frames)
+    return Findings(readings.failures, copies, flags, check, notes)
 
 
-def probe_task(
-    clips: ClipList, readings: Readings, copies: Sequence[Duplicate], folds: int, seed: int
-) -> ProbeTask | str:
-    """Return the clips that probes can use, or a sentence that says why there are none.
-
-    Copies count as one group. Classes with a single group are left out, since no probe can both see and be asked them.
-    """
-    if not clips.is_labeled:
-        return "The clips have no labels, so no probe was trained."
-    every, labels = clips.groups(), clips.labels()
-    same = clusters(copies, len(clips))
-    names: dict[tuple[str, str], int] = {}
-    own = [names.setdefault(("group", str(g)) if g is not None else ("clip", str(i)), i) for i, g in enumerate(every)]
-    joined = clusters([Duplicate(own[i], own[first], (), 0.0) for i, first in enumerate(same)], len(clips))
-    groups = [joined[own[index]] for index in range(len(clips))]
-    spread: dict[int, set[int]] = defaultdict(set)
-    for index in readings.places:
-        spread[labels[index]].add(groups[index])
-    usable = {label for label, own_groups in spread.items() if len(own_groups) > 1}
-    rows = [row for row, index in enumerate(readings.places) if labels[index] in usable]
-    if len(usable) < 2:
-        return "Fewer than two classes have clips of two groups, so no probe was trained."
-    places = [readings.places[row] for row in rows]
-    kept = [labels[place] for place in places]
-    count = min(folds, len({groups[place] for place in places}))
-    return ProbeTask(
-        places,
-        reduce_features(readings.features[rows]),
-        torch.tensor(kept),
-        torch.tensor(spread_folds(kept, [groups[place] for place in places], count, seed)),
-        torch.tensor([groups[place] for place in places]),
-        len(clips.class_names),
-        "clip" if all(group is None for group in every) else "group",
-    )
+def find_copies(readings: Readings) -> list[Duplicate]:
+    """Return the copies among the readable clips, by number of clip."""
+    places = readings.places
+    return [
+        replace(copy, first=places[copy.first], second=places[copy.second])
+        for copy in find_duplicates(readings.signatures, readings.facts)
+    ]
 
 
 def check_labels(task: ProbeTask) -> LabelCheck:
     """Return the check of the labels by the better of two probes: frames averaged, or in order."""
-    best: tuple[float, Tensor] | None = None
-    for inputs in over_time(task.features).values():
-        scores = cross_validate(inputs, task.labels, task.folds, task.classes).scores
-        accuracy = float((scores.argmax(dim=1) == task.labels).float().mean())
-        if best is None or accuracy > best[0]:
-            best = (accuracy, scores)
-    assert best is not None
-    shares = probabilities(best[1], task.labels)
-    suspects = [
-        Suspect(task.places[own.place], own.label, own.suggested, own.margin, own.is_flagged)
-        for own in rank_labels(shares, task.labels)
-    ]
-    return LabelCheck(best[0], suspects, inseparable_pairs(shares, task.labels), task.unit)
+    scores = max((task.scores[BAG], task.scores[ORDERED]), key=lambda own: float(task.hits(own.scores).mean()))
+    shares = probabilities(scores.scores, task.labels)
+    suspects = [replace(own, place=task.places[own.place]) for own in rank_labels(shares, task.labels)]
+    accuracy = float(task.hits(scores.scores).mean())
+    return LabelCheck(accuracy, suspects, inseparable_pairs(shares, task.labels), task.unit)

@@ -1,7 +1,8 @@
 """Labels that are likely wrong, and classes that a probe cannot separate, from out-of-fold probabilities.
 
-The rule is that of confident learning (Northcutt et al., https://arxiv.org/abs/1911.00068): another class is suspected
-if its probability reaches the mean that its own clips have.
+As in confident learning (Northcutt et al., https://arxiv.org/abs/1911.00068), probabilities are compared with their
+means by class. A label is suspicious if another class is far more probable than for other clips with that label, and
+the label far less probable. Classes that are often confused therefore do not come first.
 
 Shapes: N clips, K classes.
 """
@@ -15,6 +16,8 @@ from torch import Tensor
 
 _INSEPARABLE = 0.35  # share of wrong answers between two classes; chance is 0.5
 _LEAST = 4  # clips of a pair of classes
+_STRONG = 3.0  # evidence, a ratio of probabilities of 20
+_RARE, _LOWEST = 0.02, 1e-4  # a mean probability of another class, and a share of that of the label
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,16 @@ class Suspect:
         label: Its class.
         suggested: The most probable other class.
         margin: Probability of the suggested class minus that of the label, -1 to 1.
-        is_flagged: True if the suggested class is as probable as for its own clips, and more than the label.
+        evidence: Sum of two logarithms. One says how much more probable the suggested class is than for other clips
+            with the label. The other says how much less probable the label is.
+        is_flagged: True if the suggested class is more probable than the label, and the evidence is strong.
     """
 
     place: int
     label: int
     suggested: int
     margin: float
+    evidence: float
     is_flagged: bool
 
 
@@ -66,13 +72,23 @@ def rank_labels(probabilities: Tensor, labels: Tensor) -> list[Suspect]:
     others[rows, labels] = -1.0
     best, suggested = others.max(dim=1)
     margins = best - own
-    usual = torch.tensor(
-        [float(probabilities[labels == k, k].mean()) if (labels == k).any() else 2.0 for k in range(others.shape[1])]
-    )
-    flagged = (best >= usual[suggested]) & (margins > 0)
-    order = margins.argsort(descending=True, stable=True)
+    classes = probabilities.shape[1]
+    sums = torch.zeros(classes, classes).index_add_(0, labels, probabilities.float())
+    usual = sums / labels.bincount(minlength=classes).clamp_min(1)[:, None]
+    more = (best / usual[labels, suggested].clamp_min(_RARE)).log()
+    less = (own / usual[labels, labels]).clamp_min(_LOWEST).log()
+    evidence = more - less
+    flagged = (margins > 0) & (evidence > _STRONG)
+    order = evidence.argsort(descending=True, stable=True)
     return [
-        Suspect(place, int(labels[place]), int(suggested[place]), float(margins[place]), bool(flagged[place]))
+        Suspect(
+            place,
+            int(labels[place]),
+            int(suggested[place]),
+            float(margins[place]),
+            float(evidence[place]),
+            bool(flagged[place]),
+        )
         for place in order.tolist()
     ]
 

@@ -81,7 +81,7 @@ def cross_validate(
     folds: Tensor,
     classes: int,
     others: dict[str, Tensor] | None = None,
-    chosen: Callable[[int], Tensor] | None = None,
+    chosen: Tensor | None = None,
 ) -> ProbeScores:
     """Return out-of-fold scores of ridge regression onto one-hot labels.
 
@@ -93,7 +93,7 @@ def cross_validate(
         folds: int64 [N].
         classes: K.
         others: Further inputs [N, D] that the probes are applied to, by name.
-        chosen: Fold -> bool [N], clips that may be used for training; by default all.
+        chosen: bool [N], clips that may be used for training; by default all.
     """
     others = others or {}
     targets = torch.nn.functional.one_hot(labels, classes).float()
@@ -103,7 +103,7 @@ def cross_validate(
     numbers = folds.unique().tolist()
     for fold in numbers:
         is_test = folds == fold
-        is_train = ~is_test if chosen is None else ~is_test & chosen(fold)
+        is_train = ~is_test if chosen is None else ~is_test & chosen
         penalty = _choose_penalty(inputs, targets, labels, folds, is_train)
         votes.append(penalty)
         probe = _fit(inputs[is_train], targets[is_train], [PENALTIES[penalty]])[0]

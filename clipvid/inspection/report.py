@@ -112,9 +112,9 @@ def _labels_section(check: LabelCheck, clips: ClipList, examples: int) -> Sectio
         strip = clip_strip(clips, own.place, note=f"rather {names[own.suggested]}?")
         strips += [] if strip is None else [strip]
     note = (
-        "A probe that has not seen a clip finds another class as likely as for that class's own clips. The margin is "
-        f"its probability minus that of the label. The probe agrees with {check.accuracy:.0%} of all labels; the lower "
-        "this is, the more of these are errors of the probe."
+        "A probe that has not seen a clip finds another class far more likely than for other clips with the label. The "
+        "margin is its probability minus that of the label. The most suspicious come first. The probe agrees with "
+        f"{check.accuracy:.0%} of all labels; the lower this is, the more of these are errors of the probe."
     )
     return Section("Labels that are likely wrong", note, [*table, *([Clips(strips)] if strips else [])])
 

@@ -11,8 +11,11 @@ from clipvid.files import write_json
 from clipvid.inspection.clips import ClipList, check_fixable, read_clips, write_fixed
 from clipvid.inspection.config import InspectConfig
 from clipvid.inspection.features import FrozenTower, Readings, load_tower, read_all
-from clipvid.inspection.findings import Findings, find_all
+from clipvid.inspection.findings import Findings, find_all, find_copies
+from clipvid.inspection.motion import MotionResult, measure_motion
+from clipvid.inspection.motion_report import advise, motion_sections
 from clipvid.inspection.report import clean_sections
+from clipvid.inspection.tasks import probe_task
 from clipvid.runs.config_files import config_record
 from clipvid.runs.lock import locked
 
@@ -27,12 +30,14 @@ class Inspection:
         clips: The clips.
         readings: Their features and signatures.
         findings: Findings about the cleanliness.
+        motion: Answer to whether the classes need motion, or None without labels.
         fixed: Sentence about the fixed list; empty without one.
     """
 
     clips: ClipList
     readings: Readings
     findings: Findings
+    motion: MotionResult | None
     fixed: str = ""
 
 
@@ -56,13 +61,16 @@ def run_inspection(config: InspectConfig, tower: FrozenTower | None = None, enab
     output = Path(config.output_dir)
     with locked(output):
         readings = read_all(clips, tower or load_tower(config), config, enabled)
-        findings = find_all(clips, readings, config.num_frames, config.folds, config.seed)
+        copies = find_copies(readings)
+        task = probe_task(clips, readings, copies, config.folds, config.seed)
+        findings = find_all(clips, readings, copies, task, config.num_frames)
+        motion = None if isinstance(task, str) else measure_motion(task, config.seed)
         fixed = ""
         if target is not None:
             dropped = findings.dropped(clips, config.drop)
             base = write_fixed(clips, dropped, target)
             fixed = f"{target} lists the {len(clips) - len(dropped)} clips without these findings, relative to {base}"
-        inspection = Inspection(clips, readings, findings, fixed)
+        inspection = Inspection(clips, readings, findings, motion, fixed)
         write_page(output / REPORT, build_page(inspection, config))
         write_json(output / RECORD, record(inspection, config))
     return inspection
@@ -75,6 +83,7 @@ def record(inspection: Inspection, config: InspectConfig) -> dict[str, Any]:
     return {
         "clips": len(clips),
         "config": config_record(config),
+        "motion": None if inspection.motion is None else inspection.motion.record(clips.class_names),
         "clean": inspection.findings.record(clips),
         "facts": [{"path": clips.name(index)} | own.record() for index, own in facts],
     }
@@ -84,6 +93,9 @@ def build_page(inspection: Inspection, config: InspectConfig) -> Page:
     """Return the report."""
     clips = inspection.clips
     sections = clean_sections(inspection.findings, clips, config.examples)
+    if inspection.motion is not None:
+        advice = advise(inspection.motion, inspection.readings.facts)
+        sections = motion_sections(inspection.motion, advice, clips.class_names) + sections
     if inspection.fixed:
         sections.append(Section("Fixed list", "", [Paragraph(inspection.fixed)]))
     introduction = [f"{len(clips)} clips of {len(clips.class_names)} classes, seen by the frozen tower {config.model}."]
