@@ -25,7 +25,7 @@ from jsonargparse import ArgumentParser
 from torch.distributed.run import get_args_parser
 
 import clipvid
-from clipvid.commands import VERBS, import_plugin, split_plugins
+from clipvid.commands import VERBS, import_plugin, main, split_plugins
 from clipvid.data.synthetic.encoding import write_video
 from clipvid.data.synthetic.world import WorldConfig, render_clip
 
@@ -250,6 +250,26 @@ def test_example_of_a_trainer_runs_as_a_script(models: Path):
     trained = clipvid.from_pretrained(models / "outputs/trainer/checkpoint-4")
     before = clipvid.from_pretrained(models / "outputs/my_videos").trained_state()
     assert any(not value.equal(before[name]) for name, value in trained.trained_state().items())
+
+
+@pytest.mark.slow
+def test_script_of_an_exported_model_runs_without_clipvid(models: Path):
+    pytest.importorskip("onnxscript")
+    (block,) = (block for block in BLOCKS if block.language == "python" and "onnxruntime" in block.code)
+    lines = [line for line in block.code.splitlines()[1:] if line.strip()]
+    assert len(lines) <= 40
+    assert "clipvid" not in block.code.replace('["clipvid"]', "")
+    main(["export", "--model", str(models / "outputs/my_videos"), "--output", str(models / "my_videos.onnx")])
+    script = models / "exported.py"
+    script.write_text(block.code)
+    done = subprocess.run([sys.executable, script], cwd=models, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    scores = {label: float(score) for score, label in (line.split("  ") for line in done.stdout.splitlines())}
+    predicted = {
+        one["label"]: one["score"]
+        for one in clipvid.Predictor(clipvid.from_pretrained(models / "outputs/my_videos"))(models / "clip.mp4")
+    }
+    assert scores == pytest.approx(predicted, abs=0.02)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipvid import InputError
 from clipvid.adapters.base import AdapterConfig, AdapterOutput, split_prefix
 from clipvid.adapters.marks import Mark, Tracks, patch_centers
 from clipvid.adapters.matching import SOLVERS, Solver, assign, invert, matched_similarity
@@ -74,6 +75,16 @@ class ATA(TemporalAttention):
         if seen is not None:
             seen |= {"tubes": tubes, "similarity": matched_similarity(similarity, matches)}
         return AdapterOutput(update.flatten(0, 2).index_select(0, invert(rows)).view_as(tokens), trace=seen)
+
+    def check_export(self, any_frames: bool) -> None:
+        """Refuse the exact solver, which runs outside of a graph, and variable numbers of frames."""
+        if self.config.solver == "exact":
+            raise InputError(
+                "ata with solver: exact cannot be exported, since scipy solves it outside of the graph; set solver: "
+                "greedy in the model's config (adapter: {name: ata, solver: greedy}) and evaluate it again"
+            )
+        if any_frames:
+            raise InputError("ata follows patches from frame to frame, which fixes their number; use --frames fixed")
 
     def draw_trace(self, trace: dict[str, Tensor], grid: tuple[int, int]) -> list[Mark]:
         """Return the tubes and the attention along them; see `Adapter.draw_trace`."""

@@ -121,6 +121,16 @@ class Adapter(nn.Module):
         """
         return []
 
+    def check_export(self, any_frames: bool) -> None:
+        """Check that the adapter can be part of an exported graph. By default it can.
+
+        Args:
+            any_frames: The number of frames must stay variable.
+
+        Raises:
+            InputError: It cannot.
+        """
+
     def start_epoch(self, epoch: int) -> None:
         """Advance schedules to `epoch`, counted from 0. Keep their state in buffers."""
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from clipvid import InputError
 from clipvid.adapters.base import Adapter, AdapterConfig, AdapterOutput, BlockInfo, split_prefix, zero_init
 from clipvid.adapters.marks import FrameMatrix, Mark
+from clipvid.layers.sizes import has_length
 from clipvid.registry import check_option
 
 
@@ -163,7 +164,7 @@ def resample_matrices(matrices: Tensor, num_frames: int) -> Tensor:
     output. A still clip gets the same output at any length, and rows that sum to 1 (softmax) still do.
     """
     trained = matrices.shape[-1]
-    if num_frames == trained:
+    if has_length(num_frames, trained):
         return matrices
     weights = interpolation_weights(trained, num_frames, matrices)
     return weights @ matrices @ (weights / weights.sum(dim=0)).transpose(0, 1)
@@ -177,6 +178,7 @@ def interpolation_weights(old: int, new: int, like: Tensor) -> Tensor:
     """
     exact = torch.promote_types(like.dtype, torch.float32)
     old_cells, new_cells = (torch.arange(length, device=like.device, dtype=exact) for length in (old, new))
-    centres = (new_cells + 0.5) * (old / new) - 0.5
-    weights = (1 - (centres[:, None] - old_cells).abs() / max(1.0, old / new)).clamp(min=0)
+    ratio = old / (new_cells[-1] + 1)  # a tensor, since the new length can be free in an exported graph
+    centres = (new_cells + 0.5) * ratio - 0.5
+    weights = (1 - (centres[:, None] - old_cells).abs() / ratio.clamp(min=1)).clamp(min=0)
     return (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)

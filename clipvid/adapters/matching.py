@@ -10,7 +10,7 @@ Shapes: M matrices (any leading axes), N x N similarities, row i is matched with
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil, log2
+from math import ceil, log2, prod
 from typing import Literal
 
 import numpy as np
@@ -106,12 +106,14 @@ def _assign_exact(similarity: Tensor) -> Tensor:
 
 @_assign_exact.register_fake
 def _(similarity: Tensor) -> Tensor:
+    if torch.onnx.is_in_onnx_export():
+        raise InputError("solver: exact calls scipy, which an ONNX graph cannot contain; use solver: greedy")
     return similarity.new_empty(similarity.shape[:-1], dtype=torch.int64)
 
 
 def _assign_greedy(similarity: Tensor) -> Tensor:
     size = similarity.shape[-1]
-    rank = _rank(similarity.reshape(similarity.shape[:-2].numel(), size, size))
+    rank = _rank(similarity.reshape(prod(similarity.shape[:-2]), size, size))
     places = torch.arange(size, device=rank.device)
     perm = torch.full_like(rank[..., 0], -1)
     for _ in range(2 * ceil(log2(size)) + 4):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from clipvid.adapters.base import Adapter, AdapterOutput, BlockInfo, split_prefix, zero_init
 from clipvid.adapters.marks import FrameMatrix, Mark
 from clipvid.layers.attention import SelfAttention
+from clipvid.layers.sizes import has_length
 
 
 class TemporalAttention(Adapter):
@@ -64,7 +65,7 @@ class TemporalAttention(Adapter):
 
     def _embed_of(self, num_frames: int) -> Tensor:
         """Return the temporal embedding for any number of frames, [T, D]."""
-        if num_frames == len(self.temporal_embed):
+        if has_length(num_frames, len(self.temporal_embed)):
             return self.temporal_embed
         return F.interpolate(self.temporal_embed.mT.unsqueeze(0), num_frames, mode="linear").squeeze(0).mT
 

@@ -11,10 +11,12 @@ from jsonargparse import ArgumentParser
 
 from clipvid import InputError
 from clipvid.files import printable
+from clipvid.inference.exported.names import is_onnx
 from clipvid.inference.video_names import STDIN, expand_names
 
 if TYPE_CHECKING:
     from clipvid.data.reader import Source
+    from clipvid.inference.exported.files import ExportedPredictor
     from clipvid.inference.many import FilePredictor
     from clipvid.inference.outputs import LabelScore, VideoPrediction
     from clipvid.inference.predictor import Predictor
@@ -33,6 +35,10 @@ def main(args: list[str] | None = None) -> None:
     for name, least in (("top_k", 1), ("batch_size", 1), ("num_workers", 0)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)}: expected at least {least}")
+
+    if is_onnx(options.model):
+        failures = predict_exported(options, labels, videos)
+        sys.exit(1 if failures else 0)
 
     from clipvid.data.lists.classes import read_classes
     from clipvid.hub.loading import load_model
@@ -60,7 +66,30 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def show_each(files: FilePredictor, names: Iterable[str]) -> int:
+def predict_exported(options: Any, labels: list[str] | None, videos: list[str]) -> int:
+    """Predict with an ONNX file, without torch. Return the number of unreadable videos.
+
+    Raises:
+        InputError: An option needs a model that is not exported.
+    """
+    from clipvid.inference.exported.files import ExportedPredictor
+    from clipvid.inference.exported.onnx_model import OnnxModel
+
+    unused = {"--labels": labels, "--templates": options.templates, "--pretrained": options.pretrained}
+    unused |= {"--revision": options.revision, "--timeline": options.timeline or None}
+    for option, value in unused.items():
+        if value is not None:
+            raise InputError(f"{option} does not work with an exported model ({options.model}); use the model folder")
+    if options.views < 1:
+        raise InputError(f"--views {options.views}: expected at least 1")
+    counts = {name: getattr(options, name) for name in ("views", "top_k", "batch_size", "num_workers")}
+    files = ExportedPredictor(OnnxModel(options.model), options.labels_file, **counts)
+    if options.output is not None:
+        return files.into_log(expand_names(videos), options.output)
+    return show_each(files, expand_names(videos))
+
+
+def show_each(files: FilePredictor | ExportedPredictor, names: Iterable[str]) -> int:
     """Print the predictions of each video as soon as they are known. Return the number of unreadable videos."""
     failures = 0
     for name, predictions in files.each(names):
@@ -96,18 +125,23 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="clipvid predict", description="Classify videos: JSON lines, or a table on terminals.")
     parser.add_argument("videos", nargs="*", type=str, help="files, folders, patterns, or - for standard input")
     parser.add_argument(
-        "--model", type=str, required=True, help="model folder, repository on the Hub, or a CLIP (tiny, ViT-B-16 ...)"
+        "--model",
+        type=str,
+        required=True,
+        help="model folder, repository on the Hub, a CLIP (tiny, ViT-B-16 ...), or model.onnx of clipvid export",
     )
     parser.add_argument("--revision", type=str | None, help="branch, tag or commit of the repository")
     parser.add_argument("--pretrained", type=str | None, help="weights of a plain CLIP: openai, laion2b_s34b_b79k ...")
     parser.add_argument("--num_frames", type=int, default=8, help="frames per clip of a plain CLIP")
     parser.add_argument("--labels", nargs="+", type=str, help="class names; by default those of the model")
-    parser.add_argument("--labels_file", type=Path | None, help="class names, one per line, or CSV with id,name")
+    parser.add_argument(
+        "--labels_file", type=Path | None, help="class names, one per line, or CSV; text features for ONNX"
+    )
     parser.add_argument("--templates", type=str | list[str] | None, help="prompt templates, or the name of a set")
     parser.add_argument("--top_k", type=int, default=5, help="number of classes to show")
     parser.add_argument("--views", type=int, default=1, help="clips per video, averaged")
     parser.add_argument("--batch_size", type=int, default=8, help="clips in one pass of the model")
-    parser.add_argument("--num_workers", type=int, default=2, help="reading processes; not used for a single video")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes (ONNX: threads) that read several videos")
     parser.add_argument("--output", type=Path | None, help="file for the JSON lines; the same command continues it")
     parser.add_argument("--timeline", action="store_true", help="also write scores over time, and events")
     parser.add_argument("--window", type=float, default=2.0, help="seconds per point of the timeline")
@@ -129,7 +163,7 @@ def separate(labels: list[str] | None, videos: list[str]) -> tuple[list[str] | N
 
 def show(name: str, predictions: list[LabelScore]) -> None:
     """Print the predictions for one video: a table on a terminal, a JSON line otherwise."""
-    from clipvid.inference.many import prediction_line
+    from clipvid.inference.outputs import prediction_line
 
     if sys.stdout.isatty():
         show_table(name, predictions)

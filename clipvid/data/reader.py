@@ -10,6 +10,8 @@ decord and torchcodec are used on request, for files where they return exactly t
 `clipvid.decoding.fast_readers`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import itertools
@@ -17,12 +19,10 @@ import os
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Literal, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
 import av
 import numpy as np
-import torch
-from torch import Tensor
 
 from clipvid import InputError
 from clipvid.decoding.demux import (
@@ -35,13 +35,16 @@ from clipvid.decoding.demux import (
     scan,
     skipped_to,
 )
-from clipvid.decoding.errors import VideoError, read_frames_at
+from clipvid.decoding.errors import VideoError
 from clipvid.decoding.fast_readers import FastReader, Refused, check_plain, open_fast
 from clipvid.decoding.files import open_regular
 from clipvid.decoding.frames import FrameFolder
 from clipvid.decoding.pictures import PictureMaker
 from clipvid.decoding.timed_video import TimedVideo
 from clipvid.decoding.webp import HEAD_BYTES, AnimatedWebp, is_animated_webp
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 Backend: TypeAlias = Literal["auto", "decord", "torchcodec", "pyav"]
@@ -60,7 +63,7 @@ def read_frames(source: Source, indices: Sequence[int] | Tensor, *, backend: Bac
         return video.read(indices)
 
 
-def open_video(source: Source, backend: Backend = "auto") -> "Video | AnimatedWebp | FrameFolder":
+def open_video(source: Source, backend: Backend = "auto") -> Video | AnimatedWebp | FrameFolder:
     """Open a path, the bytes of a file, a binary file object (read completely) or a folder of images.
 
     Args:
@@ -132,25 +135,11 @@ class Video(TimedVideo):
         """Release the file."""
         self._fast = None
 
-    def read(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Read the frames at `indices` (any order, repeats allowed): uint8 [T, H, W, 3] RGB.
-
-        Raises:
-            IndexError: An index is outside [0, len).
-            InputError: There are no indices.
-            VideoError: No frame can be decoded.
-        """
-        return read_frames_at(self.name, indices, self._length, self.frames)
-
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Yield number and frame uint8 [H, W, 3] of sorted indices without repeats, in order, each decoded once.
-
-        Raises:
-            VideoError: No frame can be decoded.
-        """
+    def pictures(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield what `frames` does, as arrays."""
         remaining = deque(indices)
         for index, picture in self._pictures(remaining):
-            yield index, torch.from_numpy(np.ascontiguousarray(picture))
+            yield index, np.ascontiguousarray(picture)
 
     def _pictures(self, remaining: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the pictures of `remaining`, and remove their numbers from it."""

@@ -1,17 +1,24 @@
 """Frame indices of clips, and the keyed generator behind every random draw.
 
+Torch is imported by random draws and for tensors only: an exported model samples by `FrameSampling.fixed_indices`.
+
 Shapes: N frames in the video, T frames in the clip. Indices count frames in presentation order from 0.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from clipvid import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def keyed_generator(*key: int) -> torch.Generator:
@@ -23,6 +30,8 @@ def keyed_generator(*key: int) -> torch.Generator:
     """
     if not key:
         raise InputError("keyed_generator got an empty key; pass at least one integer, e.g. the seed")
+    import torch
+
     digest = hashlib.blake2b(",".join(str(int(part)) for part in key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
@@ -37,11 +46,10 @@ def uniform_indices(
     total < T.
     """
     _check(total, num_frames, clip, num_clips)
-    segment = torch.arange(num_frames)
     if generator is None:
-        return ((segment * num_clips + clip) * 2 + 1) * total // (2 * num_clips * num_frames)
-    within = torch.rand(num_frames, generator=generator, dtype=torch.float64)
-    return ((segment + within) * total / num_frames).long().clamp_(max=total - 1)
+        return _tensor(_uniform(total, num_frames, clip, num_clips))
+    places = (np.arange(num_frames) + _random(num_frames, generator)) * total / num_frames
+    return _tensor(places.astype(np.int64).clip(max=total - 1))
 
 
 def uniform_time_indices(
@@ -66,17 +74,9 @@ def uniform_time_indices(
     Returns:
         Monotone indices in [0, N). Frames that stay on screen repeat.
     """
-    edges = torch.as_tensor(times, dtype=torch.float64)
-    total = len(edges) - 1
-    _check(total, num_frames, clip, num_clips)
-    if generator is None:
-        within = torch.full((num_frames,), (clip + 0.5) / num_clips, dtype=torch.float64)
-    else:
-        within = torch.rand(num_frames, generator=generator, dtype=torch.float64)
-    span = edges[-1] - edges[0]
-    # A moment that is the start of a frame, up to rounding, shows that frame.
-    moments = edges[0] + ((torch.arange(num_frames) + within) / num_frames + 1e-9) * span
-    return (torch.searchsorted(edges, moments, right=True) - 1).clamp_(0, total - 1)
+    _check(len(times) - 1, num_frames, clip, num_clips)
+    within = (clip + 0.5) / num_clips if generator is None else _random(num_frames, generator)
+    return _tensor(_uniform_in_time(times, num_frames, within))
 
 
 def dense_indices(
@@ -98,17 +98,12 @@ def dense_indices(
     _check(total, num_frames, clip, num_clips)
     if stride < 1:
         raise InputError(f"stride is {stride}; expected at least 1 frame")
-    position = torch.arange(num_frames)
     slack = total - 1 - (num_frames - 1) * stride
-    if slack < 0:
-        return position * (total - 1) // (num_frames - 1)
-    if generator is not None:
-        start = int(torch.randint(slack + 1, (), generator=generator))
-    elif num_clips == 1:
-        start = slack // 2
-    else:
-        start = slack * clip // (num_clips - 1)
-    return start + position * stride
+    if generator is None or slack < 0:
+        return _tensor(_dense(total, num_frames, stride, clip, num_clips))
+    import torch
+
+    return int(torch.randint(slack + 1, (), generator=generator)) + torch.arange(num_frames) * stride
 
 
 @dataclass(frozen=True)
@@ -163,13 +158,65 @@ class FrameSampling:
             clip: number of the clip, if there are several fixed ones.
             num_clips: fixed clips of the video.
         """
+        if generator is None:
+            return _tensor(self.fixed_indices(total, times, clip, num_clips))
         if self.by == "time" and times is not None:
-            if len(times) != total + 1:
-                raise InputError(f"{len(times)} times for {total} frames; expected one more than frames")
-            return uniform_time_indices(times, self.num_frames, generator=generator, clip=clip, num_clips=num_clips)
+            _check_times(times, total)
+            return uniform_time_indices(times, self.num_frames, generator=generator)
         if self.name == "uniform":
-            return uniform_indices(total, self.num_frames, generator=generator, clip=clip, num_clips=num_clips)
-        return dense_indices(total, self.num_frames, self.stride, generator=generator, clip=clip, num_clips=num_clips)
+            return uniform_indices(total, self.num_frames, generator=generator)
+        return dense_indices(total, self.num_frames, self.stride, generator=generator)
+
+    def fixed_indices(
+        self, total: int, times: Sequence[float] | None = None, clip: int = 0, num_clips: int = 1
+    ) -> np.ndarray:
+        """Return the frame indices int64 [T] of one clip without randomness; see `indices`."""
+        _check(total, self.num_frames, clip, num_clips)
+        if self.by == "time" and times is not None:
+            _check_times(times, total)
+            return _uniform_in_time(times, self.num_frames, (clip + 0.5) / num_clips)
+        if self.name == "uniform":
+            return _uniform(total, self.num_frames, clip, num_clips)
+        return _dense(total, self.num_frames, self.stride, clip, num_clips)
+
+
+def _uniform(total: int, num_frames: int, clip: int, num_clips: int) -> np.ndarray:
+    return ((np.arange(num_frames) * num_clips + clip) * 2 + 1) * total // (2 * num_clips * num_frames)
+
+
+def _uniform_in_time(times: Sequence[float], num_frames: int, within: float | np.ndarray) -> np.ndarray:
+    """Return the frames on screen at the share `within` of each part, see `uniform_time_indices`."""
+    edges = np.asarray(times, dtype=np.float64)
+    # A moment that is the start of a frame, up to rounding, shows that frame.
+    moments = edges[0] + ((np.arange(num_frames) + within) / num_frames + 1e-9) * (edges[-1] - edges[0])
+    return (np.searchsorted(edges, moments, side="right") - 1).clip(0, len(edges) - 2)
+
+
+def _dense(total: int, num_frames: int, stride: int, clip: int, num_clips: int) -> np.ndarray:
+    position = np.arange(num_frames)
+    slack = total - 1 - (num_frames - 1) * stride
+    if slack < 0:
+        return position * (total - 1) // (num_frames - 1)
+    start = slack // 2 if num_clips == 1 else slack * clip // (num_clips - 1)
+    return start + position * stride
+
+
+def _random(count: int, generator: torch.Generator) -> np.ndarray:
+    """Draw float64 [count] in [0, 1)."""
+    import torch
+
+    return torch.rand(count, generator=generator, dtype=torch.float64).numpy()
+
+
+def _tensor(indices: np.ndarray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(indices.astype(np.int64, copy=False))
+
+
+def _check_times(times: Sequence[float], total: int) -> None:
+    if len(times) != total + 1:
+        raise InputError(f"{len(times)} times for {total} frames; expected one more than frames")
 
 
 def _check(total: int, num_frames: int, clip: int, num_clips: int) -> None:

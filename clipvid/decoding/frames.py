@@ -6,17 +6,19 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from clipvid import InputError
-from clipvid.decoding.errors import VideoError, read_frames_at
+from clipvid.decoding.errors import VideoError
 from clipvid.decoding.files import open_regular
 from clipvid.decoding.limits import Limits
 from clipvid.decoding.pictures import over_black
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Formats that Pillow decodes internally. For others, such as EPS, it starts external programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
@@ -68,10 +70,18 @@ class FrameFolder:
 
         Errors as `Video.read`. All images must have one size.
         """
+        from clipvid.decoding.tensors import read_frames_at
+
         return read_frames_at(self.name, indices, len(self), self.frames)
 
     def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield number and frame of sorted indices, see `clipvid.data.reader.Video.frames`."""
+        from clipvid.decoding.tensors import as_tensors
+
+        return as_tensors(self.pictures(indices))
+
+    def pictures(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield what `frames` does, as arrays."""
         size: tuple[int, ...] | None = None
         for index in indices:
             image = self._image(index)
@@ -79,7 +89,7 @@ class FrameFolder:
                 sizes = sorted((size, image.shape[:2]))
                 raise VideoError(self.name, f"its images differ in size: {sizes} (height, width)")
             size = image.shape[:2]
-            yield index, torch.from_numpy(image)
+            yield index, image
 
     def frames_between(self, start: float | None, end: float | None) -> range:
         """Return all frames, since a folder has no times.

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import Self
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
 
 from clipvid.decoding.errors import VideoError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class TimedVideo:
-    """Base class of videos: parts and times of frames. A context manager.
+    """Base class of videos: frames, parts and times. A context manager. A subclass implements `pictures`.
 
     Attributes:
         name: Name in messages.
@@ -38,6 +44,32 @@ class TimedVideo:
 
     def close(self) -> None:
         """Release the file."""
+
+    def read(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Read the frames at `indices` (any order, repeats allowed): uint8 [T, H, W, 3] RGB.
+
+        Raises:
+            IndexError: An index is outside [0, len).
+            InputError: There are no indices.
+            VideoError: No frame can be decoded.
+        """
+        from clipvid.decoding.tensors import read_frames_at
+
+        return read_frames_at(self.name, indices, len(self), self.frames)
+
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield number and frame uint8 [H, W, 3] of sorted indices without repeats, in order, each decoded once.
+
+        Raises:
+            VideoError: No frame can be decoded.
+        """
+        from clipvid.decoding.tensors import as_tensors
+
+        return as_tensors(self.pictures(indices))
+
+    def pictures(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield what `frames` does, as arrays."""
+        raise NotImplementedError
 
     @property
     def duration(self) -> float | None:

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import BinaryIO
 
-import torch
+import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from clipvid.decoding.errors import VideoError, read_frames_at
+from clipvid.decoding.errors import VideoError
 from clipvid.decoding.files import opened_binary
 from clipvid.decoding.frame_times import rate_varies
 from clipvid.decoding.frames import picture_of
@@ -77,12 +76,8 @@ class AnimatedWebp(TimedVideo):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def read(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Read the frames at `indices`, uint8 [T, H, W, 3] RGB. Errors as `clipvid.data.reader.Video.read`."""
-        return read_frames_at(self.name, indices, len(self), self.frames)
-
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Yield number and frame of sorted indices, see `clipvid.data.reader.Video.frames`."""
+    def pictures(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield number and frame of sorted indices as arrays, see `clipvid.data.reader.Video.frames`."""
         needed = set(indices)
         clock = Clock(Limits.current().max_seconds)
         with self._opened() as (image, _):
@@ -91,7 +86,7 @@ class AnimatedWebp(TimedVideo):
                 image.seek(index)
                 image.load()
                 if index in needed:
-                    yield index, torch.from_numpy(picture_of(image))
+                    yield index, picture_of(image)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Image.Image, list[int]]]:

@@ -17,8 +17,8 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 
 from clipvid import InputError
 from clipvid.data.reader import VideoError
-from clipvid.files import json_text, printable
-from clipvid.inference.outputs import LabelScore, VideoPrediction
+from clipvid.files import printable
+from clipvid.inference.outputs import LabelScore, VideoPrediction, prediction_line
 from clipvid.inference.prediction_log import PredictionLog
 from clipvid.inference.predictor import Predictor
 from clipvid.inference.video_names import STDIN, SUFFIXES
@@ -131,8 +131,3 @@ def _refused(name: str) -> VideoPrediction | None:
         return None
     error = VideoError(name, f"the folder has no video; expected one of {', '.join(SUFFIXES)}")
     return VideoPrediction(name, [], None, error)
-
-
-def prediction_line(name: str, predictions: list[LabelScore], ascii_only: bool = False) -> str:
-    """Return the JSON line of a video."""
-    return json_text({"video": name, "predictions": predictions}, ascii_only=ascii_only)

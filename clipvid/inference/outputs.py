@@ -6,11 +6,13 @@ Shapes: K classes, W windows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from clipvid.data.reader import VideoError
+from clipvid.files import json_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class LabelScore(TypedDict):
@@ -59,3 +61,8 @@ class Timeline(NamedTuple):
 
     times: list[float]
     scores: Tensor
+
+
+def prediction_line(name: str, predictions: list[LabelScore], ascii_only: bool = False) -> str:
+    """Return the JSON line of a video."""
+    return json_text({"video": name, "predictions": predictions}, ascii_only=ascii_only)

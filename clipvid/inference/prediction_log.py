@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from clipvid import InputError
 from clipvid.files import check_regular, replacing, write_json
-from clipvid.model.video_clip import VideoCLIP
+
+if TYPE_CHECKING:
+    from clipvid.model.video_clip import VideoCLIP
 
 
 class PredictionLog:
@@ -114,6 +114,8 @@ def _video(line: bytes, file: Path) -> str:
 
 def model_hash(model: VideoCLIP) -> str:
     """Return the SHA-256 of all weights and state of a model."""
+    import torch
+
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())

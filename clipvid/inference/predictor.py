@@ -6,7 +6,6 @@ Shapes: V views, T frames, S image side, K classes, W windows.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, overload
 
@@ -23,6 +22,7 @@ from clipvid.inference.outputs import TimelinePoint as TimelinePoint
 from clipvid.inference.outputs import VideoPrediction as VideoPrediction
 from clipvid.inference.stream import read_clips
 from clipvid.inference.timeline_scores import check_seconds, live_points, timeline_points
+from clipvid.inference.varying_rate import warn_of_varying_rate
 from clipvid.inference.videos import open_source, split_videos
 from clipvid.model.video_clip import VideoCLIP
 
@@ -72,7 +72,7 @@ class Predictor:
         """Return the probabilities [K] of a video, on the CPU; see `__call__` for errors."""
         with open_source(source) as video:
             if self.reader.ignores_varying_rate(video):
-                _warn_of_varying_rate(video.name)
+                warn_of_varying_rate(video.name)
             clips = self.reader.read(video, self.views)
         return self._probabilities(clips).mean(dim=0)
 
@@ -104,7 +104,7 @@ class Predictor:
                 scores = iter(probabilities.unflatten(0, (-1, self.views)).mean(dim=1))
             for source, video in zip(batch.sources, batch.videos, strict=True):
                 if video.ignores_varying_rate:
-                    _warn_of_varying_rate(video.name)
+                    warn_of_varying_rate(video.name)
                 if video.error is not None:
                     yield VideoPrediction(source, [], None, video.error)
                 else:
@@ -173,12 +173,3 @@ class Predictor:
         """Return probabilities [B, K] of clips [B, T, 3, S, S], on the CPU."""
         logits = self.model(clips.to(self.model.pixel_mean.device)).logits
         return logits.float().softmax(dim=-1).cpu()
-
-
-def _warn_of_varying_rate(name: str) -> None:
-    warnings.warn(
-        f"{name}: its frame rate varies by more than 2x, and frames are sampled evenly by number, "
-        "not by time; a timeline (--timeline) samples by time, and so does a model that was trained with "
-        "data.sampling='{name: uniform, by: time}'",
-        stacklevel=3,
-    )

@@ -158,7 +158,7 @@ class VideoSpecificPrompts(nn.Module):
     def forward(self, text: Tensor, patch_tokens: Tensor) -> Tensor:
         """Return prompts [B, K, E] of text features [K, E] and patch tokens [B, T, N, D]."""
         video = self.norm(self.visual_proj(self.visual_ln(patch_tokens)).mean(dim=1))
-        decoded = text.expand(len(video), *text.shape)
+        decoded = text.expand(video.shape[0], -1, -1)  # the length of a tensor would fix the batch in an export
         for layer in self.layers:
             decoded = layer(decoded, video)
         return text + self.alpha * decoded
@@ -195,7 +195,7 @@ class TextHead(Head):
         assert text is not None
         prompts = text[None] if self.video_prompts is None else self.video_prompts(text, patch_tokens)
         return torch.einsum(
-            "be,bke->bk", F.normalize(video, dim=-1), F.normalize(prompts, dim=-1).expand(len(video), -1, -1)
+            "be,bke->bk", F.normalize(video, dim=-1), F.normalize(prompts, dim=-1).expand(video.shape[0], -1, -1)
         )
 
 

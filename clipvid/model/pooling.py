@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipvid import InputError
 from clipvid.layers.attention import SelfAttention, feed_forward, heads_of
+from clipvid.layers.sizes import has_length
 from clipvid.registry import Registry
 
 
@@ -58,6 +59,11 @@ class Pooling(nn.Module):
 
     def __init__(self, config: Any, embed_dim: int, num_frames: int):
         super().__init__()
+
+    @property
+    def max_frames(self) -> int | None:
+        """Largest number of frames, or None for any."""
+        return None
 
     def forward(self, features: Tensor) -> Tensor:
         """Pool frame features [B, T, E] to [B, E]."""
@@ -106,6 +112,11 @@ class MIT(Pooling):
         self.position = nn.Parameter(0.02 * torch.randn(length, embed_dim))
         self.blocks = nn.Sequential(*(MITBlock(embed_dim, config.eps) for _ in range(config.layers)))
 
+    @property
+    def max_frames(self) -> int | None:
+        """Length of the table of positions, if there is one."""
+        return self.position.shape[0] if self.is_table else None
+
     def forward(self, features: Tensor) -> Tensor:
         """Pool frame features [B, T, E] to [B, E]."""
         position: Tensor = self.position
@@ -114,7 +125,7 @@ class MIT(Pooling):
             if num_frames > len(position):
                 raise InputError(f"mit: clips of {num_frames} frames, but there are positions for {len(position)}")
             position = position[:num_frames]
-        elif num_frames != len(position):
+        elif not has_length(num_frames, len(position)):
             position = F.interpolate(position.T[None], num_frames, mode="linear")[0].T
         return (features + self.blocks(features + position)).mean(dim=1)
 

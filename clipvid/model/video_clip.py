@@ -126,16 +126,20 @@ class VideoCLIP(TrainableModel):
         video = self.pooling(encoded.frame_features)
         if text is not None and not self.head.needs_text:
             raise InputError("text was given, but the model has a linear head, which uses no text")
+        classes = None
         if self.head.needs_text:
             classes = self.encode_text(text) if text is not None else self._label_features()
-            cosines = self.head(video, encoded.patch_tokens, classes)
-            logits = self.text.logit_scale * cosines + self.text.logit_bias
-        else:
-            tokens = encoded.tokens if self.head.needs_prefix else encoded.patch_tokens
-            logits = self.head(video, tokens, None)
+        logits = self.classify(encoded, video, classes)
         return VideoCLIPOutput(
             logits, encoded.losses, video, encoded.frame_features, encoded.patch_tokens, encoded.traces
         )
+
+    def classify(self, encoded: EncoderOutput, video: Tensor, classes: Tensor | None) -> Tensor:
+        """Return logits [B, K] of encoded frames, their pooled features [B, E], and text features [K, E] if needed."""
+        if self.head.needs_text:
+            cosines = self.head(video, encoded.patch_tokens, classes)
+            return self.text.logit_scale * cosines + self.text.logit_bias
+        return self.head(video, encoded.tokens if self.head.needs_prefix else encoded.patch_tokens, None)
 
     def normalize(self, frames: Tensor) -> Tensor:
         """Return uint8 pixels [B, T, 3, S, S] as normalized floats. Floats are checked and returned unchanged.
