@@ -333,5 +333,7 @@ def test_tables_of_a_ladder_are_stored_as_they_are_written() -> None:
     assert stored[""]["command"] == "clipvid benchmark ladder --config a.yaml"
     assert stored[""]["conditions"] == "Mean over the seeds 0, 1."
     assert tables_of(f"{results}\n\n{notes}", "my command")[""]["command"] == "my command"
+    cost = tables_of(f"{results}\n\nViT-B-32, median of 3.\nMiB: peak memory.", "clipvid benchmark cache")[""]
+    assert cost["conditions"] == "ViT-B-32, median of 3. MiB: peak memory."
     with pytest.raises(ValueError, match="unknown table"):
         tables_of(f"{results.replace('| |', '| other |', 1)}\n\n{notes}", None)

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from clipvid.data.config import AugmentConfig, DataConfig
-from clipvid.training.config import FinetuneConfig, PretrainClipConfig, PretrainConfig, TrainingConfig
+from clipvid.training.config import FinetuneConfig, TrainingConfig
 from clipvid.training.optim import OptimConfig, ParameterGroup
+from clipvid.training.pretrain_config import PretrainClipConfig, PretrainConfig
 
 NAN, INF = math.nan, math.inf
 WRONG = [

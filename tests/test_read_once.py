@@ -18,7 +18,7 @@ from clipvid.data.synthetic import world
 from clipvid.experiments.config import EvaluateConfig, Recipe
 from clipvid.experiments.run import load_videos
 from clipvid.training import pretrain
-from clipvid.training.config import PretrainConfig
+from clipvid.training.pretrain_config import PretrainConfig
 
 MEBIBYTE = 1 << 20
 

@@ -145,7 +145,7 @@ def _measure(config: CacheBenchmark, name: str, data: DataConfig, manifest: Mani
             epochs=count, per_device_train_batch_size=config.batch_size, cache_views=1, cache_features=choice
         )
         settings = dataclasses.replace(run, training=training)
-        objective = classification(settings, len(manifest.classes))
+        objective = classification(settings, manifest)
         with TemporaryDirectory(dir=folder) as output, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             trainer = build_trainer(settings, model, objective, manifest, accelerator, Path(output), keep_features=True)
             ends = [0.0]

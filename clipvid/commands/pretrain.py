@@ -6,7 +6,7 @@ The result is a model folder for `clipvid finetune --model.init_from FOLDER`.
 from __future__ import annotations
 
 from clipvid.runs.config_files import parse_config
-from clipvid.training.config import PretrainConfig
+from clipvid.training.pretrain_config import PretrainConfig
 
 
 def main(args: list[str] | None = None) -> None:

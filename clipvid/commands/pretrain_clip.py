@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipvid.runs.config_files import parse_config
-from clipvid.training.config import PretrainClipConfig
+from clipvid.training.pretrain_config import PretrainClipConfig
 
 
 def main(args: list[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -47,6 +47,8 @@ class TrainBatches(Sampler[list[Key]]):
         rank: Index of this process.
         accumulation: Micro-batches per optimizer step.
         repeats: Clips of each video in an epoch.
+        balanced: Labels of the samples, to show every class equally often in an epoch of as many samples. None shows
+            each sample once.
         epoch: First epoch.
         step: First optimizer step in that epoch.
     """
@@ -61,6 +63,7 @@ class TrainBatches(Sampler[list[Key]]):
         rank: int = 0,
         accumulation: int = 1,
         repeats: int = 1,
+        balanced: Sequence[int] | None = None,
         epoch: int = 0,
         step: int = 0,
     ) -> None:
@@ -76,6 +79,7 @@ class TrainBatches(Sampler[list[Key]]):
         check_fills_batch(num_samples * repeats, per_device_batch, world_size, accumulation)
         self.num_samples, self.per_device_batch, self.seed = num_samples, per_device_batch, seed
         self.world_size, self.rank, self.accumulation, self.repeats = world_size, rank, accumulation, repeats
+        self._classes = None if balanced is None else _by_label(balanced)
         self.set_position(epoch, step)
 
     @property
@@ -95,7 +99,7 @@ class TrainBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, first = self.epoch, self.step
-        order = torch.randperm(self.num_samples, generator=keyed_generator(self.seed, epoch))
+        order = self._order(epoch)
         for step in range(first, self.steps_per_epoch):
             for micro in range(self.accumulation):
                 place = (micro * self.world_size + self.rank) * self.per_device_batch
@@ -103,9 +107,33 @@ class TrainBatches(Sampler[list[Key]]):
                 yield [self._key(epoch, order, clip) for clip in range(start, start + self.per_device_batch)]
         self.set_position(epoch + 1)
 
+    def _order(self, epoch: int) -> Tensor:
+        """Return the samples of an epoch in their order."""
+        shuffled = torch.randperm(self.num_samples, generator=keyed_generator(self.seed, epoch))
+        if self._classes is None:
+            return shuffled
+        share = -(-self.num_samples // len(self._classes))
+        drawn = [_drawn(own, share, (self.seed, epoch, number)) for number, own in enumerate(self._classes)]
+        return torch.stack(drawn, dim=1).flatten()[: self.num_samples][shuffled]
+
     def _key(self, epoch: int, order: Tensor, clip: int) -> Key:
         place, repeat = divmod(clip, self.repeats)
         return epoch * self.repeats + repeat, int(order[place])
+
+
+def _by_label(labels: Sequence[int]) -> list[Tensor]:
+    """Return the samples of each class that has any."""
+    column = torch.tensor(labels)
+    return [(column == label).nonzero().flatten() for label in column.unique().tolist()]
+
+
+def _drawn(samples: Tensor, count: int, key: tuple[int, ...]) -> Tensor:
+    """Return `count` samples, each as often as the others up to one."""
+    orders = [
+        samples[torch.randperm(len(samples), generator=keyed_generator(*key, turn))]
+        for turn in range(-(-count // len(samples)))
+    ]
+    return torch.cat(orders)[:count]
 
 
 class EvalBatches(Sampler[list[Key]]):

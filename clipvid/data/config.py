@@ -93,7 +93,11 @@ class DataConfig:
         train: Training videos. Lists `path label`; manifests in CSV, JSON, JSON lines or Parquet; folders with one
             folder per class; `shards-{000..009}.tar`; or `{name: datasets, path: ...}`. See
             `clipvid.data.manifest.load_manifest`.
-        val: Validation videos, in the same forms.
+        val: Validation videos, in the same forms. Null holds out a share of `train`. So does the default, if that file
+            does not exist.
+        val_share: Share of `train` that is held out, at most a half: whole groups if there are groups, otherwise a
+            share of each class.
+        split_seed: Seed of this division.
         classes: Names of the classes: one per line (.txt), CSV with `id,name`, or the published file of a data set.
             Null takes the names in `train`. The default means null if the file does not exist.
         allow_outside_root: Allow lists and links to files outside `root`.
@@ -109,6 +113,8 @@ class DataConfig:
             segments equal in presentation time instead of number of frames.
         stride: Distance between frames of a `dense` window.
         repeats: Clips of each video in an epoch of training, in the same batch (repeated sampling).
+        balance: Show every class equally often in training. Videos of rare classes are repeated, and some of frequent
+            classes left out, other ones in each epoch.
         resize: `shortest_center`, `squash` or `bilinear_center`, for evaluation.
         test_clips: Clips per video in evaluation.
         test_crops: Crops per clip in evaluation.
@@ -125,7 +131,9 @@ class DataConfig:
 
     root: str = "data"
     train: Choice = "train.csv"
-    val: Choice = "val.csv"
+    val: Choice | None = "val.csv"
+    val_share: float = 0.2
+    split_seed: int = 0
     classes: str | None = "classes.csv"
     allow_outside_root: bool = False
     check_files: bool = True
@@ -136,6 +144,7 @@ class DataConfig:
     sampling: Choice = "uniform"
     stride: int = 1
     repeats: int = 1
+    balance: bool = False
     resize: Resize = "shortest_center"
     test_clips: int = 1
     test_crops: int = 1
@@ -148,6 +157,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("stride", "repeats", "test_clips", "test_crops"), (1, FINITE))
         check_ranges("data", self, num_workers=(0, FINITE), check_videos=(0, FINITE), max_bad_fraction=(0, 1), **counts)
+        check_ranges("data", self, val_share=(0.01, 0.5), split_seed=(0, FINITE))
         check_option("data", "test_sampling", self.test_sampling, ("fixed", "random"))
         self.preprocessing.frame_sampling(1)
 

@@ -166,6 +166,22 @@ def class_accuracy(scores: Tensor, labels: Tensor) -> list[float | None]:
     return [hit / count if count else None for hit, count in zip(hits.tolist(), counts.tolist(), strict=True)]
 
 
+def class_figures(scores: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    """Return `precision`, `recall`, `f1` and the number of `videos` of each class.
+
+    Precision is None for a class that is never answered, recall for one without videos, and f1 if neither is known.
+    """
+    answers = torch.where(answered(scores), scores.argmax(dim=1), -1)
+    figures = []
+    for number in range(scores.shape[1]):
+        videos, answered_as = int((labels == number).sum()), int((answers == number).sum())
+        right = int(((labels == number) & (answers == number)).sum())
+        precision, recall = (right / total if total else None for total in (answered_as, videos))
+        f1 = 2 * right / (videos + answered_as) if videos + answered_as else None
+        figures.append({"precision": precision, "recall": recall, "f1": f1, "videos": videos})
+    return figures
+
+
 def harmonic_mean(first: float, second: float) -> float:
     """Return the harmonic mean of two shares, 0 if one of them is 0."""
     return 2 * first * second / (first + second) if first and second else 0.0

@@ -15,6 +15,7 @@ from clipvid.evaluation.metrics import (
     bootstrap_intervals,
     calibration_curve,
     class_accuracy,
+    class_figures,
     classification_metrics,
     pair_accuracy,
 )
@@ -49,14 +50,19 @@ def summarize_thoroughly(predictions: Predictions, classes: Sequence[ClassInfo])
     """Return `summarize` with additional figures of a finished evaluation.
 
     `intervals` are 95% bootstrap intervals of mean_class, nll and ece. `calibration` is `metrics.calibration_curve`.
-    `by_class` is the accuracy by class name, None for a class without videos.
+    `by_class` is the accuracy by class name, None for a class without videos. `classes` has `metrics.class_figures` by
+    class name, and `macro_f1` is the mean of f1 over the classes with videos.
     """
     labels, scores = predictions.labels, predictions.scores
     names = [info.name for info in classes]
+    by_class = class_figures(scores, labels)
+    values = [own["f1"] for own in by_class if own["videos"]]
     return summarize(predictions, classes) | {
         "intervals": bootstrap_intervals(scores, labels),
         "calibration": calibration_curve(scores, labels),
         "by_class": dict(zip(names, class_accuracy(scores, labels), strict=True)),
+        "classes": dict(zip(names, by_class, strict=True)),
+        "macro_f1": sum(values) / len(values),
     }
 
 

@@ -17,6 +17,7 @@ from clipvid.evaluation.metrics import answered
 from clipvid.evaluation.report import write_page
 from clipvid.evaluation.report_sections import Curve
 from clipvid.evaluation.summary import summarize_thoroughly
+from clipvid.experiments.outcome import describe_outcome
 from clipvid.experiments.protocols import Holdout, build_protocol
 from clipvid.experiments.report_clips import read_clips
 from clipvid.experiments.run import trained_name
@@ -45,7 +46,7 @@ def write_finetune_report(
     protocol = build_protocol(config.data.protocol)
     is_single = isinstance(protocol, Holdout)
     folder = output if is_single else output / protocol.parts(train, val, trained=True)[0].run
-    tested = val if is_single else train.joined(val)
+    tested = _tested(config, train, val)
     selection = metrics.get("selection")
     name = trained_name(config.model.adapter if selection is None or selection["chosen"] == ADAPTERS else "none")
     unreadable = predictions.indices[~answered(predictions.scores)].tolist()
@@ -59,14 +60,30 @@ def write_finetune_report(
         ),
         curves=[Curve(name, json.loads((output / "history.json").read_text()))] if is_single else [],
         details=_details(config, metrics, tested),
-        introduction=_introduction(config, folder if is_single else None),
+        introduction=[
+            " ".join(read_outcome(config, train, val, output)),
+            *_introduction(config, folder if is_single else None),
+        ],
     )
     write_page(report, evaluation_page(evaluation))
     return report
 
 
+def read_outcome(config: FinetuneConfig, train: Manifest, val: Manifest, output: Path) -> list[str]:
+    """Return the outcome of a finished run; see `clipvid.experiments.outcome`."""
+    run, history = finished(output), output / "history.json"
+    assert run is not None
+    log = json.loads(history.read_text()) if history.is_file() else []
+    return describe_outcome(run[1], run[0], _tested(config, train, val), log)
+
+
+def _tested(config: FinetuneConfig, train: Manifest, val: Manifest) -> Manifest:
+    is_single = isinstance(build_protocol(config.data.protocol), Holdout)
+    return val if is_single else train.joined(val)
+
+
 def _introduction(config: FinetuneConfig, folder: Path | None) -> list[str]:
-    texts = ["Answers of the fine-tuned model for videos that it was not trained on."]
+    texts = []
     if folder is not None:
         words = ["clipvid", "evaluate", "--model", str(folder)]
         for name in ("root", "val", "classes", "sampling"):

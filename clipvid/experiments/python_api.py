@@ -13,15 +13,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 
 from clipvid import InputError, RunError
+from clipvid.data.drawn_split import SPLIT, describe_split, is_drawn, write_split
 from clipvid.data.manifest import Manifest
 from clipvid.data.map_dataset import MapDataset, dataset_manifest
 from clipvid.data.splits import check_leaks, load_split, load_splits
 from clipvid.evaluation.summary import describe
 from clipvid.experiments.config import EvaluateConfig
 from clipvid.experiments.cross_validation import finetune_protocol
-from clipvid.experiments.finetune_report import write_finetune_report
+from clipvid.experiments.finetune_report import read_outcome, write_finetune_report
 from clipvid.experiments.protocols import BaseToNovel, Holdout, build_protocol
 from clipvid.experiments.run import evaluate_protocol
+from clipvid.files import printable
 from clipvid.hub.loading import from_pretrained, load_model
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import read_config
@@ -178,11 +180,18 @@ def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] 
         check_hub(config)
     with accelerator.main_process_first():
         train, val = manifests or load_splits(config.data)
+    was_drawn = manifests is None and is_drawn(config.data)
+    if was_drawn:
+        accelerator.print(describe_split(train, val))
     check_leaks(config.data, train, val, accelerator)
     figures = finetune_protocol(config, train, val, accelerator, output)
     accelerator.print(f"{describe(figures)} -> {output}/metrics.json")
     if accelerator.is_main_process:
+        if was_drawn:
+            root = write_split(output / SPLIT, train, val)
+            print(f"split: {output / SPLIT}, with paths below {printable(root)}")
         print(f"report: {write_finetune_report(config, train, val, accelerator, output)}")
+        print("\n".join(read_outcome(config, train, val, output)))
     end_trackers(accelerator)
     if config.hub.push_to_hub and accelerator.is_main_process:
         print(push_run(config, output))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from clipvid.adapters import resolve_adapters
+from clipvid.data.folds import by_class, held_out_folds
 from clipvid.data.manifest import Manifest
-from clipvid.data.sampling import keyed_generator
 from clipvid.distributed import by_main_process
 from clipvid.evaluation.metrics import proportion
 from clipvid.files import write_json
@@ -70,29 +68,6 @@ def describe_selection(record: dict[str, Any]) -> str:
         f"{outcome}. The model is trained without {record['adapter']}; selection.folds=0 and another output_dir train "
         "it in any case"
     )
-
-
-def held_out_folds(manifest: Manifest, folds: int, seed: int) -> tuple[str, list[list[int]]]:
-    """Return `group` or `video` for what is held out together, and the indices of the videos of each fold.
-
-    Groups are held out as a whole if there are enough. Otherwise the videos of each class are spread over the folds.
-    """
-    samples = list(manifest.samples)
-    groups = {sample.group for sample in samples}
-    places: list[list[int]] = [[] for _ in range(folds)]
-    if None not in groups and folds <= len(groups) < len(samples):
-        members: dict[str, list[int]] = {}
-        for index, sample in enumerate(samples):
-            members.setdefault(str(sample.group), []).append(index)
-        for name in _shuffled(sorted(members), seed):
-            min(places, key=len).extend(members[name])
-        return "group", [sorted(fold) for fold in places]
-    count = 0
-    for own in _by_class(manifest, seed):
-        for index in own:
-            places[count % folds].append(index)
-            count += 1
-    return "video", [sorted(fold) for fold in places]
 
 
 def compare(outcomes: dict[str, tuple[int, int]]) -> dict[str, Any]:
@@ -190,19 +165,6 @@ def _subset(train: Manifest, most: int, seed: int) -> Manifest:
     if len(train) <= most:
         return train
     ranks = [
-        (rank / len(own), index) for own in _by_class(train, seed) for rank, index in enumerate(own)
+        (rank / len(own), index) for own in by_class(train, seed) for rank, index in enumerate(own)
     ]  # the first share of every class
     return train.subset(sorted(index for _, index in sorted(ranks)[:most]))
-
-
-def _by_class(manifest: Manifest, seed: int) -> list[list[int]]:
-    """Return the indices of the videos of each class, in an order drawn by the seed."""
-    by_class: dict[int, list[int]] = {}
-    for index, sample in enumerate(manifest.samples):
-        by_class.setdefault(sample.label, []).append(index)
-    return [_shuffled(own, seed, label) for label, own in sorted(by_class.items())]
-
-
-def _shuffled(items: Sequence[Any], *key: int) -> list[Any]:
-    order = torch.randperm(len(items), generator=keyed_generator(*key))
-    return [items[place] for place in order.tolist()]

@@ -13,9 +13,9 @@ from clipvid.experiments.config import EvaluateConfig, extend_evaluation
 from clipvid.experiments.run import evaluate_protocol, evaluation_inputs, load_videos
 from clipvid.runs.output_folder import FREE, config_differences
 from clipvid.runs.record import recorded_inputs
-from clipvid.training.config import PretrainConfig
 from clipvid.training.pretrain import load_videos as unlabeled_videos
 from clipvid.training.pretrain import pretrain
+from clipvid.training.pretrain_config import PretrainConfig
 from clipvid.training.session import input_hashes
 
 METRICS = "metrics.json"

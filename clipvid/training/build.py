@@ -26,7 +26,7 @@ from clipvid.training.batch_size import largest_batch_size
 from clipvid.training.checkpoint import recorded_batch_size
 from clipvid.training.config import FinetuneConfig, TrainingConfig, VideoRunConfig
 from clipvid.training.features import clips_recur, open_features
-from clipvid.training.objectives import Classification, Objective
+from clipvid.training.objectives import Classification, Objective, balanced_weights
 from clipvid.training.optim import build_optimizer, build_scheduler, describe_groups
 from clipvid.training.trainer import CHECKPOINTS, Trainer
 
@@ -47,6 +47,7 @@ def train_loader(
         accumulation=training.gradient_accumulation_steps,
         repeats=config.data.repeats,
         seed=config.seed,
+        balanced=[sample.label for sample in dataset.manifest.samples] if config.data.balance else None,
     )
     bad = BadVideos("train", len(dataset), config.data.max_bad_fraction, output_dir / BAD_VIDEOS)
     return build_loader(dataset, batches, config.data.num_workers, bad)
@@ -68,10 +69,13 @@ def fit_memory(
     return dataclasses.replace(training, per_device_train_batch_size=fitting, gradient_accumulation_steps=steps)
 
 
-def classification(config: FinetuneConfig, num_classes: int) -> Objective:
-    """Build the objective of fine-tuning."""
-    training = config.training
-    return Classification(num_classes, config.seed, training.label_smoothing, training.mixup, training.cutmix)
+def classification(config: FinetuneConfig, videos: Manifest) -> Objective:
+    """Build the objective of fine-tuning on some videos."""
+    training, count = config.training, len(videos.classes)
+    weights = None
+    if training.class_weights == "balanced":
+        weights = balanced_weights([sample.label for sample in videos.samples], count)
+    return Classification(count, config.seed, training.label_smoothing, training.mixup, training.cutmix, weights)
 
 
 def check_tracker(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Typed configs of training runs."""
+"""Typed configs of training runs: settings of every run, and those of fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from clipvid import InputError
 from clipvid.data.config import DataConfig
-from clipvid.data.synthetic.world import WorldConfig
 from clipvid.model.config import ModelConfig
-from clipvid.registry import FINITE, Choice, check_ranges, suggest
+from clipvid.registry import FINITE, check_ranges, suggest
 from clipvid.training.optim import OptimConfig
-from clipvid.training.pretext_tasks import resolve_pretext_tasks
 from clipvid.training.state import LoopSettings
 
 
@@ -36,6 +34,9 @@ class TrainingConfig(LoopSettings):
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         mixed_precision: `no`, `bf16` or `fp16`.
         eval_epochs: Number of epochs between evaluations. The last epoch is always evaluated.
+        early_stopping: Evaluations without a better `metric_for_best_model` after which the run ends, or 0 for never.
+            Needs `load_best_model_at_end`. The schedule of the rates is that of all epochs.
+        class_weights: `balanced` weights the loss of each class by the inverse of its number of training videos.
         label_smoothing: Probability mass spread over all classes.
         mixup: Alpha of MixUp, 0 to disable.
         cutmix: Alpha of CutMix, 0 to disable.
@@ -61,6 +62,7 @@ class TrainingConfig(LoopSettings):
     gradient_checkpointing: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     eval_epochs: int = 1
+    class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -85,6 +87,11 @@ class TrainingConfig(LoopSettings):
             check_ranges("training", self, cache_features=(0, FINITE))
         if self.eval_epochs < 1:
             raise InputError(f"eval_epochs={self.eval_epochs} must be at least 1; the last epoch is always evaluated")
+        if self.early_stopping and not self.load_best_model_at_end:
+            raise InputError(
+                f"training.early_stopping={self.early_stopping} needs training.load_best_model_at_end: true, which "
+                "keeps the weights of the best evaluation"
+            )
         if self.diagnose and self.torch_compile:
             raise InputError("training.diagnose measures inside the blocks, which torch_compile replaces; disable one")
         if self.frozen_bf16 and self.mixed_precision != "bf16":
@@ -205,100 +212,3 @@ class FinetuneConfig(VideoRunConfig):
     output_dir: str = "outputs/finetune"
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     hub: HubConfig = field(default_factory=HubConfig)
-
-
-@dataclass(frozen=True)
-class Videos:
-    """Additional list of videos; see `clipvid.data.config.DataConfig`.
-
-    Attributes:
-        root: Folder that paths are relative to.
-        videos: List of videos, as `data.train`.
-        classes: Class list, or None for the labels of the list.
-    """
-
-    root: str
-    videos: Choice
-    classes: str | None = None
-
-
-@dataclass(frozen=True)
-class PretrainConfig(VideoRunConfig):
-    """Options of training adapters on video without labels, with CLIP frozen.
-
-    Attributes:
-        data: `train` is the training data, with labels ignored. `val` measures zero-shot accuracy.
-        also: Further lists of training videos.
-        objectives: Any of `masked`, `order`, `distillation`, by name or with options (`{"name": "order", "weight":
-            0.5}`); see `clipvid.training.pretext_tasks`.
-    """
-
-    VERB: ClassVar[str] = "pretrain"
-    METRICS: ClassVar[tuple[str, ...]] = ("val_top1", "val_object")
-    UNUSED: ClassVar[tuple[str, ...]] = (
-        "training.label_smoothing",
-        "training.mixup",
-        "training.cutmix",
-        "training.cache_features",
-        "training.diagnose",
-        "optim.head_lr",
-        "data.protocol",
-        "data.augment.label_map_flip",
-    )
-
-    output_dir: str = "outputs/pretrain"
-    also: list[Videos] = field(default_factory=list)
-    objectives: list[Choice] = field(default_factory=lambda: ["masked", "order", "distillation"])
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        resolve_pretext_tasks(self.objectives)
-
-
-@dataclass(frozen=True)
-class StillsConfig:
-    """Captioned stills.
-
-    Attributes:
-        world: World of the stills.
-        train: Number of stills for training.
-        val: Number of stills for evaluation.
-    """
-
-    world: WorldConfig = field(default_factory=WorldConfig)
-    train: int = 20000
-    val: int = 1000
-
-
-@dataclass(frozen=True)
-class PretrainClipConfig(RunConfig):
-    """Options of contrastive image-text training on captioned stills of the synthetic world.
-
-    Attributes:
-        export_dir: Folder of the finished CLIP in half precision, for `local-dir:`.
-    """
-
-    VERB: ClassVar[str] = "pretrain-clip"
-    METRICS: ClassVar[tuple[str, ...]] = ("val_object",)
-    UNUSED: ClassVar[tuple[str, ...]] = (
-        "model.init_from",
-        "training.label_smoothing",
-        "training.mixup",
-        "training.cutmix",
-        "training.cache_features",
-        "training.cache_views",
-        "training.auto_find_batch_size",  # the objective depends on the other stills of a batch
-        "training.torch_compile",
-        "training.diagnose",
-        "optim.head_lr",
-        "training.frozen_bf16",
-        "stills.world.fps",
-        "stills.world.train_per_class",
-        "stills.world.val_per_class",
-        "stills.world.test_per_class",
-    )
-
-    output_dir: str = "outputs/pretrain"
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(metric_for_best_model="val_object"))
-    stills: StillsConfig = field(default_factory=StillsConfig)
-    export_dir: str | None = None

@@ -113,7 +113,7 @@ def finetune(
         if selected is not None and not any(parameter.requires_grad for parameter in model.parameters()):
             trainer, features = None, None
         else:
-            objective = classification(recipe, len(train.classes))
+            objective = classification(recipe, train)
             trainer = build_trainer(recipe, model, objective, train, accelerator, output, keep_features=True)
             features = trainer.features
         batch_size = config.training.per_device_eval_batch_size

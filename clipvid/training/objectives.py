@@ -5,6 +5,7 @@ Shapes: B clips, T frames, S image side, K classes, L text length.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +41,7 @@ class Classification:
         label_smoothing: Probability mass spread over all classes.
         mixup: Alpha of MixUp, 0 to disable.
         cutmix: Alpha of CutMix, 0 to disable.
+        class_weights: Weight of each class in the loss, or None for equal ones.
     """
 
     num_classes: int
@@ -47,6 +49,7 @@ class Classification:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    class_weights: tuple[float, ...] | None = None
 
     def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
         """Return the loss of a batch and its detached parts."""
@@ -56,8 +59,20 @@ class Classification:
             frames, targets = mix(frames, targets, self.mixup, self.cutmix, generator)
         output = model(frames, normalized=True)
         logits = _at_least_float32(output.logits)
-        error = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
+        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        targets = targets.to(logits.dtype)
+        error = F.cross_entropy(logits, targets, weight, label_smoothing=self.label_smoothing)
         return total_loss({"cross_entropy": error} | output.losses)
+
+
+def balanced_weights(labels: Sequence[int], num_classes: int) -> tuple[float, ...]:
+    """Return weights of the classes, inverse to their numbers of videos. The mean over the videos is 1.
+
+    Classes without videos get 0.
+    """
+    counts = torch.bincount(torch.tensor(labels), minlength=num_classes)
+    present = int((counts > 0).sum())
+    return tuple(len(labels) / (present * count) if count else 0.0 for count in counts.tolist())
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from clipvid.evaluation.summary import describe, evaluate
 from clipvid.evaluation.weight_space import zero_shot_model
 from clipvid.runs.output_folder import check_output
 from clipvid.training.build import build_trainer
-from clipvid.training.config import PretrainConfig
 from clipvid.training.pretext_tasks import resolve_pretext_tasks
+from clipvid.training.pretrain_config import PretrainConfig
 from clipvid.training.self_supervised import SelfSupervisedModel, SelfSupervisedObjective
 from clipvid.training.session import (
     fresh_model,

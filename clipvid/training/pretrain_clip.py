@@ -19,9 +19,9 @@ from clipvid.model.factory import build_model
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.config_files import config_record
 from clipvid.runs.output_folder import check_output
-from clipvid.training.config import PretrainClipConfig
 from clipvid.training.objectives import ImageTextContrast
 from clipvid.training.optim import build_optimizer, build_scheduler
+from clipvid.training.pretrain_config import PretrainClipConfig
 from clipvid.training.session import preemption, session
 from clipvid.training.trainer import Trainer
 

@@ -23,6 +23,7 @@ class LoopSettings:
         save_total_limit: Number of checkpoints to keep.
         logging_steps: Optimizer steps between log entries.
         load_best_model_at_end: Keep the weights of the best evaluation, not the last.
+        early_stopping: See `TrainingConfig`.
         metric_for_best_model: Figure to maximize: `val_top1`, or `val_object` in training without labels or on stills.
     """
 
@@ -34,12 +35,13 @@ class LoopSettings:
     save_total_limit: int = 2
     logging_steps: int = 10
     load_best_model_at_end: bool = False
+    early_stopping: int = 0
     metric_for_best_model: str = "val_top1"
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay={self.ema_decay} must be in [0, 1); 0.999 is usual, 0 for none")
-        check_ranges("training", self, save_steps=(0, FINITE))
+        check_ranges("training", self, save_steps=(0, FINITE), early_stopping=(0, FINITE))
         if not self.max_grad_norm > 0:
             raise InputError(f"max_grad_norm={self.max_grad_norm} must be above 0; use .inf for no clipping")
         for name in ("epochs", "max_skipped_steps", "save_total_limit", "logging_steps"):
@@ -70,6 +72,12 @@ class TrainState:
     skipped: int = 0
     skipped_in_row: int = 0
     windows: list[dict[str, list[float]]] = field(default_factory=list)
+
+    def evaluations_since_best(self, metric: str) -> int:
+        """Return the number of evaluations by `metric` after the best one."""
+        if self.best is None:
+            return 0
+        return sum(metric in entry and entry["epoch"] > self.best["epoch"] for entry in self.history)
 
     def count(self, skipped: bool) -> None:
         """Count a step, done or skipped."""

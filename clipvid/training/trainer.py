@@ -87,10 +87,13 @@ class Trainer:
         self._tracking = True
         total = self.settings.epochs * self.batches.steps_per_epoch
         with Progress(total, self.state.step, self.accelerator.is_main_process) as self._progress:
-            for epoch in range(self.state.epoch, self.settings.epochs):
+            last = self.state.epoch if self._is_stuck() else self.settings.epochs
+            for epoch in range(self.state.epoch, last):
                 with self._stop.deferred():
                     self._run_epoch(epoch)
                 self._finish_epoch(epoch, on_epoch_end)
+                if self._is_stuck():
+                    break
         return self.state
 
     def result(self) -> dict[str, Tensor]:
@@ -195,6 +198,19 @@ class Trainer:
         if self.state.best is None or figures[name] > self.state.best["value"]:
             self.state.best = {"value": figures[name], "epoch": epoch}
             self._weights.keep_best()
+
+    def _is_stuck(self) -> bool:
+        """Return True if early stopping ends the run."""
+        settings = self.settings
+        passed = self.state.evaluations_since_best(settings.metric_for_best_model)
+        is_over = settings.early_stopping and passed >= settings.early_stopping
+        if not is_over or self.state.best is None or self.state.epoch >= settings.epochs:
+            return False
+        self.accelerator.print(
+            f"training ends after epoch {self.state.epoch} of {settings.epochs}: {passed} evaluations were not "
+            f"better than that of epoch {self.state.best['epoch'] + 1} (training.early_stopping)"
+        )
+        return True
 
     def _judge(self) -> None:
         """Count the skipped steps since the last call, log their samples, and end the run past the limit."""

@@ -1,6 +1,6 @@
-"""Store the tables of a finished ladder for the pages: `python docs/generate/store.py FOLDER NAME [--command COMMAND]`.
+"""Store the tables of a finished benchmark for the pages: `python docs/generate/store.py FOLDER NAME [--command C]`.
 
-`FOLDER/table.md` becomes `docs/results/NAME.json`, and its other tables `NAME_motions.json`, `NAME_predictions.json`.
+`FOLDER/table.md` becomes `docs/results/NAME.json`, and its other tables `NAME_motions.json`, `NAME_reading.json`, ...
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
-SUFFIXES = {"motion distinguished from its reverse": "_motions", "hypothesis": "_predictions", "": ""}
+SUFFIXES = {
+    "motion distinguished from its reverse": "_motions",
+    "hypothesis": "_predictions",
+    "training step": "_training",
+    "reading": "_reading",
+    "frames at asked times": "_exactness",
+    "predicting": "_predicting",
+    "start-up": "_startup",
+    "": "",
+}
 
 
 def split_row(line: str) -> list[str]:
@@ -27,8 +36,9 @@ def tables_of(text: str, command: str | None) -> dict[str, dict[str, Any]]:
         ValueError: A table starts with an unknown heading.
     """
     blocks = [block.splitlines() for block in re.split(r"\n\s*\n", text.strip())]
-    notes = [line.removeprefix("- ") for block in blocks for line in block if line.startswith("- ")]
-    made_by = command or re.findall(r"`([^`]+)`", notes[-1])[-1]
+    notes = [line.removeprefix("- ") for block in blocks for line in block if not line.startswith("|")]
+    named = re.findall(r"`(clipvid [^`]+)`", notes[-1])
+    made_by, conditions = command or named[-1], notes[:-1] if named else notes
     tables = {}
     for block in blocks:
         if not block[0].startswith("|"):
@@ -40,7 +50,7 @@ def tables_of(text: str, command: str | None) -> dict[str, dict[str, Any]]:
         texts = [column for column, mark in zip(columns[1:], marks[1:], strict=True) if not mark.endswith(":")]
         tables[suffix] = {
             "command": made_by,
-            "conditions": " ".join(notes[:-1]) if suffix == "" else None,
+            "conditions": " ".join(conditions) if not tables else None,
             "text_columns": texts,
             "columns": columns,
             "rows": rows,
@@ -51,7 +61,7 @@ def tables_of(text: str, command: str | None) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Parse the command line and write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="output folder of `clipvid benchmark ladder`")
+    parser.add_argument("folder", type=Path, help="output folder of `clipvid benchmark`")
     parser.add_argument("name", help="name of the stored table")
     parser.add_argument("--command", help="command that a reader types, by default the one in table.md")
     options = parser.parse_args()

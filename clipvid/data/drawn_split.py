@@ -1,0 +1,79 @@
+"""Validation videos drawn from the training videos, where no list of them is given."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+
+from clipvid import InputError
+from clipvid.data.config import DataConfig
+from clipvid.data.folds import held_out_folds
+from clipvid.data.lists.places import locate
+from clipvid.data.manifest import Manifest
+from clipvid.files import write_text
+
+SPLIT = "split.csv"
+
+
+def is_drawn(config: DataConfig) -> bool:
+    """Return True if `data.val` is null, or has its default and no such list exists."""
+    if config.val is None:
+        return True
+    if config.val != DataConfig.val or config.world is not None:
+        return False
+    try:
+        locate(Path(config.root), str(config.val), "list")
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def draw_split(manifest: Manifest, config: DataConfig) -> tuple[Manifest, Manifest]:
+    """Return training and validation videos.
+
+    Raises:
+        InputError: There are too few videos.
+    """
+    folds = round(1 / config.val_share)
+    held_out = set(held_out_folds(manifest, folds, config.split_seed)[1][0])
+    if not 0 < len(held_out) < len(manifest):
+        raise InputError(
+            f"data.val is not given, and {len(manifest)} videos are too few to hold out one in {folds}; add videos, "
+            "or give data.val"
+        )
+    train, val = ([i for i in range(len(manifest)) if (i in held_out) is held] for held in (False, True))
+    return manifest.subset(train), manifest.subset(val)
+
+
+def describe_split(train: Manifest, val: Manifest) -> str:
+    """Return a sentence that says how a drawn split is divided."""
+    groups = [{sample.group for sample in own.samples} for own in (train, val)]
+    is_grouped = not groups[0] & groups[1]
+    line = f"data.val is not given: {len(val)} of {len(train) + len(val)} videos are held out for it"
+    if is_grouped:
+        return f"{line}, those of {len(groups[1])} whole groups of {len(groups[0] | groups[1])}"
+    return (
+        f"{line}, a share of each class. If several clips show the same person or scene, name it with "
+        "data.group_pattern; otherwise the result is too good"
+    )
+
+
+def write_split(path: Path, train: Manifest, val: Manifest) -> str:
+    """Write a list of both splits, and return the folder that its paths are relative to."""
+    files = {split: [os.path.abspath(own.file(sample)) for sample in own.samples] for split, own in _named(train, val)}
+    root = os.path.commonpath([os.path.dirname(file) for own in files.values() for file in own])
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["path", "label", "split"])
+    for split, manifest in _named(train, val):
+        for file, sample in zip(files[split], manifest.samples, strict=True):
+            name = Path(os.path.relpath(file, root)).as_posix()
+            rows.writerow([name, manifest.class_names[sample.label], split])
+    write_text(path, text.getvalue())
+    return root
+
+
+def _named(train: Manifest, val: Manifest) -> list[tuple[str, Manifest]]:
+    return [("train", train), ("val", val)]

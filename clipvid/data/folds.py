@@ -1,0 +1,48 @@
+"""Folds of videos that are held out together: whole groups where there are groups, otherwise a share of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from clipvid.data.manifest import Manifest
+from clipvid.data.sampling import keyed_generator
+
+
+def held_out_folds(manifest: Manifest, folds: int, seed: int) -> tuple[str, list[list[int]]]:
+    """Return `group` or `video` for what is held out together, and the indices of the videos of each fold.
+
+    Groups are held out as a whole if there are enough. Otherwise the videos of each class are spread over the folds.
+    """
+    samples = list(manifest.samples)
+    groups = {sample.group for sample in samples}
+    places: list[list[int]] = [[] for _ in range(folds)]
+    if None not in groups and folds <= len(groups) < len(samples):
+        members: dict[str, list[int]] = {}
+        for index, sample in enumerate(samples):
+            members.setdefault(str(sample.group), []).append(index)
+        for name in shuffled(sorted(members), seed):
+            min(places, key=len).extend(members[name])
+        return "group", [sorted(fold) for fold in places]
+    count = 0
+    for own in by_class(manifest, seed):
+        for index in own:
+            places[count % folds].append(index)
+            count += 1
+    return "video", [sorted(fold) for fold in places]
+
+
+def by_class(manifest: Manifest, seed: int) -> list[list[int]]:
+    """Return the indices of the videos of each class, in an order drawn by the seed."""
+    indices: dict[int, list[int]] = {}
+    for index, sample in enumerate(manifest.samples):
+        indices.setdefault(sample.label, []).append(index)
+    return [shuffled(own, seed, label) for label, own in sorted(indices.items())]
+
+
+def shuffled(items: Sequence[Any], *key: int) -> list[Any]:
+    """Return the items in an order drawn by the key."""
+    order = torch.randperm(len(items), generator=keyed_generator(*key))
+    return [items[place] for place in order.tolist()]

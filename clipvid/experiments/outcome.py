@@ -1,0 +1,91 @@
+"""Outcome of a fine-tuning in a few plain sentences: what was reached, against what, and what to do next."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipvid.data.manifest import Manifest
+from clipvid.evaluation.loop import Predictions
+from clipvid.evaluation.metrics import answered
+from clipvid.experiments.selection import ADAPTERS, NONE
+from clipvid.files import printable
+
+_LEARNED, _NOT_LEARNED = 0.3, 0.7  # of the loss of a guess
+_GOOD = 0.95
+
+
+def describe_outcome(
+    figures: Mapping[str, Any], predictions: Predictions, tested: Manifest, history: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return the sentences.
+
+    Args:
+        figures: Content of `metrics.json`.
+        predictions: Of the evaluated videos.
+        tested: The evaluated videos.
+        history: Log of the training.
+    """
+    top1 = figures["top1"]
+    sentences = [
+        f"On {top1['count']} videos that it was not trained on, the model is right in {top1['value']:.0%} "
+        f"(95% interval {top1['low']:.0%} to {top1['high']:.0%}).",
+        _baselines(figures, tested),
+    ]
+    mistake = _most_frequent_mistake(predictions, tested.class_names)
+    if mistake is not None:
+        sentences.append(mistake)
+    sentences += [limit for limit in (_limit(figures, tested, history),) if limit is not None]
+    return sentences
+
+
+def _baselines(figures: Mapping[str, Any], tested: Manifest) -> str:
+    """Return the figures of simpler answers."""
+    counts = Counter(sample.label for sample in tested.samples)
+    share = max(counts.values()) / len(tested)
+    text = f"The most frequent class alone would be right in {share:.0%}"
+    selection = figures.get("selection")
+    if not selection:
+        return f"{text}."
+    chosen, other = (ADAPTERS, NONE) if selection["chosen"] == ADAPTERS else (NONE, ADAPTERS)
+    names = {ADAPTERS: f"with {selection['adapter']}", NONE: "with frames averaged"}
+    return (
+        f"{text}. In cross-validation on the training videos it was {selection[chosen]['value']:.0%} {names[chosen]}, "
+        f"the chosen way, and {selection[other]['value']:.0%} {names[other]}."
+    )
+
+
+def _most_frequent_mistake(predictions: Predictions, names: Sequence[str]) -> str | None:
+    """Return the pair of classes that is confused most often, or None without mistakes."""
+    readable = answered(predictions.scores)
+    labels, answers = predictions.labels[readable].tolist(), predictions.scores[readable].argmax(dim=1).tolist()
+    mistakes = Counter(pair for pair in zip(labels, answers, strict=True) if pair[0] != pair[1])
+    if not mistakes:
+        return None
+    (label, answer), count = min(mistakes.items(), key=lambda item: (-item[1], item[0]))
+    right, wrong = (printable(names[number]) for number in (label, answer))
+    return f"Its most frequent mistake: {count} of {labels.count(label)} videos of {right!r} are taken for {wrong!r}."
+
+
+def _limit(figures: Mapping[str, Any], tested: Manifest, history: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return what limits the accuracy, as far as the loss in training tells."""
+    losses = [entry["cross_entropy"] for entry in history if "cross_entropy" in entry]
+    if not losses or figures["top1"]["value"] >= _GOOD or len(tested.classes) < 2:
+        return None
+    guess, last = math.log(len(tested.classes)), losses[-1]
+    if last <= _LEARNED * guess:
+        return (
+            f"The training videos are learned (loss {last:.2f}; a guess has {guess:.2f}). More training videos, above "
+            "all of the confused classes, will help more than more epochs."
+        )
+    if last >= _NOT_LEARNED * guess:
+        return (
+            f"The training videos are not learned yet (loss {last:.2f}; a guess has {guess:.2f}). Raise "
+            "training.epochs or optim.lr, or train more of the model (model.tune)."
+        )
+    return (
+        f"The training videos are learned in part (loss {last:.2f}; a guess has {guess:.2f}). Try more training.epochs "
+        "first, then more videos."
+    )

@@ -1,0 +1,120 @@
+"""One folder of videos without a list for validation: drawn split, its list, and the words at the end of the run."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clipvid import InputError
+from clipvid.commands import evaluate, finetune
+from clipvid.data.config import DataConfig
+from clipvid.data.drawn_split import draw_split, is_drawn, write_split
+from clipvid.data.lists.samples import Sample
+from clipvid.data.manifest import ClassInfo, Manifest
+from clipvid.data.splits import load_split, load_splits
+from clipvid.data.synthetic.world import WorldConfig, build_world
+
+WORLD = WorldConfig(
+    objects=("ball", "star"), motions=("horizontal",), num_frames=4, image_size=48,
+    train_per_class=5, val_per_class=0, test_per_class=0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def videos(tmp_path, monkeypatch) -> Path:
+    """Return a folder with one folder of five videos for each class, in the working folder."""
+    world = build_world(WORLD, tmp_path / "world", progress=False)
+    names = {row["id"]: row["name"] for row in csv.DictReader((world / "classes.csv").read_text().splitlines())}
+    for row in csv.DictReader((world / "train.csv").read_text().splitlines()):
+        target = tmp_path / "videos" / names[row["label"]] / Path(row["path"]).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(world / row["path"], target)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "videos"
+
+
+def manifest(labels: list[int], groups: list[str | None]) -> Manifest:
+    samples = tuple(
+        Sample(f"{place}.mp4", label, group) for place, (label, group) in enumerate(zip(labels, groups, strict=True))
+    )
+    return Manifest(samples, tuple(ClassInfo(number, f"class {number}") for number in range(3)), Path("root"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_class_has_its_share(seed) -> None:
+    pool = manifest([0] * 10 + [1] * 20 + [2] * 5, [None] * 35)
+    train, val = draw_split(pool, DataConfig(split_seed=seed))
+    assert [sum(sample.label == number for sample in val.samples) for number in range(3)] == [2, 4, 1]
+    assert sorted((*train.paths(), *val.paths())) == sorted(pool.paths())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_stay_whole(seed) -> None:
+    pool = manifest([number % 3 for number in range(60)], [f"person {number // 6}" for number in range(60)])
+    train, val = draw_split(pool, DataConfig(split_seed=seed))
+    assert len(val) == 12
+    assert not {sample.group for sample in train.samples} & {sample.group for sample in val.samples}
+
+
+def test_another_seed_draws_other_videos() -> None:
+    pool = manifest([0] * 30, [None] * 30)
+    drawn = {tuple(draw_split(pool, DataConfig(split_seed=seed))[1].paths()) for seed in range(4)}
+    assert len(drawn) == 4
+
+
+def test_too_few_videos_are_refused() -> None:
+    with pytest.raises(InputError, match=r"data\.val is not given, and 1 videos are too few"):
+        draw_split(manifest([0], [None]), DataConfig())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, float("nan")])
+def test_impossible_shares_are_refused(share) -> None:
+    with pytest.raises(InputError, match="val_share"):
+        DataConfig(val_share=share)
+
+
+def test_a_list_that_was_named_must_exist(videos) -> None:
+    assert is_drawn(DataConfig(train="videos"))
+    assert is_drawn(DataConfig(train="videos", val=None))
+    assert not is_drawn(DataConfig(train="videos", val="other.csv"))
+    with pytest.raises(FileNotFoundError, match=r"other\.csv"):
+        load_splits(DataConfig(train="videos", val="other.csv"))
+    Path("val.csv").write_text("path,label\n")
+    assert not is_drawn(DataConfig(train="videos"))
+
+
+def test_single_splits_equal_both(videos) -> None:
+    config = DataConfig(train="videos")
+    both = load_splits(config)
+    assert [load_split(config, split).hash for split in ("train", "val")] == [own.hash for own in both]
+
+
+def test_a_written_split_is_read_back(videos, tmp_path) -> None:
+    train, val = load_splits(DataConfig(train="videos"))
+    root = write_split(tmp_path / "split.csv", train, val)
+    again = load_splits(DataConfig(root=root, train=str(tmp_path / "split.csv"), val=str(tmp_path / "split.csv")))
+    for before, after in zip((train, val), again, strict=True):
+        assert [before.file(sample).resolve() for sample in before.samples] == [
+            after.file(sample).resolve() for sample in after.samples
+        ]
+        assert [sample.label for sample in before.samples] == [sample.label for sample in after.samples]
+
+
+def test_one_folder_is_enough(videos, tiny_folder, capsys) -> None:
+    words = ["--data.train=videos/", "--output_dir=out", "--training.epochs=2", "--training.report_to=none"]
+    small = ["--data.num_workers=0", "--selection.folds=2", "--model.num_frames=2"]
+    finetune.main([*words, *small, "--training.per_device_train_batch_size=8"])
+    printed = capsys.readouterr().out
+    assert "data.val is not given: 4 of 20 videos are held out for it, a share of each class" in printed
+    assert re.search(r"On 4 videos that it was not trained on, the model is right in \d+% \(95% interval", printed)
+    assert "The most frequent class alone would be right in 25%. In cross-validation" in printed
+    rows = csv.DictReader(Path("out/split.csv").read_text().splitlines())
+    assert [row["split"] for row in rows] == ["train"] * 16 + ["val"] * 4
+    assert "On 4 videos that it was not trained on" in Path("out/report.html").read_text()
+    split = ["--data.root=videos", "--data.train=out/split.csv", "--data.val=out/split.csv"]
+    evaluate.main(["--model=out", *split, "--output_dir=again", "--data.num_workers=0"])
+    trained, again = (json.loads(Path(folder, "metrics.json").read_text()) for folder in ("out", "again"))
+    assert again["top1"] == trained["top1"]
