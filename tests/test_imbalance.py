@@ -57,15 +57,11 @@ def test_weighted_loss_equals_a_sum_over_videos() -> None:
     logits, labels, weights = torch.randn(6, 3), torch.tensor([0, 0, 0, 1, 2, 2]), (0.5, 2.0, 1.0)
     objective = Classification(3, 0, class_weights=weights)
 
-    class Output:
-        losses: dict = {}
-
-    Output.logits = logits
-    loss, _ = objective(lambda frames, normalized: Output, {"frames": torch.zeros(6), "label": labels}, 0)
-    expected = sum(
-        weights[label] * F.cross_entropy(logits[i : i + 1], labels[i : i + 1]) for i, label in enumerate(labels)
-    )
-    torch.testing.assert_close(loss, expected / 6)
+    output = SimpleNamespace(logits=logits, losses={})
+    loss, _ = objective(lambda frames, normalized: output, {"frames": torch.zeros(6), "label": labels}, 0)
+    each = F.cross_entropy(logits, labels, reduction="none")
+    expected = sum(weights[label] * error for label, error in zip(labels.tolist(), each, strict=True)) / 6
+    torch.testing.assert_close(loss, expected)
 
 
 def test_precision_and_recall_by_hand() -> None:

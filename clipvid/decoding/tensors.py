@@ -51,10 +51,11 @@ def read_frames_at(
     rows: dict[int, list[int]] = {}
     for row, number in enumerate(numbers):
         rows.setdefault(number, []).append(row)
-    stacked: Tensor | None = None
+    stacked: np.ndarray | None = None  # torch copies with all threads, which takes longer than the copy itself
     for number, frame in frames(sorted(rows)):
         if stacked is None:
-            stacked = torch.empty((len(numbers), *frame.shape), dtype=frame.dtype, device=frame.device)
-        stacked[rows[number]] = frame
+            stacked = np.empty((len(numbers), *frame.shape), dtype=np.uint8)
+        for row in rows[number]:
+            stacked[row] = frame.numpy()
     assert stacked is not None
-    return stacked
+    return torch.from_numpy(stacked)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -57,10 +58,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     if target.exists():
         return target
     with new_folder(target) as aside:
-        files = _files(checkpoint)
-        sums = "".join(f"{_sha256(content)}  {name}\n" for name, content in files.items())
-        for name, content in (files | {_SUMS: sums.encode()}).items():
-            write_flushed(aside / name, content)
+        sums = "".join(f"{digest}  {name}\n" for name, digest in _write_files(aside, checkpoint).items())
+        write_flushed(aside / _SUMS, sums.encode())
     for old in list_checkpoints(folder)[:-keep]:
         with suppress(OSError):
             old.rename(folder / f".{old.name}.removed")  # so that no partly deleted checkpoint is found
@@ -141,13 +140,42 @@ def recorded_batch_size(folder: Path) -> int | None:
     return None
 
 
-def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Return every file of a checkpoint. Hash the in-memory bytes, so that corruption on disk is detected."""
-    files = {f"{name}.safetensors": save_tensors(tensors) for name, tensors in checkpoint.weights.items()}
-    buffer = io.BytesIO()
-    torch.save(checkpoint.optimizer, buffer)
-    record = {"format_version": FORMAT_VERSION, **checkpoint.progress}
-    return files | {"optimizer.pt": buffer.getvalue(), "progress.json": json.dumps(record).encode()}
+def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
+    """Write every file of a checkpoint, and return their hashes. At most one set of weights is copied at a time.
+
+    The hashes are those of the bytes in memory, so that corruption on disk is detected.
+    """
+    digests = {}
+    for name, tensors in checkpoint.weights.items():
+        content = save_tensors(tensors)
+        digests[f"{name}.safetensors"] = _sha256(content)
+        write_flushed(folder / f"{name}.safetensors", content)
+        del content
+    with (folder / "optimizer.pt").open("wb") as file:
+        hashed = _HashedWriter(file)
+        torch.save(checkpoint.optimizer, hashed)  # type: ignore[arg-type]
+        hashed.flush()
+        digests["optimizer.pt"] = hashed.digest.hexdigest()
+    record = json.dumps({"format_version": FORMAT_VERSION, **checkpoint.progress}).encode()
+    write_flushed(folder / "progress.json", record)
+    return digests | {"progress.json": _sha256(record)}
+
+
+class _HashedWriter:
+    """File to write to, which hashes what is written."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.digest = file, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        """Write bytes after those before."""
+        self.digest.update(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        """Flush the file to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 def _is_ours(file: Path) -> bool:
