@@ -8,7 +8,10 @@ import sys
 from clipvid import InputError
 from clipvid.registry import suggest
 
-SUBJECTS = ("adapters", "cache", "data", "explain", "ladder", "peers", "predict", "pretraining", "timeline", "tuning")
+SUBJECTS = (
+    *("adapters", "cache", "data", "explain", "export", "ladder"),
+    *("peers", "predict", "pretraining", "timeline", "tuning"),
+)
 
 
 def main(args: list[str] | None = None) -> None:
