@@ -9,7 +9,7 @@ from clipvid import InputError
 from clipvid.registry import suggest
 
 SUBJECTS = (
-    *("adapters", "cache", "data", "explain", "export", "ladder"),
+    *("adapters", "cache", "data", "explain", "export", "inspect", "ladder"),
     *("peers", "predict", "pretraining", "timeline", "tuning"),
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,7 +95,9 @@ def load_tower(config: InspectConfig) -> FrozenTower:
     return FrozenTower(from_pretrained(config.model))
 
 
-def read_all(clips: ClipList, tower: FrozenTower, config: InspectConfig, enabled: bool = True) -> Readings:
+def read_all(
+    clips: ClipList, tower: FrozenTower, config: InspectConfig, enabled: bool = True, folder: Path | None = None
+) -> Readings:
     """Read all clips, and compute the features of those that are not stored.
 
     Args:
@@ -102,8 +105,9 @@ def read_all(clips: ClipList, tower: FrozenTower, config: InspectConfig, enabled
         tower: The tower.
         config: The config.
         enabled: Show the progress.
+        folder: Folder of stored features, by default that of the cache.
     """
-    store = FeatureStore(cache_folder() / "inspection", int(config.cache_gib * _GIB))
+    store = FeatureStore(folder or cache_folder() / "inspection", int(config.cache_gib * _GIB))
     stored = StoredFeatures(store, hash_key(tower.identity, config.num_frames))
     reader = ClipReader(clips, config.num_frames, eval_transform(tower.image_size), stored)
     workers = min(config.num_workers, max(len(clips) // config.batch_size, 1)) if config.num_workers else 0
