@@ -253,3 +253,20 @@ def test_folds_need_as_many_groups() -> None:
         build_protocol({"name": "leave_one_group_out", "folds": 4}).parts(TRAIN, TEST, trained=True)
     with pytest.raises(ValueError, match="folds=1: expected at least 2"):
         build_protocol({"name": "leave_one_group_out", "folds": 1})
+
+
+def test_folds_train_on_few_videos_of_each_class() -> None:
+    everyone = manifest([14, 14], groups=7)
+    spec = {"name": "leave_one_group_out", "folds": 3}
+    whole = build_protocol(spec).parts(everyone, manifest([0, 0]), trained=True)
+    parts = build_protocol(spec | {"shots": 2}).parts(everyone, manifest([0, 0]), trained=True)
+    for part, full in zip(parts, whole, strict=True):
+        assert part.train is not None
+        assert full.train is not None
+        assert paths(part.test) == paths(full.test)
+        assert paths(part.train) < paths(full.train)
+        assert [sum(sample.label == label for sample in part.train.samples) for label in (0, 1)] == [2, 2]
+    with pytest.raises(ManifestError, match="99 shots: the class"):
+        build_protocol(spec | {"shots": 99}).parts(everyone, manifest([0, 0]), trained=True)
+    with pytest.raises(ValueError, match="shots=0: expected at least 1"):
+        build_protocol(spec | {"shots": 0})

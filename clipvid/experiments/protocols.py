@@ -74,16 +74,20 @@ class LeaveOneGroupOut:
     Attributes:
         folds: Number of sets of groups to hold out, instead of each group alone. Their sizes differ by one group at
             most.
-        seed: Seed of the sets.
+        shots: Training videos per class of each fold, drawn as in `few_shot`, or null for all.
+        seed: Seed of the sets and of the drawn videos.
     """
 
     folds: int | None = None
+    shots: int | None = None
     seed: int = 0
     train_is_asked: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.folds is not None and self.folds < 2:
             raise InputError(f"folds={self.folds}: expected at least 2, or null to hold out each group alone")
+        if self.shots is not None and self.shots < 1:
+            raise InputError(f"shots={self.shots}: expected at least 1, or null for all training videos")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
         """Return a part per fold, or one part with all videos without training.
@@ -96,7 +100,16 @@ class LeaveOneGroupOut:
         if not trained:
             return [Part("all", pooled, "model")]
         names = [name for name, _, _ in leave_one_group_out(pooled)]
-        return [_fold(pooled, held_out, run) for run, held_out in self._held_out(names)]
+        return [self._part(pooled, held_out, run) for run, held_out in self._held_out(names)]
+
+    def _part(self, pooled: Manifest, held_out: set[str], run: str) -> Part:
+        """Return the part that tests on some groups and trains on the others."""
+        is_test = [sample.group in held_out for sample in pooled.samples]
+        test, rest = ([place for place, own in enumerate(is_test) if own is held] for held in (True, False))
+        train = pooled.subset(rest)
+        if self.shots is not None:
+            train = few_shot_subset(train, self.shots, self.seed)
+        return Part("all", pooled.subset(test), run, train, shots=self.shots, places=tuple(test))
 
     def _held_out(self, names: list[str]) -> Iterator[tuple[str, set[str]]]:
         """Yield name and groups of every fold."""
@@ -254,12 +267,6 @@ def build_protocol(spec: Choice) -> Protocol:
     """Return the protocol of a name, or of a mapping with `name` and options."""
     protocol: Protocol = PROTOCOLS.resolve(spec)[1]
     return protocol
-
-
-def _fold(pooled: Manifest, held_out: set[str], run: str) -> Part:
-    """Return the part that tests on some groups and trains on all others."""
-    test, train = ([i for i, s in enumerate(pooled.samples) if (s.group in held_out) is held] for held in (True, False))
-    return Part("all", pooled.subset(test), run, pooled.subset(train), places=tuple(test))
 
 
 def _top1(figures: Figures, part: Part) -> float:
