@@ -10,7 +10,7 @@ from clipvid.registry import suggest
 
 SUBJECTS = (
     *("adapters", "cache", "data", "explain", "export", "inspect", "ladder"),
-    *("peers", "predict", "pretraining", "timeline", "tuning"),
+    *("peers", "predict", "pretraining", "search", "timeline", "tuning"),
 )
 
 
