@@ -208,10 +208,18 @@ def test_exchanged_labels_are_ranked_first(tmp_path: Path) -> None:
     check = result.findings.labels
     assert check is not None
     assert {result.clips.sample(own.place).path for own in check.suspects[:2]} == {"white/03.mp4", "black/07.mp4"}
-    assert {result.clips.sample(own.place).path for own in check.flagged} == {"white/03.mp4", "black/07.mp4"}
     assert check.is_trusted
-    dropped = result.findings.dropped(result.clips, ["label"])
-    assert {result.clips.sample(index).path for index in dropped} == {"white/03.mp4", "black/07.mp4"}
+
+
+def test_label_against_a_sure_probe_is_flagged_and_a_doubtful_one_is_not() -> None:
+    labels = torch.arange(3).repeat(10)
+    probabilities = torch.full((30, 3), 0.02)
+    probabilities[torch.arange(30), labels] = 0.96
+    labels[4] = (labels[4] + 1) % 3  # the probe is sure of another class
+    probabilities[7] = torch.tensor([0.5, 0.4, 0.1])
+    suspects = rank_labels(probabilities, labels)
+    assert [own.place for own in suspects if own.is_flagged] == [4]
+    assert [own.place for own in suspects[:2]] == [4, 7]
 
 
 def test_pairs_that_are_alike_are_listed() -> None:

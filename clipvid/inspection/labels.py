@@ -16,8 +16,8 @@ from torch import Tensor
 
 _INSEPARABLE = 0.35  # share of wrong answers between two classes; chance is 0.5
 _LEAST = 4  # clips of a pair of classes
-_STRONG = 3.0  # evidence, a ratio of probabilities of 20
-_RARE, _LOWEST = 0.02, 1e-4  # a mean probability of another class, and a share of that of the label
+_STRONG = 5.0  # evidence, a ratio of probabilities of 150
+_RARE, _LOWEST = 0.02, 1e-4  # a mean probability, and a share of one
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ def rank_labels(probabilities: Tensor, labels: Tensor) -> list[Suspect]:
     margins = best - own
     classes = probabilities.shape[1]
     sums = torch.zeros(classes, classes).index_add_(0, labels, probabilities.float())
-    usual = sums / labels.bincount(minlength=classes).clamp_min(1)[:, None]
-    more = (best / usual[labels, suggested].clamp_min(_RARE)).log()
-    less = (own / usual[labels, labels]).clamp_min(_LOWEST).log()
-    evidence = more - less
+    others_of_class = (labels.bincount(minlength=classes)[labels] - 1).clamp_min(1)
+    more = best / ((sums[labels, suggested] - best) / others_of_class).clamp_min(_RARE)
+    less = own / ((sums[labels, labels] - own) / others_of_class).clamp_min(_RARE)
+    evidence = more.log() - less.clamp_min(_LOWEST).log()
     flagged = (margins > 0) & (evidence > _STRONG)
     order = evidence.argsort(descending=True, stable=True)
     return [
