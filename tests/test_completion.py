@@ -42,7 +42,7 @@ needs_bash = pytest.mark.skipif(BASH is None, reason="no bash on this machine")
         (["fine"], ["finetune"]),
         (["pretrain-"], ["pretrain-clip"]),
         (["finetune", "--training.ep"], ["--training.epochs"]),
-        (["finetune", "--seed", "3", "--output_dir", "x", "--data.val"], ["--data.val"]),
+        (["finetune", "--seed", "3", "--output_dir", "x", "--data.val"], ["--data.val", "--data.val_share"]),
         (["evaluate", "--sui"], ["--suite"]),
         (["predict", "clip.mp4", "--rev"], ["--revision"]),
         (["push", "--repo"], ["--repo_id"]),
