@@ -89,7 +89,9 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="clipvid search", description="Find moments in videos by text and by example.")
     parser.add_argument("index", type=Path, help="folder of the index, made by clipvid index")
     parser.add_argument("query", nargs="?", type=str, help="text to look for")
-    parser.add_argument("--not", action="append", type=str, help="text to avoid; may be repeated")
+    parser.add_argument(
+        "--not", action="append", type=str, help="leave out moments that fit this text better; may be repeated"
+    )
     parser.add_argument("--like", action="append", type=str, help="example video; may be repeated")
     parser.add_argument("--top_k", type=int, default=10, help="largest number of moments")
     parser.add_argument("--json", action="store_true", help="print a JSON line for each moment")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from clipvid import InputError
@@ -33,7 +34,7 @@ class Moment:
         video: Path of the video.
         start: Seconds from the first frame.
         end: Seconds.
-        score: Mean cosine with the query, minus that with the texts to avoid.
+        score: Mean cosine with the texts and examples of the query.
     """
 
     video: str
@@ -99,7 +100,7 @@ class Index:
         Args:
             model: The model of the index.
             text: Text or texts to look for.
-            exclude: Text or texts to avoid.
+            exclude: Text or texts to avoid. Windows that fit one of them better than the query are left out.
             like: Example videos, see `clipvid.Predictor`.
             top_k: Largest number of moments.
             approximate: Use the graph of usearch instead of comparing with every window.
@@ -112,26 +113,46 @@ class Index:
         self.check_model(model)
         texts, avoided = ((each,) if isinstance(each, str) else tuple(each) for each in (text, exclude))
         encoder = WindowEncoder(model, self.settings.window, self.settings.hop)
-        return self.nearest(Query(texts, avoided, like).direction(encoder), top_k, approximate)
+        direction, *others = Query(texts, avoided, like).directions(encoder)
+        return self.nearest(direction, top_k, approximate, others)
 
-    def nearest(self, direction: Tensor, top_k: int = 10, approximate: bool = False) -> list[Moment]:
-        """Return the moments whose features have the highest products with a direction float32 [E], see `search`."""
+    def nearest(
+        self, direction: Tensor, top_k: int = 10, approximate: bool = False, avoid: Sequence[Tensor] = ()
+    ) -> list[Moment]:
+        """Return the moments whose features have the highest products with a direction float32 [E], see `search`.
+
+        Args:
+            direction: The direction.
+            top_k: Largest number of moments.
+            approximate: See `search`.
+            avoid: Directions. Features with a higher product with one of them are left out.
+
+        Raises:
+            InputError: A direction has another shape, `top_k` is less than 1, or the index has no graph.
+        """
         if top_k < 1:
             raise InputError(f"top_k={top_k}: expected at least 1")
-        if direction.shape != self.features.shape[1:]:
-            raise InputError(f"the query has {list(direction.shape)} values; expected {[self.features.shape[1]]}")
+        for each in (direction, *avoid):
+            if each.shape != self.features.shape[1:]:
+                raise InputError(f"the query has {list(each.shape)} values; expected {[self.features.shape[1]]}")
+        directions = torch.stack([direction, *avoid])
         if not approximate:
-            scores = exact_scores(self.features, direction)
-            best = best_apart(scores, self.owners, self.times, top_k)
-            return [self._moment(row, float(scores[row])) for row in best]
+            return self._best(self.features, np.arange(len(self)), directions, top_k)
         count = 16 * top_k
         while True:
             rows = near_windows(graph_path(self.folder, self._record), self.features, direction.numpy(), count)
-            scores = exact_scores(self.features[rows], direction)
-            best = best_apart(scores, self.owners[rows], self.times[rows], top_k)
-            if len(best) == top_k or count >= len(self):
-                return [self._moment(int(rows[place]), float(scores[place])) for place in best]
+            moments = self._best(self.features[rows], rows, directions, top_k)
+            if len(moments) == top_k or count >= len(self):
+                return moments
             count *= 4
+
+    def _best(self, features: np.ndarray, rows: np.ndarray, directions: Tensor, top_k: int) -> list[Moment]:
+        """Return the best moments among the windows `rows`, whose features are [len(rows), E]."""
+        products = exact_scores(features, directions)
+        fitting = (products[:, :1] > products[:, 1:]).all(axis=1)
+        rows, scores = rows[fitting], products[fitting, 0]
+        best = best_apart(scores, self.owners[rows], self.times[rows], top_k)
+        return [self._moment(int(rows[place]), float(scores[place])) for place in best]
 
     def check_model(self, model: VideoCLIP) -> None:
         """Raise InputError unless the index has the features of this model."""

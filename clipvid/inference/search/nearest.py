@@ -1,6 +1,6 @@
 """Best windows of an index: exact scores by matrix products over blocks, and one window per event.
 
-Shapes: W windows, E embedding.
+Shapes: W windows, E embedding, Q directions.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from clipvid import InputError
 _BLOCK = 2**22  # values that are converted to float32 at once
 
 
-def exact_scores(features: np.ndarray, query: Tensor) -> np.ndarray:
-    """Return the products float32 [W] of all features float16 [W, E] with a query float32 [E].
+def exact_scores(features: np.ndarray, directions: Tensor) -> np.ndarray:
+    """Return the products float32 [W, Q] of all features float16 [W, E] with directions float32 [Q, E].
 
     Raises:
         InputError: A feature is not finite.
     """
     rows = max(_BLOCK // features.shape[1], 1)
-    scores = torch.empty(len(features))
+    scores = torch.empty(len(features), len(directions))
     for first in range(0, len(features), rows):
         block = torch.from_numpy(np.array(features[first : first + rows]))
-        torch.mv(block.float(), query, out=scores[first : first + rows])
+        torch.mm(block.float(), directions.T, out=scores[first : first + rows])
     if not scores.isfinite().all():
         raise InputError("the index is damaged: it has features that are not finite; delete it and index again")
     return scores.numpy()

@@ -1,6 +1,6 @@
-"""Queries: texts to look for, texts to avoid, and example videos, as one direction among the features.
+"""Queries: texts to look for, texts to avoid, and example videos, as directions among the features.
 
-Shapes: E embedding.
+Shapes: E embedding, N texts to avoid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Query:
 
     Attributes:
         texts: Texts to look for.
-        exclude: Texts to avoid.
+        exclude: Texts to avoid. Windows that fit one of them better than the query are left out.
         like: Example videos, see `clipvid.Predictor`.
 
     Raises:
@@ -45,22 +45,20 @@ class Query:
         if not self.texts and not self.like:
             raise InputError("the query is empty; expected a text or an example video (--like)")
 
-    def direction(self, encoder: WindowEncoder) -> Tensor:
-        """Return the direction float32 [E] whose product with a normalized feature is the score.
+    def directions(self, encoder: WindowEncoder) -> Tensor:
+        """Return directions float32 [1 + N, E]: the mean of texts and examples, and the N texts to avoid.
 
-        The score is the mean cosine with texts and examples, minus the mean cosine with the texts to avoid.
+        The product of a normalized feature with the first one is its score, the mean cosine.
 
         Raises:
             InputError: An example is not a video, or a feature of the query is not finite.
             VideoError: An example cannot be read.
         """
-        directions = [*self._texts(encoder, self.texts), *self._examples(encoder)]
-        direction = torch.stack(directions).mean(dim=0)
-        if self.exclude:
-            direction = direction - torch.stack(self._texts(encoder, self.exclude)).mean(dim=0)
-        if not direction.isfinite().all():
+        sought = [*self._texts(encoder, self.texts), *self._examples(encoder)]
+        directions = torch.stack([torch.stack(sought).mean(dim=0), *self._texts(encoder, self.exclude)])
+        if not directions.isfinite().all():
             raise InputError("the model returned features of the query that are not finite; are its weights damaged?")
-        return direction
+        return directions
 
     @torch.no_grad()
     def _texts(self, encoder: WindowEncoder, texts: Sequence[str]) -> list[Tensor]:
