@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from clipvid import InputError
+from clipvid.commands.model_options import add_label_options, add_model_options
 from clipvid.files import printable
 from clipvid.inference.video_names import STDIN, SUFFIXES, expand_names
 from clipvid.runs.yaml_files import check_yaml
@@ -72,14 +73,8 @@ def build_parser() -> ArgumentParser:
         prog="clipvid explain", description="Show why a model gives its answer: where, when and how, as a page."
     )
     parser.add_argument("videos", nargs="*", type=str, help="files, folders, patterns, or - for standard input")
-    parser.add_argument(
-        "--model", type=str, required=True, help="model folder, repository on the Hub, or a CLIP (tiny, ViT-B-16 ...)"
-    )
-    parser.add_argument("--revision", type=str | None, help="branch, tag or commit of the repository")
-    parser.add_argument("--pretrained", type=str | None, help="weights of a plain CLIP: openai, laion2b_s34b_b79k ...")
-    parser.add_argument("--num_frames", type=int, default=8, help="frames per clip of a plain CLIP")
-    parser.add_argument("--labels", nargs="+", type=str, help="class names; by default those of the model")
-    parser.add_argument("--templates", type=str | list[str] | None, help="prompt templates, or the name of a set")
+    add_model_options(parser)
+    add_label_options(parser)
     parser.add_argument("--label", type=str | None, help="class to explain; by default the answer for each video")
     parser.add_argument("--against", type=str | None, help="class to compare with; by default all others")
     parser.add_argument(

@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from clipvid import InputError
+from clipvid.commands.model_options import add_label_options, add_model_options
 
 
 def main(args: list[str] | None = None) -> None:
@@ -38,9 +39,8 @@ def main(args: list[str] | None = None) -> None:
 def build_parser() -> ArgumentParser:
     """Build the parser of the verb."""
     parser = ArgumentParser(prog="clipvid export", description="Write a model as one file that runs without clipvid.")
-    parser.add_argument(
-        "--model", type=str, required=True, help="model folder, repository on the Hub, or a CLIP (tiny, ViT-B-16 ...)"
-    )
+    add_model_options(parser)
+    add_label_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="file to write, .onnx or .pt2; must not exist")
     parser.add_argument("--format", type=str, default="onnx", help="onnx, or torch for torch.export")
     parser.add_argument(
@@ -48,10 +48,5 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--frames", type=str, default="fixed", help="fixed, or free for clips of any number of frames")
     parser.add_argument("--dtype", type=str, default="float32", help="float32, float16, or int8 (onnx only)")
-    parser.add_argument("--revision", type=str | None, help="branch, tag or commit of the repository")
-    parser.add_argument("--pretrained", type=str | None, help="weights of a plain CLIP: openai, laion2b_s34b_b79k ...")
-    parser.add_argument("--num_frames", type=int, default=8, help="frames per clip of a plain CLIP")
-    parser.add_argument("--labels", nargs="+", type=str, help="class names; by default those of the model")
     parser.add_argument("--labels_file", type=Path | None, help="class names, one per line, or CSV with id,name")
-    parser.add_argument("--templates", type=str | list[str] | None, help="prompt templates, or the name of a set")
     return parser

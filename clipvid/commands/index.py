@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
+from clipvid.commands.model_options import add_model_options
 from clipvid.files import printable
 
 if TYPE_CHECKING:
@@ -55,12 +56,7 @@ def build_parser() -> ArgumentParser:
         description="Encode the windows of all videos in a folder. The same command updates the index.",
     )
     parser.add_argument("folder", type=Path, help="folder of the videos, with its subfolders")
-    parser.add_argument(
-        "--model", type=str, required=True, help="model folder, repository on the Hub, or a CLIP (tiny, ViT-B-16 ...)"
-    )
-    parser.add_argument("--revision", type=str | None, help="branch, tag or commit of the repository")
-    parser.add_argument("--pretrained", type=str | None, help="weights of a plain CLIP: openai, laion2b_s34b_b79k ...")
-    parser.add_argument("--num_frames", type=int, default=8, help="frames per window of a plain CLIP")
+    add_model_options(parser, "windows")
     parser.add_argument("--output", type=Path, default=Path("outputs/index"), help="folder of the index")
     parser.add_argument("--window", type=float, default=2.0, help="seconds per window")
     parser.add_argument("--hop", type=float, default=1.0, help="seconds between windows")

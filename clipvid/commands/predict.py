@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 
 from clipvid import InputError
+from clipvid.commands.model_options import add_label_options, add_model_options
 from clipvid.files import printable
 from clipvid.inference.exported.names import is_onnx
 from clipvid.inference.video_names import STDIN, expand_names
@@ -124,20 +125,11 @@ def build_parser() -> ArgumentParser:
     """Build the parser of the verb."""
     parser = ArgumentParser(prog="clipvid predict", description="Classify videos: JSON lines, or a table on terminals.")
     parser.add_argument("videos", nargs="*", type=str, help="files, folders, patterns, or - for standard input")
-    parser.add_argument(
-        "--model",
-        type=str,
-        required=True,
-        help="model folder, repository on the Hub, a CLIP (tiny, ViT-B-16 ...), or model.onnx of clipvid export",
-    )
-    parser.add_argument("--revision", type=str | None, help="branch, tag or commit of the repository")
-    parser.add_argument("--pretrained", type=str | None, help="weights of a plain CLIP: openai, laion2b_s34b_b79k ...")
-    parser.add_argument("--num_frames", type=int, default=8, help="frames per clip of a plain CLIP")
-    parser.add_argument("--labels", nargs="+", type=str, help="class names; by default those of the model")
+    add_model_options(parser, exported=True)
+    add_label_options(parser)
     parser.add_argument(
         "--labels_file", type=Path | None, help="class names, one per line, or CSV; text features for ONNX"
     )
-    parser.add_argument("--templates", type=str | list[str] | None, help="prompt templates, or the name of a set")
     parser.add_argument("--top_k", type=int, default=5, help="number of classes to show")
     parser.add_argument("--views", type=int, default=1, help="clips per video, averaged")
     parser.add_argument("--batch_size", type=int, default=8, help="clips in one pass of the model")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clipvid import InputError
 from clipvid.backbone import Backbone, load_backbone
-from clipvid.backbone.state_dicts import load_strictly
+from clipvid.backbone.state_dicts import hash_tensors, load_strictly
 from clipvid.model.factory import assemble_model
 from clipvid.model.prompts import read_descriptions
 from clipvid.model.video_clip import VideoCLIP
@@ -189,7 +189,5 @@ def model_key(model: VideoCLIP) -> str:
     tensors = dict(model.state_dict())
     if model.label_tokens is not None:
         tensors["label_tokens"] = model.label_tokens
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    hash_tensors(digest, sorted(tensors.items()))
     return digest.hexdigest()

@@ -114,10 +114,8 @@ def _video(line: bytes, file: Path) -> str:
 
 def model_hash(model: VideoCLIP) -> str:
     """Return the SHA-256 of all weights and state of a model."""
-    import torch
+    from clipvid.backbone.state_dicts import hash_tensors
 
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    hash_tensors(digest, model.state_dict().items())
     return digest.hexdigest()

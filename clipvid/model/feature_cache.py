@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from clipvid.backbone.state_dicts import hash_tensors
 from clipvid.data.feature_store import FeatureStore, StoredFeatures, hash_key
 from clipvid.model.encoder import FrozenFeatures
 from clipvid.model.video_clip import VideoCLIP
@@ -96,10 +97,8 @@ def frozen_fingerprint(model: VideoCLIP, depth: int) -> str:
     after = {id(value) for value in encoder.tower.ends()[1]} if depth <= len(encoder.layers) else set()
     for part in (encoder.tower, *list(encoder.layers)[:depth]):
         digest.update(repr(part).encode())
-        for name, value in part.state_dict(keep_vars=True).items():
-            if id(value) not in after:
-                digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        state = part.state_dict(keep_vars=True).items()
+        hash_tensors(digest, ((name, value) for name, value in state if id(value) not in after))
     for adapter in (adapter for layer in list(encoder.layers)[:depth] for adapter in layer.adapters.values()):
         digest.update(repr(adapter.config).encode())
     return digest.hexdigest()
