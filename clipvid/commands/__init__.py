@@ -25,6 +25,7 @@ VERBS = {
     "explain": "show where, when and how a model found its answer",
     "index": "encode the videos of a folder for search",
     "search": "find moments in videos by text and by example",
+    "app": "serve a page to try a model in the browser",
     "export": "write a model as one file for onnxruntime or torch.export",
     "push": "upload a model folder to the Hugging Face Hub",
     "convert": "convert a checkpoint of a paper's authors",

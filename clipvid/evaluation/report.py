@@ -213,6 +213,12 @@ def write_page(path: Path, page: Page) -> None:
     write_bytes(path, html.encode())
 
 
+def render_block(block: Block) -> str:
+    """Return the HTML of one block, without styles, for pages of another program."""
+    macros: Any = _environment().get_template("blocks.html.j2").module
+    return str(macros.render(block))
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("clipvid.evaluation"),

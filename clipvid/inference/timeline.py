@@ -45,6 +45,14 @@ def write_timeline(
     record |= {"scores": timeline.scores.tolist(), "threshold": threshold}
     write_text(scores, json_text(record | {"events": [event.record() for event in events]}) + "\n")
     write_text(table, events_table(events))
+    figure = timeline_figure(name, timeline, labels, top_k)
+    with replacing(picture) as aside:
+        figure.savefig(aside, format="png", dpi=100)
+    return scores, picture, table
+
+
+def timeline_figure(name: str, timeline: Timeline, labels: list[str], top_k: int) -> Figure:
+    """Draw the curves of the `top_k` highest classes of a timeline over the seconds of the video."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     for index in timeline.scores.amax(dim=0).topk(min(top_k, len(labels))).indices.tolist():
@@ -52,9 +60,7 @@ def write_timeline(
     axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1))
     for text in (axes.set_title(chart_text(name, 100)), *axes.legend(loc="upper right").get_texts()):
         text.set_parse_math(False)  # names may contain a dollar sign
-    with replacing(picture) as aside:
-        figure.savefig(aside, format="png", dpi=100)
-    return scores, picture, table
+    return figure
 
 
 def timeline_stem(name: str) -> str:

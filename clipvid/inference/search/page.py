@@ -33,8 +33,7 @@ def write_search_page(path: Path, index: Index, moments: Sequence[Moment], query
         moments: Best first.
         query: The query in words.
     """
-    thumbnails = [_thumbnail(moment, number, path, index) for number, moment in enumerate(moments, 1)]
-    blocks: list[Block] = [Thumbnails(thumbnails)] if thumbnails else [Paragraph("No moment fits the query.")]
+    blocks = [moments_block(index, moments, path)]
     settings = index.settings
     details = {
         "videos": f"{len(index.videos)} in {cut(settings.folder, _SHOWN)}",
@@ -55,14 +54,28 @@ def _tenths(moment: Moment) -> list[int]:
     return [round(10 * seconds) for seconds in (moment.start, moment.end)]
 
 
-def _thumbnail(moment: Moment, number: int, page: Path, index: Index) -> Thumbnail:
+def moments_block(index: Index, moments: Sequence[Moment], page: Path | None = None) -> Block:
+    """Return moments as thumbnails that play.
+
+    Args:
+        index: The index.
+        moments: Best first.
+        page: File of the page. The thumbnails then link to the videos.
+    """
+    if not moments:
+        return Paragraph("No moment fits the query.")
+    return Thumbnails([_thumbnail(moment, number, page, index) for number, moment in enumerate(moments, 1)])
+
+
+def _thumbnail(moment: Moment, number: int, page: Path | None, index: Index) -> Thumbnail:
     name = os.path.relpath(moment.video, index.settings.folder)
     lines = [cut(name, _SHOWN), span(moment), f"score {moment.score:.3f}"]
     try:
         frames = read_thumbnail(moment)
     except VideoError as error:
         return Thumbnail(f"{number}", [*lines, f"not readable any more: {error.reason}"])
-    return Thumbnail(f"{number}", lines, video_link(moment, page), _strip(frames), len(frames), frames[0].size)
+    link = "" if page is None else video_link(moment, page)
+    return Thumbnail(f"{number}", lines, link, _strip(frames), len(frames), frames[0].size)
 
 
 def read_thumbnail(moment: Moment) -> list[Image.Image]:

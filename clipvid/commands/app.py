@@ -1,0 +1,59 @@
+"""Page to try a model in the browser: `clipvid app --model outputs/my_videos --index outputs/index`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from clipvid import InputError
+from clipvid.files import printable
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the verb. The page is served until Ctrl-C or SIGTERM."""
+    options = build_parser().parse_args(args)
+    if options.max_upload < 1:
+        raise InputError(f"--max_upload {options.max_upload}: expected at least 1 MB")
+
+    from clipvid.app.server import LOOPBACK, check_address, check_gradio, served, wait_for_signal
+
+    check_gradio()
+    check_address(options.host, options.port)
+
+    from accelerate import PartialState
+
+    from clipvid.app.shared_model import SharedModel
+    from clipvid.hub.loading import load_model
+    from clipvid.inference.search.index import Index
+
+    index = None if options.index is None else Index(options.index)
+    num_frames = options.num_frames if index is None else index.settings.num_frames
+    model = load_model(
+        options.model, options.pretrained, num_frames, options.labels, options.templates, options.revision
+    )
+    shared = SharedModel(model.to(PartialState().device), index, options.templates)
+    with served(shared, options.model, options.host, options.port, options.max_upload) as address:
+        if options.host not in LOOPBACK:
+            print(f"clipvid app: everyone who reaches {options.host} can use the page", file=sys.stderr)
+        print(printable(f"-> {address}  (Ctrl-C ends it)"), flush=True)
+        wait_for_signal()
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser of the verb."""
+    parser = ArgumentParser(prog="clipvid app", description="Serve a page to try a model in the browser.")
+    parser.add_argument(
+        "--model", type=str, required=True, help="model folder, repository on the Hub, or a CLIP (tiny, ViT-B-16 ...)"
+    )
+    parser.add_argument("--revision", type=str | None, help="branch, tag or commit of the repository")
+    parser.add_argument("--pretrained", type=str | None, help="weights of a plain CLIP: openai, laion2b_s34b_b79k ...")
+    parser.add_argument("--num_frames", type=int, default=8, help="frames per clip of a plain CLIP")
+    parser.add_argument("--labels", nargs="+", type=str, help="class names; by default those of the model")
+    parser.add_argument("--templates", type=str | list[str] | None, help="prompt templates, or the name of a set")
+    parser.add_argument("--index", type=Path | None, help="folder of an index of this model, to search")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen at; 0.0.0.0 for all")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen at")
+    parser.add_argument("--max_upload", type=int, default=200, help="largest upload in MB")
+    return parser
