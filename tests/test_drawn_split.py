@@ -11,7 +11,7 @@ import pytest
 from clipvid import InputError
 from clipvid.commands import evaluate, finetune
 from clipvid.data.config import DataConfig
-from clipvid.data.drawn_split import draw_split, is_drawn, write_split
+from clipvid.data.drawn_split import draw_split, without_missing_list, write_split
 from clipvid.data.lists.samples import Sample
 from clipvid.data.manifest import ClassInfo, Manifest
 from clipvid.data.splits import load_split, load_splits
@@ -76,24 +76,29 @@ def test_impossible_shares_are_refused(share) -> None:
         DataConfig(val_share=share)
 
 
-def test_a_list_that_was_named_must_exist(videos) -> None:
-    assert is_drawn(DataConfig(train="videos"))
-    assert is_drawn(DataConfig(train="videos", val=None))
-    assert not is_drawn(DataConfig(train="videos", val="other.csv"))
-    with pytest.raises(FileNotFoundError, match=r"other\.csv"):
-        load_splits(DataConfig(train="videos", val="other.csv"))
+def test_only_a_default_list_may_be_missing(videos) -> None:
+    assert without_missing_list(DataConfig(train="videos")).val is None
+    assert without_missing_list(DataConfig(train="videos", val="other.csv")).val == "other.csv"
+    assert without_missing_list(DataConfig(train="nowhere")).val == "val.csv"
     Path("val.csv").write_text("path,label\n")
-    assert not is_drawn(DataConfig(train="videos"))
+    assert without_missing_list(DataConfig(train="videos")).val == "val.csv"
+
+
+def test_evaluation_needs_its_list(videos, tiny_folder, capsys) -> None:
+    """Otherwise a share of the training videos would be measured without a word."""
+    words = ["--model=tiny", "--data.train=videos", "--output_dir=out", "--data.num_workers=0"]
+    with pytest.raises(FileNotFoundError, match=r"no list .*val\.csv"):
+        evaluate.main(words)
 
 
 def test_single_splits_equal_both(videos) -> None:
-    config = DataConfig(train="videos")
+    config = DataConfig(train="videos", val=None)
     both = load_splits(config)
     assert [load_split(config, split).hash for split in ("train", "val")] == [own.hash for own in both]
 
 
 def test_a_written_split_is_read_back(videos, tmp_path) -> None:
-    train, val = load_splits(DataConfig(train="videos"))
+    train, val = load_splits(DataConfig(train="videos", val=None))
     root = write_split(tmp_path / "split.csv", train, val)
     again = load_splits(DataConfig(root=root, train=str(tmp_path / "split.csv"), val=str(tmp_path / "split.csv")))
     for before, after in zip((train, val), again, strict=True):

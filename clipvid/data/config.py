@@ -93,8 +93,8 @@ class DataConfig:
         train: Training videos. Lists `path label`; manifests in CSV, JSON, JSON lines or Parquet; folders with one
             folder per class; `shards-{000..009}.tar`; or `{name: datasets, path: ...}`. See
             `clipvid.data.manifest.load_manifest`.
-        val: Validation videos, in the same forms. Null holds out a share of `train`. So does the default, if that file
-            does not exist.
+        val: Validation videos, in the same forms. Null holds out a share of `train`. So does the default in
+            `clipvid finetune`, if that file does not exist.
         val_share: Share of `train` that is held out, at most a half: whole groups if there are groups, otherwise a
             share of each class.
         split_seed: Seed of this division.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from clipvid import InputError
@@ -13,21 +14,27 @@ from clipvid.data.folds import held_out_folds
 from clipvid.data.lists.places import locate
 from clipvid.data.manifest import Manifest
 from clipvid.files import write_text
+from clipvid.registry import Choice
 
 SPLIT = "split.csv"
 
 
-def is_drawn(config: DataConfig) -> bool:
-    """Return True if `data.val` is null, or has its default and no such list exists."""
-    if config.val is None:
+def without_missing_list(config: DataConfig) -> DataConfig:
+    """Return the config with `val` null if `val` has its default, no such list exists, and `train` does exist."""
+    if config.val != DataConfig.val or config.world is not None or _exists(config.root, str(config.val)):
+        return config
+    return replace(config, val=None) if _exists(config.root, config.train) else config
+
+
+def _exists(root: str, source: Choice) -> bool:
+    """Return False if nothing has the name of a list or folder. Other sources say it themselves."""
+    if not isinstance(source, str) or "{" in source or "*" in source:
         return True
-    if config.val != DataConfig.val or config.world is not None:
-        return False
     try:
-        locate(Path(config.root), str(config.val), "list")
+        locate(Path(root), source, "list")
     except FileNotFoundError:
-        return True
-    return False
+        return False
+    return True
 
 
 def draw_split(manifest: Manifest, config: DataConfig) -> tuple[Manifest, Manifest]:

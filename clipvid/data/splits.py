@@ -15,7 +15,7 @@ from clipvid.data.batches import EvalBatches
 from clipvid.data.broken import BadVideos
 from clipvid.data.config import DataConfig
 from clipvid.data.dataset import FrameOrder, VideoDataset
-from clipvid.data.drawn_split import draw_split, is_drawn
+from clipvid.data.drawn_split import draw_split
 from clipvid.data.feature_store import StoredFeatures
 from clipvid.data.leaks import check_splits
 from clipvid.data.lists.classes import mirror_map
@@ -50,7 +50,7 @@ def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
     """
     if config.world is not None:
         build_world(config.world, config.root)
-    if is_drawn(config):
+    if config.val is None:
         return load_splits(config)[split != "train"]
     classes: str | tuple[ClassInfo, ...] | None = _class_list(config)
     if classes is None and split != "train":
@@ -65,7 +65,7 @@ def load_split(config: DataConfig, split: Literal["train", "val"]) -> Manifest:
 
 def load_splits(config: DataConfig) -> tuple[Manifest, Manifest]:
     """Return the manifests of `train` and `val` as `load_split` does, and read each list once."""
-    if is_drawn(config):
+    if config.val is None:
         return draw_split(_load(config, "train", _class_list(config)), config)
     train, classes = load_split(config, "train"), _class_list(config)
     return train, _load(config, "val", train.classes if classes is None else classes)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 
 from clipvid import InputError, RunError
-from clipvid.data.drawn_split import SPLIT, describe_split, is_drawn, write_split
+from clipvid.data.drawn_split import SPLIT, describe_split, without_missing_list, write_split
 from clipvid.data.manifest import Manifest
 from clipvid.data.map_dataset import MapDataset, dataset_manifest
 from clipvid.data.splits import check_leaks, load_split, load_splits
@@ -178,9 +178,10 @@ def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] 
     check_output(output, config)
     if config.hub.push_to_hub:
         check_hub(config)
+    data = without_missing_list(config.data)
     with accelerator.main_process_first():
-        train, val = manifests or load_splits(config.data)
-    was_drawn = manifests is None and is_drawn(config.data)
+        train, val = manifests or load_splits(data)
+    was_drawn = manifests is None and data.val is None
     if was_drawn:
         accelerator.print(describe_split(train, val))
     check_leaks(config.data, train, val, accelerator)
