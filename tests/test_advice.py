@@ -65,4 +65,4 @@ def test_finetune_ends_with_the_advice(tmp_path: Path, capsys):
     ]  # fmt: skip
     run("finetune", words)
     lines = capsys.readouterr().out.strip().splitlines()
-    assert any("trained for 1 steps only" in line for line in lines[-3:])
+    assert any("trained for 1 steps only" in line for line in lines[-8:])

@@ -210,7 +210,8 @@ def test_killed_run_continues_its_file(saved, videos, tmp_path):
     for line in done:  # would fail if they were read again
         Path(line["video"]).write_bytes(b"no video")
     code, lines, err = run(*args, "--output", str(out))
-    assert (code, lines, err) == (0, [], "")
+    said = [line for line in err.splitlines() if not line.endswith(" left")]  # progress, on a busy machine
+    assert (code, lines, said) == (0, [], [])
     same_lines(read(out), expected)
 
 

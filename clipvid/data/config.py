@@ -132,8 +132,6 @@ class DataConfig:
     root: str = "data"
     train: Choice = "train.csv"
     val: Choice | None = "val.csv"
-    val_share: float = 0.2
-    split_seed: int = 0
     classes: str | None = "classes.csv"
     allow_outside_root: bool = False
     check_files: bool = True
@@ -144,7 +142,6 @@ class DataConfig:
     sampling: Choice = "uniform"
     stride: int = 1
     repeats: int = 1
-    balance: bool = False
     resize: Resize = "shortest_center"
     test_clips: int = 1
     test_crops: int = 1
@@ -153,6 +150,9 @@ class DataConfig:
     num_workers: int = 2
     max_bad_fraction: float = 0.01
     check_videos: int = 1000
+    val_share: float = 0.2
+    split_seed: int = 0
+    balance: bool = False
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("stride", "repeats", "test_clips", "test_crops"), (1, FINITE))

@@ -62,7 +62,6 @@ class TrainingConfig(LoopSettings):
     gradient_checkpointing: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     eval_epochs: int = 1
-    class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -74,6 +73,7 @@ class TrainingConfig(LoopSettings):
     frozen_bf16: bool = False
     cache_features: Literal["auto", "off", False] | float = "auto"
     cache_views: int = 0
+    class_weights: Literal["none", "balanced"] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
