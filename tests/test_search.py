@@ -68,7 +68,7 @@ def slow_search(index: clipvid.Index, directions: list[torch.Tensor], top_k: int
         if all(clear):
             chosen.append(row)
     names = [str(Path(index.settings.folder, index.videos[index.owners[row]])) for row in chosen[:top_k]]
-    return [(name, *index.times[row].tolist()) for name, row in zip(names, chosen, strict=False)]
+    return [(name, *index.times[row].tolist()) for name, row in zip(names, chosen[:top_k], strict=True)]
 
 
 def text_feature(model, text: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from clipvid import InputError
+from clipvid.commands.model_options import add_label_options, add_model_options
 from clipvid.files import printable
 
 
@@ -44,14 +45,8 @@ def main(args: list[str] | None = None) -> None:
 def build_parser() -> ArgumentParser:
     """Build the parser of the verb."""
     parser = ArgumentParser(prog="clipvid app", description="Serve a page to try a model in the browser.")
-    parser.add_argument(
-        "--model", type=str, required=True, help="model folder, repository on the Hub, or a CLIP (tiny, ViT-B-16 ...)"
-    )
-    parser.add_argument("--revision", type=str | None, help="branch, tag or commit of the repository")
-    parser.add_argument("--pretrained", type=str | None, help="weights of a plain CLIP: openai, laion2b_s34b_b79k ...")
-    parser.add_argument("--num_frames", type=int, default=8, help="frames per clip of a plain CLIP")
-    parser.add_argument("--labels", nargs="+", type=str, help="class names; by default those of the model")
-    parser.add_argument("--templates", type=str | list[str] | None, help="prompt templates, or the name of a set")
+    add_model_options(parser)
+    add_label_options(parser)
     parser.add_argument("--index", type=Path | None, help="folder of an index of this model, to search")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen at; 0.0.0.0 for all")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at")
