@@ -14,7 +14,6 @@ from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from clipvid.backbone.open_clip_training import train_one_epoch
 from clipvid.benchmarks.fresh_process import in_fresh_process
 from clipvid.benchmarks.peers import OURS, PeerRow, PeersBenchmark, Sample
 from clipvid.data.loader import TrainBatches, build_loader
@@ -190,20 +190,9 @@ def train_with_transformers(model: VideoCLIP, clips: ClipsInMemory, folder: Path
 
 def train_with_open_clip(model: Any, clips: ClipsInMemory, folder: Path) -> None:
     """Train for one epoch with the training step of open_clip's package."""
-    from open_clip_train.params import parse_args
-    from open_clip_train.train import train_one_epoch
-
     device = Accelerator().device
-    args = parse_args(
-        ["--precision", "fp32", "--batch-size", str(clips.batch_size), "--grad-clip-norm", str(CLIP_NORM)]
-    )
-    vars(args).update(device=str(device), distributed=False, world_size=1, rank=0, local_rank=0, skip_scheduler=True)
-    vars(args).update(wandb=False, tensorboard=False, distill=False, log_every_n_steps=10**9)
     optimizer = torch.optim.AdamW(model.to(device).parameters(), lr=RATE)
-    loader = _Pairs(clips)
-    data = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
-    model.output_dict = True
-    train_one_epoch(model, data, contrast, 0, optimizer, None, None, None, args)
+    train_one_epoch(model, _Pairs(clips), contrast, optimizer, CLIP_NORM, device)
 
 
 class _Pairs:

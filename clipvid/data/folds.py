@@ -36,10 +36,15 @@ def held_out_folds(manifest: Manifest, folds: int, seed: int) -> tuple[str, list
 
 def by_class(manifest: Manifest, seed: int) -> list[list[int]]:
     """Return the indices of the videos of each class, in an order drawn by the seed."""
-    indices: dict[int, list[int]] = {}
-    for index, sample in enumerate(manifest.samples):
-        indices.setdefault(sample.label, []).append(index)
-    return [shuffled(own, seed, label) for label, own in sorted(indices.items())]
+    return [shuffled(own, seed, label) for label, own in places_by_class(manifest).items()]
+
+
+def places_by_class(manifest: Manifest) -> dict[int, list[int]]:
+    """Return the indices of the videos of each class that has any, in the order of the classes."""
+    places: dict[int, list[int]] = {}
+    for place, sample in enumerate(manifest.samples):
+        places.setdefault(sample.label, []).append(place)
+    return dict(sorted(places.items()))
 
 
 def shuffled(items: Sequence[Any], *key: int) -> list[Any]:

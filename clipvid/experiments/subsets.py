@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+from clipvid.data.folds import places_by_class, shuffled
 from clipvid.data.lists.delimited import split_line
 from clipvid.data.lists.samples import Sample
 from clipvid.data.lists.text import read_lines
 from clipvid.data.manifest import ClassInfo, Manifest, ManifestError
-from clipvid.data.sampling import keyed_generator
 
 
 def few_shot_subset(train: Manifest, shots: int, seed: int) -> Manifest:
@@ -23,12 +21,11 @@ def few_shot_subset(train: Manifest, shots: int, seed: int) -> Manifest:
         ManifestError: A class has fewer videos.
     """
     chosen: list[int] = []
-    for label, places in _by_class(train).items():
+    for label, places in places_by_class(train).items():
         if len(places) < shots:
             name = train.class_names[label]
             raise ManifestError(f"{shots} shots: the class {name!r} has {len(places)} training videos; choose fewer")
-        order = torch.randperm(len(places), generator=keyed_generator(seed, label))
-        chosen += [places[i] for i in order[:shots].tolist()]
+        chosen += shuffled(places, seed, label)[:shots]
     return train.subset(sorted(chosen))
 
 
@@ -49,7 +46,7 @@ def published(train: Manifest, file: Path, shots: int) -> Manifest:
             "add them, or remove `lists` to draw subsets"
         )
     subset = train.subset([places[name][0] for name in names])
-    counts = {len(chosen) for chosen in _by_class(subset).values()}
+    counts = {len(chosen) for chosen in places_by_class(subset).values()}
     if counts != {shots}:
         raise ManifestError(f"{file} has {sorted(counts)} videos per class, expected {shots}")
     return subset
@@ -85,10 +82,3 @@ def _renumbered(info: ClassInfo, new: int, place: dict[int, int]) -> ClassInfo:
     if "partner" in attributes:
         attributes["partner"] = str(place.get(int(attributes["partner"]), -1))
     return ClassInfo(new, info.name, attributes)
-
-
-def _by_class(manifest: Manifest) -> dict[int, list[int]]:
-    by_class: dict[int, list[int]] = {}
-    for place, sample in enumerate(manifest.samples):
-        by_class.setdefault(sample.label, []).append(place)
-    return dict(sorted(by_class.items()))
