@@ -67,20 +67,22 @@ def describe_split(train: Manifest, val: Manifest) -> str:
     )
 
 
+def split_root(train: Manifest, val: Manifest) -> str:
+    """Return the folder of all videos, which the paths of a written split are relative to."""
+    return os.path.commonpath(
+        [os.path.dirname(os.path.abspath(own.file(sample))) for own in (train, val) for sample in own.samples]
+    )
+
+
 def write_split(path: Path, train: Manifest, val: Manifest) -> str:
     """Write a list of both splits, and return the folder that its paths are relative to."""
-    files = {split: [os.path.abspath(own.file(sample)) for sample in own.samples] for split, own in _named(train, val)}
-    root = os.path.commonpath([os.path.dirname(file) for own in files.values() for file in own])
+    root = split_root(train, val)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["path", "label", "split"])
-    for split, manifest in _named(train, val):
-        for file, sample in zip(files[split], manifest.samples, strict=True):
-            name = Path(os.path.relpath(file, root)).as_posix()
+    for split, manifest in (("train", train), ("val", val)):
+        for sample in manifest.samples:
+            name = Path(os.path.relpath(os.path.abspath(manifest.file(sample)), root)).as_posix()
             rows.writerow([name, manifest.class_names[sample.label], split])
     write_text(path, text.getvalue())
     return root
-
-
-def _named(train: Manifest, val: Manifest) -> list[tuple[str, Manifest]]:
-    return [("train", train), ("val", val)]

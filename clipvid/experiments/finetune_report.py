@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from clipvid.data.config import DataConfig
+from clipvid.data.drawn_split import SPLIT, split_root
 from clipvid.data.manifest import Manifest
 from clipvid.evaluation.clips import hardest
 from clipvid.evaluation.evaluation_report import Evaluation, evaluation_page
@@ -28,6 +30,7 @@ from clipvid.training.config import FinetuneConfig
 from clipvid.training.session import finished
 
 _CLIPS = 8  # the hardest ones
+_EVALUATED = ("root", "val", "classes", "sampling")
 
 
 def write_finetune_report(
@@ -62,7 +65,7 @@ def write_finetune_report(
         details=_details(config, metrics, tested),
         introduction=[
             " ".join(read_outcome(config, train, val, output)),
-            *_introduction(config, folder if is_single else None),
+            *_introduction(_evaluated(config.data, train, val, output), folder if is_single else None),
         ],
     )
     write_page(report, evaluation_page(evaluation))
@@ -82,12 +85,21 @@ def _tested(config: FinetuneConfig, train: Manifest, val: Manifest) -> Manifest:
     return val if is_single else train.joined(val)
 
 
-def _introduction(config: FinetuneConfig, folder: Path | None) -> list[str]:
+def _evaluated(data: DataConfig, train: Manifest, val: Manifest, output: Path) -> DataConfig:
+    """Return the data of the run, with the written list of a drawn split."""
+    split = output / SPLIT
+    if not split.is_file():
+        return data
+    return replace(data, root=split_root(train, val), train=str(split), val=str(split))
+
+
+def _introduction(data: DataConfig, folder: Path | None) -> list[str]:
     texts = []
     if folder is not None:
         words = ["clipvid", "evaluate", "--model", str(folder)]
-        for name in ("root", "val", "classes", "sampling"):
-            value = getattr(config.data, name)
+        own = ("train",) if data.train == data.val else ()  # its labels are the classes
+        for name in (*own, *_EVALUATED):
+            value = getattr(data, name)
             if value != getattr(DataConfig, name):
                 words += [f"--data.{name}", value if isinstance(value, str) else json.dumps(value)]
         command = shlex.join(words)

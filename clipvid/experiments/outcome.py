@@ -34,11 +34,8 @@ def describe_outcome(
         f"(95% interval {top1['low']:.0%} to {top1['high']:.0%}).",
         _baselines(figures, tested),
     ]
-    mistake = _most_frequent_mistake(predictions, tested.class_names)
-    if mistake is not None:
-        sentences.append(mistake)
-    sentences += [limit for limit in (_limit(figures, tested, history),) if limit is not None]
-    return sentences
+    others = (_most_frequent_mistake(predictions, tested.class_names), _limit(figures, tested, history))
+    return sentences + [sentence for sentence in others if sentence is not None]
 
 
 def _baselines(figures: Mapping[str, Any], tested: Manifest) -> str:

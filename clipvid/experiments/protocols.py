@@ -74,13 +74,13 @@ class LeaveOneGroupOut:
     Attributes:
         folds: Number of sets of groups to hold out, instead of each group alone. Their sizes differ by one group at
             most.
-        shots: Training videos per class of each fold, drawn as in `few_shot`, or null for all.
         seed: Seed of the sets and of the drawn videos.
+        shots: Training videos per class of each fold, drawn as in `few_shot`, or null for all.
     """
 
     folds: int | None = None
-    shots: int | None = None
     seed: int = 0
+    shots: int | None = None
     train_is_asked: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
