@@ -1,0 +1,1 @@
+"""Models with the interfaces of public benchmarks: mteb and clip-benchmark."""
