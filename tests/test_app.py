@@ -10,7 +10,8 @@ from search_world import build, write_videos
 from test_verbs import refusal
 
 import clipvid
-from clipvid.app.shared_model import LONGEST_NAME, MAX_CLASSES, SharedModel, parse_labels
+from clipvid.app.label_list import LONGEST_NAME, MAX_CLASSES
+from clipvid.app.shared_model import SharedModel, parse_labels
 from clipvid.data.reader import VideoError
 
 LABELS = ["walking", "running"]

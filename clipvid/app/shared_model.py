@@ -1,4 +1,7 @@
-"""`SharedModel`, one model in memory that answers the requests of several users, one after another."""
+"""`SharedModel`, one model in memory that answers the requests of several users, one after another.
+
+Shapes: B clips, T frames, S image side, E embedding, K classes.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from clipvid import InputError
+from clipvid.app.label_list import LONGEST_NAME, MAX_CLASSES
 from clipvid.data.reader import open_video
 from clipvid.files import printable
 from clipvid.inference.explain.explanation import explain
@@ -21,10 +27,10 @@ from clipvid.inference.search.encoding import WindowEncoder
 from clipvid.inference.search.index import Index, Moment
 from clipvid.inference.search.query import Query
 from clipvid.inference.timeline import timeline_figure
+from clipvid.model.linear_head import with_linear_head
 from clipvid.model.prompts import resolve_templates
 from clipvid.model.video_clip import VideoCLIP
 
-MAX_CLASSES, LONGEST_NAME = 2000, 300
 _WINDOW, _HOP, _MOST_POINTS = 2.0, 1.0, 100  # seconds, seconds, points of a timeline
 _CURVES = 5
 
@@ -121,6 +127,42 @@ class SharedModel:
         with self._lock:
             direction, *others = query.directions(WindowEncoder(self.model, settings.window, settings.hop))
         return self.index.nearest(direction, top_k, avoid=others)
+
+    @torch.no_grad()
+    def video_features(self, clips: Tensor) -> Tensor:
+        """Return the pooled features float32 [B, E] of clips uint8 [B, T, 3, S, S], on the CPU."""
+        with self._lock:
+            return self.model.encode_video(clips.to(self.model.pixel_mean.device)).float().cpu()
+
+    def best_classes(self, features: Tensor, names: Sequence[str], videos: Sequence[str]) -> list[str]:
+        """Return the best class of each clip among `names`. A head without text chooses among its classes.
+
+        Args:
+            features: Features [B, E] of the clips, see `video_features`.
+            names: Class names.
+            videos: Paths of the clips, which are read again for a head that reads patches.
+
+        Raises:
+            InputError: The class names cannot be used.
+            VideoError: A clip cannot be read any more.
+        """
+        text = "\n".join(names)
+        if self.model.head.needs_patches:
+            scores = [self.scores(video, text) for video in videos]
+            return [max(each, key=lambda name: each[name]) for each in scores]
+        with self._predictor(text) as predictor:
+            return [predictor.model.labels[place] for place in self._head_scores(features).argmax(dim=1).tolist()]
+
+    def save_with_head(self, weight: Tensor, bias: Tensor, labels: Sequence[str], folder: Path) -> None:
+        """Write a model folder with a linear head instead of the head of this model, see `with_linear_head`."""
+        with self._lock:
+            with_linear_head(self.model, weight, bias, labels).save_pretrained(folder)
+
+    @torch.no_grad()
+    def _head_scores(self, features: Tensor) -> Tensor:
+        """Return the scores [B, K] of a head that reads features [B, E] only."""
+        video = features.to(self.model.pixel_mean)
+        return self.model.head(video, video.new_empty(0), self.model.label_features).float().cpu()
 
     @contextmanager
     def _predictor(self, label_text: str) -> Iterator[Predictor]:

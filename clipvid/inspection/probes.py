@@ -6,7 +6,7 @@ Shapes: N clips, T frames, E embedding, R components, D inputs of a probe, K cla
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,25 @@ class ProbeScores:
     scores: Tensor
     others: dict[str, Tensor]
     penalty: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Linear map of inputs to scores, `(inputs - mean) @ weights + center`.
+
+    Attributes:
+        mean: float32 [D].
+        weights: float32 [D, K].
+        center: float32 [K].
+    """
+
+    mean: Tensor
+    weights: Tensor
+    center: Tensor
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return scores [M, K] of inputs [M, D]."""
+        return (inputs - self.mean) @ self.weights + self.center
 
 
 def reduce_features(features: Tensor, components: int = COMPONENTS) -> Tensor:
@@ -113,11 +132,28 @@ def cross_validate(
     return ProbeScores(scores, further, PENALTIES[max(set(votes), key=votes.count)])
 
 
+def fit_probe(inputs: Tensor, labels: Tensor, classes: int, penalty: float) -> Probe:
+    """Return the ridge regression of inputs [N, D] onto one-hot labels [N] of K classes. Classes may have no clips.
+
+    Args:
+        inputs: float32 [N, D].
+        labels: int64 [N].
+        classes: K.
+        penalty: One of `PENALTIES`, or another positive number.
+    """
+    return _fit(inputs, torch.nn.functional.one_hot(labels, classes).float(), [penalty])[0]
+
+
 def probabilities(scores: Tensor, labels: Tensor) -> Tensor:
     """Return scores [N, K] as probabilities, by the temperature under which the labels are most likely."""
+    return (scores / best_temperature(scores, labels)).softmax(dim=1)
+
+
+def best_temperature(scores: Tensor, labels: Tensor) -> float:
+    """Return the temperature, 0.01 to 100, under which the labels [N] are most likely given scores [N, K]."""
     steps = torch.logspace(-2, 2, 41)
     losses = [float(torch.nn.functional.cross_entropy(scores / step, labels)) for step in steps]
-    return (scores / steps[losses.index(min(losses))]).softmax(dim=1)
+    return float(steps[losses.index(min(losses))])
 
 
 def _choose_penalty(inputs: Tensor, targets: Tensor, labels: Tensor, folds: Tensor, is_train: Tensor) -> int:
@@ -133,8 +169,8 @@ def _choose_penalty(inputs: Tensor, targets: Tensor, labels: Tensor, folds: Tens
     return int(hits.argmax())
 
 
-def _fit(inputs: Tensor, targets: Tensor, penalties: Sequence[float]) -> list[Callable[[Tensor], Tensor]]:
-    """Return a probe for each penalty, from inputs [M, D] to scores [M, K].
+def _fit(inputs: Tensor, targets: Tensor, penalties: Sequence[float]) -> list[Probe]:
+    """Return a probe for each penalty.
 
     The normal equations are solved in the smaller of the two dimensions, after one decomposition.
     """
@@ -146,9 +182,8 @@ def _fit(inputs: Tensor, targets: Tensor, penalties: Sequence[float]) -> list[Ca
     values, vectors = torch.linalg.eigh(gram)
     values = values.clamp_min(0)
     projected = vectors.T @ (y if is_wide else x.T @ y)
-    probes: list[Callable[[Tensor], Tensor]] = []
+    probes = []
     for penalty in penalties:
         solution = vectors @ (projected / (values + penalty * unit)[:, None])
-        weights = (x.T @ solution if is_wide else solution).float()
-        probes.append(lambda rows, weights=weights: (rows - mean) @ weights + center)  # type: ignore[misc]
+        probes.append(Probe(mean, (x.T @ solution if is_wide else solution).float(), center))
     return probes
