@@ -109,7 +109,7 @@ tables = pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet
 
 
 @tables
-@pytest.mark.parametrize("column", ["note", "labels", "strat", "fold"])
+@pytest.mark.parametrize("column", ["note", "tags", "strat", "fold"])
 def test_unknown_columns_are_refused_by_name(column: str, suffix: str, tmp_path: Path):
     write_table(tmp_path / f"l{suffix}", [{"path": "a.mp4", "label": "walk", column: "1"}])
     with pytest.raises(ManifestError, match=f"unknown column '{column}'.*expected path, label"):

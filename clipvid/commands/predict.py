@@ -52,7 +52,8 @@ def main(args: list[str] | None = None) -> None:
     model = load_model(
         options.model, options.pretrained, options.num_frames, labels, options.templates, options.revision
     )
-    predictor = Predictor(model.to(state.device), options.views)
+    threshold = options.threshold if model.config.multi_label else None
+    predictor = Predictor(model.to(state.device), options.views, threshold)
 
     def on_video(name: str, prediction: VideoPrediction) -> None:
         if options.timeline:
@@ -84,7 +85,9 @@ def predict_exported(options: Any, labels: list[str] | None, videos: list[str]) 
     if options.views < 1:
         raise InputError(f"--views {options.views}: expected at least 1")
     counts = {name: getattr(options, name) for name in ("views", "top_k", "batch_size", "num_workers")}
-    files = ExportedPredictor(OnnxModel(options.model), options.labels_file, **counts)
+    model = OnnxModel(options.model)
+    threshold = options.threshold if model.record.multi_label else None
+    files = ExportedPredictor(model, options.labels_file, threshold=threshold, **counts)
     if options.output is not None:
         return files.into_log(expand_names(videos), options.output)
     return show_each(files, expand_names(videos))
@@ -113,6 +116,8 @@ def predict_together(files: FilePredictor, videos: list[str], options: Any) -> i
     if options.output is not None:
         counts = {"num_frames": model.num_frames, "views": options.views, "top_k": options.top_k}
         settings = counts | {"model": model_hash(model), "labels": model.labels, "templates": list(model.templates)}
+        if files.predictor.threshold is not None:
+            settings["threshold"] = files.predictor.threshold
         log = PredictionLog(options.output, state.process_index, state.num_processes)
         log.check(settings)
     lines, failures = files.into_log(lambda: list(expand_names(videos)), log)
@@ -138,7 +143,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--timeline", action="store_true", help="also write scores over time, and events")
     parser.add_argument("--window", type=float, default=2.0, help="seconds per point of the timeline")
     parser.add_argument("--hop", type=float, default=1.0, help="seconds between points of the timeline")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest probability of a class in an event")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="lowest probability of a class in an event, and in the list of a model with several labels per video",
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/timeline"), help="folder for timelines")
     return parser
 

@@ -16,7 +16,7 @@ from clipvid import InputError
 from clipvid.data.batches import Key
 from clipvid.data.broken import Failure
 from clipvid.data.feature_store import StoredFeatures
-from clipvid.data.lists.samples import Stored
+from clipvid.data.lists.samples import Sample, Stored
 from clipvid.data.manifest import Manifest
 from clipvid.data.reader import Backend, VideoError, open_video
 from clipvid.data.sampling import FrameSampling, keyed_generator
@@ -36,7 +36,7 @@ class VideoItem(TypedDict):
         features: Stored features, in place of `frames`.
         key: Key under which features of `frames` are to be stored.
         facts: Facts to be stored with them.
-        label: Label of the video.
+        label: Label of the video, or bool [K] for a list with several labels per video.
         index: Index of the video.
         epoch: Epoch of the key, in training only.
         readable: False if the video could not be read.
@@ -48,7 +48,7 @@ class VideoItem(TypedDict):
     features: NotRequired[Tensor]
     key: NotRequired[str]
     facts: NotRequired[Facts]
-    label: int
+    label: int | Tensor
     index: int
     epoch: NotRequired[int]
     readable: bool
@@ -159,25 +159,25 @@ class VideoDataset(Dataset[VideoItem]):
             VideoError: The video cannot be read.
         """
         sample = self.manifest.samples[index]
-        may_mirror = self.mirror is not None and sample.item is None and self.mirror[sample.label] is not None
+        may_mirror = sample.item is None and self._may_mirror(self._labels(sample))
         place, stored = self._stored(index, key, may_mirror)
         if stored is not None:
             features, facts = stored
-            label, clip = sample.label, {"features": features}
+            labels, clip = self._labels(sample), {"features": features}
         else:
-            (frames,), label, varies = self._read_clips(index, None if self.fixed else generator)
+            (frames,), labels, varies = self._read_clips(index, None if self.fixed else generator)
             frames = self.transforms[0](frames) if self.fixed else apply_keyed(self.transforms[0], frames, generator)
-            may_mirror = self.mirror is not None and self.mirror[label] is not None
+            may_mirror = self._may_mirror(labels)
             mirrored = may_mirror and bool(torch.rand((), generator=generator) < 0.5)
             facts = {"mirrored": str(mirrored), "varies": str(varies)}
             clip = {"frames": frames.flip(-1) if mirrored else frames} | _to_store(place, facts)
         if facts["mirrored"] == "True" and self.mirror is not None:
-            label = self.mirror[label] or 0
-        return clip | {"label": label, "varies": facts["varies"] == "True"}
+            labels = tuple(self.mirror[label] or 0 for label in labels)
+        return clip | {"label": self._target(labels), "varies": facts["varies"] == "True"}
 
     def _evaluation_item(self, index: int) -> VideoItem:
         failures: list[Failure] = []
-        label = self.manifest.samples[index].label
+        labels = self._labels(self.manifest.samples[index])
         drawn = self.frame_order == "shuffled" or self.random_frames
         place, stored = self._stored(index, *([index] if drawn else []))
         if stored is not None:
@@ -185,15 +185,29 @@ class VideoDataset(Dataset[VideoItem]):
             varies, clip = facts["varies"] == "True", {"features": features}
         else:
             try:
-                clips, label, varies = self._read_clips(index, None)
+                clips, labels, varies = self._read_clips(index, None)
             except VideoError as error:
                 failures.append(self._failure(index, error))
                 varies, place = False, None
                 clips = [torch.zeros(self.sampling.num_frames, 3, 32, 32, dtype=torch.uint8)] * self.clips
             clip = {"frames": torch.stack([transform(clip) for clip in clips for transform in self.transforms])}
             clip |= _to_store(place, {"varies": str(varies)})
-        item = {**clip, "label": label, "index": index, "readable": not failures, "varies": varies}
+        item = {**clip, "label": self._target(labels), "index": index, "readable": not failures, "varies": varies}
         return cast(VideoItem, item | {"failures": failures})
+
+    def _labels(self, sample: Sample) -> tuple[int, ...]:
+        return (sample.label,) if sample.labels is None else sample.labels
+
+    def _target(self, labels: tuple[int, ...]) -> int | Tensor:
+        """Return the label of a video, or bool [K] for a list with several labels per video."""
+        if not self.manifest.is_multi_label:
+            return labels[0]
+        target = torch.zeros(len(self.manifest.classes), dtype=torch.bool)
+        target[list(labels)] = True
+        return target
+
+    def _may_mirror(self, labels: Sequence[int]) -> bool:
+        return self.mirror is not None and all(self.mirror[label] is not None for label in labels)
 
     def _stored(self, index: int, *parts: Any) -> tuple[str | None, tuple[Tensor, Facts] | None]:
         """Return the key under which the features of a clip are stored, and the features if they are there."""
@@ -210,8 +224,8 @@ class VideoDataset(Dataset[VideoItem]):
     def _failure(self, index: int, error: VideoError) -> Failure:
         return Failure(self.manifest.samples[index].path, error.reason or str(error))
 
-    def _read_clips(self, index: int, generator: torch.Generator | None) -> tuple[list[Tensor], int, bool]:
-        """Return clips of video `index`, each uint8 [T, 3, H, W], its label, and whether to warn about its frame rate.
+    def _read_clips(self, index: int, generator: torch.Generator | None) -> tuple[list[Tensor], tuple[int, ...], bool]:
+        """Return clips of video `index`, each uint8 [T, 3, H, W], its labels, and whether to warn about its frame rate.
 
         Raises:
             VideoError: The video cannot be read.
@@ -220,7 +234,7 @@ class VideoDataset(Dataset[VideoItem]):
         if sample.item is not None:
             frames, label = sample.item()
             needed, row = self._draw_frames(range(len(frames)), None, index, generator)
-            return [frames[needed[rows]] for rows in row], label, False
+            return [frames[needed[rows]] for rows in row], (label,), False
         try:
             source = self.manifest.video(index)
         except (OSError, ValueError, RuntimeError) as error:
@@ -231,7 +245,7 @@ class VideoDataset(Dataset[VideoItem]):
             needed, row = self._draw_frames(part, times, index, generator)
             frames = video.read(needed).permute(0, 3, 1, 2)
             varies = self.sampling.ignores_time and video.has_varying_rate
-        return [frames[rows] for rows in row], sample.label, varies
+        return [frames[rows] for rows in row], self._labels(sample), varies
 
     def _draw_frames(
         self, part: range, times: Sequence[float] | None, index: int, generator: torch.Generator | None

@@ -12,6 +12,7 @@ from clipvid import InputError
 from clipvid.data.config import DataConfig
 from clipvid.data.folds import held_out_folds
 from clipvid.data.lists.places import locate
+from clipvid.data.lists.several import LABELS
 from clipvid.data.manifest import Manifest
 from clipvid.files import write_text
 from clipvid.registry import Choice
@@ -79,10 +80,10 @@ def write_split(path: Path, train: Manifest, val: Manifest) -> str:
     root = split_root(train, val)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["path", "label", "split"])
+    rows.writerow(["path", LABELS if train.is_multi_label else "label", "split"])
     for split, manifest in (("train", train), ("val", val)):
         for sample in manifest.samples:
             name = Path(os.path.relpath(os.path.abspath(manifest.file(sample)), root)).as_posix()
-            rows.writerow([name, manifest.class_names[sample.label], split])
+            rows.writerow([name, manifest.label_text(sample), split])
     write_text(path, text.getvalue())
     return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,10 +41,15 @@ def by_class(manifest: Manifest, seed: int) -> list[list[int]]:
 
 
 def places_by_class(manifest: Manifest) -> dict[int, list[int]]:
-    """Return the indices of the videos of each class that has any, in the order of the classes."""
+    """Return the indices of the videos of each class that has any, in the order of the classes.
+
+    A video with several labels counts for its rarest one, and a video without labels for class -1.
+    """
+    counts = Counter(label for sample in manifest.samples for label in sample.labels or ())
     places: dict[int, list[int]] = {}
     for place, sample in enumerate(manifest.samples):
-        places.setdefault(sample.label, []).append(place)
+        label = sample.label if not sample.labels else min(sample.labels, key=lambda own: (counts[own], own))
+        places.setdefault(label, []).append(place)
     return dict(sorted(places.items()))
 
 

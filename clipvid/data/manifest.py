@@ -22,6 +22,7 @@ from clipvid.data.lists.checks import check_files as check_listed_files
 from clipvid.data.lists.classes import ClassList, read_classes
 from clipvid.data.lists.places import locate
 from clipvid.data.lists.samples import ClassInfo, ManifestError, Rows, Sample
+from clipvid.data.lists.several import LABELS, SEPARATOR
 from clipvid.data.lists.sources import DatasetsSource, FolderSource, ListSource, Source, resolve_source
 from clipvid.data.lists.tables import LARGE_BYTES, Batches
 from clipvid.decoding.errors import VideoError
@@ -58,13 +59,25 @@ class Manifest:
         return [info.name for info in self.classes]
 
     @cached_property
+    def is_multi_label(self) -> bool:
+        """True if the list gives several labels per video."""
+        return len(self) > 0 and self.samples[0].labels is not None
+
+    def label_text(self, sample: Sample) -> str:
+        """Return the class name of a sample, or its names with a separator between them."""
+        if sample.labels is None:
+            return self.classes[sample.label].name
+        return SEPARATOR.join(self.classes[label].name for label in sample.labels)
+
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of samples and classes, independent of root, file format, line ends and spelling of labels."""
         digest = hashlib.sha256()
         for info in self.classes:
             digest.update(json.dumps([info.id, info.name, sorted(info.attributes.items())]).encode())
         for s in self.samples:
-            digest.update(json.dumps([s.path, s.label, s.group, s.start, s.end, s.caption]).encode())
+            several = [] if s.labels is None else [s.labels]
+            digest.update(json.dumps([s.path, s.label, s.group, s.start, s.end, s.caption, *several]).encode())
         return digest.hexdigest()
 
     def video(self, index: int) -> str | bytes | Path:
@@ -102,6 +115,7 @@ class Manifest:
         """
         if (self.classes, self.root) != (other.classes, other.root):
             raise ManifestError("two lists with different classes or roots cannot be joined")
+        check_same_kind(self, other)
         both = sorted({*self.paths()}.intersection(other.paths()))
         if both:
             raise ManifestError(
@@ -141,7 +155,7 @@ def load_manifest(
         source: A file with lines `path label`, or with columns `path`, `label` and optionally `start`, `end` (seconds),
             `caption`, `group`, `split` in CSV, JSON, JSON lines or Parquet; a folder with one folder per class;
             `name-{000..009}.tar` of WebDataset; or `{name: datasets, ...}`. See `clipvid.data.lists.sources`. A label
-            is a class id or a class name.
+            is a class id or a class name. A column `labels` (`run;jump`) gives several labels per video.
         classes: A class list, see `classes.read_classes`, or the classes themselves. With None, labels are names, and
             the classes are those of the source in sorted order.
         group_pattern: Regular expression, searched in each path. Its first group is the sample's group, instead of the
@@ -239,6 +253,16 @@ def _write_cache(file: Path, batches: Batches) -> None:
                 writer.write_batch(batch)
 
 
+def check_same_kind(train: Manifest, val: Manifest) -> None:
+    """Raise ManifestError if one of two lists has several labels per video, and the other one has one."""
+    if train.is_multi_label != val.is_multi_label:
+        several, one = ("data.train", "data.val") if train.is_multi_label else ("data.val", "data.train")
+        raise ManifestError(
+            f"{several} has several labels per video (column labels), but {one} has one (column label); use the column "
+            "labels in both"
+        )
+
+
 def leave_one_group_out(manifest: Manifest) -> Iterator[tuple[str, Manifest, Manifest]]:
     """Yield (group, samples of the other groups, samples of the group) for each group in sorted order.
 
@@ -266,9 +290,12 @@ def _classes_in(batches: Iterable[pa.RecordBatch], title: str) -> tuple[ClassInf
     """
     names: set[str] = set()
     for rows in batches:
-        for name in pc.unique(rows["label"]).to_pylist():
+        is_several = LABELS in rows.schema.names
+        labels = rows[LABELS].flatten() if is_several else rows["label"]
+        for name in pc.unique(labels).to_pylist():
             if re.fullmatch(r"[+-]?\d+", name):
-                line = rows["line"][pc.index(rows["label"], name).as_py()]
+                place = pc.index(labels, name).as_py()
+                line = rows["line"][pc.list_parent_indices(rows[LABELS])[place].as_py() if is_several else place]
                 raise ManifestError(
                     f"{title}:{line}: label {name} is a number and has no name; give a class list "
                     "(data.classes; classes= in Python)"

@@ -20,7 +20,7 @@ from clipvid.data.feature_store import StoredFeatures
 from clipvid.data.leaks import check_splits
 from clipvid.data.lists.classes import mirror_map
 from clipvid.data.loader import build_loader
-from clipvid.data.manifest import ClassInfo, Manifest, load_manifest
+from clipvid.data.manifest import ClassInfo, Manifest, check_same_kind, load_manifest
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic.world import build_world
 from clipvid.data.transforms import eval_transform, eval_transforms, train_transform
@@ -68,7 +68,9 @@ def load_splits(config: DataConfig) -> tuple[Manifest, Manifest]:
     if config.val is None:
         return draw_split(_load(config, "train", _class_list(config)), config)
     train, classes = load_split(config, "train"), _class_list(config)
-    return train, _load(config, "val", train.classes if classes is None else classes)
+    val = _load(config, "val", train.classes if classes is None else classes)
+    check_same_kind(train, val)
+    return train, val
 
 
 def check_leaks(config: DataConfig, first: Manifest, second: Manifest, accelerator: Accelerator) -> None:

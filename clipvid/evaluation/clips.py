@@ -21,6 +21,7 @@ from torch import Tensor
 from clipvid import InputError
 from clipvid.evaluation.loop import Predictions
 from clipvid.evaluation.metrics import answered
+from clipvid.evaluation.several_labels import THRESHOLD
 from clipvid.files import printable, write_bytes
 
 INK = "#1b2333"
@@ -45,15 +46,17 @@ class ClipStrip:
 
     Attributes:
         frames: uint8 [T, 3, H, W].
-        truth: its class.
+        truth: its class, or its classes in words.
         predictions: labels with probabilities by model, best first.
         name: path of the video; empty for none.
+        classes: its classes, if a video may have several; otherwise None.
     """
 
     frames: Tensor
     truth: str
     predictions: dict[str, list[tuple[str, float]]]
     name: str = ""
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         shape = list(self.frames.shape)
@@ -71,9 +74,14 @@ class ClipStrip:
         return data_uri(strip_image(self), "png")
 
     def verdict(self, model: str) -> Verdict:
-        """Return whether the best answer of a model is right."""
+        """Return whether the best answer of a model is right. A clip without a class needs one below the threshold."""
         labels = self.predictions[model]
-        return RIGHT if labels and labels[0][0] == self.truth else WRONG
+        if not labels:
+            return WRONG
+        best, share = labels[0]
+        if self.classes is None:
+            return RIGHT if best == self.truth else WRONG
+        return RIGHT if best in self.classes or (not self.classes and share < THRESHOLD) else WRONG
 
 
 def data_uri(image: bytes, kind: str) -> str:
@@ -117,9 +125,17 @@ def save_strips(path: Path, clips: list[ClipStrip]) -> None:
 
 
 def hardest(predictions: Predictions, count: int) -> list[int]:
-    """Return indices of the readable videos whose class gets the least probability, the worst first."""
-    readable = answered(predictions.scores)
-    truth = predictions.scores.gather(1, predictions.labels[:, None])[:, 0].masked_fill(~readable, 2.0)
+    """Return indices of the readable videos whose class gets the least probability, the worst first.
+
+    Several labels have the geometric mean of the probabilities that each class is there or not, as it should.
+    """
+    scores, labels = predictions.scores, predictions.labels
+    readable = answered(scores)
+    if labels.ndim == 1:
+        truth = scores.gather(1, labels[:, None])[:, 0]
+    else:
+        truth = torch.where(labels, scores, 1 - scores).clamp(min=1e-12).log().mean(dim=1).exp()
+    truth = truth.masked_fill(~readable, 2.0)
     return predictions.indices[truth.argsort(stable=True)][: min(count, int(readable.sum()))].tolist()
 
 

@@ -28,6 +28,8 @@ from clipvid.evaluation.report_sections import (
     shows_top5,
     unreadable_section,
 )
+from clipvid.evaluation.several_labels_section import class_table_section, several_labels_section
+from clipvid.evaluation.summary import MAIN, main_figure
 from clipvid.evaluation.tables import Cell, Figure, Header, Strong, Table
 
 MAX_CLASSES, MAX_GROUPS = 40, 4  # that a page shows one by one
@@ -98,10 +100,10 @@ def evaluation_page(evaluation: Evaluation) -> Page:
         evaluation.introduction,
         [
             results_section(rows, colors),
-            unreadable_section(evaluation.unreadable, figures["top1"]["count"]),
+            unreadable_section(evaluation.unreadable, main_figure(figures)[1]["count"]),
             pairs_section(rows, colors),
             _summary_section(evaluation.summary),
-            _figures_section(rows, len(evaluation.class_names)),
+            *_figures_sections(rows, figures, len(evaluation.class_names)),
             _overlap_section(figures),
             _gains_section(figures, by_label[name]),
             _calibration_section(name, figures, by_label),
@@ -136,6 +138,12 @@ def _summary_section(summary: dict[str, Any]) -> Section:
         lines.append([name.replace("_", " "), Strong(f"{run['mean']:.3f}"), spread, seeds])
     note = "Top-1: mean over the seeds, standard deviation between them, and each of them."
     return Section("The protocol", note, [Table(["", "mean", "spread", "seeds"], lines)] if lines else [])
+
+
+def _figures_sections(rows: Sequence[ReportRow], figures: dict[str, Any], classes: int) -> list[Section]:
+    if "map" in figures:
+        return [several_labels_section(rows), class_table_section(figures)]
+    return [_figures_section(rows, classes)]
 
 
 def _figures_section(rows: Sequence[ReportRow], classes: int) -> Section:
@@ -183,12 +191,15 @@ def _gains_section(figures: dict[str, Any], color: str) -> Section:
     left_out = max(len(gains) - MAX_CLASSES, 0)
     shown = [*gains[: MAX_CLASSES // 2], *gains[-MAX_CLASSES // 2 :]] if left_out else gains
     better, worse = sum(gain > 0 for gain, _ in gains), sum(gain < 0 for gain, _ in gains)
-    note = f"Accuracy of each class, the model's minus that of zero-shot CLIP: {better} classes gained, {worse} lost."
+    measure = "Average precision" if "map" in figures else "Accuracy"
+    note = f"{measure} of each class, the model's minus that of zero-shot CLIP: {better} classes gained, {worse} lost."
     note += f" {left_out} in the middle are not shown." if left_out else ""
     return Section("Gains by class", note, [Pictures([gains_chart(shown, color, note)])])
 
 
 def _calibration_section(name: str, figures: dict[str, Any], colors: dict[str, str]) -> Section:
+    if "calibration" not in figures:
+        return Section("", "", [])
     lines, ends = [], []
     for label, own in ((ZERO_SHOT_NAME, figures.get("zero_shot")), (name, figures)):
         if own:
@@ -221,6 +232,8 @@ def _views_section(figures: dict[str, Any]) -> Section:
     lines: list[list[Cell]] = [
         [f"view {number}", Figure(view["value"], (view["low"], view["high"]))] for number, view in enumerate(views, 1)
     ]
-    lines.append(["all together", Figure(figures["top1"]["value"])])
-    note = "Top-1 of each view of the videos alone: clip by clip, and within a clip crop by crop."
-    return Section("Views", note, [Table(["", "top-1"], lines)])
+    key, main = main_figure(figures)
+    lines.append(["all together", Figure(main["value"])])
+    name = "Top-1" if key == "top1" else MAIN[key]
+    note = f"{name} of each view of the videos alone: clip by clip, and within a clip crop by crop."
+    return Section("Views", note, [Table(["", MAIN[key]], lines)])

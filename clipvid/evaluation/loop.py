@@ -34,7 +34,7 @@ class Predictions(NamedTuple):
 
     Attributes:
         indices: [V], indices into the manifest, ascending.
-        labels: [V].
+        labels: [V], or bool [V, K] for a list with several labels per video.
         scores: [V, K], probabilities, all zero for an unreadable video.
     """
 
@@ -48,7 +48,7 @@ class ViewScores(NamedTuple):
 
     Attributes:
         indices: [V], indices into the manifest, ascending.
-        labels: [V].
+        labels: [V], or bool [V, K] for a list with several labels per video.
         readable: [V], bool.
         logits: [V, C, K], float32.
     """
@@ -58,16 +58,28 @@ class ViewScores(NamedTuple):
     readable: Tensor
     logits: Tensor
 
-    def averaged(self, average: Average = "probabilities") -> Predictions:
-        """Return one prediction per video: the mean over its views of probabilities or logits."""
+    def averaged(self, average: Average = "probabilities", ranks_only: bool = False) -> Predictions:
+        """Return one prediction per video: the mean over its views of probabilities or logits.
+
+        Args:
+            average: What is averaged.
+            ranks_only: The logits are those of a model for one label per video, on a list with several. They are
+                moved by one number for all videos and classes, so that their sigmoids differ.
+        """
         logits = self.logits
-        scores = logits.softmax(-1).mean(1) if average == "probabilities" else logits.mean(1).softmax(-1)
+        if self.labels.ndim == 1:
+            scores = logits.softmax(-1).mean(1) if average == "probabilities" else logits.mean(1).softmax(-1)
+            return Predictions(self.indices, self.labels, scores * self.readable[:, None])
+        if ranks_only and self.readable.any():
+            logits = logits - logits[self.readable].mean()
+        scores = logits.sigmoid().mean(1) if average == "probabilities" else logits.mean(1).sigmoid()
+        scores = scores.clamp(min=torch.finfo(scores.dtype).tiny)  # zeros mean unreadable
         return Predictions(self.indices, self.labels, scores * self.readable[:, None])
 
-    def views(self) -> list[Predictions]:
+    def views(self, ranks_only: bool = False) -> list[Predictions]:
         """Return the predictions of each view alone, C of them."""
         alone = (self._replace(logits=view[:, None]) for view in self.logits.unbind(1))
-        return [view.averaged() for view in alone]
+        return [view.averaged(ranks_only=ranks_only) for view in alone]
 
     @classmethod
     def joined(cls, parts: Iterable[ViewScores]) -> ViewScores:
@@ -118,7 +130,8 @@ def predict(
     accelerator: Accelerator, model: VideoCLIP, loader: DataLoader, features: FeatureCache | None = None
 ) -> Predictions:
     """Predict every video of the loader once, over all processes, with the same result on each of them."""
-    return predict_views(accelerator, model, loader, features=features).averaged()
+    views = predict_views(accelerator, model, loader, features=features)
+    return views.averaged(ranks_only=not model.config.multi_label)
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from clipvid.evaluation.clips import RIGHT, WRONG, ClipStrip
 from clipvid.evaluation.report import BarCards, Clips, Definitions, LegendEntry, Listing, NamedBar, Pictures, Section
 from clipvid.evaluation.tables import Bar, Cell, Figure, Header, Table
 
-COLUMNS = {"object": "object top-1", "pairs": "motion pairs", "top1": "top-1"}
-QUESTIONS = {"object": "what is it?", "pairs": "or its reverse?", "top1": "the whole label"}
+COLUMNS = {"object": "object top-1", "pairs": "motion pairs", "top1": "top-1", "map": "mAP"}
+QUESTIONS = {"object": "what is it?", "pairs": "or its reverse?", "top1": "the whole label", "map": "mean over classes"}
 ZERO_SHOT_NAME = "zero-shot CLIP"
 TOP_K = 5  # of `top5`; it cannot be below 1 where there are no more classes
 UNREADABLE_RULE = (
@@ -82,6 +82,8 @@ def results_section(rows: Sequence[ReportRow], colors: dict[str, str]) -> Sectio
     counts = {row.figures[key]["count"] for row in rows for key in COLUMNS if row.figures.get(key)}
     over = f" of {' to '.join(map(str, sorted({min(counts), max(counts)})))} clips" if counts else ""
     note = f"Each number is the share{over} answered right, from 0 to 1; the range is its 95% Wilson interval. "
+    if any("map" in row.figures for row in rows):
+        note = f"Mean average precision (mAP){over}, from 0 to 1; the range is its 95% bootstrap interval over videos. "
     note += "The dotted line in motion pairs is chance, 0.50." if any("pairs" in row.figures for row in rows) else ""
     return Section("Results", note, [table] if rows else [])
 
@@ -120,6 +122,7 @@ def curves_section(curves: Sequence[Curve], colors: dict[str, str]) -> Section:
     """Return training loss and validation accuracy over steps."""
     pictures, legend = [], {}
     measures = {"loss": "training loss", "train_top1": "top-1 on training videos", "val_top1": "validation top-1"}
+    measures["val_map"] = "validation mAP"
     for key, heading in measures.items():
         lines, ends = [], []
         for index, curve in enumerate(curves):
@@ -132,7 +135,9 @@ def curves_section(curves: Sequence[Curve], colors: dict[str, str]) -> Section:
         if lines:
             alt = f"{heading}: {'; '.join(ends)}"
             pictures.append(line_chart(lines, f"{heading} over steps", alt, key != "loss"))
-    note = "A falling loss: the model fits its training clips. A rising top-1: it is right on clips it never saw."
+    note = (
+        "A falling loss: the model fits its training clips. A rising top-1 or mAP: it is right on clips it never saw."
+    )
     return Section("Learning curves", note, [Pictures(pictures, list(legend.values()))] if pictures else [])
 
 

@@ -25,7 +25,7 @@ from clipvid.data.manifest import ClassInfo, Manifest
 from clipvid.evaluation.conditions import FORWARD, Condition
 from clipvid.evaluation.loop import Average, Predictions, ViewScores
 from clipvid.evaluation.metrics import proportion, top1_hits, top_k
-from clipvid.evaluation.summary import summarize, summarize_thoroughly
+from clipvid.evaluation.summary import main_figure, summarize, summarize_thoroughly
 from clipvid.files import replacing
 
 MOST_CLASSES = 100  # limit for confusion matrices in metrics.json
@@ -41,6 +41,7 @@ class ConditionScores:
         key: Hash of everything that the scores depend on.
         scores: Scores with indices into `manifest`.
         places: Index of each video of `manifest` in the manifest of the whole group, or None if that is `manifest`.
+        ranks_only: See `ViewScores.averaged`.
     """
 
     group: str
@@ -49,6 +50,7 @@ class ConditionScores:
     manifest: Manifest
     scores: ViewScores
     places: tuple[int, ...] | None = None
+    ranks_only: bool = False
 
     @property
     def group_places(self) -> Tensor:
@@ -100,10 +102,12 @@ def _table(part: ConditionScores, average: Average) -> pa.Table:
             "condition": pa.array([str(part.condition)] * count, pa.string()),
             "index": part.group_places[scores.indices].numpy(),
             "path": pa.array([sample.path for sample in samples], pa.string()),
-            "label": scores.labels.numpy(),
-            "class": pa.array([manifest.class_names[sample.label] for sample in samples], pa.string()),
+            "label": scores.labels.numpy()
+            if scores.labels.ndim == 1
+            else _lists(scores.labels.flatten(), count, classes),
+            "class": pa.array([manifest.label_text(sample) for sample in samples], pa.string()),
             "readable": scores.readable.numpy(),
-            "scores": _lists(scores.averaged(average).scores.flatten(), count, classes),
+            "scores": _lists(scores.averaged(average, part.ranks_only).scores.flatten(), count, classes),
             "view_logits": pa.ListArray.from_arrays(
                 _offsets(count, views), _lists(scores.logits.flatten(), count * views, classes)
             ),
@@ -126,17 +130,26 @@ def _scores(table: pa.Table) -> ViewScores:
     flat = table["view_logits"].combine_chunks().flatten().flatten().to_numpy()
     classes = len(table["scores"][0])
     logits = torch.from_numpy(flat.copy()).view(len(table), -1, classes)
+    if pa.types.is_list(table["label"].type):
+        flat_labels = table["label"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        labels = torch.from_numpy(flat_labels.copy()).view(len(table), classes)
+    else:
+        labels = column("label")
     # The file has indices into the whole group. A unit has every video of its manifest, in order.
-    return ViewScores(torch.arange(len(table)), column("label"), column("readable"), logits)
+    return ViewScores(torch.arange(len(table)), labels, column("readable"), logits)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Scores of all parts of a group, by condition. A condition may lack the videos of some parts."""
+    """Scores of all parts of a group, by condition. A condition may lack the videos of some parts.
+
+    `ranks_only` has the conditions of `ConditionScores.ranks_only`.
+    """
 
     name: str
     manifest: Manifest
     conditions: dict[Condition, ViewScores]
+    ranks_only: frozenset[Condition] = frozenset()
 
     @classmethod
     def of(cls, name: str, condition_scores: Sequence[ConditionScores]) -> Group:
@@ -151,11 +164,12 @@ class Group:
         first = condition_scores[0].manifest
         manifest = Manifest(tuple(samples[place] for place in places), first.classes, first.root)
         order = torch.tensor(places)
-        return cls(name, manifest, {condition: _renumbered(parts, order) for condition, parts in by_condition.items()})
+        scores = {condition: _renumbered(parts, order) for condition, parts in by_condition.items()}
+        return cls(name, manifest, scores, frozenset(each.condition for each in condition_scores if each.ranks_only))
 
     def predictions(self, condition: Condition, average: Average) -> Predictions:
         """Return one prediction per video."""
-        return self.conditions[condition].averaged(average)
+        return self.conditions[condition].averaged(average, condition in self.ranks_only)
 
     def unreadable(self) -> list[str]:
         """Return the paths of the videos that could not be read."""
@@ -173,8 +187,8 @@ def _renumbered(parts: Sequence[ConditionScores], places: Tensor) -> ViewScores:
 def group_figures(group: Group, average: Average, trained_on: Sequence[str]) -> dict[str, Any]:
     """Return the figures of a group, see `summarize_thoroughly`.
 
-    Optional entries are `zero_shot` (in the same form), `controls` by name (`summarize`) and `by_view` (top-1 of each
-    view alone). `sweep` is top-1 by alpha, and `overlap` is about the classes of the model's training.
+    Optional entries are `zero_shot` (in the same form), `controls` by name (`summarize`) and `by_view` (top-1 or mAP of
+    each view alone). `sweep` is top-1 by alpha, and `overlap` is about the classes of the model's training.
 
     Raises:
         InputError: Scores have NaN or infinity. The message names the videos.
@@ -183,19 +197,20 @@ def group_figures(group: Group, average: Average, trained_on: Sequence[str]) -> 
     for condition, scores in group.conditions.items():
         _check_finite(group, condition, scores)
     forward = group.predictions(FORWARD, average)
-    figures = summarize_thoroughly(forward, classes)
+    ranks_only = FORWARD in group.ranks_only
+    figures = summarize_thoroughly(forward, classes, ranks_only)
     if group.conditions[FORWARD].logits.shape[1] > 1:
-        views = group.conditions[FORWARD].views()
-        figures["by_view"] = [top_k(view.scores, view.labels, 1) for view in views]
+        views = group.conditions[FORWARD].views(ranks_only)
+        figures["by_view"] = [main_figure(summarize(view, classes, ranks_only))[1] for view in views]
     for condition in group.conditions:
         predictions = group.predictions(condition, average)
         if condition.zero_shot:
-            figures["zero_shot"] = summarize_thoroughly(predictions, classes)
+            figures["zero_shot"] = summarize_thoroughly(predictions, classes, condition in group.ranks_only)
         elif condition.alpha is not None:
             top1 = top_k(predictions.scores, predictions.labels, 1)
             figures.setdefault("sweep", []).append({"alpha": condition.alpha, "top1": top1})
         elif condition.control is not None:
-            figures.setdefault("controls", {})[condition.control] = summarize(predictions, classes)
+            figures.setdefault("controls", {})[condition.control] = summarize(predictions, classes, ranks_only)
     return figures | _overlap(forward, classes, trained_on)
 
 
@@ -208,9 +223,11 @@ def _overlap(forward: Predictions, classes: Sequence[ClassInfo], trained_on: Seq
     shared = overlap(trained_on, names)
     if not trained_on or len(shared) == len(names) == len(trained_on):
         return {}
+    counts = {"trained_on": len(trained_on), "asked": len(names), "shared": shared}
+    if forward.labels.ndim == 2:
+        return {"overlap": counts}
     unseen = torch.tensor([name not in shared for name in names])[forward.labels]
     hits = int((top1_hits(forward.scores, forward.labels) & unseen).sum())
-    counts = {"trained_on": len(trained_on), "asked": len(names), "shared": shared}
     return {"overlap": counts | ({"unseen_top1": proportion(hits, int(unseen.sum()))} if unseen.any() else {})}
 
 

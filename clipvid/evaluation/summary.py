@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -19,17 +19,33 @@ from clipvid.evaluation.metrics import (
     classification_metrics,
     pair_accuracy,
 )
+from clipvid.evaluation.several_labels import class_precisions, class_shares, several_label_metrics
 from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.video_clip import VideoCLIP
 
+MAIN = {"top1": "top-1", "map": "mAP"}  # key and name of the main figure
 
-def summarize(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
+
+def main_figure(figures: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return key and share of the main figure: `top1`, or `map` for several labels per video."""
+    key = next(key for key in MAIN if key in figures)
+    return key, figures[key]
+
+
+def summarize(predictions: Predictions, classes: Sequence[ClassInfo], ranks_only: bool = False) -> dict[str, Any]:
     """Return `classification_metrics` and figures that depend on attributes of the classes.
 
     `pairs` is the share scored above the class's `partner`, in total and by `pair`. `object` is the share with the
-    right object.
+    right object. For several labels per video, return `several_label_metrics`.
+
+    Args:
+        predictions: The predictions.
+        classes: The classes.
+        ranks_only: See `ViewScores.averaged`.
     """
     labels, scores = predictions.labels, predictions.scores
+    if labels.ndim == 2:
+        return several_label_metrics(scores, labels, not ranks_only)
     figures = classification_metrics(scores, labels)
     attributes = [info.attributes for info in classes]
     if all({"partner", "pair"} <= values.keys() for values in attributes):
@@ -46,15 +62,23 @@ def summarize(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[st
     return figures
 
 
-def summarize_thoroughly(predictions: Predictions, classes: Sequence[ClassInfo]) -> dict[str, Any]:
+def summarize_thoroughly(
+    predictions: Predictions, classes: Sequence[ClassInfo], ranks_only: bool = False
+) -> dict[str, Any]:
     """Return `summarize` with additional figures of a finished evaluation.
 
     `intervals` are 95% bootstrap intervals of mean_class, nll and ece. `calibration` is `metrics.calibration_curve`.
     `by_class` is the accuracy by class name, None for a class without videos. `classes` has `metrics.class_figures` by
     class name, and `macro_f1` is the mean of f1 over the classes with videos.
+
+    For several labels per video, `by_class` is the average precision, and `classes` has `several_labels.class_shares`.
     """
     labels, scores = predictions.labels, predictions.scores
     names = [info.name for info in classes]
+    if labels.ndim == 2:
+        shares = {} if ranks_only else {"classes": dict(zip(names, class_shares(scores, labels), strict=True))}
+        by_name = dict(zip(names, class_precisions(scores, labels), strict=True))
+        return summarize(predictions, classes, ranks_only) | {"by_class": by_name} | shares
     by_class = class_figures(scores, labels)
     values = [own["f1"] for own in by_class if own["videos"]]
     return summarize(predictions, classes) | {
@@ -75,13 +99,14 @@ def evaluate(
 ) -> tuple[Predictions, dict[str, Any]]:
     """Return predictions for every video of the loader, and their figures."""
     predictions = predict(accelerator, model, loader, features)
-    return predictions, summarize(predictions, classes)
+    return predictions, summarize(predictions, classes, not model.config.multi_label)
 
 
 def describe(figures: dict[str, Any]) -> str:
     """Return the main figures in one line, with 95% intervals."""
-    names = {"top1": "top-1", "pairs": "motion pairs", "object": "object"}
+    names = MAIN | {"pairs": "motion pairs", "object": "object"}
     shares = [(name, figures[key]) for key, name in names.items() if key in figures]
     parts = [f"{name} {share['value']:.3f} ({share['low']:.3f}-{share['high']:.3f})" for name, share in shares]
+    parts += [f"F1 {figures['f1']:.3f}"] if figures.get("f1") is not None else []
     unreadable = f" ({figures['unreadable']} unreadable, counted as wrong)" if figures.get("unreadable") else ""
-    return f"{', '.join(parts)}, {figures['top1']['count']} videos{unreadable}"
+    return f"{', '.join(parts)}, {main_figure(figures)[1]['count']} videos{unreadable}"

@@ -38,6 +38,7 @@ def zero_shot_model(model: VideoCLIP) -> VideoCLIP:
         RunError: See `base_backbone`.
     """
     parts: dict[str, Any] = {"adapter": "none", "pooling": "mean", "head": "text", "tune": ["head"]}
+    parts["multi_label"] = None
     config = dataclasses.replace(model.config, **parts, pixel_mean=None, pixel_std=None)
     plain = assemble_model(base_backbone(model), config).eval().to(model.pixel_mean.device)
     if model.labels:
@@ -83,6 +84,11 @@ class WeightSpace:
         if not model.head.needs_text:
             raise InputError(
                 "weight-space ensembling needs a zero-shot model, which a linear head does not have; use head=text"
+            )
+        if model.config.multi_label:
+            raise InputError(
+                "weight-space ensembling needs a zero-shot model whose probabilities mean the same, but zero-shot CLIP "
+                "has none for several labels per video; leave out alpha and sweep"
             )
         self.model = model.requires_grad_(False)
         self.end = {name: tensor.detach().clone() for name, tensor in model.trained_state().items()}

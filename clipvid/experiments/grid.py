@@ -154,7 +154,7 @@ class Grid:
         if trial.name in self.errors:
             return f"{trial.name}: FAILED after {seconds:.0f} s: {self.errors[trial.name]}"
         metrics = self.results[trial.name]
-        figures = [f"{key} {metrics[key]['value']:.3f}" for key in ("pairs", "top1") if key in metrics]
+        figures = [f"{key} {metrics[key]['value']:.3f}" for key in ("pairs", "top1", "map") if key in metrics]
         return f"{trial.name}: {', '.join(figures) or 'finished'} in {seconds:.0f} s"
 
     def _write(self) -> None:

@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from clipvid.data.manifest import Manifest
 from clipvid.evaluation.loop import Predictions
 from clipvid.evaluation.metrics import answered
+from clipvid.evaluation.several_labels import class_precisions
 from clipvid.experiments.selection import ADAPTERS, NONE
 from clipvid.files import printable
 
@@ -28,6 +31,8 @@ def describe_outcome(
         tested: The evaluated videos.
         history: Log of the training.
     """
+    if tested.is_multi_label:
+        return _describe_several_labels(figures, predictions, tested, history)
     top1 = figures["top1"]
     sentences = [
         f"On {top1['count']} videos that it was not trained on, the model is right in {top1['value']:.0%} "
@@ -38,11 +43,37 @@ def describe_outcome(
     return sentences + [sentence for sentence in others if sentence is not None]
 
 
+def _describe_several_labels(
+    figures: Mapping[str, Any], predictions: Predictions, tested: Manifest, history: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return the sentences for several labels per video."""
+    own, names = figures["map"], tested.class_names
+    shares = predictions.labels.double().mean(dim=0)
+    present = shares[shares > 0]
+    precisions = class_precisions(predictions.scores, predictions.labels)
+    hardest, value = min(((k, own) for k, own in enumerate(precisions) if own is not None), key=lambda item: item[1])
+    sentences = [
+        f"On {own['count']} videos that it was not trained on, the mean average precision (mAP) over the classes is "
+        f"{own['value']:.0%} (95% interval {own['low']:.0%} to {own['high']:.0%}).",
+        _with_selection(f"Videos in random order would have about {float(present.mean()):.0%}", figures),
+        f"The hardest class is {printable(names[hardest])!r}, with an average precision of {value:.0%}.",
+    ]
+    if figures["config"]["training"]["class_weights"] != "none" or own["value"] >= _GOOD:
+        return sentences  # a weighted loss cannot be compared with that of a guess
+    losses = [entry["binary_cross_entropy"] for entry in history if "binary_cross_entropy" in entry]
+    guess = float(torch.special.entr(torch.stack([shares, 1 - shares])).sum(dim=0).mean())
+    return sentences + ([_progress(losses[-1], guess)] if losses and guess > 0 else [])
+
+
 def _baselines(figures: Mapping[str, Any], tested: Manifest) -> str:
     """Return the figures of simpler answers."""
     counts = Counter(sample.label for sample in tested.samples)
     share = max(counts.values()) / len(tested)
-    text = f"The most frequent class alone would be right in {share:.0%}"
+    return _with_selection(f"The most frequent class alone would be right in {share:.0%}", figures)
+
+
+def _with_selection(text: str, figures: Mapping[str, Any]) -> str:
+    """Return a sentence, followed by the outcome of the cross-validation if there was one."""
     selection = figures.get("selection")
     if not selection:
         return f"{text}."
@@ -71,7 +102,11 @@ def _limit(figures: Mapping[str, Any], tested: Manifest, history: Sequence[Mappi
     losses = [entry["cross_entropy"] for entry in history if "cross_entropy" in entry]
     if not losses or figures["top1"]["value"] >= _GOOD or len(tested.classes) < 2:
         return None
-    guess, last = math.log(len(tested.classes)), losses[-1]
+    return _progress(losses[-1], math.log(len(tested.classes)))
+
+
+def _progress(last: float, guess: float) -> str:
+    """Return what limits the accuracy, from the last loss in training and that of a guess."""
     if last <= _LEARNED * guess:
         return (
             f"The training videos are learned (loss {last:.2f}; a guess has {guess:.2f}). More training videos, above "

@@ -84,7 +84,7 @@ def _explanations(config: EvaluateConfig, title: str, model: ClipShape, clips: S
     blocks: list[Block] = []
     for clip in clips:
         answer = clip.predictions[title][0][0]
-        against = clip.truth if answer != clip.truth else None
+        against = clip.truth if clip.classes is None and answer != clip.truth else None
         try:
             reasons = explain_clip(model, clip.frames, answer, against, time=False, name=clip.name)
         except InputError:

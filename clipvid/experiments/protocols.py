@@ -18,7 +18,7 @@ from clipvid.data.lists.text import read_lines
 from clipvid.data.manifest import Manifest, ManifestError, leave_one_group_out
 from clipvid.data.sampling import keyed_generator
 from clipvid.evaluation.metrics import harmonic_mean, mean_and_spread
-from clipvid.experiments.subsets import few_shot_subset, of_classes, published
+from clipvid.experiments.subsets import few_shot_subset, of_classes, published, refuse_several_labels
 from clipvid.files import file_name
 from clipvid.registry import Choice, Registry
 
@@ -150,7 +150,12 @@ class FewShot:
             raise InputError(f"shots={self.shots}, seeds={self.seeds}: expected at least one of each, with shots >= 1")
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
-        """Return a part for each number of shots and each seed."""
+        """Return a part for each number of shots and each seed.
+
+        Raises:
+            InputError: The list has several labels per video.
+        """
+        refuse_several_labels(test, "few-shot training draws the videos of each class")
         if not trained:
             return [Part("K=0", test, "model", shots=0)]
         assert train is not None
@@ -204,8 +209,10 @@ class BaseToNovel:
 
         Raises:
             ManifestError: A base class does not exist, or a half has no classes or videos.
+            InputError: The list has several labels per video.
         """
         assert train is not None
+        refuse_several_labels(train, "base-to-novel divides the videos by class")
         base = self._base(train)
         novel = [info.id for info in train.classes if info.id not in base]
         halves: dict[Literal["base", "novel"], Manifest] = {

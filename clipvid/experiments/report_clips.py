@@ -8,6 +8,7 @@ from dataclasses import replace
 from accelerate import Accelerator
 
 from clipvid.data.config import DataConfig
+from clipvid.data.lists.samples import Sample
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import ClipShape, eval_loader
 from clipvid.evaluation.clips import ClipStrip, best_answers
@@ -41,9 +42,16 @@ def read_clips(
     return [
         ClipStrip(
             clip,
-            names[sample.label],
+            _truth(manifest, sample),
             {name: best_answers(scores, names, index) for name, scores in predictions.items()},
             sample.path,
+            None if sample.labels is None else tuple(names[label] for label in sample.labels),
         )
         for clip, sample, index in zip(frames, shown.samples, indices, strict=True)
     ]
+
+
+def _truth(manifest: Manifest, sample: Sample) -> str:
+    if sample.labels is None:
+        return manifest.class_names[sample.label]
+    return ", ".join(manifest.class_names[label] for label in sample.labels) or "no label"

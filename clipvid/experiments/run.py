@@ -274,7 +274,8 @@ class _Run:
                 config.data, model, test, self.accelerator, config.batch_size, order, self.output, stored
             )
             self.scores[key] = predict_views(self.accelerator, model, loader, cache, bag, features)
-        return ConditionScores(part.group, condition, key, test, self.scores[key], part.places)
+        ranks_only = test.is_multi_label and not model.config.multi_label
+        return ConditionScores(part.group, condition, key, test, self.scores[key], part.places, ranks_only)
 
     def _features_of(self, model: VideoCLIP) -> FeatureCache | None:
         """Return the cache of the frozen part of a model; None if the recipe has none."""

@@ -15,6 +15,7 @@ from clipvid.data.folds import by_class, held_out_folds
 from clipvid.data.manifest import Manifest
 from clipvid.distributed import by_main_process
 from clipvid.evaluation.metrics import proportion
+from clipvid.evaluation.summary import MAIN, main_figure
 from clipvid.files import write_json
 from clipvid.runs.output_folder import prepare_output_dir
 from clipvid.training.config import FinetuneConfig, HubConfig, SelectionConfig
@@ -58,9 +59,10 @@ def select_model(config: FinetuneConfig, train: Manifest, accelerator: Accelerat
 def describe_selection(record: dict[str, Any]) -> str:
     """Return the outcome in a sentence or two."""
     figures = [f"{record[name]['value']:.3f}" for name in (ADAPTERS, NONE)]
+    metric = MAIN[record.get("metric", "top1")]
     outcome = (
         f"in {record['folds']}-fold cross-validation on {record['videos']} training videos, "
-        f"{record['adapter']} reaches top-1 {figures[0]}, and frames averaged {figures[1]}"
+        f"{record['adapter']} reaches {metric} {figures[0]}, and frames averaged {figures[1]}"
     )
     if record["chosen"] == ADAPTERS:
         return f"{outcome}. The model is trained with {record['adapter']}"
@@ -76,7 +78,24 @@ def compare(outcomes: dict[str, tuple[int, int]]) -> dict[str, Any]:
     Args:
         outcomes: Number of right answers and of videos, of `adapters` and of `none`.
     """
-    record: dict[str, Any] = {name: proportion(correct, count) for name, (correct, count) in outcomes.items()}
+    return _with_choice({name: proportion(correct, count) for name, (correct, count) in outcomes.items()})
+
+
+def compare_means(outcomes: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return the means over the folds of shares that cannot be pooled, their difference, and the better choice.
+
+    Args:
+        outcomes: `value` and `count` of each fold, of `adapters` and of `none`.
+    """
+    return _with_choice(
+        {
+            name: {"value": sum(own["value"] for own in shares) / len(shares), "count": sum(s["count"] for s in shares)}
+            for name, shares in outcomes.items()
+        }
+    )
+
+
+def _with_choice(record: dict[str, Any]) -> dict[str, Any]:
     record["difference"] = record[ADAPTERS]["value"] - record[NONE]["value"]
     record["chosen"] = ADAPTERS if record["difference"] >= 0 else NONE
     return record
@@ -125,11 +144,12 @@ def _cross_validate(config: FinetuneConfig, train: Manifest, accelerator: Accele
         f"averaged, each {unit} held out once. selection.folds=0 trains with {name} in any case"
     )
     opened = OpenedVideos()
-    outcomes = {ADAPTERS: (0, 0), NONE: (0, 0)}
+    measured: dict[str, list[dict[str, Any]]] = {ADAPTERS: [], NONE: []}
+    key = "top1"
     for number, held_out in enumerate(folds):
         part = sorted(set(range(len(chosen))) - set(held_out))
         manifests = chosen.subset(part), chosen.subset(held_out)
-        for choice in outcomes:
+        for choice in measured:
             accelerator.print(f"fold {number + 1} of {len(folds)}, {name if choice == ADAPTERS else 'frames averaged'}")
             folder = output / _FOLDER / f"fold_{number}_{choice}"
             model = config.model if choice == ADAPTERS else replace(config.model, adapter="none")
@@ -137,9 +157,17 @@ def _cross_validate(config: FinetuneConfig, train: Manifest, accelerator: Accele
             figures = finetune(fold, *manifests, accelerator, folder, opened, Selected(model, {}))
             accelerator.wait_for_everyone()
             accelerator.free_memory()
-            top1, (correct, count) = figures["top1"], outcomes[choice]
-            outcomes[choice] = correct + round(top1["value"] * top1["count"]), count + top1["count"]
-    return {"adapter": name, "folds": len(folds), "unit": unit, "videos": len(chosen)} | compare(outcomes)
+            key, main = main_figure(figures)
+            measured[choice].append(main)
+    record = {"adapter": name, "folds": len(folds), "unit": unit, "videos": len(chosen)}
+    if key == "map":
+        return record | {"metric": key} | compare_means(measured)
+    return record | compare({choice: _pooled(shares) for choice, shares in measured.items()})
+
+
+def _pooled(shares: list[dict[str, Any]]) -> tuple[int, int]:
+    """Return the number of right answers and of videos of all folds."""
+    return sum(round(own["value"] * own["count"]) for own in shares), sum(own["count"] for own in shares)
 
 
 def _fold_config(config: FinetuneConfig, folder: Path, videos: int, processes: int) -> FinetuneConfig:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from clipvid import InputError
 from clipvid.data.folds import places_by_class, shuffled
 from clipvid.data.lists.delimited import split_line
 from clipvid.data.lists.samples import Sample
@@ -19,7 +20,9 @@ def few_shot_subset(train: Manifest, shots: int, seed: int) -> Manifest:
 
     Raises:
         ManifestError: A class has fewer videos.
+        InputError: The list has several labels per video.
     """
+    refuse_several_labels(train, "few-shot training draws the videos of each class")
     chosen: list[int] = []
     for label, places in places_by_class(train).items():
         if len(places) < shots:
@@ -27,6 +30,15 @@ def few_shot_subset(train: Manifest, shots: int, seed: int) -> Manifest:
             raise ManifestError(f"{shots} shots: the class {name!r} has {len(places)} training videos; choose fewer")
         chosen += shuffled(places, seed, label)[:shots]
     return train.subset(sorted(chosen))
+
+
+def refuse_several_labels(manifest: Manifest, reason: str) -> None:
+    """Raise InputError for a list with several labels per video."""
+    if manifest.is_multi_label:
+        raise InputError(
+            f"the list has several labels per video (column labels), but {reason}; use holdout or leave_one_group_out, "
+            "or a list with one label per video"
+        )
 
 
 def published(train: Manifest, file: Path, shots: int) -> Manifest:

@@ -64,6 +64,11 @@ def table_cells(metrics: dict[str, Any]) -> dict[str, str]:
     runs = metrics.get("few_shot") or metrics.get("base_to_novel")
     if runs:
         return {name.replace("_", " "): _spread(run) for name, run in runs.items()}
+    if "map" in metrics:
+        cells = {"mAP": _share(metrics["map"]), "micro mAP": f"{metrics['map_micro']:.2f}"}
+        return cells | {
+            f"mAP, {name}": f"{own['map']['value']:.2f}" for name, own in metrics.get("controls", {}).items()
+        }
     cells = {"top-1": _share(metrics["top1"]), "mean class": f"{metrics['mean_class']:.2f}"}
     cells |= {name: f"{metrics[key]:.2f}" for key, name in (("nll", "NLL"), ("ece", "ECE")) if metrics[key] is not None}
     if "pairs" in metrics:

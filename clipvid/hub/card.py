@@ -76,7 +76,7 @@ _PATH_FIELDS = (
     *("model", "backbone", "pretrained", "init_from", "output_dir", "export_dir", "root", "train", "val", "classes"),
     *("file", "path", "videos", "base", "lists", "templates", "descriptions", "data_dir", "data_files"),
 )
-_FIGURES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+_FIGURES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "map": "mean average precision"}
 
 
 def write_card(folder: Path) -> Path:
@@ -161,13 +161,13 @@ def _eval_results(metrics: dict[str, Any], left_out: Collection[str]) -> list[Ev
             dataset_type=re.sub(r"[^\w.-]+", "-", dataset),
             dataset_name=dataset,
             dataset_split=printable(_in_words(data["val"])),
-            metric_type="accuracy",
+            metric_type="mAP" if key == "map" else "accuracy",
             metric_name=title,
             metric_value=metrics[key]["value"],
             metric_args={name: metrics[key][name] for name in ("low", "high", "count")},
         )
         for key, title in _FIGURES.items()
-        if key not in left_out
+        if key in metrics and key not in left_out
     ]
 
 
@@ -186,7 +186,7 @@ def _sections(name: str, record: dict[str, Any], metrics: dict[str, Any] | None)
         "head": markdown_text(_named(model["head"])),
         "tune": markdown_text(_named(model["tune"])),
         "measured": "Nothing was measured yet." if metrics is None else _measured(metrics, left_out),
-        "classes": _class_names(record["labels"]) or "Any that are named: `model.set_labels([...])`.",
+        "classes": _classes(record),
         "training": "Not recorded." if metrics is None else _training(metrics["config"]),
         "origin": _origin(record.get("origin")),
         "papers": "\n".join(f"- {paper}" for paper in (*PAPERS, *_papers(record))),
@@ -206,6 +206,13 @@ def _origin(origin: dict[str, str] | None) -> str:
 def _meaningless(record: dict[str, Any]) -> set[str]:
     """Return the figures that cannot be below 1."""
     return {"top5"} if len(record["labels"]) <= 5 else set()
+
+
+def _classes(record: dict[str, Any]) -> str:
+    """Return the text about the classes."""
+    names = _class_names(record["labels"]) or "Any that are named: `model.set_labels([...])`."
+    several = "\n\nA video may have several of them, or none. Each has a probability by itself (sigmoid)."
+    return names + (several if record["model"].get("multi_label") else "")
 
 
 def _class_names(labels: list[str]) -> str:
@@ -251,8 +258,9 @@ def _measured(metrics: dict[str, Any], left_out: Collection[str]) -> str:
     protocol, val, root = (markdown_text(_in_words(data[key])) for key in ("protocol", "val", "root"))
     unreadable = metrics.get("unreadable", 0)
     counted = f" ({unreadable} unreadable, counted as wrong)" if unreadable else ""
+    main, interval = (metrics["map"], "bootstrap") if "map" in metrics else (metrics["top1"], "Wilson")
     lines = [
-        f"{protocol} on {val} of {root}, {metrics['top1']['count']} videos{counted}, 95% Wilson intervals.",
+        f"{protocol} on {val} of {root}, {main['count']} videos{counted}, 95% {interval} intervals.",
         "",
         "| figure | value |",
         "|---|---|",

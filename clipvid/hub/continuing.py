@@ -69,6 +69,9 @@ def start_from(model: VideoCLIP, source: str | Path) -> Started:
     _copy_temporal(model, saved, source, started)
     _copy_context(model, saved, started)
     _copy_head(model, saved, started)
+    if model.label_bias is not None and saved.label_bias is not None:
+        model.label_bias.data.copy_(saved.label_bias)
+        started.loaded.append("bias of the labels")
     model.refresh_labels()
     return started
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor
@@ -192,11 +192,18 @@ class ClipVidForVideoClassification(PreTrainedModel):
         return keys
 
     def forward(self, pixel_values_videos: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
-        """Compute logits [B, K] of frames [B, T, 3, S, S], uint8 or normalized, and the loss for labels [B]."""
+        """Compute logits [B, K] of frames [B, T, 3, S, S], uint8 or normalized, and the loss for labels.
+
+        Labels are [B], or [B, K] with ones and zeros for a model with several labels per video.
+        """
         output = self.clip(pixel_values_videos)
         loss = None
         if labels is not None:
-            loss = cross_entropy(output.logits, labels) + sum(output.losses.values())
+            if self.clip.config.multi_label:
+                error = binary_cross_entropy_with_logits(output.logits, labels.to(output.logits.dtype))
+            else:
+                error = cross_entropy(output.logits, labels)
+            loss = error + sum(output.losses.values())
         return ImageClassifierOutput(loss=loss, logits=output.logits)
 
     def _holds(self, state_dict: Mapping[str, Tensor]) -> bool:

@@ -33,6 +33,8 @@ class ClipVidConfig(PreTrainedConfig):
         if self.labels:
             self.id2label = dict(enumerate(self.labels))
             self.label2id = {name: index for index, name in enumerate(self.labels)}
+        if self.is_multi_label:
+            self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -68,6 +70,11 @@ class ClipVidConfig(PreTrainedConfig):
         from clipvid.hub.strict import read_json
 
         return read_json(Path(json_file))
+
+    @property
+    def is_multi_label(self) -> bool:
+        """True if a clip may have several classes."""
+        return bool(self.model and self.model.get("multi_label"))
 
     @property
     def num_frames(self) -> int | None:

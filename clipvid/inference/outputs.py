@@ -28,7 +28,7 @@ class VideoPrediction:
 
     Attributes:
         source: The video, as it was passed.
-        predictions: Best classes, best first. Empty if the video cannot be read.
+        predictions: Best classes, best first. Empty if the video cannot be read, or no class reaches a threshold.
         scores: Probabilities [K], or None if the video cannot be read.
         error: Reason, if the video cannot be read.
     """

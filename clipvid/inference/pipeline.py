@@ -41,6 +41,14 @@ class ClipVidPipeline(VideoClassificationPipeline):
             return super().preprocess(video, num_frames, frame_sampling_rate or 1)
         return processor(video, num_frames=num_frames, frame_sampling_rate=frame_sampling_rate)
 
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, top_k: int = 5, function_to_apply: str | None = None
+    ) -> Any:
+        """Return the `top_k` classes with their probabilities. Each has one by itself if a clip may have several."""
+        if self._is_ours and function_to_apply is None:
+            function_to_apply = "sigmoid" if self.model.config.is_multi_label else "softmax"
+        return super().postprocess(model_outputs, top_k, function_to_apply)
+
     def get_iterator(
         self, inputs: Any, num_workers: int, batch_size: int, preprocess: Any, forward: Any, postprocess: Any
     ) -> Any:

@@ -38,17 +38,20 @@ class Predictor:
     Args:
         model: Model in evaluation mode, with labels.
         views: Clips per video, whose probabilities are averaged.
+        threshold: Lowest probability of a class that is listed, or None to list any class.
 
     Raises:
-        InputError: The model has no labels, or `views` is less than 1.
+        InputError: The model has no labels, or an option is out of range.
     """
 
-    def __init__(self, model: VideoCLIP, views: int = 1):
+    def __init__(self, model: VideoCLIP, views: int = 1, threshold: float | None = None):
         if not model.labels:
             raise InputError("the model has no labels; set them (set_labels([...]), --labels)")
         if views < 1:
             raise InputError(f"views={views} must be at least 1")
-        self.model, self.views = model, views
+        if threshold is not None and not 0 < threshold <= 1:
+            raise InputError(f"threshold={threshold}: expected a probability above 0 and at most 1")
+        self.model, self.views, self.threshold = model, views, threshold
         self.reader = ClipReader.create(model.num_frames, model.image_size, model.preprocessing)
 
     @overload
@@ -116,6 +119,7 @@ class Predictor:
         return [
             {"label": self.model.labels[index], "score": score}
             for score, index in zip(values.tolist(), classes.tolist(), strict=True)
+            if self.threshold is None or score >= self.threshold
         ]
 
     def timeline(
@@ -172,4 +176,4 @@ class Predictor:
     def _probabilities(self, clips: Tensor) -> Tensor:
         """Return probabilities [B, K] of clips [B, T, 3, S, S], on the CPU."""
         logits = self.model(clips.to(self.model.pixel_mean.device)).logits
-        return logits.float().softmax(dim=-1).cpu()
+        return self.model.probabilities(logits).cpu()

@@ -50,7 +50,7 @@ class SharedFrames:
     def score(self, clips: Sequence[Tensor]) -> Tensor:
         """Return the probabilities [W, K] of clips, on the CPU. A clip is the numbers of its frames, int64 [T]."""
         logits = self.model(self._tokens(clips)).logits
-        return logits.float().softmax(dim=-1).cpu()
+        return self.model.probabilities(logits).cpu()
 
     @torch.no_grad()
     def features(self, clips: Sequence[Tensor]) -> Tensor:

@@ -102,6 +102,11 @@ def read_clips(config: InspectConfig) -> ClipList:
                 check_files=False,  # missing files are findings
                 split=split if len(sources) > 1 else None,  # type: ignore[arg-type]
             )
+            if manifests[split].is_multi_label:
+                raise InputError(
+                    f"{split} has several labels per video (column labels), which clipvid inspect does not compare; "
+                    "give a list with one label per video, or a folder of the videos without folders of classes"
+                )
             classes = manifests[split].classes
     return ClipList(manifests, True)
 

@@ -45,6 +45,8 @@ class ModelConfig:
         init_from: Model folder or Hub repository whose weights training starts from. Not part of a saved model.
         pixel_mean: Mean of the pixels of each channel in 0..1. By default that of the CLIP model.
         pixel_std: Standard deviation of the pixels of each channel in 0..1. By default that of the CLIP model.
+        multi_label: Let a clip have any number of classes, each with a probability by itself (sigmoid). By default, a
+            training takes this from its list of videos.
     """
 
     backbone: str = "tiny"
@@ -60,6 +62,7 @@ class ModelConfig:
     init_from: str | None = None
     pixel_mean: tuple[float, float, float] | None = None
     pixel_std: tuple[float, float, float] | None = None
+    multi_label: bool | None = None
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:

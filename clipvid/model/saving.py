@@ -16,7 +16,7 @@ from torch import Tensor
 from clipvid.files import hash_file, replace_together, write_json
 from clipvid.registry import config_to_choice
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest; models with one label per video are written in the first
 CONFIG = "config.json"
 BACKBONE_FOLDER = "backbone"
 WEIGHTS = "model.safetensors"
@@ -110,9 +110,10 @@ def _write_tensors(path: Path, state: dict[str, Tensor]) -> None:
 def _config_record(model: Any, backbone_files: list[str]) -> dict[str, Any]:
     backbone, parts = model.backbone, model.config.parts
     sha256, base_sha256 = model.fingerprint(), model.base_fingerprint()
+    unsaved = {"init_from"} if model.config.multi_label else {"init_from", "multi_label"}
     return {
         "model_type": "clipvid",
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if model.config.multi_label else 1,
         "backbone": {
             "name": backbone.name,
             "pretrained": backbone.pretrained,
@@ -121,7 +122,7 @@ def _config_record(model: Any, backbone_files: list[str]) -> dict[str, Any]:
         }
         | ({"files": backbone_files} if backbone_files else {})
         | ({"base_sha256": base_sha256} if base_sha256 != sha256 else {}),
-        "model": {name: value for name, value in dataclasses.asdict(model.config).items() if name != "init_from"}
+        "model": {name: value for name, value in dataclasses.asdict(model.config).items() if name not in unsaved}
         | {"adapter": [config_to_choice(*item) for item in parts.adapters.items()] or "none"}
         | {"tune": parts.tuning.record()},
         "num_classes": model.head.num_classes,

@@ -139,7 +139,7 @@ def set_trainable(model: Any, backbone: Backbone, tuning: Tuning, fixed: set[int
     norms = (norm for part in model.encoder.image_tower() for norm in part.modules() if isinstance(norm, nn.LayerNorm))
     parts: dict[str, Iterable[nn.Parameter]] = {
         "adapters": (value for adapter in model.encoder.adapters() for value in adapter.parameters()),
-        "head": (value for module in (model.pooling, model.head) for value in module.parameters()),
+        "head": [*model.pooling.parameters(), *model.head.parameters(), *filter(None.__ne__, [model.label_bias])],
         "lora": lora_parameters(model),
         "layernorm": (value for norm in norms for value in norm.parameters()),
         "partial": (value for stage in image[depth + 1 - partial :] for value in stage),

@@ -70,6 +70,7 @@ class VideoCLIP(TrainableModel):
         self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.register_buffer("label_tokens", None, persistent=False)
         self.register_buffer("label_features", None, persistent=False)
+        self.label_bias = nn.Parameter(torch.zeros(())) if config.multi_label else None
         self.labels: list[str] = []
         self.templates: tuple[str, ...] = resolve_templates(None)
         self.preprocessing: Preprocessing | None = None
@@ -138,8 +139,14 @@ class VideoCLIP(TrainableModel):
         """Return logits [B, K] of encoded frames, their pooled features [B, E], and text features [K, E] if needed."""
         if self.head.needs_text:
             cosines = self.head(video, encoded.patch_tokens, classes)
-            return self.text.logit_scale * cosines + self.text.logit_bias
-        return self.head(video, encoded.tokens if self.head.needs_prefix else encoded.patch_tokens, None)
+            logits = self.text.logit_scale * cosines + self.text.logit_bias
+        else:
+            logits = self.head(video, encoded.tokens if self.head.needs_prefix else encoded.patch_tokens, None)
+        return logits if self.label_bias is None else logits + self.label_bias
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return probabilities float32 [B, K] of logits. With `multi_label`, each class has one by itself."""
+        return logits.float().sigmoid() if self.config.multi_label else logits.float().softmax(dim=-1)
 
     def normalize(self, frames: Tensor) -> Tensor:
         """Return uint8 pixels [B, T, 3, S, S] as normalized floats. Floats are checked and returned unchanged.
@@ -200,7 +207,8 @@ class VideoCLIP(TrainableModel):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return adapters, pooling, head (with buffers) and other trained parameters, by name in `state_dict`."""
-        return self._named(*self.encoder.adapters(), self.pooling, self.head, parameters=self._tuned_parameters)
+        own = self._tuned_parameters + ([] if self.label_bias is None else [self.label_bias])
+        return self._named(*self.encoder.adapters(), self.pooling, self.head, parameters=own)
 
     def temporal_state(self) -> dict[str, Tensor]:
         """Return adapters and pooling with their buffers, by name in `state_dict`."""

@@ -24,7 +24,7 @@ def advice(figures: Mapping[str, Any], steps: int, num_classes: int, config: Fin
         num_classes: K.
         config: of the run.
     """
-    guess, nll = math.log(num_classes), figures["nll"]
+    guess, nll = math.log(num_classes), figures.get("nll")  # none for several labels per video
     is_chance = num_classes > 1 and nll is not None and nll >= _CHANCE * guess
     is_chance = is_chance and figures["top1"]["low"] <= 1 / num_classes
     training = config.training

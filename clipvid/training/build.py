@@ -26,7 +26,13 @@ from clipvid.training.batch_size import largest_batch_size
 from clipvid.training.checkpoint import recorded_batch_size
 from clipvid.training.config import FinetuneConfig, TrainingConfig, VideoRunConfig
 from clipvid.training.features import clips_recur, open_features
-from clipvid.training.objectives import Classification, Objective, balanced_weights
+from clipvid.training.objectives import (
+    Classification,
+    Objective,
+    SeveralLabels,
+    balanced_weights,
+    positive_weights,
+)
 from clipvid.training.optim import build_optimizer, build_scheduler, describe_groups
 from clipvid.training.trainer import CHECKPOINTS, Trainer
 
@@ -73,6 +79,10 @@ def classification(config: FinetuneConfig, videos: Manifest) -> Objective:
     """Build the objective of fine-tuning on some videos."""
     training, count = config.training, len(videos.classes)
     weights = None
+    if videos.is_multi_label:
+        if training.class_weights == "balanced":
+            weights = positive_weights([sample.labels or () for sample in videos.samples], count)
+        return SeveralLabels(config.seed, training.label_smoothing, training.mixup, training.cutmix, weights)
     if training.class_weights == "balanced":
         weights = balanced_weights([sample.label for sample in videos.samples], count)
     return Classification(count, config.seed, training.label_smoothing, training.mixup, training.cutmix, weights)

@@ -14,6 +14,8 @@ from clipvid.registry import FINITE, check_ranges, suggest
 from clipvid.training.optim import OptimConfig
 from clipvid.training.state import LoopSettings
 
+METRIC_OF_SEVERAL = "val_map"  # for lists with several labels per video
+
 
 def check_output_dir(folder: str) -> None:
     """Raise InputError for an empty name, which would mean the working folder."""
@@ -36,7 +38,9 @@ class TrainingConfig(LoopSettings):
         eval_epochs: Number of epochs between evaluations. The last epoch is always evaluated.
         early_stopping: Evaluations without a better `metric_for_best_model` after which the run ends, or 0 for never.
             Needs `load_best_model_at_end`. The schedule of the rates is that of all epochs.
-        class_weights: `balanced` weights the loss of each class by the inverse of its number of training videos.
+        class_weights: `balanced` weights the loss of each class by the inverse of its number of training videos. For
+            several labels per video, it weights the videos with a label by the number of those without it, per video
+            with it.
         label_smoothing: Probability mass spread over all classes.
         mixup: Alpha of MixUp, 0 to disable.
         cutmix: Alpha of CutMix, 0 to disable.
@@ -208,6 +212,7 @@ class FinetuneConfig(VideoRunConfig):
     """Options of fine-tuning on labeled video."""
 
     VERB: ClassVar[str] = "finetune"
+    METRICS: ClassVar[tuple[str, ...]] = ("val_top1", METRIC_OF_SEVERAL)
 
     output_dir: str = "outputs/finetune"
     selection: SelectionConfig = field(default_factory=SelectionConfig)

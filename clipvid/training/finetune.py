@@ -13,7 +13,7 @@ from clipvid.backbone.state_dicts import load_strictly
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import eval_loader
 from clipvid.distributed import is_sharded
-from clipvid.evaluation.summary import describe, evaluate
+from clipvid.evaluation.summary import describe, evaluate, main_figure
 from clipvid.hub.push import check_login, check_repo_id, push_to_hub
 from clipvid.model.config import ModelConfig
 from clipvid.training.advice import advice
@@ -31,6 +31,7 @@ from clipvid.training.session import (
     with_backbone,
     write_run,
 )
+from clipvid.training.several_labels import for_list, set_first_bias
 from clipvid.training.state import TrainState
 from clipvid.training.trainer import Trainer
 from clipvid.training.unreadable import OpenedVideos, count_unreadable
@@ -103,12 +104,13 @@ def finetune(
     done = load_finished_run(config, output, hashes, accelerator)
     if done is not None:
         return done
-    recipe = config if selected is None else replace(config, model=selected.model)
+    recipe = for_list(config if selected is None else replace(config, model=selected.model), train)
     with preemption(config) as stop:
         model = fresh_model(recipe, train, accelerator)
         if selected is not None and not model.encoder.adapters():
             recipe = replace(recipe, optim=matching_groups(model, recipe.optim))
         hashes = with_backbone(hashes, model, config, output)
+        set_first_bias(model, recipe, train, accelerator)
         opened = OpenedVideos() if opened is None else opened
         if selected is not None and not any(parameter.requires_grad for parameter in model.parameters()):
             trainer, features = None, None
@@ -133,7 +135,7 @@ def finetune(
                 load_strictly(model.trained_state(), weights)
             predictions, figures = evaluate(accelerator, model, loader, val.classes, features)
             if state.best is not None:
-                figures["selected"] = state.best | {"by": config.training.metric_for_best_model}
+                figures["selected"] = state.best | {"by": recipe.training.metric_for_best_model}
             if selected is not None:
                 figures["selection"] = selected.record
             if features is not None:
@@ -160,6 +162,7 @@ def _train(config: FinetuneConfig, run: Session, trainer: Trainer, validation: V
             return figures
         measured = validation.evaluate(accelerator)
         accelerator.print(f"epoch {epoch + 1}/{training.epochs}: {describe(measured)}")
-        return {"val_top1": measured["top1"]["value"]} | figures
+        key, main = main_figure(measured)
+        return {f"val_{key}": main["value"]} | figures
 
     return run.train(trainer, on_epoch_end)

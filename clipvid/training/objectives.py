@@ -65,6 +65,46 @@ class Classification:
         return total_loss({"cross_entropy": error} | output.losses)
 
 
+@dataclass(frozen=True)
+class SeveralLabels:
+    """Binary cross entropy of every class, plus the auxiliary losses of the adapters, each with weight 1.
+
+    The loss is the mean over videos and classes. Labels of a batch are bool [B, K].
+
+    Attributes:
+        seed: Seed of the MixUp draws.
+        label_smoothing: Share s of smoothing: a target t becomes (1 - s) t + s / 2.
+        mixup: Alpha of MixUp, 0 to disable.
+        cutmix: Alpha of CutMix, 0 to disable.
+        positive_weights: Weight of the videos with each label in the loss, or None for 1.
+    """
+
+    seed: int
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    positive_weights: tuple[float, ...] | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
+        """Return the loss of a batch and its detached parts."""
+        frames, targets = batch["frames"], batch["label"].float()
+        if self.mixup or self.cutmix:
+            generator = keyed_generator(self.seed, epoch, *batch["index"].tolist())
+            frames, targets = mix(frames, targets, self.mixup, self.cutmix, generator)
+        output = model(frames, normalized=True)
+        logits = _at_least_float32(output.logits)
+        targets = targets.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
+        weight = None if self.positive_weights is None else logits.new_tensor(self.positive_weights)
+        error = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight)
+        return total_loss({"binary_cross_entropy": error} | output.losses)
+
+
+def positive_weights(labels: Sequence[Sequence[int]], num_classes: int) -> tuple[float, ...]:
+    """Return the number of videos without each label, per video with it. Classes without videos get 1."""
+    counts = torch.bincount(torch.tensor([label for own in labels for label in own]).long(), minlength=num_classes)
+    return tuple((len(labels) - count) / count if count else 1.0 for count in counts.tolist())
+
+
 def balanced_weights(labels: Sequence[int], num_classes: int) -> tuple[float, ...]:
     """Return weights of the classes, inverse to their numbers of videos. The mean over the videos is 1.
 

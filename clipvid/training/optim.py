@@ -50,7 +50,8 @@ class OptimConfig:
     Attributes:
         lr: Learning rate.
         head_lr: Learning rate of a head without text (`linear`, `cosine`, `class_token`), which starts from random
-            weights and needs a higher one than adapters. Null for `lr`. `groups` take precedence.
+            weights and needs a higher one than adapters. Also that of the bias of `model.multi_label`. Null for `lr`.
+            `groups` take precedence.
         weight_decay: Weight decay. Biases and other one-dimensional parameters have none.
         betas: Coefficients of AdamW's moving averages.
         eps: Term added to AdamW's denominator.
@@ -118,7 +119,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> SkippingAdamW:
     """
     depths = {} if config.layer_decay == 1 else layers_above(model)
     head = model.head if isinstance(model, VideoCLIP) and not model.head.needs_text else nn.Identity()
-    fresh = {id(parameter) for parameter in head.parameters()}
+    bias = [] if not isinstance(model, VideoCLIP) or model.label_bias is None else [model.label_bias]
+    fresh = {id(parameter) for parameter in (*head.parameters(), *bias)}
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     unmatched = {group.match for group in config.groups}
     for name, parameter in model.named_parameters():

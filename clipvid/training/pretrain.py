@@ -114,12 +114,22 @@ def check_metric(config: PretrainConfig, val: Manifest) -> None:
 
 
 def load_videos(config: PretrainConfig) -> tuple[Manifest, Manifest]:
-    """Return all videos to learn from, as of one class, and those of `data.val`."""
+    """Return all videos to learn from, as of one class, and those of `data.val`.
+
+    Raises:
+        InputError: A list has several labels per video.
+    """
     train, val = load_splits(config.data)
+    if val.is_multi_label:
+        raise InputError(
+            "data.val has several labels per video (column labels), but zero-shot accuracy needs one; use the column "
+            "label in data.train and data.val"
+        )
     samples = [replace(sample, label=0) for sample in train.samples]
     for more in config.also:
         manifest = load_manifest(more.root, more.videos, more.classes, check_files=config.data.check_files)
         for sample in manifest.samples:
+            sample = replace(sample, labels=None)
             media = sample.media or Stored(str(manifest.file(sample)))
             samples.append(replace(sample, path=f"{Path(more.root).name}/{sample.path}", label=0, media=media))
     return Manifest(tuple(samples), UNLABELED, train.root), val

@@ -40,6 +40,7 @@ class PretrainConfig(VideoRunConfig):
     VERB: ClassVar[str] = "pretrain"
     METRICS: ClassVar[tuple[str, ...]] = ("val_top1", "val_object")
     UNUSED: ClassVar[tuple[str, ...]] = (
+        "model.multi_label",
         "training.class_weights",
         "training.label_smoothing",
         "training.mixup",
@@ -88,6 +89,7 @@ class PretrainClipConfig(RunConfig):
     METRICS: ClassVar[tuple[str, ...]] = ("val_object",)
     UNUSED: ClassVar[tuple[str, ...]] = (
         "model.init_from",
+        "model.multi_label",
         "training.class_weights",
         "training.label_smoothing",
         "training.mixup",

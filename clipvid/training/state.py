@@ -25,6 +25,7 @@ class LoopSettings:
         load_best_model_at_end: Keep the weights of the best evaluation, not the last.
         early_stopping: See `TrainingConfig`.
         metric_for_best_model: Figure to maximize: `val_top1`, or `val_object` in training without labels or on stills.
+            For several labels per video it is `val_map`, which `val_top1` then means, too.
     """
 
     epochs: int = 10

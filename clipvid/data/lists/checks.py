@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +16,7 @@ import pyarrow.compute as pc
 
 from clipvid.data.lists.classes import ClassList
 from clipvid.data.lists.samples import COLUMNS, ManifestError, Rows
+from clipvid.data.lists.several import LABELS, check_names, label_ids
 from clipvid.data.lists.tables import Batches
 
 _SHOWN_PROBLEMS = 5
@@ -33,7 +37,11 @@ class Checks:
         """Convert a batch to those of `COLUMNS` that its source has."""
         columns = {name: rows[name] for name in rows.schema.names if name in COLUMNS.names}
         columns["path"] = self._inside(rows)
-        columns["label"] = self._labels(rows)
+        if LABELS in rows.schema.names:
+            check_names(list(self.classes.ids), self.title)
+            columns[LABELS] = label_ids(rows[LABELS], partial(self._several, rows), len(self.classes.ids))
+        else:
+            columns["label"] = self._labels(rows["label"], lambda place: rows["line"][place])
         if self.pattern is not None:
             paths = zip(columns["path"].to_pylist(), rows["line"].to_pylist(), strict=True)
             columns["group"] = [_group(path, self.where(line), self.pattern) for path, line in paths]
@@ -50,14 +58,18 @@ class Checks:
         """Return the position of a line for messages."""
         return f"{self.title}:{line}"
 
-    def _labels(self, rows: pa.RecordBatch) -> pa.Array:
-        encoded = pc.dictionary_encode(rows["label"])
+    def _several(self, rows: pa.RecordBatch, labels: pa.Array) -> pa.Array:
+        return self._labels(labels, lambda place: rows["line"][pc.list_parent_indices(rows[LABELS])[place].as_py()])
+
+    def _labels(self, labels: pa.Array, line_of: Callable[[int], Any]) -> pa.Array:
+        """Return the ids of labels. `line_of` returns the line of the label at a place."""
+        encoded = pc.dictionary_encode(labels)
         ids = []
         for label in encoded.dictionary.to_pylist():
             try:
                 ids.append(self.classes.id_of(label))
             except ManifestError as error:
-                line = rows["line"][pc.index(rows["label"], label).as_py()]
+                line = line_of(pc.index(labels, label).as_py())
                 raise ManifestError(f"{self.where(line)}: {error}") from None
         return pa.array(ids, pa.int32()).take(encoded.indices)
 
@@ -119,7 +131,7 @@ def checked(batches: Batches, checks: Checks) -> Batches:
     same = np.flatnonzero(identities[order][1:] == identities[order][:-1])
     repeats = sorted((lines[order[i + 1]], lines[order[i]]) for i in same)
     listed = [f"{checks.where(line)}: already listed at {checks.where(first)}" for line, first in repeats]
-    _refuse(listed, "Drop the repeated lines.")
+    _refuse(listed, "Drop the repeated lines, or give the labels of a video in one column `labels`.")
 
 
 def _identities(batch: pa.RecordBatch) -> np.ndarray:

@@ -9,11 +9,11 @@ from pathlib import Path
 from clipvid import InputError
 from clipvid.data.lists.delimited import Header, check_columns, find_header, read_rows
 from clipvid.data.lists.samples import ClassInfo, ManifestError
+from clipvid.data.lists.several import ADVICE
 from clipvid.data.lists.text import clipped, is_number, parse_json, read_lines, whole_number
 from clipvid.registry import suggest
 
 WHAT = "list of classes"
-NO_MULTI_LABEL = "lists with several labels for a video (multi-label) are not supported; list each video once"
 _SYNONYMS = {
     **dict.fromkeys(("class_id", "label_id", "class_index", "index"), "id"),
     **dict.fromkeys(("class", "class_name", "label", "category"), "name"),
@@ -61,7 +61,7 @@ class ClassList:
         if number is not None and self.first <= number <= last:
             return number - self.first
         if is_several(label, self.ids):
-            raise ManifestError(f"{clipped(label)} is several labels; {NO_MULTI_LABEL}")
+            raise ManifestError(f"{clipped(label)} is several labels; {ADVICE}")
         if is_number(label):
             shown = clipped(label).strip("'")
             hint = "; ids count from 0, this list may count from 1" if number == last + 1 else ""

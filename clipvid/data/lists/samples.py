@@ -38,11 +38,13 @@ class Sample:
     Attributes:
         path: Path relative to the root, with forward slashes, also of a folder of frames. A name for videos inside
             other files and for items of a Dataset.
-        label: Class id, or `UNREAD` for items of a Dataset, whose label is read with their frames.
+        label: Class id, or `UNREAD` for items of a Dataset, whose label is read with their frames, and for videos with
+            `labels`.
         group: Group that is held out together (person, source).
         start: Start of the part to use, in seconds, or None for the start of the video.
         end: End of the part to use, in seconds, or None for the end of the video.
         caption: Text that describes the video.
+        labels: Class ids in ascending order, if the list gives several labels per video; otherwise None.
         media: Function that returns path or bytes of a video that is not a file below the root.
         item: Function that returns frames and label of an item of a Dataset.
     """
@@ -53,6 +55,7 @@ class Sample:
     start: float | None = None
     end: float | None = None
     caption: str | None = None
+    labels: tuple[int, ...] | None = None
     media: Media | None = field(default=None, compare=False)
     item: Item | None = field(default=None, compare=False)
 
@@ -74,6 +77,7 @@ COLUMNS = pa.schema(
         ("start", pa.float64()),
         ("end", pa.float64()),
         ("caption", pa.string()),
+        ("labels", pa.list_(pa.int32())),
         ("file", pa.string()),
         ("offset", pa.int64()),
         ("size", pa.int64()),
@@ -166,6 +170,8 @@ class Rows(Samples):
 
     def _sample(self, row: dict[str, Any], place: int) -> Sample:
         file, offset, size = (row.pop(name, None) for name in ("file", "offset", "size"))
+        if "labels" in row:
+            row |= {"label": UNREAD, "labels": tuple(row["labels"])}
         if file is not None:
             return Sample(**row, media=Stored(file, offset, size))
         return Sample(**row, media=None if self.media is None else partial(self.media, place))

@@ -1,7 +1,7 @@
 """Lists of videos in files: lines `path label`, CSV, JSON, JSON lines and Parquet, as batches of Arrow columns.
 
-A batch has `path` and `label` (as written, strings), `line` (or row), and of `group`, `caption`, `start`, `end`
-those that the file has.
+A batch has `path`, `line` (or row), and `label` (as written, a string) or `labels` (a list of strings). Of `group`,
+`caption`, `start` and `end` it has those that the file has.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipvid.data.lists.classes import NO_MULTI_LABEL, is_several
+from clipvid.data.lists.classes import is_several
 from clipvid.data.lists.delimited import Header, canonical, check_columns, find_header, read_columns, read_rows
 from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
+from clipvid.data.lists.several import ADVICE, LABELS, json_labels, label_texts
 from clipvid.data.lists.text import MAX_LINE, check_list, clipped, parse_json, read_lines
 from clipvid.files import one_line, replacing, write_text
 
 TEXT_COLUMNS = ("path", "label", "group", "caption", "split")
 NUMBER_COLUMNS = ("start", "end")
-COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS)
+COLUMNS = (*TEXT_COLUMNS, LABELS, *NUMBER_COLUMNS)
 # Values of a `split` column, in lower case, and the split of a config that takes their rows.
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -36,6 +37,7 @@ SPLITS = {
 LARGE_BYTES = 16 << 20
 WHAT = "list of videos"
 _NEEDED = ("path", "label")
+_NEEDED_OF_SEVERAL = ("path", LABELS)
 _SYNONYMS = {
     **dict.fromkeys(("video", "video_name", "video_path", "file", "filename", "file_name", "filepath"), "path"),
     **dict.fromkeys(("class", "class_name", "classname", "category", "label_name", "target"), "label"),
@@ -125,7 +127,9 @@ def write_without(file: Path, dropped: Collection[int], target: Path) -> None:
 
 
 def _header(file: Path) -> Header | None:
-    return find_header(_first_line(file), _NEEDED, _SYNONYMS)
+    line = _first_line(file)
+    headers = (find_header(line, needed, _SYNONYMS) for needed in (_NEEDED, _NEEDED_OF_SEVERAL))
+    return next((header for header in headers if header is not None), None)
 
 
 def _first_line(file: Path) -> str:
@@ -157,9 +161,7 @@ def _split(text: str, names: Collection[str], where: str) -> tuple[str, str]:
     if video is not None:
         label = text[video.end() :].strip()
         if label not in names and is_several(label, names):
-            raise ManifestError(
-                f"{where}: {clipped(label)} after {clipped(video[0])} is several labels; {NO_MULTI_LABEL}"
-            )
+            raise ManifestError(f"{where}: {clipped(label)} after {clipped(video[0])} is several labels; {ADVICE}")
         return video[0], label
     words = [match.start() for match in re.finditer(r"\s+\S", text)]
     for start in words[:-1]:
@@ -212,11 +214,13 @@ def _read_parquet(file: Path) -> Batches:
     present = source.schema_arrow.names
     columns_of = [canonical(name, _SYNONYMS) for name in present]
     check_columns(str(file), present, columns_of, COLUMNS)
-    if not set(_NEEDED) <= set(columns_of):
-        raise ManifestError(f"{file}: its columns are {present}; expected path and label among them")
+    if not any(set(needed) <= set(columns_of) for needed in (_NEEDED, _NEEDED_OF_SEVERAL)):
+        raise ManifestError(
+            f"{file}: its columns are {present}; expected path and label, or path and labels, among them"
+        )
     line = 1
     for batch in _parquet_batches(source, file):
-        columns = {ours: _as_text(batch[name], file) for ours, name in zip(columns_of, present, strict=True)}
+        columns = {ours: _as_text(batch[name], file, ours) for ours, name in zip(columns_of, present, strict=True)}
         yield _typed(columns, pa.array(np.arange(line, line + len(batch))), str(file))
         line += len(batch)
 
@@ -238,15 +242,22 @@ _READERS: dict[str, Callable[[Path], Batches]] = {
 
 def _batch(rows: list[dict[str, Any]], lines: list[int], file: str = "") -> pa.RecordBatch:
     """Rows of a file as columns; numbers may be numbers or text."""
-    names = [name for name in COLUMNS if name in _NEEDED or any(name in row for row in rows)]
+    names = [name for name in COLUMNS if any(name in row for row in rows)]
+    names += [name for name in _NEEDED if name not in names and LABELS not in names]
     columns = {
         name: pa.array([None if row.get(name) is None else str(row[name]) for row in rows], pa.string())
         for name in names
+        if name != LABELS
     }
+    if LABELS in names:
+        texts = [json_labels(row.get(LABELS), f"{file}:{line}") for row, line in zip(rows, lines, strict=True)]
+        columns[LABELS] = pa.array(texts, pa.list_(pa.string()))
     return _typed(columns, pa.array(lines, pa.int64()), file)
 
 
-def _as_text(column: pa.Array, file: Path) -> pa.Array:
+def _as_text(column: pa.Array, file: Path, name: str) -> pa.Array:
+    if name == LABELS and not pa.types.is_dictionary(column.type):
+        return label_texts(column if pa.types.is_nested(column.type) else pc.cast(column, pa.string()), str(file))
     try:
         decoded = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
         text = pc.cast(decoded, pa.string())
@@ -259,9 +270,18 @@ def _as_text(column: pa.Array, file: Path) -> pa.Array:
 
 
 def _typed(columns: dict[str, pa.Array], lines: pa.Array, file: str) -> pa.RecordBatch:
-    """Return the batch of text columns. Times become numbers; empty fields become null, except path and label."""
+    """Return the batch of text columns. Times become numbers; empty fields become null, except path and label.
+
+    Raises:
+        ManifestError: A value is missing, or the file has a column for one label and one for several.
+    """
+    if {"label", LABELS} <= columns.keys():
+        raise ManifestError(f"{file}: it has the columns label and labels; keep one of them")
     typed = {}
     for name, column in columns.items():
+        if name == LABELS:
+            typed[name] = column if pa.types.is_list(column.type) else label_texts(column, file)
+            continue
         if name in _NEEDED:
             bad = pc.fill_null(pc.equal(column, ""), True)
             if pc.any(bad).as_py():

@@ -54,7 +54,8 @@ def explain(
         model: Model in evaluation mode, with labels.
         source: A video, see `clipvid.Predictor`.
         label: Class to explain, by name or index. By default the answer, the class with the highest probability.
-        against: Class to compare with. By default the mean of all other classes.
+        against: Class to compare with. By default the mean of all other classes, or none for a model with several
+            labels per video.
         method: Name of `METHODS`, such as `attention` or `grad_cam`, or a mapping with `name` and options.
         time: Also measure the importance of frames and order.
         exact: Measure the importance of frames by exact Shapley values, with 2^T forward passes, for up to 8 frames.
@@ -109,8 +110,9 @@ def explain_clip(
     clip = model.normalize(frames[None].to(model.pixel_mean.device))
     with torch.no_grad(), record(model) as seen:
         output = model(clip, trace=True, normalized=True)
-    probabilities = output.logits[0].float().softmax(dim=-1).cpu()
-    target = Target(int(probabilities.argmax()) if classes[0] is None else classes[0], classes[1])
+    probabilities = model.probabilities(output.logits[0]).cpu()
+    chosen_label = int(probabilities.argmax()) if classes[0] is None else classes[0]
+    target = Target(chosen_label, classes[1], is_alone=bool(model.config.multi_label) and against is None)
     if target.label == target.against:
         raise InputError(f"against={against!r} is the explained class itself; expected another class")
     relevance = chosen.config.relevance(model, clip, target).cpu()

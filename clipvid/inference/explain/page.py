@@ -99,7 +99,7 @@ def sections_of(reasons: Reasons, is_named: bool) -> list[Section]:
 _WHEN_NOTE = (
     "The loss of score when a frame is removed, by a mixture of its neighbors, and when frames change their order. "
     "A high loss means that the answer needs the frame or the order; below zero, it is better without. The score is "
-    "the logit of the class minus that of the others."
+    "the logit of the class, minus that of the others unless a clip may have several classes."
 )
 _HOW_NOTE = (
     "An adapter connects the frames, once in each block of the network. Lower blocks see small parts of the picture, "
@@ -120,9 +120,10 @@ def _answers(reasons: Reasons) -> Table:
 
 
 def _where_note(reasons: Reasons) -> str:
-    other = "all other classes" if reasons.against is None else f"“{reasons.against}”"
+    against = "" if reasons.target.is_alone else " against all other classes"
+    against = against if reasons.against is None else f" against “{reasons.against}”"
     return (
-        f"Bright places speak for “{reasons.label}” against {other}. The percentages are the share of each frame in "
+        f"Bright places speak for “{reasons.label}”{against}. The percentages are the share of each frame in "
         "the whole relevance."
     )
 

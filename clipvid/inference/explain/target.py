@@ -26,17 +26,21 @@ class Target:
     Attributes:
         label: Index of the class.
         against: Index of the class that it is compared with, or None for the mean of all others.
+        is_alone: Explain the logit of the class itself, since other classes do not exclude it.
     """
 
     label: int
     against: int | None = None
+    is_alone: bool = False
 
     def score(self, logits: Tensor) -> Tensor:
         """Return the scores [B] of logits [B, K]: the class's logit minus that of `against`.
 
-        With a single class, the score is its logit.
+        With a single class, or with `is_alone`, the score is its logit.
         """
         own = logits[:, self.label]
+        if self.is_alone:
+            return own
         if self.against is not None:
             return own - logits[:, self.against]
         others = logits.shape[1] - 1

@@ -70,7 +70,7 @@ def time_effects(model: VideoCLIP, clip: Tensor, target: Target, exact: bool = F
         orders += [list(reversed(range(count))), shuffled_order(count)]
     logits = logits_of(model, torch.cat([clip, *(clip[:, order] for order in orders)]))
     scores = target.score(logits)
-    drops, probabilities = (scores[0] - scores[1:]).cpu(), logits.softmax(dim=-1).cpu()
+    drops, probabilities = (scores[0] - scores[1:]).cpu(), model.probabilities(logits).cpu()
     effects = []
     for place, name in enumerate(("reversed", "shuffled")[: 2 * (count > 1)], start=count - 1):
         best = int(probabilities[place + 1].argmax())

@@ -127,6 +127,7 @@ def _record(model: VideoCLIP, text: Text, frames: tuple[int, int], dtype: Precis
         std=tuple(model.pixel_std.flatten().tolist()),
         preprocessing=model.preprocessing or Preprocessing(),
         precision=dtype,
+        multi_label=bool(model.config.multi_label),
     )
 
 

@@ -51,7 +51,7 @@ class ExportedGraph(nn.Module):
         classes = self.classes if text is None else text.to(pixels.dtype)
         encoded = self.model.encoder(pixels)
         logits = self.model.classify(encoded, self.model.pooling(encoded.frame_features), classes)
-        return logits.float().softmax(dim=-1)
+        return self.model.probabilities(logits)
 
 
 def check_exportable(model: VideoCLIP, text: Text, any_frames: bool) -> None:

@@ -46,6 +46,7 @@ class ExportedPredictor:
         top_k: Classes per video.
         batch_size: Clips in one pass, at least those of one video.
         num_workers: Threads that read videos ahead. 0 to read none ahead.
+        threshold: Lowest probability of a class that is listed, or None to list any class.
 
     Raises:
         InputError: The text features are missing or do not fit the model.
@@ -59,8 +60,10 @@ class ExportedPredictor:
         top_k: int = 5,
         batch_size: int = 8,
         num_workers: int = 2,
+        threshold: float | None = None,
     ) -> None:
         self.model, self.views, self.top_k, self.num_workers = model, views, top_k, num_workers
+        self.threshold = threshold
         self.videos_at_once = max(batch_size // views, 1)
         self.labels, self._text = _classes(model, texts)
 
@@ -78,7 +81,8 @@ class ExportedPredictor:
         """Append the lines of videos that have none yet to a file. Return the number of unreadable videos."""
         log = PredictionLog(path)
         counts = {"num_frames": self.model.record.num_frames, "views": self.views, "top_k": self.top_k}
-        log.check(counts | {"model": hash_file(self.model.path), "labels": self.labels})
+        settings = counts | {"model": hash_file(self.model.path), "labels": self.labels}
+        log.check(settings | ({} if self.threshold is None else {"threshold": self.threshold}))
         ordered, lines = list(dict.fromkeys(names)), log.read()
         started_empty, failures = not lines, 0
         log.open()
@@ -109,6 +113,8 @@ class ExportedPredictor:
                 warn_of_varying_rate(item.name)
             own = next(scores)
             best = np.argsort(-own, kind="stable")[: self.top_k]
+            if self.threshold is not None:
+                best = best[own[best] >= self.threshold]
             yield item.name, [{"label": self.labels[index], "score": float(own[index])} for index in best]
 
     def _read_ahead(self, names: Iterable[str]) -> Iterator[_Clips]:

@@ -31,6 +31,7 @@ class ExportRecord:
         std: Divisor of each color inside the graph.
         preprocessing: Sampling and resizing that make clips from a video, outside the graph.
         precision: Type of the weights.
+        multi_label: True if a clip may have several classes, each with a probability by itself.
         version: Version of clipvid that wrote the file.
     """
 
@@ -43,6 +44,7 @@ class ExportRecord:
     std: tuple[float, ...]
     preprocessing: Preprocessing
     precision: str = "float32"
+    multi_label: bool = False
     version: str = __version__
 
     def to_json(self) -> str:
@@ -61,6 +63,7 @@ class ExportRecord:
                 **self.preprocessing.record(),
                 "precision": self.precision,
             }
+            | ({"multi_label": True} if self.multi_label else {})
         )
 
     @classmethod
@@ -95,6 +98,7 @@ class ExportRecord:
             std=_colors(content, "std", owner),
             preprocessing=preprocessing or Preprocessing(),
             precision=str(content.get("precision"))[:40],
+            multi_label=content.get("multi_label") is True,
             version=str(content.get("clipvid"))[:40],
         )
         record.check_frames(record.num_frames, owner)
