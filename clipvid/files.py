@@ -254,3 +254,13 @@ def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_key(*parts: Any) -> str:
+    """Return the SHA-256 of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the folder of everything that is computed once and kept: `$CLIPVID_CACHE`, or `~/.cache/clipvid`."""
+    return Path(os.environ.get("CLIPVID_CACHE", Path.home() / ".cache" / "clipvid"))

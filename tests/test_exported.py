@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from video_server import video_server
 
 import clipvid
 from clipvid import InputError
@@ -86,6 +87,35 @@ def test_prediction_imports_no_torch(folder: Path):
     other = [*args[:2], "text.onnx", *args[3:]]
     done = subprocess.run([sys.executable, "-c", code, *other], cwd=folder, capture_output=True, text=True, check=False)
     assert "has predictions with other settings (model)" in done.stderr
+
+
+def test_web_videos_are_read_without_torch(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("CLIPVID_CACHE", str(tmp_path))
+    code = "import sys; from clipvid.commands import main\ntry: main(['predict', '--model', *sys.argv[1:]])\n"
+    code += "finally: print('torch' in sys.modules, file=sys.stderr)"
+
+    def predicted(*names: str) -> tuple[list[dict], list[str]]:
+        args = [sys.executable, "-c", code, str(folder / "m.onnx"), *names]
+        done = subprocess.run(args, capture_output=True, text=True, check=False)
+        return [json.loads(line) for line in done.stdout.splitlines()], done.stderr.splitlines()
+
+    videos = [folder / f"{number}.mp4" for number in range(3)]
+    with video_server() as server:
+        for number, video in enumerate(videos):  # the first one has no mark of its version
+            server.files[f"/{number}.mp4"] = video.read_bytes(), f'"{number}"' if number else None
+        server.files["/text.mp4"] = b"no video", '"text"'
+        addresses = [f"{server.url}/{number}.mp4" for number in range(3)]
+        wrong = [f"{server.url}/absent.mp4", f"{server.url}/text.mp4", "http://127.0.0.1:1/a.mp4"]
+        lines, errors = predicted(addresses[0], *wrong, *addresses[1:])
+    assert errors[0] == f"clipvid predict: {wrong[0]}: it cannot be downloaded (HTTP Error 404: Not Found)"
+    assert errors[1].startswith(f"clipvid predict: {wrong[1]}: not a readable video")
+    assert errors[2].startswith(f"clipvid predict: {wrong[2]}: it cannot be downloaded (")
+    assert errors[3:] == ["False"]
+    assert [line["video"] for line in lines] == addresses
+    local, errors = predicted(videos[0].as_uri(), *map(str, videos[1:]))
+    assert errors == ["False"]
+    assert [line["predictions"] for line in lines] == [line["predictions"] for line in local]
+    assert sum(path.is_file() for path in tmp_path.rglob("*")) == 3  # two videos and the text
 
 
 @pytest.mark.parametrize("resize", ["shortest_center", "squash", "bilinear_center"])

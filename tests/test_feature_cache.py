@@ -21,11 +21,12 @@ from clipvid.commands import finetune as command
 from clipvid.commands import run
 from clipvid.data.config import AugmentConfig, DataConfig
 from clipvid.data.dataset import VideoDataset
-from clipvid.data.feature_store import FeatureStore, hash_key, video_identity
+from clipvid.data.feature_store import FeatureStore, video_identity
 from clipvid.data.lists.samples import Stored
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import eval_loader, load_split, train_dataset
 from clipvid.data.synthetic.world import WorldConfig, build_world
+from clipvid.files import hash_key
 from clipvid.model.factory import create_model
 from clipvid.model.feature_cache import FeatureCache
 from clipvid.runs.config_files import parse_config

@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -13,13 +11,14 @@ import pytest
 from conftest import REPOSITORY, shake_adapters
 from hub_server import Hub, Repository
 from test_predict import run
+from video_server import video_server
 
 from clipvid import InputError
 from clipvid.data.reader import VideoError
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.hub.loading import from_pretrained
+from clipvid.inference.opening import is_remote
 from clipvid.inference.predictor import Predictor
-from clipvid.inference.remote import is_remote
 from clipvid.inference.video_names import expand_names
 
 LABELS = ["walking", "running", "jumping"]
@@ -29,32 +28,10 @@ WORLD = WorldConfig(
 )  # fmt: skip
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        files, cut = self.server.files, self.server.cut
-        if self.path not in files:
-            self.send_error(404)
-            return
-        content, tag = files[self.path]
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        if tag is not None:
-            self.send_header("ETag", tag)
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if cut else content)
-
-    def log_message(self, *args) -> None:
-        pass
-
-
 @pytest.fixture
 def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.cut = {}, False
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
+    with video_server() as server:
+        yield server
 
 
 @pytest.fixture

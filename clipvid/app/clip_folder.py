@@ -14,10 +14,10 @@ from torch import Tensor
 
 from clipvid import InputError
 from clipvid.app.shared_model import SharedModel
-from clipvid.data.feature_store import FeatureStore, StoredFeatures, cache_folder, hash_key
+from clipvid.data.feature_store import FeatureStore, StoredFeatures
 from clipvid.data.lists.text import is_utf8
 from clipvid.data.sampling import keyed_generator
-from clipvid.files import one_line, printable
+from clipvid.files import cache_folder, hash_key, one_line, printable
 from clipvid.inference.clips import ClipReader
 from clipvid.inference.search.settings import model_fingerprint
 from clipvid.inference.stream import ClipBatch, read_clips

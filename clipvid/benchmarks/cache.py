@@ -23,11 +23,12 @@ from rich.progress import track
 from clipvid.backbone import RANDOM
 from clipvid.benchmarks.cost import describe_machine, run_cost_benchmark
 from clipvid.data.config import DataConfig
-from clipvid.data.feature_store import FeatureStore, cache_folder
+from clipvid.data.feature_store import FeatureStore
 from clipvid.data.manifest import Manifest
 from clipvid.data.splits import load_split
 from clipvid.data.synthetic.world import WorldConfig
 from clipvid.evaluation.tables import Table
+from clipvid.files import cache_folder
 from clipvid.model.config import ModelConfig
 from clipvid.registry import FINITE, build_config, check_ranges
 from clipvid.runs.config_files import parse_config

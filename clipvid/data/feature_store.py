@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import sys
@@ -18,14 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipvid.data.lists.samples import Stored
-from clipvid.files import replacing
+from clipvid.files import hash_key, replacing
 
 SUFFIX = ".safetensors"
-
-
-def cache_folder() -> Path:
-    """Return the folder of everything that is computed once and kept: `$CLIPVID_CACHE`, or `~/.cache/clipvid`."""
-    return Path(os.environ.get("CLIPVID_CACHE", Path.home() / ".cache" / "clipvid"))
 
 
 @dataclass
@@ -145,11 +139,6 @@ class StoredFeatures:
         """
         identity = video_identity(source)
         return None if identity is None else hash_key(self.recipe, identity, *parts)
-
-
-def hash_key(*parts: Any) -> str:
-    """Return the SHA-256 of values that JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def video_identity(source: str | bytes | Path | Stored) -> list[Any] | None:

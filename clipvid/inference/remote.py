@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import shutil
 import threading
 import time
@@ -22,9 +21,8 @@ from urllib.request import urlopen
 import fsspec
 
 from clipvid import InputError
-from clipvid.data.feature_store import cache_folder, hash_key
 from clipvid.data.reader import VideoError
-from clipvid.files import one_line, replacing
+from clipvid.files import cache_folder, hash_key, one_line, replacing
 
 LIMIT = "CLIPVID_VIDEO_CACHE_GIB"
 DEFAULT_GIB = 10.0
@@ -32,12 +30,6 @@ _SECONDS = 60  # without an answer of a web server
 # A larger file is removed after its use. Workers can thus never remove files that others are reading.
 _LARGEST_SHARE = 1 / 32
 _STALE_SECONDS = 24 * 3600
-_ADDRESS = re.compile(r"(?!file:)[A-Za-z][\w+.-]+://")  # a drive of Windows has one letter
-
-
-def is_remote(source: object) -> bool:
-    """Return True for an address such as `https://...`, `s3://...` or `hf://...`, but not `file://...`."""
-    return isinstance(source, str) and _ADDRESS.match(source) is not None
 
 
 @contextlib.contextmanager

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 import torch
@@ -16,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.data.reader import Source, VideoError, open_video
-from clipvid.inference.remote import is_remote, local_copy
+from clipvid.inference.opening import open_file
 
 _EXPECTED = (
     "expected a path, a URL, bytes, a file object, frames uint8 [T, H, W, 3] or [T, 3, H, W] (RGB), or a list of "
@@ -103,31 +99,9 @@ def open_source(source: Any) -> Iterator[Any]:
         yield FramesInMemory(source)
     elif not isinstance(source, str | PathLike | bytes) and not hasattr(source, "read"):
         raise InputError(f"a video is of type {type(source).__name__}; {_EXPECTED}")
-    elif is_remote(source):
-        with _opened_remote(source) as video:
-            yield video
     else:
-        with open_video(_path(source)) as video:
+        with open_file(source) as video:
             yield video
-
-
-@contextmanager
-def _opened_remote(address: str) -> Iterator[Any]:
-    """Open a copy of a remote file. Errors name the address."""
-    with local_copy(address) as path:
-        try:
-            with open_video(path) as video:
-                video.name = address
-                yield video
-        except VideoError as error:
-            raise VideoError(address, error.reason or str(error)) from None
-
-
-def _path(source: Source) -> Source:
-    """Return the path of a `file://` URL. Other sources are returned unchanged."""
-    if isinstance(source, str) and source.startswith("file://"):
-        return Path(url2pathname(urlsplit(source).path))
-    return source
 
 
 def _is_frame(item: Any) -> bool:

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipvid import InputError
-from clipvid.data.feature_store import FeatureStore, StoredFeatures, cache_folder, hash_key
+from clipvid.data.feature_store import FeatureStore, StoredFeatures
 from clipvid.data.loader import worker_options
 from clipvid.data.transforms import eval_transform
+from clipvid.files import cache_folder, hash_key
 from clipvid.hub.loading import from_pretrained, is_saved
 from clipvid.inspection.clips import ClipList
 from clipvid.inspection.config import InspectConfig

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clipvid.data.feature_store import FeatureStore, StoredFeatures, hash_key
+from clipvid.data.feature_store import FeatureStore, StoredFeatures
 from clipvid.data.lists.samples import Stored
 from clipvid.data.reader import open_video
 from clipvid.data.sampling import uniform_indices
 from clipvid.data.transforms import Transform
 from clipvid.decoding.errors import VideoError
+from clipvid.files import hash_key
 from clipvid.inspection.clips import ClipList
 from clipvid.inspection.signatures import ClipFacts, find_bars, motion_of, reduce_frame, signature_of
 

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from clipvid.backbone.state_dicts import hash_tensors
-from clipvid.data.feature_store import FeatureStore, StoredFeatures, hash_key
+from clipvid.data.feature_store import FeatureStore, StoredFeatures
+from clipvid.files import hash_key
 from clipvid.model.encoder import FrozenFeatures
 from clipvid.model.video_clip import VideoCLIP
 

@@ -8,8 +8,9 @@ from accelerate import Accelerator
 
 from clipvid import InputError
 from clipvid.data.config import DataConfig
-from clipvid.data.feature_store import FeatureStore, cache_folder
+from clipvid.data.feature_store import FeatureStore
 from clipvid.distributed import is_sharded
+from clipvid.files import cache_folder
 from clipvid.model.feature_cache import FeatureCache
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.training.config import TrainingConfig

@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from clipvid import InputError
-from clipvid.data.reader import VideoError, open_video
+from clipvid.data.reader import VideoError
 from clipvid.data.resizing import resize_frame
 from clipvid.files import hash_file, printable
 from clipvid.inference.exported.onnx_model import OnnxModel
 from clipvid.inference.exported.record import ExportRecord
 from clipvid.inference.exported.texts import read_texts, texts_path
+from clipvid.inference.opening import open_file
 from clipvid.inference.outputs import LabelScore, prediction_line
 from clipvid.inference.prediction_log import PredictionLog
 from clipvid.inference.varying_rate import warn_of_varying_rate
@@ -136,12 +137,10 @@ class ExportedPredictor:
 
 
 def read_clips(name: str, record: ExportRecord, views: int) -> _Clips:
-    """Read the clips of a file, equal to those of `ClipReader`."""
-    if "://" in name:
-        return _Clips(name, None, error=VideoError(name, "an exported model reads local files; download it first"))
+    """Read the clips of a file by its path or address, equal to those of `ClipReader`."""
     sampling = record.preprocessing.frame_sampling(record.num_frames)
     try:
-        with open_video(sys.stdin.buffer.read() if name == STDIN else name) as video:
+        with open_file(sys.stdin.buffer.read() if name == STDIN else name) as video:
             part = range(len(video))
             times = video.frame_times(part) if sampling.by == "time" else None
             drawn = [sampling.fixed_indices(len(part), times, view, views) for view in range(views)]
