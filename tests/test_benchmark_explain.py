@@ -12,16 +12,17 @@ from conftest import random_frames, shake_adapters
 from clipvid import InputError
 from clipvid.adapters.marks import Points, Tracks
 from clipvid.benchmarks.explain import Expectation, ExplainBenchmark, judge, summarize
+from clipvid.benchmarks.explain_clips import FilmedClips, KnownClip, WorldClips
 from clipvid.benchmarks.explain_measures import (
-    WorldClip,
     adapter_measures,
     map_correlation,
     pointing,
     randomized,
-    read_clip,
     removal_curves,
 )
 from clipvid.commands.benchmark import main
+from clipvid.data.config import DataConfig
+from clipvid.data.synthetic.encoding import write_video
 from clipvid.data.synthetic.world import WorldConfig, object_track, render_clip, world_classes
 from clipvid.inference.explain.explanation import AdapterMarks, explain_clip
 from clipvid.inference.explain.target import Target
@@ -51,7 +52,7 @@ def test_track_is_where_the_object_is_drawn(class_id):
 
 def test_clip_has_the_track_of_its_frames(make_model):
     model = make_model("none", NAMES, num_frames=4)
-    clip = read_clip(model, WORLD, 0, 0)
+    clip = WorldClips(WORLD).read(model, 0, 0)
     track = object_track(WORLD, 0, "test", 0)
     assert clip.frames.shape == (4, 3, 64, 64)
     assert all(any(np.allclose(row, every) for every in track) for row in clip.track.numpy())
@@ -59,7 +60,7 @@ def test_clip_has_the_track_of_its_frames(make_model):
 
 
 def test_patches_on_the_object():
-    clip = WorldClip(torch.zeros(2, 3, 8, 8), torch.tensor([[0.5, 0.5, 0.2], [0.1, 0.9, 0.01]]))
+    clip = KnownClip(torch.zeros(2, 3, 8, 8), torch.tensor([[0.5, 0.5, 0.2], [0.1, 0.9, 0.01]]))
     expected = torch.zeros(2, 4, 4, dtype=torch.bool)
     expected[0, 1:3, 1:3] = True
     expected[1, 3, 0] = True
@@ -69,6 +70,31 @@ def test_patches_on_the_object():
     assert pointing(relevance, expected) == 1.0
     relevance[0, 0, 0] = 3.0
     assert pointing(relevance, expected) == 0.0
+
+
+def test_what_moves_is_the_object_of_a_filmed_clip(make_model, tmp_path):
+    """A white square moves over a still, colored background. The place of its middle is known in every frame."""
+    background = np.random.default_rng(0).integers(0, 100, (64, 64, 3), dtype=np.uint8)
+    frames = np.stack([background] * 8)
+    for step in range(8):
+        frames[step, 8:24, 8 * step : 8 * step + 8] = 255
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "walk.mp4", frames, fps=8)
+    (tmp_path / "videos" / "val.txt").write_text("walk.mp4 0\n")
+    (tmp_path / "videos" / "classes.txt").write_text("walking\n")
+    source = FilmedClips(DataConfig(root=str(tmp_path / "videos"), val="val.txt", classes="classes.txt"))
+    assert source.names == ["walking"]
+    clip = source.read(make_model("none", ["walking"], num_frames=4), 0, 0)
+    assert clip.frames.shape == (4, 3, 64, 64)
+    assert clip.track[:, 1].tolist() == pytest.approx([0.25] * 4, abs=0.03)
+    assert clip.track[:, 0].diff().tolist() == pytest.approx([0.25] * 3, abs=0.03)
+    on_object = clip.on_object((4, 4))
+    assert on_object.flatten(1).any(dim=1).all()
+    assert not on_object[:, 2:].any()
+    for frame, (x, _, _) in zip(on_object, clip.track, strict=True):
+        assert frame[:, int(x * 4)].any()
+    with pytest.raises(InputError, match=r"'walking' has 1 videos in data\.val; choose clips_per_class up to that"):
+        source.read(make_model("none", ["walking"]), 0, 1)
 
 
 def test_curves_equal_clips_made_by_hand(make_model):
@@ -119,7 +145,7 @@ def test_correlation_of_maps():
 def test_points_and_tubes_on_a_known_path(make_model):
     model = make_model("none", NAMES, num_frames=2)
     explanation = explain_clip(model, torch.zeros(2, 3, 64, 64, dtype=torch.uint8), time=False)
-    clip = WorldClip(explanation.frames, torch.tensor([[0.125, 0.125, 0.01], [0.875, 0.125, 0.01]]))
+    clip = KnownClip(explanation.frames, torch.tensor([[0.125, 0.125, 0.01], [0.875, 0.125, 0.01]]))
     points = Points(
         "p", "n.", torch.tensor([0, 1]), clip.track[:, :2] + torch.tensor([0.3, 0.4]), torch.zeros(2).long(), ("",)
     )

@@ -18,7 +18,7 @@ from clipvid.adapters.marks import HeatMap, Tracks
 from clipvid.commands import run
 from clipvid.data.synthetic.encoding import write_video
 from clipvid.data.synthetic.world import WorldConfig, render_clip
-from clipvid.inference.explain import page
+from clipvid.inference.explain import page, time
 from clipvid.inference.explain.drawing import draw_heat, draw_mark, relevant_tracks
 from clipvid.inference.explain.explanation import Explanation, explain_clip
 from clipvid.inference.explain.sentence import describe, frame_ranges, place_of
@@ -28,6 +28,7 @@ from clipvid.inference.explain.time import (
     TimeEffects,
     exact_shapley,
     frame_importance,
+    frame_runs,
     keep_frames,
     shuffled_order,
     time_effects,
@@ -84,15 +85,51 @@ def test_exact_shapley_values_equal_the_mean_over_all_orders(make_model):
     assert result.sum() == pytest.approx(float(whole - none), abs=1e-3)
 
 
-def test_importance_is_the_mean_of_last_and_first_removal(make_model):
-    model, clip = shake_adapters(make_model("ila", LABELS)), random_frames(1, 3)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_importance_of_up_to_three_frames_is_exact(make_model, count):
+    model, clip = shake_adapters(make_model("ila", LABELS)), random_frames(1, count)
+    expected = exact_shapley(model, clip, TARGET)
+    torch.testing.assert_close(frame_importance(model, clip, TARGET), expected, atol=1e-4, rtol=1e-3)
 
-    def score(kept):
-        with torch.no_grad():
-            return float(TARGET.score(model(keep_frames(clip, kept), normalized=True).logits)[0])
 
-    expected = (score([0, 1, 2]) - score([0, 2]) + score([1]) - score([])) / 2
-    assert frame_importance(model, clip, TARGET)[1] == pytest.approx(expected, abs=1e-4)
+def test_runs_of_frames_go_around():
+    assert frame_runs(4) == [[0], [1], [2], [3], [0, 1], [1, 2], [2, 3], [0, 3],
+                             [0, 1, 2], [1, 2, 3], [0, 2, 3], [0, 1, 3]]  # fmt: skip
+    assert len(frame_runs(8)) == 40
+    assert frame_runs(1) == []
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_importance_solves_the_weighted_regression(make_model, count, monkeypatch):
+    """The estimate has the least error of all values with its sum, and is exact for a score that is a sum."""
+    gains = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    pairs = torch.rand(count, count, generator=torch.Generator().manual_seed(1))
+
+    def scores(interaction):
+        def score(model, clip, target, subsets):
+            return [float(3 + gains[kept].sum() + interaction * pairs[kept][:, kept].sum()) for kept in subsets]
+
+        return score
+
+    monkeypatch.setattr(time, "subset_scores", scores(0))
+    torch.testing.assert_close(frame_importance(None, torch.zeros(1, count, 1, 1, 1), TARGET), gains)
+    monkeypatch.setattr(time, "subset_scores", scores(1))
+    result = frame_importance(None, torch.zeros(1, count, 1, 1, 1), TARGET)
+    assert float(result.sum()) == pytest.approx(float(gains.sum() + pairs.sum()), rel=1e-5)
+
+    runs = frame_runs(count)
+    wanted = [score - 3 for score in scores(1)(None, None, None, runs)]
+
+    def error(values):
+        misses = [(gain - float(values[kept].sum())) ** 2 for kept, gain in zip(runs, wanted, strict=True)]
+        return sum(miss / (len(kept) * (count - len(kept))) for kept, miss in zip(runs, misses, strict=True))
+
+    for place in range(count - 1):
+        for step in (-0.01, 0.01):
+            moved = result.clone()
+            moved[place] += step
+            moved[-1] -= step
+            assert error(result) < error(moved)
 
 
 def test_no_frame_of_a_still_clip_is_important(make_model):

@@ -1,4 +1,4 @@
-"""`clipvid benchmark explain`: faithfulness of explanations, on the synthetic world with known places of the object.
+"""`clipvid benchmark explain`: faithfulness of explanations, on clips with known places of the object.
 
 Predictions are part of the config, so that they are written before the figures.
 """
@@ -18,17 +18,18 @@ from rich.progress import track
 
 from clipvid import InputError
 from clipvid.benchmarks.cost import describe_machine, run_cost_benchmark
+from clipvid.benchmarks.explain_clips import FilmedClips, WorldClips
 from clipvid.benchmarks.explain_measures import (
     adapter_measures,
     frame_agreement,
     map_correlation,
     pointing,
     randomized,
-    read_clip,
     removal_curves,
 )
 from clipvid.benchmarks.seed_statistics import mean_variance
-from clipvid.data.synthetic.world import WorldConfig, world_classes
+from clipvid.data.config import DataConfig
+from clipvid.data.synthetic.world import WorldConfig
 from clipvid.evaluation.tables import Table
 from clipvid.hub.loading import from_pretrained
 from clipvid.inference.explain.explanation import explain_clip
@@ -76,13 +77,14 @@ class ExplainBenchmark:
 
     Attributes:
         output_dir: Folder of table.md and metrics.json.
-        models: Model folders, trained on the world with one seed each.
+        models: Model folders, trained with one seed each.
         world: The synthetic world of the models.
         clips_per_class: Test clips of each class.
         methods: Methods, as in `clipvid explain`. Random maps are always measured.
         steps: Steps of the deletion and insertion curves.
         slow_clips: Clips for exact Shapley values and randomized weights, spread over the classes.
         predictions: Expected figures.
+        data: Videos of a fixed camera in `data.val`, instead of the world. What moves in them is the object.
     """
 
     output_dir: str = "outputs/benchmark/explain"
@@ -93,6 +95,7 @@ class ExplainBenchmark:
     steps: int = 12
     slow_clips: int = 20
     predictions: list[Expectation] = field(default_factory=list)
+    data: DataConfig | None = None
 
     def __post_init__(self) -> None:
         for option in ("clips_per_class", "steps", "slow_clips"):
@@ -144,19 +147,25 @@ def measure_explanations(config: ExplainBenchmark) -> list[ExplainFigure]:
     """Return the figures of all methods, and of the predictions.
 
     Raises:
-        InputError: A model has other classes than the world, or a prediction names something that is not measured.
+        InputError: A model has other classes than the clips, or a prediction names something that is not measured.
     """
-    device = Accelerator().device
-    by_model = [measure_model(from_pretrained(folder).to(device), config) for folder in config.models]
+    device, clips = Accelerator().device, known_clips(config)
+    by_model = [measure_model(from_pretrained(folder).to(device), config, clips) for folder in config.models]
     figures = [summarize(by_model, measure, method) for measure, method in by_model[0]]
     return figures + [judge(by_model, each) for each in config.predictions]
 
 
-def measure_model(model: VideoCLIP, config: ExplainBenchmark) -> Values:
+def known_clips(config: ExplainBenchmark) -> WorldClips | FilmedClips:
+    """Return the source of the clips."""
+    return WorldClips(config.world) if config.data is None else FilmedClips(config.data)
+
+
+def measure_model(model: VideoCLIP, config: ExplainBenchmark, source: WorldClips | FilmedClips) -> Values:
     """Return the values of all measures for one model, by clip."""
-    names = [label.name for label in world_classes(config.world)]
+    names = source.names
     if model.labels != names:
-        raise InputError(f"the model has {len(model.labels)} classes that are not the {len(names)} of the world")
+        owner = "world" if config.data is None else "data"
+        raise InputError(f"the model has {len(model.labels)} classes that are not the {len(names)} of the {owner}")
     methods = METHODS.resolve_many(config.methods)
     values: Values = defaultdict(list)
     clips = [(label, index) for index in range(config.clips_per_class) for label in range(len(names))]
@@ -165,7 +174,7 @@ def measure_model(model: VideoCLIP, config: ExplainBenchmark) -> Values:
     grid = model.encoder.tower.grid
     progress = track(list(enumerate(clips)), "explaining", console=Console(stderr=True), transient=True)
     for place, (label, index) in progress:
-        clip = read_clip(model, config.world, label, index)
+        clip = source.read(model, label, index)
         explanation = explain_clip(model, clip.frames, time=False)
         target, on_object = explanation.target, clip.on_object(grid)
         pixels = model.normalize(clip.frames[None].to(model.pixel_mean.device))
@@ -228,7 +237,7 @@ def render_table(figures: list[ExplainFigure], config: ExplainBenchmark) -> str:
     lines = [Table(["measure", "method", "mean (95% interval)"], measured, text_columns=2).markdown()]
     if judged:
         lines.append(Table(["prediction", "expected", "measured", "held"], judged, text_columns=2).markdown())
-    clips = config.clips_per_class * len(world_classes(config.world))
+    clips = figures[0].clips
     lines.append(
         f"{len(config.models)} models, {clips} clips each, {config.slow_clips} for frames and randomized weights; "
         f"{config.steps} steps of deletion and insertion; {', '.join(describe_machine().values())}."

@@ -1,4 +1,4 @@
-"""Measures of explanations on clips of the synthetic world, whose object has a known place.
+"""Measures of explanations on clips whose object has a known place.
 
 Shapes: T frames, H x W patches, S image side, N = T H W cells of a map, L steps of a curve.
 """
@@ -6,7 +6,6 @@ Shapes: T frames, H x W patches, S image side, N = T H W cells of a map, L steps
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,43 +13,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from clipvid.adapters.marks import Points, Tracks
-from clipvid.data.synthetic.world import WorldConfig, object_track, render_clip
-from clipvid.inference.clips import ClipReader
+from clipvid.benchmarks.explain_clips import KnownClip
 from clipvid.inference.explain.explanation import Explanation
 from clipvid.inference.explain.target import Target, logits_of
 from clipvid.inference.explain.time import exact_shapley, frame_importance
-from clipvid.inference.videos import FramesInMemory
 from clipvid.model.video_clip import VideoCLIP
-
-
-@dataclass(frozen=True)
-class WorldClip:
-    """Clip of the world as a model sees it.
-
-    Attributes:
-        frames: uint8 [T, 3, S, S].
-        track: (x, y, radius) of the object in each frame, in shares of the picture, [T, 3].
-    """
-
-    frames: Tensor
-    track: Tensor
-
-    def on_object(self, grid: tuple[int, int]) -> Tensor:
-        """Return True for patches whose center is on the object's circle, or whose patch has its center: [T, H, W]."""
-        rows, columns = ((torch.arange(length) + 0.5) / length for length in grid)
-        x, y, radius = (value[:, None, None] for value in self.track.unbind(dim=1))
-        near = torch.hypot(columns - x, rows[:, None] - y) <= radius
-        inside = ((columns - x).abs() <= 0.5 / grid[1]) & ((rows[:, None] - y).abs() <= 0.5 / grid[0])
-        return near | inside
-
-
-def read_clip(model: VideoCLIP, world: WorldConfig, class_id: int, index: int) -> WorldClip:
-    """Return a test clip of the world, sampled as the model's evaluation does."""
-    video = FramesInMemory(render_clip(world, class_id, "test", index))
-    reader = ClipReader.create(model.num_frames, model.image_size, model.preprocessing)
-    indices = reader.indices(video)
-    track = torch.from_numpy(object_track(world, class_id, "test", index))[indices[0]]
-    return WorldClip(reader.read_at(video, indices)[0], track)
 
 
 def pointing(relevance: Tensor, on_object: Tensor) -> float:
@@ -116,7 +83,7 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.nan_to_num(spearmanr(one, other).statistic)) if np.ptp(one) and np.ptp(other) else 0.0
 
 
-def adapter_measures(explanation: Explanation, clip: WorldClip) -> dict[str, float]:
+def adapter_measures(explanation: Explanation, clip: KnownClip) -> dict[str, float]:
     """Return how well the points and tubes of adapters follow the object, averaged over blocks.
 
     `points` is the mean distance of points from the object's center in frame widths, and `random points` that of points

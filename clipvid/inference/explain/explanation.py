@@ -48,7 +48,7 @@ def explain(
 ) -> Explanation:
     """Explain the answer of a model for a video: where, when and how.
 
-    The default method runs two forward passes and one backward pass. `time` adds about 4 T forward passes.
+    The default method runs two forward passes and one backward pass. `time` adds about 6 T forward passes.
 
     Args:
         model: Model in evaluation mode, with labels.
