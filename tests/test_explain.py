@@ -29,7 +29,8 @@ from clipvid.inference.explain.time import (
     exact_shapley,
     frame_importance,
     frame_runs,
-    keep_frames,
+    kept_frames,
+    mixed_logits,
     shuffled_order,
     time_effects,
 )
@@ -49,12 +50,28 @@ def pixels(num_frames: int = 3, size: int = 64) -> torch.Tensor:
 # Frames and order
 
 
+def keep_frames(clip, kept):
+    """Return a clip of all frames, with the mean of the nearest kept ones for others."""
+    return torch.stack([clip[:, mixture].mean(dim=1) for mixture in kept_frames(clip.shape[1], kept)], dim=1)
+
+
 def test_removed_frames_are_the_mean_of_their_kept_neighbors():
     clip = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]).view(1, 5, 1, 1, 1)
     cases = {(0, 1, 2, 3, 4): [1, 2, 4, 8, 16], (0, 1, 3, 4): [1, 2, 5, 8, 16], (1, 2, 3, 4): [2, 2, 4, 8, 16],
              (1, 4): [2, 2, 9, 9, 16], (3,): [8] * 5, (): [6.2] * 5}  # fmt: skip
     for kept, expected in cases.items():
         assert keep_frames(clip, list(kept)).flatten().tolist() == pytest.approx(expected), kept
+
+
+@pytest.mark.parametrize("name", ["none", *ALL])
+def test_mixed_frames_have_the_logits_of_a_clip_made_of_them(make_model, name):
+    options = {"layers": [-1]} if name != "none" else {}
+    model, clip = shake_adapters(make_model({"name": name} | options, LABELS, num_frames=4)), random_frames(1, 4)
+    kept = [[], [0, 1, 2, 3], [1], [0, 3], [1, 2, 3]]
+    logits = mixed_logits(model, clip, [kept_frames(4, each) for each in kept])
+    with torch.no_grad():
+        expected = torch.cat([model(keep_frames(clip, each), normalized=True).logits for each in kept])
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def slow_shapley(model, clip, target):

@@ -22,7 +22,7 @@ from clipvid.inference.videos import FramesInMemory, open_source
 from clipvid.model.video_clip import VideoCLIP
 
 # A moving pixel differs this much from the median of its video, of 255. A patch on the object has this share of them.
-MOVED, FILLED = 40, 0.25
+MOVED, FILLED = 40, 0.15
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class KnownClip:
     def on_object(self, grid: tuple[int, int]) -> Tensor:
         """Return True for the patches of the object, [T, H, W].
 
-        With `moving`, these are patches with at least a quarter of its pixels, and the one with the most of a frame.
+        With `moving`, these are patches with at least 15% moving pixels, and the one with the most of a frame.
         Otherwise, the center of the patch is on the object's circle, or the patch has the circle's center.
         """
         if self.moving is not None:

@@ -63,12 +63,14 @@ def find_label(name: str | int, labels: Sequence[str], option: str) -> int:
     return list(labels).index(name)
 
 
+def clips_at_once(model: VideoCLIP) -> int:
+    """Return the number of clips of a forward pass, 1 if norms of the model read the other clips of a batch."""
+    alone = any(isinstance(module, PausableBatchNorm2d) and module.eval_batch_stats for module in model.modules())
+    return 1 if alone else CLIPS_AT_ONCE
+
+
 @torch.no_grad()
 def logits_of(model: VideoCLIP, clips: Tensor) -> Tensor:
-    """Return logits [B, K] of normalized clips [B, T, 3, S, S], a few clips at a time, in float32.
-
-    Clips of a model whose norms read the other clips of a batch are computed one by one.
-    """
-    alone = any(isinstance(module, PausableBatchNorm2d) and module.eval_batch_stats for module in model.modules())
-    parts = clips.split(1 if alone else CLIPS_AT_ONCE)
+    """Return logits [B, K] of normalized clips [B, T, 3, S, S], a few clips at a time, in float32."""
+    parts = clips.split(clips_at_once(model))
     return torch.cat([model(part, normalized=True).logits.float() for part in parts])

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from clipvid import InputError
-from clipvid.inference.explain.target import CLIPS_AT_ONCE, Target, logits_of
+from clipvid.inference.explain.target import CLIPS_AT_ONCE, Target, clips_at_once
+from clipvid.model.encoder import FrozenFeatures
 from clipvid.model.video_clip import VideoCLIP
 
 EXACT_FRAMES = 8
+Mixture = tuple[int, ...]  # frames whose mean is shown as one frame
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ def time_effects(model: VideoCLIP, clip: Tensor, target: Target, exact: bool = F
     importance = exact_shapley if exact else frame_importance
     frames = importance(model, clip, target)
     count = clip.shape[1]
-    orders = [_swapped(count, first) for first in range(count - 1)]
+    orders = [list(range(count)), *(_swapped(count, first) for first in range(count - 1))]
     if count > 1:
         orders += [list(reversed(range(count))), shuffled_order(count)]
-    logits = logits_of(model, torch.cat([clip, *(clip[:, order] for order in orders)]))
+    logits = mixed_logits(model, clip, [[(frame,) for frame in order] for order in orders])
     scores = target.score(logits)
     drops, probabilities = (scores[0] - scores[1:]).cpu(), model.probabilities(logits).cpu()
     effects = []
@@ -91,27 +93,39 @@ def shuffled_order(count: int) -> list[int]:
     return order if order not in trivial else [*order[1:], order[0]]
 
 
-def keep_frames(clip: Tensor, kept: list[int]) -> Tensor:
-    """Return a clip [1, T, 3, S, S] in which every other frame is the mean of the nearest kept ones on both sides.
+def kept_frames(count: int, kept: Sequence[int]) -> list[Mixture]:
+    """Return a clip in which every other frame is the mean of the nearest kept ones on both sides.
 
     Without kept frames, every frame is the mean of all frames.
     """
     if not kept:
-        return clip.mean(dim=1, keepdim=True).expand_as(clip)
-    frames = []
-    for frame in range(clip.shape[1]):
-        before = [place for place in kept if place <= frame][-1:]
-        after = [place for place in kept if place >= frame][:1]
-        frames.append(clip[:, sorted({*before, *after})].mean(dim=1))
-    return torch.stack(frames, dim=1)
+        return [tuple(range(count))] * count
+    before = [[place for place in kept if place <= frame][-1:] for frame in range(count)]
+    after = [[place for place in kept if place >= frame][:1] for frame in range(count)]
+    return [tuple(sorted({*one, *other})) for one, other in zip(before, after, strict=True)]
+
+
+@torch.no_grad()
+def mixed_logits(model: VideoCLIP, clip: Tensor, clips: Sequence[Sequence[Mixture]]) -> Tensor:
+    """Return logits [B, K] in float32 of clips whose frames are mixtures of the frames of a clip [1, T, 3, S, S].
+
+    The part of the model below the first adapter sees each mixture once.
+    """
+    mixtures = sorted({mixture for frames in clips for mixture in frames})
+    depth = model.encoder.frame_depth()
+    pictures = torch.stack([clip[:, mixture].mean(dim=1) for mixture in mixtures], dim=1)
+    parts = pictures.split(CLIPS_AT_ONCE * clip.shape[1], dim=1)
+    tokens = torch.cat([model.encoder.lower(part, depth).tokens[0] for part in parts])
+    number = {mixture: place for place, mixture in enumerate(mixtures)}
+    rows = torch.tensor([[number[mixture] for mixture in frames] for frames in clips], device=tokens.device)
+    size = clips_at_once(model)
+    return torch.cat([model(FrozenFeatures(tokens[part], depth)).logits.float() for part in rows.split(size)])
 
 
 def subset_scores(model: VideoCLIP, clip: Tensor, target: Target, subsets: Sequence[Sequence[int]]) -> list[float]:
-    """Return the score of `keep_frames` for each subset of the frames."""
-    scores: list[float] = []
-    for start in range(0, len(subsets), CLIPS_AT_ONCE):
-        clips = torch.cat([keep_frames(clip, list(kept)) for kept in subsets[start : start + CLIPS_AT_ONCE]])
-        scores += target.score(logits_of(model, clips)).tolist()
+    """Return the score of `kept_frames` for each subset of the frames."""
+    clips = [kept_frames(clip.shape[1], kept) for kept in subsets]
+    scores: list[float] = target.score(mixed_logits(model, clip, clips)).tolist()
     return scores
 
 
