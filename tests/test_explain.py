@@ -21,7 +21,7 @@ from clipvid.data.synthetic.world import WorldConfig, render_clip
 from clipvid.inference.explain import page, time
 from clipvid.inference.explain.drawing import draw_heat, draw_mark, relevant_tracks
 from clipvid.inference.explain.explanation import Explanation, explain_clip
-from clipvid.inference.explain.sentence import describe, frame_ranges, place_of
+from clipvid.inference.explain.sentence import center_of, describe, frame_ranges, place_of
 from clipvid.inference.explain.target import Target
 from clipvid.inference.explain.time import (
     OrderEffect,
@@ -328,8 +328,22 @@ def test_frames_and_places_in_words():
     assert frame_ranges([0]) == "frame 1"
     assert frame_ranges([0, 1, 4]) == "frames 1-2 and 5"
     assert frame_ranges([0, 2, 4, 5]) == "frames 1, 3 and 5-6"
-    assert place_of(spot((1, 1))[0]) == "middle"
-    assert place_of(spot((2, 0))[0]) == "bottom left"
+    assert place_of(center_of(spot((1, 1))[0])) == "middle"
+    assert place_of(center_of(spot((2, 0))[0])) == "bottom left"
+    assert center_of(torch.tensor([[0.1, 1.0, 0.6], [0.4, 0.1, 0.0]])).tolist() == pytest.approx([2 / 3, 0.25])
+
+
+def test_small_steps_are_not_called_a_move():
+    cases = {(5, 3, 5, 5): "at the middle of the picture", (5, 2, 5, 4): "at the top of the picture",
+             (5, 3, 5, 7): "moving from the top to the middle of the picture",
+             (4, 5, 7, 5): "moving right at the middle of the picture",
+             (7, 5, 4, 5): "moving left at the middle of the picture",
+             (5, 4, 5, 7): "moving down at the middle of the picture",
+             (0, 3, 0, 0): "moving up at the top left of the picture"}  # fmt: skip
+    for (*first, column, row), expected in cases.items():
+        relevance = torch.zeros(2, 12, 12)
+        relevance[0, first[1], first[0]] = relevance[1, row, column] = 1
+        assert expected in describe(reasons(relevance)), expected
 
 
 # Files

@@ -5,11 +5,13 @@ Shapes: T frames, H x W patches.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from clipvid.inference.explain.reasons import Reasons
 
 _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
+_MOVED = 0.2
 
 
 def describe(reasons: Reasons) -> str:
@@ -58,17 +60,34 @@ def frame_ranges(frames: list[int]) -> str:
 
 
 def place_words(reasons: Reasons, frames: list[int]) -> str:
-    """Return the place of the relevance in words: one, or that in the first and in the last of the frames."""
-    first, last = (place_of(reasons.relevance[frame]) for frame in (frames[0], frames[-1]))
-    if first == last:
-        return f"at the {first} of the picture"
-    return f"moving from the {first} to the {last} of the picture"
+    """Return the place of the relevance in the first and the last of the frames in words.
+
+    It moves if these are apart by at least `_MOVED` of the picture.
+    """
+    first, last = (center_of(reasons.relevance[frame]) for frame in (frames[0], frames[-1]))
+    start, end = place_of(first), place_of(last)
+    if torch.dist(first, last) < _MOVED:
+        return f"at the {place_of((first + last) / 2)} of the picture"
+    if start != end:
+        return f"moving from the {start} to the {end} of the picture"
+    return f"moving {_direction(last - first)} at the {start} of the picture"
 
 
-def place_of(relevance: Tensor) -> str:
-    """Return the place of the highest relevance [H, W] in words, on a grid of three by three places."""
+def _direction(step: Tensor) -> str:
+    across, down = step.tolist()
+    if abs(across) >= abs(down):
+        return "right" if across > 0 else "left"
+    return "down" if down > 0 else "up"
+
+
+def center_of(relevance: Tensor) -> Tensor:
+    """Return the mean place (x, y), in shares of the picture, of the patches [H, W] with half of the highest value."""
+    rows, columns = (relevance >= relevance.max() / 2).nonzero(as_tuple=True)
     height, width = relevance.shape
-    row, column = divmod(int(relevance.argmax()), width)
-    vertical = _ROWS[min(2, int(3 * (row + 0.5) / height))]
-    horizontal = _COLUMNS[min(2, int(3 * (column + 0.5) / width))]
-    return " ".join(filter(None, (vertical, horizontal))) or "middle"
+    return torch.stack([(columns + 0.5).mean() / width, (rows + 0.5).mean() / height])
+
+
+def place_of(center: Tensor) -> str:
+    """Return a place (x, y) in words, on a grid of three by three places."""
+    column, row = (min(2, int(3 * share)) for share in center.tolist())
+    return " ".join(filter(None, (_ROWS[row], _COLUMNS[column]))) or "middle"
