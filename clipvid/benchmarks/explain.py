@@ -39,6 +39,7 @@ from clipvid.registry import Choice
 from clipvid.runs.config_files import parse_config
 
 RANDOM, CHANCE = "random", "chance"
+OF_MAPS = ("pointing", "deletion", "insertion", "randomized")
 MEASURES = ("pointing", "deletion", "insertion", "frames", "randomized", "points", "tubes")
 # (measure, method) -> values by clip
 Values = dict[tuple[str, str], list[float]]
@@ -222,8 +223,14 @@ def judge(by_model: list[Values], expectation: Expectation) -> ExplainFigure:
 
 
 def render_table(figures: list[ExplainFigure], config: ExplainBenchmark) -> str:
-    """Return the figures, the predictions, and the settings below them."""
-    measured = [[figure.measure, figure.method, _interval(figure)] for figure in figures if figure.expected is None]
+    """Return the figures by method, those of frames and adapters, the predictions, and the settings below them."""
+    measured = {(figure.measure, figure.method): figure for figure in figures if figure.expected is None}
+    maps = [measure for measure in OF_MAPS if any(measure == each for each, _ in measured)]
+    methods = list(dict.fromkeys(method for measure, method in measured if measure in maps))
+    rows = [[name, *(_interval(measured.get((measure, name))) for measure in maps)] for name in methods]
+    lines = [Table(["method", *maps], rows).markdown()]
+    rows = [[figure.method, _interval(figure)] for figure in measured.values() if figure.measure not in maps]
+    lines.append(Table(["measure", "mean (95% interval)"], rows).markdown())
     judged = [
         [
             f"{figure.measure}, {figure.method}" + (f" − {figure.over}" if figure.over else ""),
@@ -234,16 +241,14 @@ def render_table(figures: list[ExplainFigure], config: ExplainBenchmark) -> str:
         for figure in figures
         if figure.expected is not None
     ]
-    lines = [Table(["measure", "method", "mean (95% interval)"], measured, text_columns=2).markdown()]
     if judged:
         lines.append(Table(["prediction", "expected", "measured", "held"], judged, text_columns=2).markdown())
-    clips = figures[0].clips
     lines.append(
-        f"{len(config.models)} models, {clips} clips each, {config.slow_clips} for frames and randomized weights; "
-        f"{config.steps} steps of deletion and insertion; {', '.join(describe_machine().values())}."
+        f"{len(config.models)} models, {figures[0].clips} clips each, {config.slow_clips} for frames and randomized "
+        f"weights; {config.steps} steps of deletion and insertion; {', '.join(describe_machine().values())}."
     )
     return "\n".join(lines) + "\n"
 
 
-def _interval(figure: ExplainFigure) -> str:
-    return f"{figure.mean:.3f} ({figure.low:.3f}-{figure.high:.3f})"
+def _interval(figure: ExplainFigure | None) -> str:
+    return "" if figure is None else f"{figure.mean:.3f} ({figure.low:.3f} to {figure.high:.3f})"

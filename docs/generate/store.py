@@ -15,6 +15,9 @@ RESULTS = Path(__file__).parents[1] / "results"
 SUFFIXES = {
     "motion distinguished from its reverse": "_motions",
     "hypothesis": "_predictions",
+    "prediction": "_predictions",
+    "method": "",
+    "measure": "_others",
     "training step": "_training",
     "reading": "_reading",
     "frames at asked times": "_exactness",
