@@ -135,10 +135,10 @@ def test_importance_solves_the_weighted_regression(make_model, count, monkeypatc
     assert float(result.sum()) == pytest.approx(float(gains.sum() + pairs.sum()), rel=1e-5)
 
     runs = frame_runs(count)
-    wanted = [score - 3 for score in scores(1)(None, None, None, runs)]
+    expected = [score - 3 for score in scores(1)(None, None, None, runs)]
 
     def error(values):
-        misses = [(gain - float(values[kept].sum())) ** 2 for kept, gain in zip(runs, wanted, strict=True)]
+        misses = [(gain - float(values[kept].sum())) ** 2 for kept, gain in zip(runs, expected, strict=True)]
         return sum(miss / (len(kept) * (count - len(kept))) for kept, miss in zip(runs, misses, strict=True))
 
     for place in range(count - 1):

@@ -150,13 +150,13 @@ def measure_explanations(config: ExplainBenchmark) -> list[ExplainFigure]:
     Raises:
         InputError: A model has other classes than the clips, or a prediction names something that is not measured.
     """
-    device, clips = Accelerator().device, known_clips(config)
+    device, clips = Accelerator().device, source_of(config)
     by_model = [measure_model(from_pretrained(folder).to(device), config, clips) for folder in config.models]
     figures = [summarize(by_model, measure, method) for measure, method in by_model[0]]
     return figures + [judge(by_model, each) for each in config.predictions]
 
 
-def known_clips(config: ExplainBenchmark) -> WorldClips | FilmedClips:
+def source_of(config: ExplainBenchmark) -> WorldClips | FilmedClips:
     """Return the source of the clips."""
     return WorldClips(config.world) if config.data is None else FilmedClips(config.data)
 
