@@ -138,6 +138,7 @@ def _copy_head(model: VideoCLIP, saved: VideoCLIP, started: Started) -> None:
                     own.linear.weight[row] = other.linear.weight[kept[name]]
                     own.linear.bias[row] = other.linear.bias[kept[name]]
         fresh = [name for name in model.labels if name not in kept]
+        own.is_trained = bool(kept) and not fresh
         if kept:
             started.loaded.append(f"head rows of {len(kept)} classes")
         if fresh or not model.labels:
@@ -150,6 +151,7 @@ def _copy_head(model: VideoCLIP, saved: VideoCLIP, started: Started) -> None:
         started.new.append("head")
         return
     load_strictly(state, other.state_dict())
+    own.is_trained = True
     started.loaded.append("head")
 
 

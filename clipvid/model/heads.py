@@ -97,6 +97,7 @@ class Head(nn.Module):
     Attributes:
         needs_text: If True, the head reads text features of the classes. Otherwise its number of classes is fixed.
         needs_prefix: If True, the patch tokens that the head gets have the prefix tokens of each frame in front.
+        is_trained: True if all weights come from a trained model.
         papers: Citations with links, listed on the card of a model with this head.
     """
 
@@ -104,6 +105,7 @@ class Head(nn.Module):
     needs_text: ClassVar[bool] = True
     needs_prefix: ClassVar[bool] = False
     papers: ClassVar[tuple[str, ...]] = ()
+    is_trained = False
 
     def __init__(self, config: Any, width: int, embed_dim: int, num_classes: int | None):
         super().__init__()

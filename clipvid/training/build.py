@@ -75,7 +75,7 @@ def fit_memory(
     return dataclasses.replace(training, per_device_train_batch_size=fitting, gradient_accumulation_steps=steps)
 
 
-def classification(config: FinetuneConfig, videos: Manifest) -> Objective:
+def classification(config: FinetuneConfig, videos: Manifest) -> Classification | SeveralLabels:
     """Build the objective of fine-tuning on some videos."""
     training, count = config.training, len(videos.classes)
     weights = None

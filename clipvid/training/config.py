@@ -56,6 +56,9 @@ class TrainingConfig(LoopSettings):
         cache_views: Number of random clips of each video, which take turns. 0 for new clips in every epoch.
         diagnose: Log accuracy on training videos, length of the adapters' updates, and, after the last epoch, accuracy
             without each adapter; see `clipvid.training.diagnosis`.
+        head_epochs: Epochs of training a new head alone before the first epoch, on features that are computed once for
+            each of the `cache_views`. It needs a head without text that reads pooled features (`linear`, `cosine`).
+            0 for none, as in published recipes.
         frozen_bf16: Keep frozen linears of the image tower in bfloat16 during training. Requires `mixed_precision:
             bf16`, under which the results are bitwise the same.
     """
@@ -78,13 +81,14 @@ class TrainingConfig(LoopSettings):
     cache_features: Literal["auto", "off", False] | float = "auto"
     cache_views: int = 0
     class_weights: Literal["none", "balanced"] = "none"
+    head_epochs: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         check_ranges("training", self, **dict.fromkeys((*counts, "ddp_timeout"), (1, FINITE)))
         check_ranges("training", self, label_smoothing=(0, 1), mixup=(0, FINITE), cutmix=(0, FINITE))
-        check_ranges("training", self, cache_views=(0, FINITE))
+        check_ranges("training", self, cache_views=(0, FINITE), head_epochs=(0, FINITE))
         if self.cache_features is False:  # YAML reads `off` as a boolean
             object.__setattr__(self, "cache_features", "off")
         if not isinstance(self.cache_features, str):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from clipvid.training.advice import advice
 from clipvid.training.build import build_trainer, classification
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.diagnosis import Diagnosis, Validation
+from clipvid.training.first_head import train_head_first
 from clipvid.training.optim import matching_groups
 from clipvid.training.session import (
     Session,
@@ -113,11 +116,12 @@ def finetune(
         set_first_bias(model, recipe, train, accelerator)
         opened = OpenedVideos() if opened is None else opened
         if selected is not None and not any(parameter.requires_grad for parameter in model.parameters()):
-            trainer, features = None, None
+            trainer, features, first = None, None, None
         else:
             objective = classification(recipe, train)
             trainer = build_trainer(recipe, model, objective, train, accelerator, output, keep_features=True)
             features = trainer.features
+            first = partial(train_head_first, trainer, model, objective, recipe.training)
         batch_size = config.training.per_device_eval_batch_size
         stored = None if features is None else features.stored
         loader = eval_loader(config.data, model, val, accelerator, batch_size, output_dir=output, features=stored)
@@ -128,7 +132,7 @@ def finetune(
                 bad.write()
             state = TrainState()
             if trainer is not None:
-                state = _train(recipe, run, trainer, Validation(model, loader, val, features))
+                state = _train(recipe, run, trainer, Validation(model, loader, val, features), first)
                 weights = trainer.result()
                 if is_sharded(model) or config.training.frozen_bf16:
                     model = fresh_model(recipe, train, accelerator)
@@ -149,7 +153,13 @@ def finetune(
     return figures
 
 
-def _train(config: FinetuneConfig, run: Session, trainer: Trainer, validation: Validation) -> TrainState:
+def _train(
+    config: FinetuneConfig,
+    run: Session,
+    trainer: Trainer,
+    validation: Validation,
+    first: Callable[[], None] | None,
+) -> TrainState:
     """Train, and evaluate after the epochs that the config names."""
     training, accelerator = config.training, run.accelerator
     diagnosis = Diagnosis(config, validation, trainer) if training.diagnose else None
@@ -165,4 +175,4 @@ def _train(config: FinetuneConfig, run: Session, trainer: Trainer, validation: V
         key, main = main_figure(measured)
         return {f"val_{key}": main["value"]} | figures
 
-    return run.train(trainer, on_epoch_end)
+    return run.train(trainer, on_epoch_end, first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -145,12 +145,12 @@ class Session:
     stop: Preemption
     is_tracked: bool = True
 
-    def train(self, trainer: Trainer, on_epoch_end: EpochEnd) -> TrainState:
+    def train(self, trainer: Trainer, on_epoch_end: EpochEnd, before: Callable[[], None] | None = None) -> TrainState:
         """Run the trainer to its end, and record its throughput. See `Trainer.run` for errors."""
         if self.is_tracked:
             start_trackers(self.accelerator)
         try:
-            return trainer.run(self.stop, on_epoch_end)
+            return trainer.run(self.stop, on_epoch_end, before)
         finally:
             self.record.update(trainer.throughput())
 

@@ -61,12 +61,18 @@ class Trainer:
     _steps: int = field(default=0, init=False)
     _seconds: float = field(default=0.0, init=False)
 
-    def run(self, stop: Preemption | None = None, on_epoch_end: EpochEnd | None = None) -> TrainState:
+    def run(
+        self,
+        stop: Preemption | None = None,
+        on_epoch_end: EpochEnd | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> TrainState:
         """Train to the end, from the newest intact checkpoint in `output_dir` if there is one.
 
         Args:
             stop: Signals that end the run early. Without it, the run ignores signals.
             on_epoch_end: Called with the number of the finished epoch, from 0. Its figures are added to the history.
+            before: Called before the first step of a run without a checkpoint. It may change the weights.
 
         Raises:
             Preempted: A signal ended the run. The state was saved.
@@ -76,6 +82,8 @@ class Trainer:
         checkpoint = self._find_checkpoint()
         if checkpoint is not None:
             load_strictly(self.model.trained_state(), checkpoint.weights["model"])
+        elif before is not None:
+            before()
         names = list(self.model.trained_state())
         self.wrapped, self._stepper = prepare(self.accelerator, self.model, self.optimizer)
         self._weights = TrainedWeights(self.model, names, self.settings.ema_decay)
@@ -137,12 +145,7 @@ class Trainer:
 
     def _micro_step(self, epoch: int, micro: int, batch: dict[str, Any]) -> None:
         samples = batch.get("index")
-        # Keys of random draws are read on the host.
-        batch = send_to_device(batch, self.accelerator.device, non_blocking=True, skip_keys=["index", "epoch"])
-        if self.features is not None and "is_stored" in batch:
-            batch["frames"] = self.features.complete(batch)
-        else:
-            batch["frames"] = self.model.video_model.normalize(batch["frames"])
+        batch = self.ready(batch)
         _seed_everything(self.seed, self.state.step, micro, self.accelerator.process_index)
         with self.accelerator.accumulate(self.wrapped):
             loss, parts = self.objective(self.wrapped, batch, epoch)
@@ -155,6 +158,16 @@ class Trainer:
             self._stepper.step()
             self._stepper.zero_grad()
         self._means.add(parts, len(batch["index"]) * self.accelerator.num_processes)
+
+    def ready(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch of the loader on the device, with `frames` as the model takes them."""
+        # Keys of random draws are read on the host.
+        batch = send_to_device(batch, self.accelerator.device, non_blocking=True, skip_keys=["index", "epoch"])
+        if self.features is not None and "is_stored" in batch:
+            batch["frames"] = self.features.complete(batch)
+        else:
+            batch["frames"] = self.model.video_model.normalize(batch["frames"])
+        return batch
 
     def _finish_step(self, epoch: int) -> None:
         self._weights.follow()
