@@ -38,7 +38,7 @@ from tables import markdown
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 GENERATED = {"docs/reference/cli.md"}
-LANGUAGES = {"python", "sh", "yaml", "toml", "text"}
+LANGUAGES = {"python", "sh", "yaml", "toml", "text", "js"}
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 REMOTE = re.compile(r"openai|hf auth|[\"' ]user/")
 
