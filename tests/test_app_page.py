@@ -1,10 +1,8 @@
 """Page of `clipvid app`: requests of other programs, then a real browser. Needs gradio, playwright and chromium."""
 
-import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from browser_page import HOSTILE, focus, free_port, open_browser, open_tab, watched_tab
 from conftest import posix_only, shake_adapters
 from search_world import build, write_videos
 
@@ -23,16 +22,7 @@ pytest.importorskip("gradio", reason="needs gradio: pip install 'clipvid[app]'")
 import gradio_client
 import httpx
 
-HOSTILE = "<img src=x onerror=window.hacked=1>"
 LABELS = ["walking", HOSTILE, "</script><script>window.hacked=1</script>", "{{value}} ${alert(1)}"]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-CAMERA = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -178,40 +168,14 @@ def test_verb_serves_until_sigterm(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    with sync_api.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *CAMERA])
+    with open_browser() as browser:
         yield browser
-        browser.close()
-    asyncio.set_event_loop(None)
 
 
 @pytest.fixture
 def tab(browser, address):
-    """Tab with the page. No request may leave this machine, and no script of a name may run."""
-    context = browser.new_context(permissions=["camera", "microphone"])
-    tab = open_tab(context, address)
-    outside = []
-    context.on("request", lambda request: outside.append(request.url) if is_outside(request.url, address) else None)
-    tab.on("dialog", lambda dialog: outside.append(dialog.message))
-    yield tab
-    assert tab.evaluate("window.hacked") is None
-    context.close()
-    assert not outside
-
-
-def is_outside(url: str, address: str) -> bool:
-    return not url.startswith((address, "data:", "blob:"))
-
-
-def open_tab(context, address: str):
-    tab = context.new_page()
-    tab.set_default_timeout(30_000)
-    tab.goto(address)
-    tab.wait_for_selector("#classify")
-    return tab
+    with watched_tab(browser, address) as tab:
+        yield tab
 
 
 def upload(tab, path: Path) -> None:
@@ -275,35 +239,28 @@ def test_tabs_of_a_browser_are_independent_and_a_reload_starts_over(tab, videos,
 
 @pytest.mark.slow
 def test_keyboard_suffices(tab, videos):
-    def focus(selector: str) -> None:
-        for _ in range(30):
-            tab.keyboard.press("Tab")
-            if tab.evaluate("selector => document.activeElement.matches(selector)", selector):
-                return
-        raise AssertionError(f"{selector} cannot be reached with the Tab key")
-
     choosers = []
     tab.on("filechooser", lambda chooser: choosers.append(chooser))
     for _ in range(10):  # until the page listens to keys
-        focus("#video .upload-container")
+        focus(tab, "#video .upload-container")
         tab.keyboard.press("Enter")
         tab.wait_for_timeout(1000)
         if choosers:
             break
     choosers[0].set_files(str(videos / "short.mp4"))
     wait_for_scores(tab, "walking")
-    focus("#labels textarea")
+    focus(tab, "#labels textarea")
     tab.keyboard.press("Control+A")
     tab.keyboard.type("a cat\na dog")
-    focus("#classify")
+    focus(tab, "#classify")
     tab.keyboard.press("Enter")
     wait_for_scores(tab, "a cat")
-    focus("#explain")
+    focus(tab, "#explain")
     tab.keyboard.press("Space")
     tab.wait_for_selector("#explanation img")
-    focus("[role=tab]:not([aria-selected=true])")
+    focus(tab, "[role=tab]:not([aria-selected=true])")
     tab.keyboard.press("Enter")
-    focus("#query :is(textarea, input)")
+    focus(tab, "#query :is(textarea, input)")
     tab.keyboard.type("a dog")
     tab.keyboard.press("Enter")
     tab.wait_for_selector("#results .thumbs li")

@@ -16,7 +16,8 @@ from test_verbs import run
 import clipvid
 from clipvid.app.label_list import LabelList
 from clipvid.app.shared_model import SharedModel
-from clipvid.app.teaching import CHECK_EVERY, Session, Teacher
+from clipvid.app.teaching import CHECK_EVERY, Teacher
+from clipvid.app.teaching_state import Session
 from clipvid.data.manifest import load_manifest
 
 PER_COLOR = 6

@@ -1,1 +1,1 @@
-"""Page in the browser to try a model: scores, explanations and search. Only `page` and `server` use gradio."""
+"""Page in the browser to try and teach a model. Only `page`, `teach_tab`, `messages` and `server` use gradio."""

@@ -5,19 +5,18 @@ Names of files and classes reach the browser as plain text, or escaped.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from clipvid import ClipvidError, InputError
+from clipvid import InputError
+from clipvid.app.messages import escaped, html_of, one_line_errors
 from clipvid.app.shared_model import SharedModel
-from clipvid.data.reader import VideoError
-from clipvid.evaluation.report import render_block
-from clipvid.files import cut, printable
+from clipvid.app.teach_tab import TEACH_CSS, add_teach_tab
+from clipvid.app.teaching import Teacher
+from clipvid.files import cut
 from clipvid.inference.search.index import Index
 from clipvid.inference.search.page import moments_block
 
@@ -25,7 +24,8 @@ MOST_MOMENTS = 50
 _WAITING = 32  # requests in the queue; later ones are refused
 _KEPT = 3600  # seconds that uploads and pictures are kept
 _TURN: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-CSS = """
+CSS = (
+    """
 .thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 16px; padding: 0;
  list-style: none }
 .thumbs .card { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 10px; margin: 0;
@@ -38,23 +38,29 @@ CSS = """
 @keyframes play { from { background-position-x: 0 } to { background-position-x: 100% } }
 @media (prefers-reduced-motion: reduce) { .thumbs .frame { animation: none } }
 """
+    + TEACH_CSS
+)
 
 
-def build_page(shared: SharedModel, name: str, uploads: Path) -> gr.Blocks:
+def build_page(shared: SharedModel, name: str, uploads: Path, teacher: Teacher | None = None) -> gr.Blocks:
     """Return the page.
 
     Args:
         shared: The model.
         name: Name of the model in the heading.
         uploads: Folder of uploaded files. Videos elsewhere are refused.
+        teacher: Labels and training for a folder of clips, if there is one.
     """
     with gr.Blocks(title="clipvid", analytics_enabled=False, delete_cache=(_KEPT // 6, _KEPT)) as page:
-        gr.HTML(f"<h1>clipvid</h1><p>{_escaped(cut(name, 200))}</p>")
+        gr.HTML(f"<h1>clipvid</h1><p>{escaped(cut(name, 200))}</p>")
         with gr.Tab("Classify"):
             _classify_tab(shared, uploads)
         if shared.index is not None:
             with gr.Tab("Search"):
                 _search_tab(shared, shared.index)
+        if teacher is not None:
+            with gr.Tab("Teach"):
+                add_teach_tab(page, teacher)
     return page.queue(max_size=_WAITING, default_concurrency_limit=1)
 
 
@@ -126,8 +132,7 @@ def _search_tab(shared: SharedModel, index: Index) -> None:
     def search(text: str, exclude: str, top_k: float) -> str:
         with one_line_errors():
             moments = shared.search(text or "", exclude or "", min(max(int(top_k), 1), MOST_MOMENTS))
-        # gradio fills places in braces, which names may contain.
-        return render_block(moments_block(index, moments)).replace("{", "&#123;").replace("}", "&#125;")
+        return html_of(moments_block(index, moments))
 
     triggers = [button.click, text.submit, exclude.submit]
     gr.on(triggers, search, [text, exclude, top_k], results, api_name="search", **_TURN)
@@ -159,20 +164,3 @@ def check_upload(path: str, uploads: Path) -> Path:
     if not upload.is_relative_to(uploads.resolve()) or not upload.is_file():
         raise InputError("the video is not an upload of this page, or was deleted after an hour; upload it again")
     return upload
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Show errors meant for users as one line. Others are shown as `Error`, with a traceback in the terminal."""
-    try:
-        yield
-    except VideoError as error:
-        reason = str(error) if error.reason is None else f"{Path(error.path).name}: {error.reason}"
-        raise gr.Error(_escaped(reason), print_exception=False) from None
-    except ClipvidError as error:
-        raise gr.Error(_escaped(error), print_exception=False) from None
-
-
-def _escaped(text: object) -> str:
-    """Return text that HTML shows as it is."""
-    return html.escape(printable(text))

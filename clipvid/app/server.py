@@ -16,6 +16,7 @@ from clipvid import InputError
 
 if TYPE_CHECKING:
     from clipvid.app.shared_model import SharedModel
+    from clipvid.app.teaching import Teacher
 
 LOOPBACK = ("127.0.0.1", "localhost")
 _POLICY = (
@@ -72,7 +73,9 @@ def check_address(host: str, port: int) -> None:
 
 
 @contextmanager
-def served(shared: SharedModel, name: str, host: str, port: int, max_megabytes: int) -> Iterator[str]:
+def served(
+    shared: SharedModel, name: str, host: str, port: int, max_megabytes: int, teacher: Teacher | None = None
+) -> Iterator[str]:
     """Serve the page during the block, and yield its address. Uploads are deleted at the end.
 
     Args:
@@ -81,6 +84,7 @@ def served(shared: SharedModel, name: str, host: str, port: int, max_megabytes: 
         host: Address to listen at.
         port: Port to listen at.
         max_megabytes: Largest upload.
+        teacher: Labels and training for a folder of clips, whose encoding starts and ends with the block.
 
     Raises:
         InputError: gradio is not installed.
@@ -96,7 +100,7 @@ def served(shared: SharedModel, name: str, host: str, port: int, max_megabytes: 
         middleware = [Middleware(ExtraHeaders)]
         if host in LOOPBACK:  # a page of another site must not reach this one under its name
             middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
-        page = build_page(shared, name, Path(folder))
+        page = build_page(shared, name, Path(folder), teacher)
         _, address, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -118,9 +122,13 @@ def served(shared: SharedModel, name: str, host: str, port: int, max_megabytes: 
             css=CSS,
         )
         try:
+            if teacher is not None:
+                teacher.clips.start()
             yield address
         finally:
             page.close(verbose=False)
+            if teacher is not None:
+                teacher.clips.close()
 
 
 def wait_for_signal() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,88 +14,18 @@ import torch
 from clipvid import InputError
 from clipvid.app.choosing import most_informative, sure_clip, uncertainty
 from clipvid.app.clip_folder import ClipFolder
-from clipvid.app.judging import Accuracy, Comparison, TrainedHead, quick_probabilities, train_head
+from clipvid.app.judging import Accuracy, Comparison, quick_probabilities, train_head
 from clipvid.app.label_list import LabelList, check_class_name
 from clipvid.app.shared_model import SharedModel
 from clipvid.app.teaching_record import LABELS, RECORD, TeachingRecord, check_output
+from clipvid.app.teaching_state import Session, Status, Trained
 from clipvid.inspection.labels import rank_labels
+from clipvid.model.config import ModelConfig
 from clipvid.model.saving import CONFIG
+from clipvid.runs.lock import locked
 
 CHECK_EVERY = 6  # clips; one of them checks the guesses
 MOST_NAMES_OF_MODEL = 30  # classes of the model that are offered before there are labels
-
-
-@dataclass
-class Session:
-    """One tab of a browser: the clip that it shows, and what its user has done.
-
-    Attributes:
-        key: Random name.
-        clip: Name of the clip, or None.
-        turn: Number of the clip that is shown. An answer to an earlier one is ignored.
-        guess: Class that the labels so far suggest for a clip that checks it, or None.
-        is_repeat: True for a clip whose label is doubtful.
-        skipped: Clips that are not shown again.
-        history: Labeled clips with their former labels.
-    """
-
-    key: str = field(default_factory=lambda: secrets.token_hex(8))
-    clip: str | None = None
-    turn: int = 0
-    guess: str | None = None
-    is_repeat: bool = False
-    skipped: set[str] = field(default_factory=set)
-    history: list[tuple[str, str | None]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Status:
-    """State of the work.
-
-    Attributes:
-        done: Clips that are encoded or skipped.
-        total: Clips in the folder.
-        failure: Error that ended the encoding, or None.
-        skipped: Reason by name of each file that cannot be used.
-        counts: Number of labeled clips by class.
-        missing: Number of labels whose clip is not in the folder.
-        checks: Agreement of the guesses with the labels of checked clips, or None.
-        repeats: Clips that were shown again, and how many of them have another label now.
-    """
-
-    done: int
-    total: int
-    failure: str | None
-    skipped: dict[str, str]
-    counts: dict[str, int]
-    missing: int
-    checks: Accuracy | None
-    repeats: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A new head and its comparisons on the labeled clips. Its own answers are from cross-validation.
-
-    Attributes:
-        head: The head.
-        labels: Labels by clip.
-        guesses: Answer by clip. For a labeled one it is that of a head that has not seen it.
-        current: Comparison with the model that was loaded.
-        kept: Comparison with the model that was kept before, on the clips that it answered before they were labeled
-            or in cross-validation. None if there is none.
-    """
-
-    head: TrainedHead
-    labels: dict[str, str]
-    guesses: dict[str, str]
-    current: Comparison
-    kept: Comparison | None
-
-    @property
-    def is_better(self) -> bool:
-        """True if the head is right about more clips than the loaded and the kept model."""
-        return self.current.is_better and (self.kept is None or self.kept.is_better)
 
 
 class Teacher:
@@ -115,13 +45,18 @@ class Teacher:
     """
 
     def __init__(self, shared: SharedModel, folder: Path, output: Path) -> None:
-        check_output(output)
         self.clips, self.output, self._shared = ClipFolder(shared, folder), output, shared
+        check_output(output)
         self._labels = LabelList(output / LABELS)
         self._record = TeachingRecord.read(output / RECORD)
         self._shown: dict[str, str] = {}  # clip by key of a session, the latest last
         self._doubtful: dict[str, str] = {}  # label by clip
         self._lock = threading.RLock()
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Config of the loaded model."""
+        return self._shared.model.config
 
     def class_names(self) -> list[str]:
         """Return the classes in a lasting order: those of the model if they are few, then by first label."""
@@ -133,6 +68,7 @@ class Teacher:
         """Return the state of the work."""
         with self._lock:
             labels, checks, repeats = self._labels.copy(), self._record.checks, self._record.repeats
+        counts = Counter(labels.values())
         checked = [clip for clip in checks if clip in labels]
         changed = sum(labels.get(clip) != label for clip, label in repeats.items())
         return Status(
@@ -140,7 +76,7 @@ class Teacher:
             len(self.clips.names),
             self.clips.failure,
             dict(self.clips.skipped),
-            dict(Counter(labels.values())),
+            {name: counts[name] for name in self.class_names() if name in counts},
             len(labels.keys() - set(self.clips.names)),
             Accuracy.of([checks[clip] for clip in checked], [labels[clip] for clip in checked]) if checked else None,
             (len(repeats), changed),
@@ -280,3 +216,16 @@ class Teacher:
         if not clips:
             return None
         return Comparison.of(*([source[clip] for clip in clips] for source in (guesses, former, labels)))
+
+
+@contextmanager
+def opened_teacher(shared: SharedModel, folder: Path, output: Path) -> Iterator[Teacher]:
+    """Yield a `Teacher`, and hold the lock of its output folder during the block.
+
+    Raises:
+        InputError: See `Teacher`.
+        RunError: Another process uses the output folder.
+    """
+    check_output(output)
+    with locked(output):
+        yield Teacher(shared, folder, output)

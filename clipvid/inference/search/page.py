@@ -5,7 +5,6 @@ Shapes: T frames.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,10 @@ from urllib.parse import quote
 from PIL import Image
 
 from clipvid.data.reader import VideoError, open_video
-from clipvid.data.sampling import uniform_indices
-from clipvid.evaluation.clips import data_uri
 from clipvid.evaluation.report import Block, Definitions, Page, Paragraph, Section, Thumbnail, Thumbnails, write_page
 from clipvid.files import cut
 from clipvid.inference.search.index import Index, Moment
+from clipvid.inference.thumbnails import small_frames, strip_uri
 
 _FRAMES, _HEIGHT, _WIDEST = 8, 120, 320  # of a thumbnail; pixels
 _SHOWN = 200  # letters of a name or a query
@@ -75,7 +73,7 @@ def _thumbnail(moment: Moment, number: int, page: Path | None, index: Index) -> 
     except VideoError as error:
         return Thumbnail(f"{number}", [*lines, f"not readable any more: {error.reason}"])
     link = "" if page is None else video_link(moment, page)
-    return Thumbnail(f"{number}", lines, link, _strip(frames), len(frames), frames[0].size)
+    return Thumbnail(f"{number}", lines, link, strip_uri(frames), len(frames), frames[0].size)
 
 
 def read_thumbnail(moment: Moment) -> list[Image.Image]:
@@ -85,23 +83,7 @@ def read_thumbnail(moment: Moment) -> list[Image.Image]:
         VideoError: The video has gone, or cannot be read.
     """
     with open_video(moment.video) as video:
-        shown = video.frames_between(moment.start, moment.end)
-        numbers = (shown.start + uniform_indices(len(shown), min(_FRAMES, len(shown)))).unique().tolist()
-        pictures = [Image.fromarray(frame.numpy()) for _, frame in video.frames(numbers)]
-    width, height = pictures[0].size
-    scale = min(_HEIGHT / height, _WIDEST / width)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    return [picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures]
-
-
-def _strip(pictures: Sequence[Image.Image]) -> str:
-    """Return pictures side by side as a `data:` address."""
-    width, height = pictures[0].size
-    strip, target = Image.new("RGB", (width * len(pictures), height)), io.BytesIO()
-    for place, picture in enumerate(pictures):
-        strip.paste(picture, (place * width, 0))
-    strip.save(target, format="JPEG", quality=82)
-    return data_uri(target.getvalue(), "jpeg")
+        return small_frames(video, video.frames_between(moment.start, moment.end), _FRAMES, _HEIGHT, _WIDEST)
 
 
 def video_link(moment: Moment, page: Path) -> str:
