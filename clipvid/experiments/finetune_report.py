@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from clipvid.evaluation.metrics import answered
 from clipvid.evaluation.report import write_page
 from clipvid.evaluation.report_sections import Curve
 from clipvid.evaluation.summary import summarize_thoroughly
+from clipvid.experiments.chosen_settings import Setting
 from clipvid.experiments.outcome import describe_outcome
 from clipvid.experiments.protocols import Holdout, build_protocol
 from clipvid.experiments.report_clips import read_clips
@@ -34,11 +36,17 @@ _EVALUATED = ("root", "val", "classes", "sampling")
 
 
 def write_finetune_report(
-    config: FinetuneConfig, train: Manifest, val: Manifest, accelerator: Accelerator, output: Path
+    config: FinetuneConfig,
+    train: Manifest,
+    val: Manifest,
+    accelerator: Accelerator,
+    output: Path,
+    settings: Sequence[Setting] = (),
 ) -> Path:
     """Write `report.html` into the folder of a finished run, unless it is there already; return its path.
 
     Call it on one process. The model, the predictions and the history of the run are read, and no video is scored.
+    `settings` are those that were chosen for the user.
     """
     report, metrics_file = output / "report.html", output / "metrics.json"
     if report.is_file() and report.stat().st_mtime_ns >= metrics_file.stat().st_mtime_ns:
@@ -62,7 +70,7 @@ def write_finetune_report(
             config.data, from_pretrained(folder), tested, hardest(predictions, _CLIPS), {name: predictions}, accelerator
         ),
         curves=[Curve(name, json.loads((output / "history.json").read_text()))] if is_single else [],
-        details=_details(config, metrics, tested),
+        details=_details(config, metrics, tested, settings),
         introduction=[
             " ".join(read_outcome(config, train, val, output)),
             *_introduction(_evaluated(config.data, train, val, output), folder if is_single else None),
@@ -110,7 +118,9 @@ def _introduction(data: DataConfig, folder: Path | None) -> list[str]:
     return texts
 
 
-def _details(config: FinetuneConfig, metrics: dict[str, Any], tested: Manifest) -> dict[str, str]:
+def _details(
+    config: FinetuneConfig, metrics: dict[str, Any], tested: Manifest, settings: Sequence[Setting]
+) -> dict[str, str]:
     details = {
         "folder": config.output_dir,
         "protocol": json.dumps(config.data.protocol, ensure_ascii=False),
@@ -120,4 +130,5 @@ def _details(config: FinetuneConfig, metrics: dict[str, Any], tested: Manifest) 
         details["adapters"] = describe_selection(metrics["selection"])
     if "selected" in metrics:
         details["weights"] = f"the best ones by {metrics['selected']['by']}, chosen on these videos"
+    details |= {setting.name: f"{setting.value} (chosen: {setting.why})" for setting in settings}
     return details | {"config": json.dumps(config_record(config), ensure_ascii=False)}

@@ -18,6 +18,7 @@ from clipvid.data.manifest import Manifest
 from clipvid.data.map_dataset import MapDataset, dataset_manifest
 from clipvid.data.splits import check_leaks, load_split, load_splits
 from clipvid.evaluation.summary import describe
+from clipvid.experiments.chosen_settings import Setting, settings_table, use_threads
 from clipvid.experiments.config import EvaluateConfig
 from clipvid.experiments.cross_validation import finetune_protocol
 from clipvid.experiments.finetune_report import read_outcome, write_finetune_report
@@ -160,12 +161,15 @@ def _dataset_manifests(
     return dataset_manifest(train, "train", classes), dataset_manifest(val, "val", classes)
 
 
-def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] | None = None) -> None:
+def run_finetuning(
+    config: FinetuneConfig, manifests: tuple[Manifest, Manifest] | None = None, settings: Sequence[Setting] = ()
+) -> None:
     """Fine-tune under `data.protocol`, write folder and report, print the figures, and push if configured.
 
     Args:
         config: The config.
         manifests: Training and evaluation videos, or None for those of the config.
+        settings: Settings of the config that were chosen for the user, to be printed.
 
     Raises:
         InputError: See `finetune`.
@@ -176,6 +180,9 @@ def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] 
     accelerator = build_accelerator(config.training, config.output_dir)
     output = Path(config.output_dir)
     check_output(output, config)
+    if settings:
+        use_threads(settings)
+        accelerator.print(f"settings chosen for the data and this machine:\n{settings_table(settings)}")
     if config.hub.push_to_hub:
         check_hub(config)
     data = without_missing_list(config.data)
@@ -191,7 +198,7 @@ def run_finetuning(config: FinetuneConfig, manifests: tuple[Manifest, Manifest] 
         if was_drawn:
             root = write_split(output / SPLIT, train, val)
             print(f"split: {output / SPLIT}, with paths below {printable(root)}")
-        print(f"report: {write_finetune_report(config, train, val, accelerator, output)}")
+        print(f"report: {write_finetune_report(config, train, val, accelerator, output, settings)}")
         print("\n".join(read_outcome(config, train, val, output)))
     end_trackers(accelerator)
     if config.hub.push_to_hub and accelerator.is_main_process:

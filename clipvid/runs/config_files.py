@@ -50,6 +50,16 @@ def parse_config(
     return _parse(parser, config_class, sys.argv[1:] if args is None else args)
 
 
+def set_options(config_class: type, args: list[str] | None, prog: str) -> frozenset[str]:
+    """Return the names of the options that the command line and its `--config` files set, such as `data.train`.
+
+    Call it after `parse_config`, which reports invalid options.
+    """
+    parser = _build_parser(config_class, prog, False)
+    words = _renamed(_located(sys.argv[1:] if args is None else args), getattr(config_class, "RENAMED", {}))
+    return frozenset(name for name, _ in parser.parse_args(words, defaults=False).items())
+
+
 def read_config(config_class: type[ConfigT], source: ConfigT | Mapping[str, Any] | str | os.PathLike[str]) -> ConfigT:
     """Read a config from a Python value, as strictly as `parse_config`.
 
