@@ -10,17 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.linear_model import Ridge
 
 from clipvid import InputError
 from clipvid.benchmarks.planted_copies import CHANGES, write_copy
 from clipvid.commands import run
+from clipvid.data.dataset import VideoDataset
+from clipvid.data.manifest import load_manifest
+from clipvid.data.sampling import FrameSampling
 from clipvid.data.synthetic.encoding import write_video
+from clipvid.data.transforms import eval_transform
 from clipvid.inspection.config import InspectConfig
 from clipvid.inspection.duplicates import aligned_residuals, find_duplicates, normalized
 from clipvid.inspection.labels import inseparable_pairs, rank_labels
 from clipvid.inspection.probes import PENALTIES, _fit, cross_validate, spread_folds
-from clipvid.inspection.reading import read_clip
+from clipvid.inspection.reading import ResizedFrames, read_clip
 from clipvid.inspection.run import Inspection, run_inspection
 from clipvid.inspection.signatures import find_bars
 
@@ -135,6 +140,49 @@ def test_fixed_list_keeps_one_copy_and_that_of_val(tmp_path: Path) -> None:
     # The list is one that the readers of lists accept.
     again = inspect(tmp_path / "clean.csv", tmp_path)
     assert again.findings.duplicates == []
+
+
+def test_frames_equal_those_of_the_data_set(tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "videos", 1)
+    manifest = load_manifest(root, "list.csv", None)
+    transform = eval_transform(32)
+    dataset = VideoDataset(manifest, FrameSampling("uniform", 4), transform, seed=0, training=False)
+    frames, *_ = read_clip(root / manifest.samples[0].path, None, None, 4, transform)
+    torch.testing.assert_close(frames, dataset[0, 0]["frames"][0], rtol=0, atol=0)
+
+
+def test_large_frames_are_resized_one_by_one() -> None:
+    pictures = [np.full((40, 60, 3), number, dtype=np.uint8) for number in range(5)]
+    sizes: list[int] = []
+
+    def transform(frames: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(frames))
+        return frames[..., :2, :2]
+
+    for limit, expected in ((0, [1, 1, 1, 1, 1]), (15_000, [3, 2]), (1 << 20, [5])):
+        sizes.clear()
+        frames = ResizedFrames(transform, limit)
+        for number, picture in enumerate(pictures):
+            frames.add(number, picture)
+        assert frames.stacked([4, 0, 0])[:, 0, 0, 0].tolist() == [4, 0, 0]
+        assert sizes == expected
+
+
+def test_damaged_stored_clip_is_read_again(tmp_path: Path, cache: Path) -> None:
+    videos = tmp_path / "videos"
+    for index in range(3):
+        write_video(videos / f"{index}.mp4", moving_square(index), 8)
+    first = inspect(videos, tmp_path).readings
+    files = sorted((cache / "inspection").rglob("*.safetensors"))
+    assert len(files) == 3
+    content = torch.arange(7, dtype=torch.uint8)
+    save_file({"features": content}, files[0], metadata={"shapes": "[[4, 512], [12, 16, 16]]", "facts": "{}"})
+    files[1].write_bytes(b"damaged")
+    again = inspect(videos, tmp_path).readings
+    assert (first.computed, again.computed) == (3, 2)
+    assert torch.equal(first.features, again.features)
+    assert torch.equal(first.signatures, again.signatures)
+    assert first.facts == again.facts
 
 
 # Odd clips

@@ -254,3 +254,64 @@ def test_interlace_flags_change_no_picture(flags: str, backend: str, field_order
             return
         raise
     assert np.abs(shown.astype(int) - np.stack(pictures)).mean() < 4
+
+
+LUMA = np.array([0.299, 0.587, 0.114])  # FFmpeg gives pairs of pixels of a reduced picture one color
+
+
+def gradient(height: int = 48, width: int = 64) -> np.ndarray:
+    """Return a picture whose colors change slowly, differently in each direction: RGB [H, W, 3]."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([40 + 2 * columns, 220 - 3 * rows, 60 + rows + columns], axis=-1).astype(np.uint8)
+
+
+def write_gradient(path: Path, kind: str) -> Path:
+    """Write three frames as a video, as one with a display matrix, as an animated WebP or as images."""
+    pictures = [Image.fromarray(gradient())] * 3
+    if kind == "images":
+        for number, picture in enumerate(pictures):
+            picture.save(path / f"{number}.png")
+        return path
+    if kind == "webp":
+        changing = [Image.fromarray(np.roll(gradient(), shift, 1)) for shift in range(3)]
+        changing[0].save(path / "v.webp", save_all=True, append_images=changing[1:], duration=100, lossless=True)
+        return path / "v.webp"
+    with av.open(str(path / "v.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for picture in pictures:
+            out.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        out.mux(stream.encode())
+    target = path / "v.mp4"
+    target.write_bytes(with_matrix(target.read_bytes(), MATRICES[kind]))
+    return target
+
+
+@pytest.mark.parametrize("kind", ["as stored", "quarter turn", "mirrored", "webp", "images"])
+def test_small_pictures_are_means_over_areas(kind: str, tmp_path: Path):
+    with open_video(write_gradient(tmp_path, kind)) as video:
+        whole = dict(video.pictures([0, 1, 2]))
+        small = list(video.reduced_pictures([0, 1, 2], 16, {1}))
+        same = list(video.reduced_pictures([0], 64, ()))
+    assert [number for number, _, _ in small] == [0, 1, 2]
+    for number, picture, full in small:
+        height, width = picture.shape[:2]
+        areas = whole[number].reshape(height, 4, width, 4, 3).mean(axis=(1, 3))
+        assert max(height, width) == 16
+        assert np.abs((picture - areas) @ LUMA).max() <= 2.5
+        assert (full is not None) == (number == 1)
+    assert np.array_equal(small[1][2], whole[1])
+    assert np.abs(same[0][1].astype(int) - whole[0]).max() <= 1
+
+
+def test_small_pictures_of_fast_readers(tmp_path: Path):
+    path = write_gradient(tmp_path, "as stored")
+    try:
+        video = open_video(path, "decord")
+    except VideoError:
+        pytest.skip("decord is not installed")
+    with video, open_video(path) as slow:
+        fast = list(video.reduced_pictures([0, 2], 16, {2}))
+        for own, other in zip(fast, slow.reduced_pictures([0, 2], 16, {2}), strict=True):
+            assert np.abs((own[1].astype(int) - other[1]) @ LUMA).max() <= 2.5
+            assert (own[2] is None) == (other[2] is None)

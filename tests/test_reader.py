@@ -289,6 +289,20 @@ def test_distant_frame_is_found_by_seeking(folder: Path, monkeypatch: pytest.Mon
     assert 3 <= count <= 70
 
 
+def test_adjacent_keyframes_are_decoded_in_one_run(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    path = Recipe("intra.mp4", frames=40, gop=1).write(folder)
+    decode, starts = reader.Video._decode_from, []
+
+    def counted(video, keyframe, container):
+        starts.append(keyframe)
+        yield from decode(video, keyframe, container)
+
+    monkeypatch.setattr(reader.Video, "_decode_from", counted)
+    with open_video(path, "pyav") as video:
+        assert [number_in(frame) for frame in video.read([3, 4, 5, 20, 21, 30]).numpy()] == [3, 4, 5, 20, 21, 30]
+    assert len(starts) == 3
+
+
 def test_reading_without_decord(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fast_readers, "_import_decord", lambda: None)
     monkeypatch.setattr(fast_readers, "_import_torchcodec", lambda: None)

@@ -18,7 +18,7 @@ import itertools
 import os
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
 import av
@@ -138,24 +138,42 @@ class Video(TimedVideo):
     def pictures(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield what `frames` does, as arrays."""
         remaining = deque(indices)
-        for index, picture in self._pictures(remaining):
-            yield index, np.ascontiguousarray(picture)
+        yield from self._fast_pictures(remaining)
+        picture = self._picture_maker()
+        with _reported(self.name):
+            for index, frame in self._frames_at(remaining):
+                yield index, np.ascontiguousarray(picture(frame))
 
-    def _pictures(self, remaining: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the pictures of `remaining`, and remove their numbers from it."""
+    def reduced_pictures(
+        self, indices: Sequence[int], longest: int, full: Collection[int]
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """Yield numbers, small pictures and some full ones, see `TimedVideo.reduced_pictures`."""
+        if self._fast is not None:
+            yield from super().reduced_pictures(indices, longest, full)
+            return
+        small, large = self._picture_maker(longest), self._picture_maker()
+        with _reported(self.name):
+            for index, frame in self._frames_at(deque(indices)):
+                whole = np.ascontiguousarray(large(frame)) if index in full else None
+                yield index, np.ascontiguousarray(small(frame)), whole
+
+    def _fast_pictures(self, remaining: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the pictures that the fast reader can read, and remove their numbers from `remaining`."""
         while remaining and self._fast is not None:
             part = [remaining[place] for place in range(min(_FAST_FRAMES, len(remaining)))]
             try:
                 pictures = self._fast.read(part)
             except Refused:
                 self._fast = None  # for all later reads, too
-                break
+                return
             for index, picture in zip(part, pictures, strict=True):
                 remaining.popleft()
-                yield index, picture
+                yield index, np.ascontiguousarray(picture)
+
+    def _frames_at(self, remaining: deque[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield the decoded frames of `remaining`, and remove their numbers from it."""
         if remaining:
-            with _reported(self.name):
-                yield from self._counted(remaining) if self._scan.frame_times is None else self._timed(remaining)
+            yield from self._counted(remaining) if self._scan.frame_times is None else self._timed(remaining)
 
     def _open_fast(self, backend: Backend) -> FastReader | None:
         """Open the reader of `backend` if it is exact for this file."""
@@ -171,22 +189,21 @@ class Video(TimedVideo):
             raise VideoError(self.name, f"{refusal}; use backend 'auto' or 'pyav'") from None
         return reader
 
-    def _counted(self, remaining: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
-        image = self._picture_maker()
+    def _counted(self, remaining: deque[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         for index, frame in enumerate(self._decode()):
             if index == remaining[0]:
-                yield remaining.popleft(), image(frame)
+                yield remaining.popleft(), frame
                 if not remaining:
                     return
 
-    def _timed(self, remaining: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
-        frame_times, image = self._scan.frame_times, self._picture_maker()
+    def _timed(self, remaining: deque[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        frame_times = self._scan.frame_times
         assert frame_times is not None
         with opened(self._source) as container_and_stream:
-            for run in self._runs(sorted({frame_times.entries[index] for index in remaining})):
+            for run in self._runs(frame_times.entries, remaining):
                 for frame in self._decode_from(frame_times.keyframes[run[0]], container_and_stream):
                     if frame.pts == frame_times.times[remaining[0]]:
-                        yield remaining.popleft(), image(frame)
+                        yield remaining.popleft(), frame
                     elif frame.pts is not None and frame.pts > frame_times.times[remaining[0]]:
                         break
                     if not remaining or frame_times.entries[remaining[0]] not in run:
@@ -196,7 +213,7 @@ class Video(TimedVideo):
         if remaining:
             yield from self._held(remaining)
 
-    def _held(self, remaining: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def _held(self, remaining: deque[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield frames of a damaged video: for each, the last decodable one at or before its time, or the first."""
         assert self._scan.frame_times is not None
         times = sorted({frame.pts for frame in self._decode() if frame.pts is not None})
@@ -205,29 +222,36 @@ class Video(TimedVideo):
         shown = deque(
             times[max(bisect_right(times, self._scan.frame_times.times[index]) - 1, 0)] for index in remaining
         )
-        image, needed, pictures = self._picture_maker(), set(shown), dict[int, np.ndarray]()
+        needed, frames = set(shown), dict[int, av.VideoFrame]()
         for frame in self._decode():
             if frame.pts in needed:
-                pictures[frame.pts] = image(frame)
-            while remaining and shown[0] in pictures:
+                frames[frame.pts] = frame
+            while remaining and shown[0] in frames:
                 time = shown.popleft()
-                yield remaining.popleft(), pictures[time]
+                yield remaining.popleft(), frames[time]
                 if not shown or shown[0] != time:
-                    del pictures[time]
+                    del frames[time]
 
-    def _runs(self, entries: list[int]) -> list[list[int]]:
-        """Group keyframes to decode from. Adjacent ones form one run if seeking is slow."""
+    def _runs(self, entries: Sequence[int], indices: Iterable[int]) -> list[list[int]]:
+        """Group the keyframes to decode from.
+
+        Adjacent ones form one run if seeking is slow, or if the next frame that is needed follows directly.
+        """
+        needed: dict[int, list[int]] = {}
+        for index in indices:
+            needed.setdefault(entries[index], []).append(index)
         runs: list[list[int]] = []
-        for entry in entries:
-            if runs and entry == runs[-1][-1] + 1 and self._scan.format not in INDEXED_FORMATS:
+        for entry in sorted(needed):
+            follows = bool(runs) and entry == runs[-1][-1] + 1
+            if follows and (self._scan.format not in INDEXED_FORMATS or needed[entry][0] == needed[entry - 1][-1] + 1):
                 runs[-1].append(entry)
             else:
                 runs.append([entry])
         return runs
 
-    def _picture_maker(self) -> PictureMaker:
+    def _picture_maker(self, longest: int | None = None) -> PictureMaker:
         size = (self._scan.width, self._scan.height)
-        return PictureMaker(size if all(size) else None)
+        return PictureMaker(size if all(size) else None, longest)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         with opened(self._source) as (container, stream):

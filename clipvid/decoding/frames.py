@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from clipvid import InputError
 from clipvid.decoding.errors import VideoError
 from clipvid.decoding.files import open_regular
 from clipvid.decoding.limits import Limits
-from clipvid.decoding.pictures import over_black
+from clipvid.decoding.pictures import over_black, reduced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,6 +90,13 @@ class FrameFolder:
                 raise VideoError(self.name, f"its images differ in size: {sizes} (height, width)")
             size = image.shape[:2]
             yield index, image
+
+    def reduced_pictures(
+        self, indices: Sequence[int], longest: int, full: Collection[int]
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """Yield numbers, small pictures and some full ones, see `clipvid.data.reader.Video.reduced_pictures`."""
+        for index, picture in self.pictures(indices):
+            yield index, reduced(picture, longest), picture if index in full else None
 
     def frames_between(self, start: float | None, end: float | None) -> range:
         """Return all frames, since a folder has no times.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import av
 import numpy as np
 from av.sidedata.sidedata import SideData
-from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoReformatter
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, Interpolation, VideoReformatter
+from PIL import Image
 
 HDR_CURVES = frozenset((ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67))
 # White of an SDR picture inside HDR, in nits (ITU-R BT.2408). Brighter highlights are clipped.
@@ -29,36 +31,66 @@ class PictureMaker:
 
     Args:
         size: Width and height as shown, before rotation. None means those of the first frame.
+        longest: Most pixels of a side. Larger pictures are reduced as they are converted, which is much faster than
+            converting all of their pixels. Pairs of their pixels have one color. None means no limit.
     """
 
-    def __init__(self, size: tuple[int, int] | None) -> None:
-        self._size = size
+    def __init__(self, size: tuple[int, int] | None, longest: int | None = None) -> None:
+        self._longest = longest
+        self._size = None if size is None else reduced_size(*size, longest)
+        self._options = _one_thread() if longest is None else _one_thread() | {"interpolation": Interpolation.AREA}
         self._reformatter = VideoReformatter()
         self._matrices: dict[float | None, tuple[int, int, int, int]] = {}
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """Return the picture of a frame."""
         if self._size is None:
-            self._size = (frame.width, frame.height)
+            self._size = reduced_size(frame.width, frame.height, self._longest)
         if frame.color_trc in HDR_CURVES:
             # Without an explicit matrix, an HDR curve implies BT.2020.
             matrix = Colorspace.BT2020 if frame.colorspace == _UNSPECIFIED else None
-            wide = self._reformatter.reformat(frame, *self._size, format="rgb48le", src_colorspace=matrix)
-            picture = tone_mapped(wide.to_ndarray(), frame.color_trc, frame.color_primaries)
+            wide = self._converted(frame, "rgb48le", src_colorspace=matrix)
+            picture = tone_mapped(wide, frame.color_trc, frame.color_primaries)
         elif has_alpha(frame):
-            picture = over_black(self._reformatter.reformat(frame, *self._size, format="rgba").to_ndarray())
+            picture = over_black(self._converted(frame, "rgba"))
         else:
-            picture = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
+            picture = self._converted(frame, "rgb24")
         # PyAV keeps a frame whose side data are read until the next garbage collection, hence once for each rotation.
         rotation = getattr(frame, "rotation", None)
         if rotation not in self._matrices:
             self._matrices[rotation] = display_matrix(frame)
         return oriented(picture, self._matrices[rotation])
 
+    def _converted(self, frame: av.VideoFrame, pixels: str, **options: Any) -> np.ndarray:
+        assert self._size is not None
+        width, height = self._size
+        converted = self._reformatter.reformat(frame, width, height, pixels, **self._options, **options)
+        return converted.to_ndarray()
+
+
+def reduced_size(width: int, height: int, longest: int | None) -> tuple[int, int]:
+    """Return width and height with the same ratio and at most `longest` pixels. Small pictures keep their size."""
+    scale = 1.0 if longest is None else longest / max(width, height)
+    return (width, height) if scale >= 1 else (max(round(width * scale), 1), max(round(height * scale), 1))
+
+
+def reduced(picture: np.ndarray, longest: int) -> np.ndarray:
+    """Return a picture uint8 [H, W, 3] with at most `longest` pixels on a side, by means over areas."""
+    height, width = picture.shape[:2]
+    size = reduced_size(width, height, longest)
+    if size == (width, height):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+
 
 def has_alpha(frame: av.VideoFrame) -> bool:
     """Return True for a frame with an alpha channel."""
-    return any(component.is_alpha for component in frame.format.components)
+    return _format_has_alpha(frame.format.name)
+
+
+@functools.cache
+def _format_has_alpha(name: str) -> bool:
+    return any(component.is_alpha for component in av.VideoFormat(name).components)
 
 
 def over_black(picture: np.ndarray) -> np.ndarray:
@@ -109,6 +141,21 @@ def tone_mapped(picture: np.ndarray, curve: int, primaries: int) -> np.ndarray:
     if primaries != ColorPrimaries.BT709:
         light = light @ _TO_BT709.T
     return _sdr_codes()[(light.clip(0, 1) * (_LEVELS - 1)).round().astype(np.uint16)]
+
+
+@functools.cache
+def _one_thread() -> dict[str, Any]:
+    """Return the option for converting in one thread.
+
+    PyAV 17 and later start a thread for each core by default. For small pictures this takes far longer than converting
+    them. Earlier versions have one thread, and do not know the option.
+    """
+    option = {"threads": 1}
+    try:
+        VideoReformatter().reformat(av.VideoFrame(16, 16, "yuv420p"), format="rgb24", **option)
+    except TypeError:
+        return {}
+    return option
 
 
 @functools.cache

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from clipvid.decoding.errors import VideoError
+from clipvid.decoding.pictures import reduced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +71,22 @@ class TimedVideo:
     def pictures(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield what `frames` does, as arrays."""
         raise NotImplementedError
+
+    def reduced_pictures(
+        self, indices: Sequence[int], longest: int, full: Collection[int]
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """Yield number, small picture and full picture of sorted indices without repeats, each decoded once.
+
+        Args:
+            indices: Numbers of frames.
+            longest: Most pixels of a side of a small picture.
+            full: Numbers whose full picture is needed too. It is None for others.
+
+        Raises:
+            VideoError: No frame can be decoded.
+        """
+        for index, picture in self.pictures(indices):
+            yield index, reduced(picture, longest), picture if index in full else None
 
     @property
     def duration(self) -> float | None:

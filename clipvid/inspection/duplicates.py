@@ -91,8 +91,8 @@ def normalized(signatures: Tensor) -> Tensor:
     """
     flat = rearrange(signatures, "n s h w -> n s (h w)").float()
     flat = flat - flat.mean(dim=-1, keepdim=True)
-    spread = flat.std(dim=-1, correction=0, keepdim=True).clamp_min(_CONTRAST)
-    return flat / spread / flat.shape[-1] ** 0.5
+    spread = flat.square().mean(dim=-1, keepdim=True).sqrt_().clamp_min_(_CONTRAST)
+    return flat.div_(spread * flat.shape[-1] ** 0.5)
 
 
 def motion_energy(frames: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from clipvid.model.factory import create_model
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.runs.progress import Progress
 
-_FORMAT = 2
+_FORMAT = 3
 _GIB = 2**30
 
 
@@ -150,8 +150,5 @@ def _completed(readable: list[ClipReading], tower: FrozenTower, store: FeatureSt
                 assert reading.signature is not None
                 assert reading.facts is not None
                 write_stored(store, reading.key, reading.features, reading.signature, reading.facts)
-        elif reading.features is not None:
-            # The stored tensor may be a view of a file.
-            reading = dataclasses.replace(reading, features=reading.features.clone())
         result.append(reading)
     return result

@@ -117,6 +117,8 @@ def measure_motion(task: ProbeTask, seed: int) -> MotionResult:
     need = decide(chance, accuracy, differences, bool(pairs))
     probe = ORDERED if need == "order" else BAG
     curve = {share: hits[probe] if share == 1 else _fewer_clips(task, probe, share, seed) for share in SHARES}
+    length = task.features.shape[1]
+    frames = {count: hits[probe] if count == length else _fewer_frames(task, probe, count) for count in _counts(length)}
     return MotionResult(
         need,
         chance,
@@ -124,7 +126,7 @@ def measure_motion(task: ProbeTask, seed: int) -> MotionResult:
         differences,
         {name: _by_class(task, hits[name]) for name in scores},
         pairs,
-        {count: resample.share(_fewer_frames(task, probe, count)) for count in _counts(task.features.shape[1])},
+        {count: resample.share(own) for count, own in frames.items()},
         {share: resample.share(own) for share, own in curve.items()},
         resample.share(curve[1.0] - curve[0.5]),
         task.unit,

@@ -7,9 +7,12 @@ embedding.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,9 +23,8 @@ from clipvid.data.reader import open_video
 from clipvid.data.sampling import uniform_indices
 from clipvid.data.transforms import Transform
 from clipvid.decoding.errors import VideoError
-from clipvid.files import hash_key
 from clipvid.inspection.clips import ClipList
-from clipvid.inspection.signatures import ClipFacts, find_bars, motion_of, reduce_frame, signature_of
+from clipvid.inspection.signatures import REDUCED, ClipFacts, find_bars, gray, motion_of, signature_of
 
 DENSITY = 3  # frames of the signature for each frame of the tower, which is the middle one
 
@@ -88,12 +90,45 @@ class ClipReader(Dataset[ClipReading]):
         return ClipReading(index, key, signature, facts, frames)
 
 
+class ResizedFrames:
+    """Frames as a tower sees them. Full frames are resized together while they are small, which is faster.
+
+    Args:
+        transform: uint8 [n, 3, H, W] -> uint8 [n, 3, S', S'].
+        held_bytes: Bytes of full frames that may wait to be resized.
+    """
+
+    def __init__(self, transform: Transform, held_bytes: int = 4 << 20) -> None:
+        self.transform, self.held_bytes = transform, held_bytes
+        self._waiting: list[tuple[int, np.ndarray]] = []
+        self._frames: dict[int, Tensor] = {}
+
+    def add(self, number: int, picture: np.ndarray) -> None:
+        """Add a full frame uint8 [H, W, 3]."""
+        self._waiting.append((number, picture))
+        if sum(waiting.nbytes for _, waiting in self._waiting) > self.held_bytes:
+            self._resize()
+
+    def stacked(self, numbers: Sequence[int]) -> Tensor:
+        """Return the frames of these numbers, uint8 [T, 3, S', S']."""
+        self._resize()
+        return torch.stack([self._frames[number] for number in numbers])
+
+    def _resize(self) -> None:
+        if self._waiting:
+            numbers, pictures = zip(*self._waiting, strict=True)
+            frames = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+            self._frames |= dict(zip(numbers, self.transform(frames), strict=True))
+            self._waiting = []
+
+
 def read_clip(
     source: Any, start: float | None, end: float | None, num_frames: int, transform: Transform
 ) -> tuple[Tensor, Tensor, ClipFacts]:
     """Return frames uint8 [T, 3, S', S'], signature uint8 [S, P, P] and facts of a part of a video.
 
-    One full frame is in memory at a time.
+    Few full frames are in memory at a time, see `ResizedFrames`. Frames that the tower does not see are
+    decoded, but never converted in full.
 
     Raises:
         VideoError: The video cannot be read.
@@ -102,20 +137,20 @@ def read_clip(
         part = video.frames_between(start, end)
         chosen = part.start + uniform_indices(len(part), DENSITY * num_frames)
         needed, row = chosen.unique(return_inverse=True)
-        seen = set(chosen[DENSITY // 2 :: DENSITY].tolist())
-        pictures: dict[int, Tensor] = {}
-        reduced: list[Tensor] = []
+        seen = chosen[DENSITY // 2 :: DENSITY].tolist()
+        resized = ResizedFrames(transform)
+        small: list[np.ndarray] = []
         size = (0, 0)
-        for number, frame in video.frames(needed.tolist()):
-            reduced.append(reduce_frame(frame))
-            size = (frame.shape[1], frame.shape[0])
-            if number in seen:
-                pictures[number] = transform(frame.permute(2, 0, 1)[None])[0]
+        for number, picture, full in video.reduced_pictures(needed.tolist(), REDUCED, set(seen)):
+            small.append(picture)
+            if full is not None:
+                size = (full.shape[1], full.shape[0])
+                resized.add(number, full)
         times = video.frame_times(part)
         fps, varying = video.fps, video.has_varying_rate
-    small = torch.stack(reduced)
-    bars = find_bars(small)
-    height, width = small.shape[1:]
+    reduced = gray(torch.from_numpy(np.stack(small)))
+    bars = find_bars(reduced)
+    height, width = reduced.shape[1:]
     facts = ClipFacts(
         frames=len(part),
         fps=fps,
@@ -124,31 +159,30 @@ def read_clip(
         width=size[0],
         height=size[1],
         bars=(bars[0] / height, bars[1] / height, bars[2] / width, bars[3] / width),
-        motion=motion_of(small),
-        brightness=float(small.mean()),
+        motion=motion_of(reduced),
+        brightness=float(reduced.mean()),
     )
-    frames = torch.stack([pictures[number] for number in chosen[DENSITY // 2 :: DENSITY].tolist()])
-    return frames, signature_of(small, bars)[row], facts
+    return resized.stacked(seen), signature_of(reduced, bars)[row], facts
 
 
 def read_stored(store: FeatureStore, key: str) -> tuple[Tensor, Tensor, ClipFacts] | None:
-    """Return features, signature and facts of a clip; None if one of them is absent or damaged."""
-    features, signature = store.read(key), store.read(_signature_key(key))
-    if features is None or signature is None:
+    """Return features, signature and facts of a clip; None if they are absent or damaged."""
+    stored = store.read(key)
+    if stored is None:
         return None
+    content, notes = stored
     try:
-        record = json.loads(signature[1]["facts"])
+        shapes, record = json.loads(notes["shapes"]), json.loads(notes["facts"])
         facts = ClipFacts(**record | {"bars": tuple(record["bars"])})
-    except (ValueError, KeyError, TypeError):
+        features, signature = content.split([2 * math.prod(shapes[0]), math.prod(shapes[1])])
+        # A copy, since the content may be a view of the file.
+        return features.clone().view(torch.float16).view(shapes[0]), signature.clone().view(shapes[1]), facts
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError):
         return None
-    return features[0], signature[0], facts
 
 
 def write_stored(store: FeatureStore, key: str, features: Tensor, signature: Tensor, facts: ClipFacts) -> None:
-    """Store features, signature and facts of a clip."""
-    store.write(key, features)
-    store.write(_signature_key(key), signature, {"facts": json.dumps(facts.record())})
-
-
-def _signature_key(key: str) -> str:
-    return hash_key(key, "signature")
+    """Store features float16 [T, E], signature and facts of a clip in one file."""
+    content = torch.cat([features.contiguous().view(torch.uint8).flatten(), signature.flatten()])
+    shapes = json.dumps([list(features.shape), list(signature.shape)])
+    store.write(key, content, {"shapes": shapes, "facts": json.dumps(facts.record())})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from clipvid.inspection.findings import Findings, find_all, find_copies
 from clipvid.inspection.motion import MotionResult, measure_motion
 from clipvid.inspection.motion_report import advise, motion_sections
 from clipvid.inspection.report import clean_sections
-from clipvid.inspection.tasks import probe_task
+from clipvid.inspection.tasks import ProbeTask, probe_task
 from clipvid.runs.config_files import config_record
 from clipvid.runs.lock import locked
 
@@ -30,6 +30,7 @@ class Inspection:
         clips: The clips.
         readings: Their features and signatures.
         findings: Findings about the cleanliness.
+        task: Clips for probes, or the reason why there are none.
         motion: Answer to whether the classes need motion, or None without labels.
         fixed: Sentence about the fixed list; empty without one.
     """
@@ -37,6 +38,7 @@ class Inspection:
     clips: ClipList
     readings: Readings
     findings: Findings
+    task: ProbeTask | str
     motion: MotionResult | None
     fixed: str = ""
 
@@ -60,20 +62,43 @@ def run_inspection(config: InspectConfig, tower: FrozenTower | None = None, enab
         check_fixable(clips, target)
     output = Path(config.output_dir)
     with locked(output):
-        readings = read_all(clips, tower or load_tower(config), config, enabled)
-        copies = find_copies(readings)
-        task = probe_task(clips, readings, copies, config.folds, config.seed)
-        findings = find_all(clips, readings, copies, task, config.num_frames)
-        motion = None if isinstance(task, str) else measure_motion(task, config.seed)
-        fixed = ""
+        inspection = examine(clips, tower or load_tower(config), config, enabled)
         if target is not None:
-            dropped = findings.dropped(clips, config.drop)
+            dropped = inspection.findings.dropped(clips, config.drop)
             base = write_fixed(clips, dropped, target)
-            fixed = f"{target} lists the {len(clips) - len(dropped)} clips without these findings, relative to {base}"
-        inspection = Inspection(clips, readings, findings, motion, fixed)
-        write_page(output / REPORT, build_page(inspection, config))
-        write_json(output / RECORD, record(inspection, config))
+            kept = f"{target} lists the {len(clips) - len(dropped)} clips without these findings, relative to {base}"
+            inspection = replace(inspection, fixed=kept)
+        write_results(inspection, config, output)
     return inspection
+
+
+def examine(
+    clips: ClipList, tower: FrozenTower, config: InspectConfig, enabled: bool = True, folder: Path | None = None
+) -> Inspection:
+    """Return the results of an inspection, without writing any.
+
+    Args:
+        clips: The clips of the config.
+        tower: The tower of the config.
+        config: The config.
+        enabled: Show the progress.
+        folder: Folder of stored features, by default that of the cache.
+
+    Raises:
+        InputError: No video can be read.
+    """
+    readings = read_all(clips, tower, config, enabled, folder)
+    copies = find_copies(readings)
+    task = probe_task(clips, readings, copies, config.folds, config.seed)
+    findings = find_all(clips, readings, copies, task, config.num_frames)
+    motion = None if isinstance(task, str) else measure_motion(task, config.seed)
+    return Inspection(clips, readings, findings, task, motion)
+
+
+def write_results(inspection: Inspection, config: InspectConfig, folder: Path) -> None:
+    """Write report.html and inspect.json."""
+    write_page(folder / REPORT, build_page(inspection, config))
+    write_json(folder / RECORD, record(inspection, config))
 
 
 def record(inspection: Inspection, config: InspectConfig) -> dict[str, Any]:

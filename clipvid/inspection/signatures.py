@@ -53,15 +53,9 @@ class ClipFacts:
         return asdict(self)
 
 
-def reduce_frame(frame: Tensor) -> Tensor:
-    """Return a frame uint8 [H, W, 3] in gray and at most `REDUCED` pixels wide and high, float32 [h, w]."""
-    height, width = frame.shape[:2]
-    gray = frame.float() @ torch.tensor(_LUMA)
-    scale = REDUCED / max(height, width)
-    if scale >= 1:
-        return gray
-    size = (max(round(height * scale), 1), max(round(width * scale), 1))
-    return interpolate(gray[None, None], size, mode="area")[0, 0]
+def gray(frames: Tensor) -> Tensor:
+    """Return reduced frames uint8 [S, h, w, 3] in gray, float32 [S, h, w]."""
+    return frames.float() @ torch.tensor(_LUMA)
 
 
 def find_bars(frames: Tensor) -> tuple[int, int, int, int]:
@@ -99,4 +93,4 @@ def signature_of(frames: Tensor, bars: Sequence[int]) -> Tensor:
 
 def motion_of(frames: Tensor) -> float:
     """Return the mean standard deviation of a pixel over the reduced frames [S, h, w]."""
-    return float(frames.std(dim=0, correction=0).mean())
+    return float((frames - frames.mean(dim=0)).square().mean(dim=0).sqrt().mean())
