@@ -140,6 +140,15 @@ def test_a_run_keeps_its_values_when_it_is_started_again(videos: Path) -> None: 
     assert with_chosen_settings(config, frozenset({EPOCHS}))[0].training.epochs == config.training.epochs
 
 
+def test_a_run_keeps_its_values_if_it_was_interrupted_in_its_cross_validation(videos: Path) -> None:  # noqa: F811
+    fold = Path("out/selection/fold_0_adapters")
+    fold.mkdir(parents=True)
+    recorded = {"epochs": 90, "eval_epochs": 90, "per_device_train_batch_size": 2}
+    (fold / "run.yaml").write_text(yaml.safe_dump({"training": recorded}))
+    training = with_chosen_settings(parse("--data.train=videos", "--output_dir=out"), frozenset())[0].training
+    assert (training.epochs, training.eval_epochs, training.per_device_train_batch_size) == (90, 5, 4)
+
+
 def test_the_quota_of_a_container_counts(tmp_path: Path) -> None:
     quota = tmp_path / "cpu.max"
     quota.write_text("50000 100000\n")

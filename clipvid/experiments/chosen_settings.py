@@ -21,6 +21,7 @@ from clipvid.data.drawn_split import without_missing_list
 from clipvid.data.lists.sources import FolderSource, resolve_source
 from clipvid.data.splits import load_splits
 from clipvid.evaluation.tables import Table
+from clipvid.experiments.selection import ADAPTERS, fold_folder
 from clipvid.model.heads import HEADS
 from clipvid.runs.yaml_files import read_yaml_text
 from clipvid.training.config import FinetuneConfig
@@ -29,6 +30,8 @@ TRAIN_BATCH, EVAL_BATCH = "training.per_device_train_batch_size", "training.per_
 EPOCHS, EVAL_EPOCHS = "training.epochs", "training.eval_epochs"
 WORKERS, PRECISION, THREADS = "data.num_workers", "training.mixed_precision", "threads"
 OPTIONS = (TRAIN_BATCH, EVAL_BATCH, EPOCHS, EVAL_EPOCHS, WORKERS, PRECISION)
+
+_SAME_IN_FOLDS = (EVAL_BATCH, EPOCHS, WORKERS, PRECISION)
 
 _STEPS, _STEPS_OF_NEW_HEAD = 400, 800  # see docs/results/real-video.md
 _FEWEST_EPOCHS, _MOST_EPOCHS, _EVALUATIONS = 5, 100, 20
@@ -181,12 +184,17 @@ def _is_folder(config: FinetuneConfig) -> bool:
 
 
 def _kept(settings: list[Setting], output: Path) -> list[Setting]:
-    """Return the settings with the values of the run in the output folder, if there is one."""
-    try:
-        recorded = yaml.safe_load(read_yaml_text(output / "run.yaml"))
-    except (yaml.YAMLError, ValueError, OSError):
-        return settings  # no run, or one that cannot be read, which is reported later
-    return [_with_recorded(setting, recorded) for setting in settings]
+    """Return the settings with the values of the run in the output folder, if there is one.
+
+    A run that was interrupted in its cross-validation has only the config of the first fold, with another batch size.
+    """
+    for folder, names in ((output, OPTIONS), (fold_folder(output, 0, ADAPTERS), _SAME_IN_FOLDS)):
+        try:
+            recorded = yaml.safe_load(read_yaml_text(folder / "run.yaml"))
+        except (yaml.YAMLError, ValueError, OSError):
+            continue  # no run, or one that cannot be read, which is reported later
+        return [_with_recorded(setting, recorded) if setting.name in names else setting for setting in settings]
+    return settings
 
 
 def _with_recorded(setting: Setting, recorded: Mapping[str, Any]) -> Setting:

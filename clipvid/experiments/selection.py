@@ -101,6 +101,11 @@ def _with_choice(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def fold_folder(output: Path, number: int, choice: str) -> Path:
+    """Return the folder of the training of a fold, which exists until the choice is made."""
+    return output / _FOLDER / f"fold_{number}_{choice}"
+
+
 def _read(output: Path) -> dict[str, Any] | None:
     """Return the outcome of an earlier start of the run, or None."""
     path = output / SELECTION
@@ -151,7 +156,7 @@ def _cross_validate(config: FinetuneConfig, train: Manifest, accelerator: Accele
         manifests = chosen.subset(part), chosen.subset(held_out)
         for choice in measured:
             accelerator.print(f"fold {number + 1} of {len(folds)}, {name if choice == ADAPTERS else 'frames averaged'}")
-            folder = output / _FOLDER / f"fold_{number}_{choice}"
+            folder = fold_folder(output, number, choice)
             model = config.model if choice == ADAPTERS else replace(config.model, adapter="none")
             fold = _fold_config(config, folder, len(part), accelerator.num_processes)
             figures = finetune(fold, *manifests, accelerator, folder, opened, Selected(model, {}))
