@@ -222,6 +222,7 @@ def use_entry_points(site: Path, output: Path) -> None:
         print(raised.value)
 
 
+@pytest.mark.slow
 def test_entry_points_of_installed_package(site, tmp_path):
     folders = {kind: tmp_path / kind for kind in ("adapter", "pooling", "head")}
     worker = Worker(tmp_path / "log", {}, use_entry_points, site, tmp_path)

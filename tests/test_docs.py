@@ -240,6 +240,7 @@ def test_example_of_the_readme_runs(models: Path, monkeypatch: pytest.MonkeyPatc
     assert "ball moving left" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_example_of_a_trainer_runs_as_a_script(models: Path):
     (block,) = (block for block in BLOCKS if block.language == "python" and "TrainingArguments(" in block.code)
     script = models / "trainer.py"
