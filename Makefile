@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-gpu lint clean
+.PHONY: demo docs real-video test test-all test-gpu lint clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clipvid needs Python 3.11 or newer; PYTHON=/path/to/python make ...")'
@@ -36,6 +36,14 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	$(BIN)/mkdocs build --strict
+
+# All figures of docs/results/real-video.md; each trial is run once: make real-video WEIZMANN=... UCF=... TOWER=...
+LADDER = $(BIN)/clipvid benchmark ladder --trial.recipe.model.backbone local-dir:$(TOWER)
+real-video: $(INSTALLED)
+	$(LADDER) --config configs/ladder/weizmann_tower.yaml --trial.data.root $(WEIZMANN)
+	$(LADDER) --config configs/ladder/ucf101_mini_tower.yaml --trial.data.root $(UCF)
+	$(LADDER) --config configs/ladder/weizmann_tower.yaml --trial.data.root $(WEIZMANN) \
+	  --trial.protocol.shots 2 --trial.recipe.training.epochs 60 --output_dir outputs/ladder/weizmann_tower_2_clips
 
 clean:
 	rm -rf outputs

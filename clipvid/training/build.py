@@ -26,6 +26,7 @@ from clipvid.training.batch_size import largest_batch_size
 from clipvid.training.checkpoint import recorded_batch_size
 from clipvid.training.config import FinetuneConfig, TrainingConfig, VideoRunConfig
 from clipvid.training.features import clips_recur, open_features
+from clipvid.training.first_head import head_is_first
 from clipvid.training.objectives import (
     Classification,
     Objective,
@@ -177,7 +178,8 @@ def build_trainer(
         )
     accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
     loader = train_loader(config, dataset, training, accelerator, output_dir)
-    optimizer = build_optimizer(model, config.optim)
+    is_first = head_is_first(model, training)
+    optimizer = build_optimizer(model, dataclasses.replace(config.optim, head_lr=None) if is_first else config.optim)
     batches: TrainBatches = loader.batch_sampler  # type: ignore[assignment]
     accelerator.print(describe_groups(model, optimizer))
     scheduler = build_scheduler(optimizer, config.optim, training.epochs * batches.steps_per_epoch)

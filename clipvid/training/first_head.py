@@ -2,7 +2,7 @@
 
 A linear head starts from random weights, and adapters start without an effect. If both train from the start, the head
 needs most of the steps, and adapters learn from the errors of a random head. With a head that is trained on the first
-features, training starts as accurate as averaged frames. The order is that of Kumar et al. (ICLR 2022,
+features, training starts as accurate as averaged frames, and goes on with the rate of adapters. The order is that of Kumar et al. (ICLR 2022,
 https://arxiv.org/abs/2202.10054).
 
 Shapes: C clips, T frames, E embedding.
@@ -10,6 +10,8 @@ Shapes: C clips, T frames, E embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,32 +21,41 @@ from torch import Tensor, nn
 
 from clipvid.model.encoder import FrozenFeatures
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.training.config import TrainingConfig
+from clipvid.training.config import FinetuneConfig, TrainingConfig
 from clipvid.training.objectives import Classification, SeveralLabels
+from clipvid.training.optim import build_optimizer, matching_groups
 from clipvid.training.trainer import Trainer
 
 _MOST_STEPS = 5000
 _MOST_BYTES = 2**30  # of the features in memory
 
 
+def head_is_first(model: nn.Module, training: TrainingConfig) -> bool:
+    """Return True if the head is trained alone first, since it is new and reads pooled features."""
+    if not isinstance(model, VideoCLIP) or not training.head_epochs:
+        return False
+    head = model.head
+    is_open = any(parameter.requires_grad for parameter in head.parameters())
+    return is_open and not (head.needs_text or head.needs_patches or head.is_trained)
+
+
 def train_head_first(
-    trainer: Trainer, model: VideoCLIP, objective: Classification | SeveralLabels, training: TrainingConfig
+    trainer: Trainer, model: VideoCLIP, objective: Classification | SeveralLabels, config: FinetuneConfig
 ) -> None:
-    """Train the head on the features of the model before its training, if it is new and reads pooled features.
+    """Train the head on the features of the model before its training, if `head_is_first`.
 
     All processes call this together, before the trainer's first step.
     """
-    head = model.head
-    parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    if not training.head_epochs or head.needs_text or head.needs_patches or head.is_trained or not parameters:
+    training, head = config.training, model.head
+    if not head_is_first(model, training):
         return
     accelerator = trainer.accelerator
+    parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     features, labels = _collect(trainer, model, max(training.cache_views, 1))
     batch = min(trainer.batches.global_batch, len(labels))
     steps = min(training.head_epochs * trainer.batches.steps_per_epoch, _MOST_STEPS)
-    rates = {id(each): group for group in trainer.optimizer.param_groups for each in group["params"]}
-    groups = [_group(parameter, rates[id(parameter)]) for parameter in parameters]
-    optimizer = torch.optim.AdamW(groups, betas=trainer.optimizer.defaults["betas"])
+    with _only(parameters, model):
+        optimizer = build_optimizer(model, matching_groups(model, config.optim))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     objective = replace(objective, mixup=0.0, cutmix=0.0)
     depth, shown = len(model.encoder.layers) + 1, torch.Generator().manual_seed(trainer.seed)
@@ -72,8 +83,18 @@ def train_head_first(
     accelerator.print(f"the head was trained alone first: {steps} steps on the features of {len(labels)} clips")
 
 
-def _group(parameter: nn.Parameter, settings: dict[str, Any]) -> dict[str, Any]:
-    return {"params": [parameter], "lr": settings["initial_lr"], "weight_decay": settings["weight_decay"]}
+@contextmanager
+def _only(parameters: list[nn.Parameter], model: nn.Module) -> Iterator[None]:
+    """Let only these parameters of the model require gradients."""
+    chosen = {id(parameter) for parameter in parameters}
+    others = [each for each in model.parameters() if each.requires_grad and id(each) not in chosen]
+    for each in others:
+        each.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for each in others:
+            each.requires_grad_(True)
 
 
 @torch.no_grad()
