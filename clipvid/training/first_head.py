@@ -2,8 +2,8 @@
 
 A linear head starts from random weights, and adapters start without an effect. If both train from the start, the head
 needs most of the steps, and adapters learn from the errors of a random head. With a head that is trained on the first
-features, training starts as accurate as averaged frames, and the rate of adapters is enough for the head too. Kumar et
-al. found this order (ICLR 2022, https://arxiv.org/abs/2202.10054).
+features, training starts as accurate as averaged frames. The rate of adapters is then enough for the head. Kumar et al.
+found this order (ICLR 2022, https://arxiv.org/abs/2202.10054).
 
 Shapes: C clips, T frames, E embedding.
 """
