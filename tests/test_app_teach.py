@@ -18,6 +18,7 @@ from clipvid.app.shared_model import SharedModel
 from clipvid.app.teaching import Teacher
 
 pytest.importorskip("gradio", reason="needs gradio: pip install 'clipvid[app]'")
+import gradio
 import httpx
 
 NAMES = {"red": f"red {HOSTILE}", "green": '"green", {{value}}', "blue": "it's ${alert(1)} blue"}
@@ -79,6 +80,28 @@ def test_program_cannot_name_a_clip(address, teacher, output):
     httpx.get(f"{address}gradio_api/queue/data?session_hash=a", timeout=60)
     assert labels_in(output) == {}
     assert not list(output.glob("*"))
+
+
+def test_full_disk_is_one_line(teacher, monkeypatch):
+    from clipvid.app.teach_tab import _Events, _Tab
+
+    tab, events = _Tab(), _Events(teacher)
+    teacher.clips.start()
+    teacher.clips.wait()
+    teacher.propose(tab.session)
+    clip, turn = tab.session.clip, tab.session.turn
+
+    def fail(*args) -> None:
+        raise OSError(28, "No space left on device", "/secret/labels.csv")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clipvid.app.label_list.write_text", fail)
+        with pytest.raises(gradio.Error) as error:
+            events.label(tab, turn, "red")
+    assert error.value.message == "a file could not be written or read: No space left on device"
+    assert (tab.session.clip, tab.session.turn) == (clip, turn)
+    events.label(tab, turn, "red")
+    assert list(labels_in(teacher.output)) == [clip]
 
 
 # A real browser

@@ -25,6 +25,9 @@ def one_line_errors() -> Iterator[None]:
         raise gr.Error(escaped(reason), print_exception=False) from None
     except ClipvidError as error:
         raise gr.Error(escaped(error), print_exception=False) from None
+    except OSError as error:
+        reason = f"a file could not be written or read: {error.strerror or error}"
+        raise gr.Error(escaped(reason), print_exception=True) from None
 
 
 def escaped(text: object) -> str:

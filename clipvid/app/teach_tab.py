@@ -145,7 +145,8 @@ class _Events:
         """Take the last label back."""
         if tab is None:
             return self.start()
-        self.teacher.undo(tab.session)
+        with one_line_errors():
+            self.teacher.undo(tab.session)
         return self._show(tab)
 
     def train(self, tab: _Tab | None) -> tuple[Any, ...]:
