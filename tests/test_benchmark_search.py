@@ -1,6 +1,7 @@
 """`clipvid benchmark search`: recall against a world whose answers are known, refusals, and the tables."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,14 @@ import torch.nn.functional as F
 
 from clipvid import InputError
 from clipvid.benchmarks import search
-from clipvid.benchmarks.search import ModelFigures, QueryTime, SearchBenchmark, measure_queries, render_tables
+from clipvid.benchmarks.search import (
+    GraphFigures,
+    ModelFigures,
+    QueryTime,
+    SearchBenchmark,
+    measure_queries,
+    render_tables,
+)
 from clipvid.commands.benchmark import main
 from clipvid.data.synthetic.world import WorldConfig, world_classes
 from clipvid.inference.search.index import Moment
@@ -54,8 +62,8 @@ def test_search_among_random_windows_is_exact(tmp_path, monkeypatch) -> None:
     answers = []
     nearest = search.Index.nearest
 
-    def recorded(index, direction, top_k):
-        moments = nearest(index, direction, top_k)
+    def recorded(index, direction, top_k, approximate):
+        moments = nearest(index, direction, top_k, approximate)
         scores = torch.from_numpy(index.features.astype("float32")) @ direction
         answers.append((moments[0].score, float(scores.max())))
         return moments
@@ -69,6 +77,29 @@ def test_search_among_random_windows_is_exact(tmp_path, monkeypatch) -> None:
     assert F.cosine_similarity(features[0], features[-1], dim=0).abs() < 0.99
 
 
+def test_graph_is_measured_beside_exact_search(tmp_path) -> None:
+    pytest.importorskip("usearch", reason="needs usearch: pip install 'clipvid[search]'")
+    options = ["--models=[]", "--sizes=[2050]", "--graph=true", "--width=64", "--repeats=3"]
+    main(["search", *options, f"--output_dir={tmp_path}"])
+    (query,) = json.loads((tmp_path / "metrics.json").read_text())["rows"]
+    graph = query["graph"]
+    assert len(query["seconds"]) == len(graph["seconds"]) == len(graph["recall"]) == 3
+    assert min(graph["building"], *graph["seconds"]) > 0
+    assert min(graph["recall"]) >= 0.8
+    table = (tmp_path / "table.md").read_text()
+    assert "| approximate query among 2,050 windows, recall@10 " in table
+    assert "| graph of 2,050 windows | " in table
+    assert "recall@10, --not" not in table
+    assert not list(tmp_path.glob("random/*"))
+
+
+def test_missing_usearch_is_named_before_anything_is_measured(monkeypatch) -> None:
+    for name in ("usearch", "usearch.index"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=r"pip install 'clipvid\[search\]'"):
+        SearchBenchmark(graph=True)
+
+
 def test_clips_are_counted_by_class() -> None:
     left, right = world_classes(WorldConfig(objects=("ball",), motions=("horizontal",)))
     names = [f"{left.name.replace(' ', '_')}/0.mp4"] * 3 + [f"{right.name.replace(' ', '_')}/0.mp4"]
@@ -79,9 +110,11 @@ def test_clips_are_counted_by_class() -> None:
 def test_tables_have_means_medians_and_ratios() -> None:
     rows = [
         ModelFigures("ila", [1.0, 0.8], [1.0, 1.0], [0.0, 0.2], ["a", "b"], [2.0, 9.0, 3.0], [1.0, 1.0, 1.5]),
-        QueryTime(1_000_000, [0.2, 0.4, 0.3]),
+        QueryTime(1_000_000, [0.2, 0.4, 0.3], GraphFigures(812.4, [0.01, 0.03, 0.02], [1.0, 0.9, 0.8])),
     ]
     table = render_tables(rows, SearchBenchmark())
     assert "| ila | 0.90 (" in table
     assert "| indexing 3 minutes of video, ila | 3.00 | 3.0 |" in table
     assert "| query among 1,000,000 windows | 0.300 | - |" in table
+    assert "| approximate query among 1,000,000 windows, recall@10 0.90 | 0.020 | - |" in table
+    assert "| graph of 1,000,000 windows | 812 | - |" in table

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from clipvid import InputError
 from clipvid.benchmarks.cost import describe_machine, run_cost_benchmark
@@ -28,7 +29,8 @@ from clipvid.decoding.demux import decoded, opened, packets
 from clipvid.evaluation.tables import Cell, Figure, Table
 from clipvid.hub.loading import from_pretrained
 from clipvid.inference.search.building import build_index
-from clipvid.inference.search.folder import INDEX, IndexedVideo, write_index
+from clipvid.inference.search.folder import INDEX, IndexedVideo, graph_path, read_record, write_index
+from clipvid.inference.search.graph import build_graph, check_usearch
 from clipvid.inference.search.index import Index, Moment
 from clipvid.inference.search.settings import IndexSettings
 from clipvid.model.video_clip import VideoCLIP
@@ -37,6 +39,7 @@ from clipvid.runs.config_files import parse_config
 
 TOP = 10
 _PER_VIDEO = 100  # random windows
+_RANK = 32  # dimensions of random features; a graph finds no neighbors among directions that are all independent
 _LONG = 180 * 25  # frames
 
 
@@ -55,6 +58,7 @@ class SearchBenchmark:
         template: Template of the queries.
         window: Seconds of a window of the world.
         sizes: Numbers of random windows to search in.
+        graph: Also build a graph of usearch for each size, and search in it.
         width: Values of a random feature.
         repeats: Repeats of each time. The median is reported.
         threads: Threads of the CPU.
@@ -66,12 +70,15 @@ class SearchBenchmark:
     template: str = "a photo of a {}."
     window: float = 3.0
     sizes: list[int] = field(default_factory=lambda: [100_000, 1_000_000])
+    graph: bool = False
     width: int = 512
     repeats: int = 3
     threads: int = 1
 
     def __post_init__(self) -> None:
         check_ranges("benchmark", self, **dict.fromkeys(("width", "repeats", "threads"), (1, FINITE)))
+        if self.graph:
+            check_usearch()
         if any(size < 1 for size in self.sizes):
             raise InputError(f"sizes={self.sizes}: expected numbers of at least 1")
         if "{}" not in self.template:
@@ -102,11 +109,27 @@ class ModelFigures:
 
 
 @dataclass(frozen=True)
+class GraphFigures:
+    """Figures of a graph of usearch.
+
+    Attributes:
+        building: CPU seconds to build it.
+        seconds: CPU seconds of an approximate search, for each repeat.
+        recall: Share of the first 10 exact moments that the approximate search returns, for each repeat.
+    """
+
+    building: float
+    seconds: list[float]
+    recall: list[float]
+
+
+@dataclass(frozen=True)
 class QueryTime:
     """CPU seconds of an exact search in random features, for each repeat."""
 
     windows: int
     seconds: list[float]
+    graph: GraphFigures | None = None
 
 
 def main(args: list[str]) -> None:
@@ -123,8 +146,9 @@ def measure_search(config: SearchBenchmark) -> list[ModelFigures | QueryTime]:
     """
     torch.set_num_threads(config.threads)
     output = Path(config.output_dir)
-    build_world(config.world, output / "world")
-    make_video(output / "long" / "video.mp4", 0, _LONG)
+    if config.models:
+        build_world(config.world, output / "world")
+        make_video(output / "long" / "video.mp4", 0, _LONG)
     rows: list[ModelFigures | QueryTime] = [measure_model(folder, config) for folder in config.models]
     return rows + [measure_queries(size, config) for size in config.sizes]
 
@@ -174,7 +198,10 @@ def _seconds_of_decoding(path: Path) -> float:
 
 
 def measure_queries(size: int, config: SearchBenchmark) -> QueryTime:
-    """Measure an exact search in an index of random features. The first search is not counted: it reads the file."""
+    """Measure exact and approximate searches in an index of random features.
+
+    The first search of each kind is not counted: it reads the file.
+    """
     folder = Path(config.output_dir) / "random"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -183,24 +210,48 @@ def measure_queries(size: int, config: SearchBenchmark) -> QueryTime:
     times = (np.arange(count)[:, None] + np.array([[0.0, 2.0]]) for count in counts)
     settings = IndexSettings(str(folder), "random", 2.0, 1.0, 8)
     write_index(folder, settings, videos, _random_features(size, config.width), times, config.width)
-    index, generator = Index(folder), torch.Generator().manual_seed(1)
-    seconds = []
-    for _ in range(config.repeats + 1):
-        direction = F.normalize(torch.randn(config.width, generator=generator), dim=0)
+    index = Index(folder)
+    generator = torch.Generator().manual_seed(1)
+    directions = _random_directions(config.repeats + 1, config.width, generator)
+    seconds, moments = _timed_searches(index, directions)
+    graph = None
+    if config.graph:
         start = time.process_time()
-        index.nearest(direction, TOP)
-        seconds.append(time.process_time() - start)
+        build_graph(index.features, graph_path(folder, read_record(folder)))
+        building = time.process_time() - start
+        approximate, near = _timed_searches(index, directions, approximate=True)
+        recall = [len(first & second) / len(first) for first, second in zip(moments, near, strict=True)]
+        graph = GraphFigures(building, approximate, recall)
     (folder / INDEX).unlink()
     del index
     shutil.rmtree(folder, ignore_errors=True)
-    return QueryTime(size, seconds[1:])
+    return QueryTime(size, seconds, graph)
+
+
+def _timed_searches(
+    index: Index, directions: Tensor, approximate: bool = False
+) -> tuple[list[float], list[set[tuple[str, float]]]]:
+    """Return CPU seconds and results of a search for each direction after the first one."""
+    seconds, results = [], []
+    for direction in directions:
+        start = time.process_time()
+        moments = index.nearest(direction, TOP, approximate)
+        seconds.append(time.process_time() - start)
+        results.append({(moment.video, moment.start) for moment in moments})
+    return seconds[1:], results[1:]
 
 
 def _random_features(size: int, width: int) -> Iterator[np.ndarray]:
     generator = torch.Generator().manual_seed(0)
     for first in range(0, size, 2**14):
-        features = torch.randn(min(2**14, size - first), width, generator=generator)
-        yield F.normalize(features, dim=-1).half().numpy()
+        yield _random_directions(min(2**14, size - first), width, generator).half().numpy()
+
+
+def _random_directions(count: int, width: int, generator: torch.Generator) -> Tensor:
+    """Return directions [count, width] in a subspace of `_RANK` dimensions that is always the same."""
+    rank = min(_RANK, width)
+    basis = torch.randn(rank, width, generator=torch.Generator().manual_seed(2))
+    return F.normalize(torch.randn(count, rank, generator=generator) @ basis, dim=-1)
 
 
 def render_tables(rows: list[ModelFigures | QueryTime], config: SearchBenchmark) -> str:
@@ -214,12 +265,12 @@ def render_tables(rows: list[ModelFigures | QueryTime], config: SearchBenchmark)
             seconds, passes = statistics.median(row.indexing), statistics.median(row.decoding)
             costs.append([f"indexing 3 minutes of video, {row.model}", f"{seconds:.2f}", f"{seconds / passes:.1f}"])
         else:
-            costs.append([f"query among {row.windows:,} windows", f"{statistics.median(row.seconds):.3f}", None])
+            costs += _query_rows(row)
     clips, classes = config.world.test_per_class, len(world_classes(config.world))
     headers = [f"recall@{TOP}", f"recall@{TOP}, --not the reverse", f"reversed clips in the first {TOP}"]
     return "\n".join(
         [
-            Table(["", *headers], recalls).markdown(),
+            *([Table(["", *headers], recalls).markdown()] if recalls else []),
             Table(["", "CPU seconds", "times a decode pass"], costs).markdown(),
             f"{classes} queries such as {config.template.format(world_classes(config.world)[0].name)!r}, {clips} clips "
             f"of each class, 95% intervals over objects and pairs of motions; {config.width} values of a random "
@@ -227,6 +278,16 @@ def render_tables(rows: list[ModelFigures | QueryTime], config: SearchBenchmark)
             "",
         ]
     )
+
+
+def _query_rows(row: QueryTime) -> list[list[Cell]]:
+    windows = f"{row.windows:,} windows"
+    rows: list[list[Cell]] = [[f"query among {windows}", f"{statistics.median(row.seconds):.3f}", None]]
+    if row.graph is not None:
+        recall, seconds = statistics.mean(row.graph.recall), statistics.median(row.graph.seconds)
+        rows.append([f"approximate query among {windows}, recall@{TOP} {recall:.2f}", f"{seconds:.3f}", None])
+        rows.append([f"graph of {windows}", f"{row.graph.building:.0f}", None])
+    return rows
 
 
 def _mean(values: list[float], pairs: list[str]) -> Figure:
