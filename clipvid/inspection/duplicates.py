@@ -90,9 +90,10 @@ def normalized(signatures: Tensor) -> Tensor:
     Rows are divided by the root of D, so that a squared distance is a mean over pixels.
     """
     flat = rearrange(signatures, "n s h w -> n s (h w)").float()
-    flat = flat - flat.mean(dim=-1, keepdim=True)
-    spread = flat.square().mean(dim=-1, keepdim=True).sqrt_().clamp_min_(_CONTRAST)
-    return flat.div_(spread * flat.shape[-1] ** 0.5)
+    flat -= flat.mean(dim=-1, keepdim=True)
+    root = flat.shape[-1] ** 0.5
+    length = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
+    return flat.div_(length.clamp_min_(_CONTRAST * root))
 
 
 def motion_energy(frames: Tensor) -> Tensor:
@@ -112,20 +113,25 @@ def aligned_residuals(shorter: Tensor, longer: Tensor, shares: Tensor) -> Tensor
         shares: Length of the shorter by that of the longer one [C], at most 1. Small ones give an infinite residual.
     """
     count = shorter.shape[1]
-    products = torch.einsum("csd,ctd->cst", shorter, longer)
-    squares = shorter.square().sum(-1)[:, :, None] + longer.square().sum(-1)[:, None, :]
-    distances = (squares - 2 * products).clamp_min(0)
-    residuals = distances.diagonal(dim1=1, dim2=2).mean(dim=1)
-    near = -max_pool1d(-distances, 3, stride=1, padding=1)
-    kept = (shares * count).round().long()
+    residuals = (shorter - longer).square_().sum(dim=-1).mean(dim=-1)
+    kept = torch.where(shares < _EQUAL, (shares * count).round(), -1.0).long()
     rows, middles = torch.arange(count), torch.arange(count) + 0.5
-    for length in kept[shares < _EQUAL].unique().tolist():
-        chosen = (kept == length) & (shares < _EQUAL)
+    for length in kept[kept >= 0].unique().tolist():
+        chosen = kept == length
+        if length < _SHORTEST * count:
+            residuals[chosen] = torch.inf
+            continue
+        near = -max_pool1d(-_frame_distances(shorter[chosen], longer[chosen]), 3, stride=1, padding=1)
         starts = torch.arange(count - length + 1)[:, None]
         columns = (starts + middles * length / count).long()
-        values = near[chosen][:, rows.expand_as(columns), columns].mean(dim=-1).amin(dim=1)
-        residuals[chosen] = values if length >= _SHORTEST * count else torch.inf
+        residuals[chosen] = near[:, rows.expand_as(columns), columns].mean(dim=-1).amin(dim=1)
     return residuals
+
+
+def _frame_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Return the squared distances of all frames of pairs of clips [C, S, D]: [C, S, S]."""
+    squares = first.square().sum(-1)[:, :, None] + second.square().sum(-1)[:, None, :]
+    return (squares - 2 * torch.einsum("csd,ctd->cst", first, second)).clamp_min(0)
 
 
 def clusters(duplicates: Sequence[Duplicate], count: int) -> list[int]:

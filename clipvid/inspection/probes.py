@@ -172,18 +172,18 @@ def _choose_penalty(inputs: Tensor, targets: Tensor, labels: Tensor, folds: Tens
 def _fit(inputs: Tensor, targets: Tensor, penalties: Sequence[float]) -> list[Probe]:
     """Return a probe for each penalty.
 
-    The normal equations are solved in the smaller of the two dimensions, after one decomposition.
+    The normal equations are solved in the smaller of the two dimensions. A penalty makes them positive definite, and
+    five Cholesky decompositions take far less time than one of eigenvectors.
     """
     mean, center = inputs.mean(dim=0), targets.mean(dim=0)
     x, y = (inputs - mean).double(), (targets - center).double()
     is_wide = x.shape[1] > x.shape[0]
-    gram = x @ x.T if is_wide else x.T @ x
+    gram, right = (x @ x.T, y) if is_wide else (x.T @ x, x.T @ y)
     unit = max(float(x.square().sum()) / x.shape[1], 1e-12)
-    values, vectors = torch.linalg.eigh(gram)
-    values = values.clamp_min(0)
-    projected = vectors.T @ (y if is_wide else x.T @ y)
     probes = []
     for penalty in penalties:
-        solution = vectors @ (projected / (values + penalty * unit)[:, None])
+        shifted = gram.clone()
+        shifted.diagonal().add_(penalty * unit)
+        solution = torch.cholesky_solve(right, torch.linalg.cholesky(shifted))
         probes.append(Probe(mean, (x.T @ solution if is_wide else solution).float(), center))
     return probes
