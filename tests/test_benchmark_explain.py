@@ -154,6 +154,7 @@ def test_points_and_tubes_on_a_known_path(make_model):
     result = adapter_measures(type(explanation)(**vars(explanation) | {"adapters": [marks]}), clip)
     assert result["points"] == pytest.approx(0.5, abs=1e-5)
     assert 0.4 < result["random points"] < 0.9
+    assert result["still points"] == pytest.approx(0.5958, abs=1e-4)  # from (0.8, 0.525)
     assert (result["tubes"], result["still tubes"]) == (1.0, 0.0)
 
 
@@ -194,7 +195,7 @@ def test_run_writes_figures_and_judged_predictions(make_model, tmp_path):
         ("pointing", "chance"),
         *itertools.product(("pointing", "deletion", "insertion"), ("attention", "grad_cam", "random")),
         ("frames", "frames"), ("randomized", "attention"), ("randomized", "grad_cam"),
-        ("points", "points"), ("points", "random points"),
+        ("points", "points"), ("points", "still points"), ("points", "random points"),
     }  # fmt: skip
     assert measured["pointing", "attention"]["clips"] == 8
     assert measured["frames", "frames"]["clips"] == 2

@@ -86,8 +86,8 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 def adapter_measures(explanation: Explanation, clip: KnownClip) -> dict[str, float]:
     """Return how well the points and tubes of adapters follow the object, averaged over blocks.
 
-    `points` is the mean distance of points from the object's center in frame widths, and `random points` that of points
-    anywhere in the picture. `tubes` is the share of the later places on the object, of tubes that begin on it.
+    `points` is the mean distance of points from the object's center in frame widths. `still points` is that of points
+    that stay in their mean place, and `random points` that of points anywhere in the picture. `tubes` is the share of the later places on the object, of tubes that begin on it.
     `still tubes` is the same for tubes that stay in their place.
     """
     values: dict[str, list[float]] = {}
@@ -98,6 +98,8 @@ def adapter_measures(explanation: Explanation, clip: KnownClip) -> dict[str, flo
             side = (torch.arange(32) + 0.5) / 32
             anywhere = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).flatten(0, 1)
             values.setdefault("points", []).append(float((mark.positions - centers).norm(dim=-1).mean()))
+            still = mark.positions.mean(dim=0)
+            values.setdefault("still points", []).append(float((still - centers).norm(dim=-1).mean()))
             values.setdefault("random points", []).append(float(torch.cdist(centers, anywhere).mean()))
         if isinstance(mark, Tracks):
             on_object = clip.on_object(grid)
