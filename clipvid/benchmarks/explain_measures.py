@@ -87,8 +87,8 @@ def adapter_measures(explanation: Explanation, clip: KnownClip) -> dict[str, flo
     """Return how well the points and tubes of adapters follow the object, averaged over blocks.
 
     `points` is the mean distance of points from the object's center in frame widths. `still points` is that of points
-    that stay in their mean place, and `random points` that of points anywhere in the picture. `tubes` is the share of the later places on the object, of tubes that begin on it.
-    `still tubes` is the same for tubes that stay in their place.
+    that stay in their mean place, and `random points` that of points anywhere in the picture. `tubes` is the share of
+    the later places on the object, of tubes that begin on it. `still tubes` is the same for tubes that stay in place.
     """
     values: dict[str, list[float]] = {}
     grid = explanation.relevance.shape[1], explanation.relevance.shape[2]
