@@ -95,8 +95,8 @@ def choose_settings(facts: Facts, config: FinetuneConfig, unset: frozenset[str])
     choose(EVAL_BATCH, most, limit)
     batch = value(TRAIN_BATCH, training.per_device_train_batch_size) * shared
     steps = max(clips // batch, 1)
-    needs_text = HEADS[config.model.parts.head.name].needs_text
-    needed, reason = (_STEPS, "to learn") if needs_text else (_STEPS_OF_NEW_HEAD, "for a head with random weights")
+    is_random = not HEADS[config.model.parts.head.name].needs_text and not training.head_epochs
+    needed, reason = (_STEPS_OF_NEW_HEAD, "for a head with random weights") if is_random else (_STEPS, "to learn")
     epochs = min(max(math.ceil(needed / steps), _FEWEST_EPOCHS), _MOST_EPOCHS)
     choose(EPOCHS, epochs, f"{epochs * steps} optimizer steps, {steps} in an epoch; about {needed} are needed {reason}")
     epochs = value(EPOCHS, training.epochs)
