@@ -23,11 +23,14 @@ from clipvid.data.synthetic.encoding import write_video
 from clipvid.data.transforms import eval_transform
 from clipvid.inspection.config import InspectConfig
 from clipvid.inspection.duplicates import aligned_residuals, find_duplicates, normalized
+from clipvid.inspection.findings import check_labels
 from clipvid.inspection.labels import inseparable_pairs, rank_labels
 from clipvid.inspection.probes import PENALTIES, _fit, cross_validate, spread_folds
 from clipvid.inspection.reading import ResizedFrames, read_clip
 from clipvid.inspection.run import Inspection, run_inspection
 from clipvid.inspection.signatures import find_bars
+from clipvid.inspection.tasks import ProbeTask
+from clipvid.inspection.time import BAG, ORDERED
 
 FRAMES = 24
 
@@ -246,6 +249,47 @@ def test_out_of_fold_scores_do_not_see_the_clip() -> None:
     assert 0.25 < float((scores.argmax(1) == labels).float().mean()) < 0.75  # noise cannot be learned
     other = cross_validate(inputs, torch.where(folds == 2, 1 - labels, labels), folds, 2).scores
     torch.testing.assert_close(other[folds == 2], scores[folds == 2])
+
+
+def test_averaged_scores_are_the_mean_over_draws_of_folds() -> None:
+    rng = torch.Generator().manual_seed(2)
+    labels, groups = torch.arange(3).repeat(20), torch.arange(60) // 2
+    features = torch.randn(60, 4, 6, generator=rng)
+    features[:, :, 0] += labels[:, None]
+    folds = [torch.tensor(spread_folds(labels.tolist(), groups.tolist(), 5, seed)) for seed in (7, 8, 9)]
+    task = ProbeTask(list(range(60)), features, labels, folds[0], groups, 3, "group", seed=7)
+    inputs, penalty = features.mean(dim=1), task.scores[BAG].penalty
+    further = [cross_validate(inputs, labels, own, 3, penalty=penalty).scores for own in folds[1:]]
+    expected = torch.stack([task.scores[BAG].scores, *further]).mean(dim=0)
+    torch.testing.assert_close(task.averaged_scores(BAG, 3), expected)
+    assert not torch.equal(further[0], further[1])
+
+
+@pytest.mark.parametrize("differ", ["order", "frames"])
+def test_labels_are_checked_without_a_probe_that_is_clearly_worse(differ: str) -> None:
+    rng = torch.Generator().manual_seed(4)
+    labels, groups = torch.arange(2).repeat(30), torch.arange(60)
+    features = 0.3 * torch.randn(60, 8, 6, generator=rng)
+    course = torch.linspace(-1, 1, 8) if differ == "order" else torch.ones(8)
+    features[:, :, 0] += (2.0 * labels - 1)[:, None] * course
+    labels[5] = 1 - labels[5]
+    folds = torch.tensor(spread_folds(labels.tolist(), groups.tolist(), 5, 0))
+    task = ProbeTask(list(range(60)), features, labels, folds, groups, 2, "clip")
+    check = check_labels(task)
+    names = [ORDERED] if differ == "order" else [BAG, ORDERED]
+    scores = torch.stack([task.averaged_scores(name, 5) for name in names]).mean(dim=0)
+    assert check.accuracy == float(task.hits(scores).mean()) > 0.9
+    assert check.suspects[0].place == 5
+
+
+def test_given_penalty_is_that_of_all_folds() -> None:
+    rng = torch.Generator().manual_seed(3)
+    inputs, labels, folds = torch.randn(30, 4, generator=rng), torch.arange(3).repeat(10), torch.arange(30) % 5
+    result = cross_validate(inputs, labels, folds, 3, penalty=0.5)
+    targets = torch.nn.functional.one_hot(labels, 3).float()
+    held = folds == 2
+    torch.testing.assert_close(result.scores[held], _fit(inputs[~held], targets[~held], [0.5])[0](inputs[held]))
+    assert result.penalty == 0.5
 
 
 def test_exchanged_labels_are_ranked_first(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
+
 from clipvid.inspection.cleanliness import Flag, balance_notes, flag_clips
 from clipvid.inspection.clips import ClipList
 from clipvid.inspection.duplicates import Duplicate, clusters, find_duplicates
@@ -20,6 +22,8 @@ from clipvid.inspection.tasks import ProbeTask
 from clipvid.inspection.time import BAG, ORDERED
 
 TRUSTED = 0.8  # accuracy of a probe below which its errors outnumber those of the labels
+_DRAWS = 5  # of folds, over which scores are averaged
+_NEARLY = 0.9  # share of the accuracy of the better probe above which the other one counts too
 
 
 @dataclass(frozen=True)
@@ -161,9 +165,15 @@ def find_copies(readings: Readings) -> list[Duplicate]:
 
 
 def check_labels(task: ProbeTask) -> LabelCheck:
-    """Return the check of the labels by the better of two probes: frames averaged, or in order."""
-    scores = max((task.scores[BAG], task.scores[ORDERED]), key=lambda own: float(task.hits(own.scores).mean()))
-    shares = probabilities(scores.scores, task.labels)
+    """Return the check of the labels by probes of averaged and of ordered frames, or by one that is clearly better.
+
+    Scores are averaged over these probes and over several draws of folds. Errors by chance, such as those of a clip
+    near a border between classes, then weigh less.
+    """
+    hits = {name: float(task.hits(task.scores[name].scores).mean()) for name in (BAG, ORDERED)}
+    names = [name for name in hits if hits[name] >= _NEARLY * max(hits.values())]
+    scores = torch.stack([task.averaged_scores(name, _DRAWS) for name in names]).mean(dim=0)
+    shares = probabilities(scores, task.labels)
     suspects = [replace(own, place=task.places[own.place]) for own in rank_labels(shares, task.labels)]
-    accuracy = float(task.hits(scores.scores).mean())
+    accuracy = float(task.hits(scores).mean())
     return LabelCheck(accuracy, suspects, inseparable_pairs(shares, task.labels), task.unit)

@@ -101,6 +101,7 @@ def cross_validate(
     classes: int,
     others: dict[str, Tensor] | None = None,
     chosen: Tensor | None = None,
+    penalty: float | None = None,
 ) -> ProbeScores:
     """Return out-of-fold scores of ridge regression onto one-hot labels.
 
@@ -113,23 +114,24 @@ def cross_validate(
         classes: K.
         others: Further inputs [N, D] that the probes are applied to, by name.
         chosen: bool [N], clips that may be used for training; by default all.
+        penalty: Penalty of all folds; by default it is chosen.
     """
     others = others or {}
     targets = torch.nn.functional.one_hot(labels, classes).float()
     scores = torch.zeros(len(labels), classes)
     further = {name: torch.zeros(len(labels), classes) for name in others}
-    votes: list[int] = []
+    votes: list[float] = []
     numbers = folds.unique().tolist()
     for fold in numbers:
         is_test = folds == fold
         is_train = ~is_test if chosen is None else ~is_test & chosen
-        penalty = _choose_penalty(inputs, targets, labels, folds, is_train)
-        votes.append(penalty)
-        probe = _fit(inputs[is_train], targets[is_train], [PENALTIES[penalty]])[0]
+        own = _choose_penalty(inputs, targets, labels, folds, is_train) if penalty is None else penalty
+        votes.append(own)
+        probe = _fit(inputs[is_train], targets[is_train], [own])[0]
         scores[is_test] = probe(inputs[is_test])
         for name, values in others.items():
             further[name][is_test] = probe(values[is_test])
-    return ProbeScores(scores, further, PENALTIES[max(set(votes), key=votes.count)])
+    return ProbeScores(scores, further, max(sorted(set(votes)), key=votes.count))
 
 
 def fit_probe(inputs: Tensor, labels: Tensor, classes: int, penalty: float) -> Probe:
@@ -156,7 +158,7 @@ def best_temperature(scores: Tensor, labels: Tensor) -> float:
     return float(steps[losses.index(min(losses))])
 
 
-def _choose_penalty(inputs: Tensor, targets: Tensor, labels: Tensor, folds: Tensor, is_train: Tensor) -> int:
+def _choose_penalty(inputs: Tensor, targets: Tensor, labels: Tensor, folds: Tensor, is_train: Tensor) -> float:
     hits = torch.zeros(len(PENALTIES))
     for inner in folds[is_train].unique().tolist():
         is_held = is_train & (folds == inner)
@@ -166,7 +168,7 @@ def _choose_penalty(inputs: Tensor, targets: Tensor, labels: Tensor, folds: Tens
         probes = _fit(inputs[is_rest], targets[is_rest], PENALTIES)
         answers = torch.stack([probe(inputs[is_held]).argmax(dim=1) for probe in probes])
         hits += (answers == labels[is_held]).float().sum(dim=1)
-    return int(hits.argmax())
+    return PENALTIES[int(hits.argmax())]
 
 
 def _fit(inputs: Tensor, targets: Tensor, penalties: Sequence[float]) -> list[Probe]:

@@ -32,6 +32,7 @@ class ProbeTask:
         groups: Number of the group of each clip, int64 [N].
         classes: K.
         unit: `group` or `clip`.
+        seed: Seed of the folds.
     """
 
     places: list[int]
@@ -41,6 +42,7 @@ class ProbeTask:
     groups: Tensor
     classes: int
     unit: str
+    seed: int = 0
 
     @cached_property
     def scores(self) -> dict[str, ProbeScores]:
@@ -62,6 +64,19 @@ class ProbeTask:
             chosen: bool [N], clips that may be used for training; by default all.
         """
         return cross_validate(inputs, self.labels, self.folds, self.classes, others, chosen)
+
+    def averaged_scores(self, name: str, draws: int) -> Tensor:
+        """Return the out-of-fold scores [N, K] of a probe of `scores`, averaged over several draws of folds.
+
+        The first draw is that of `scores`. Its penalty serves for all others.
+        """
+        first = self.scores[name]
+        inputs, total = over_time(self.features)[name], first.scores.clone()
+        labels, groups, count = self.labels.tolist(), self.groups.tolist(), len(self.folds.unique())
+        for draw in range(1, draws):
+            folds = torch.tensor(spread_folds(labels, groups, count, self.seed + draw))
+            total += cross_validate(inputs, self.labels, folds, self.classes, penalty=first.penalty).scores
+        return total / draws
 
     def hits(self, scores: Tensor) -> Tensor:
         """Return which clips have their highest score [N, K] at their label: float32 [N]."""
@@ -101,4 +116,5 @@ def probe_task(
         torch.tensor([groups[place] for place in places]),
         len(clips.class_names),
         "clip" if all(group is None for group in every) else "group",
+        seed,
     )
