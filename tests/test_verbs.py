@@ -128,6 +128,8 @@ def test_former_default_metric_is_accepted_if_unused(verb: str) -> None:
 
 CHANGED = {
     "model.init_from": "folder",
+    "model.multi_label": "true",
+    "training.head_epochs": 5,
     "training.class_weights": "balanced",
     "training.label_smoothing": 0.5,
     "training.mixup": 0.5,

@@ -42,6 +42,7 @@ class PretrainConfig(VideoRunConfig):
     UNUSED: ClassVar[tuple[str, ...]] = (
         "model.multi_label",
         "training.class_weights",
+        "training.head_epochs",
         "training.label_smoothing",
         "training.mixup",
         "training.cutmix",
@@ -91,6 +92,7 @@ class PretrainClipConfig(RunConfig):
         "model.init_from",
         "model.multi_label",
         "training.class_weights",
+        "training.head_epochs",
         "training.label_smoothing",
         "training.mixup",
         "training.cutmix",
