@@ -109,6 +109,12 @@ class TimmTower(nn.Module):
                 module.eval()
         return self
 
+    @property
+    def pools_prefix(self) -> bool:
+        """True if `head` reads only the prefix tokens."""
+        trunk = self.visual.trunk
+        return self.num_prefix > 0 and trunk.global_pool == "token" and getattr(trunk, "attn_pool", None) is None
+
     def embed(self, images: Tensor) -> Tensor:
         """Embed normalized images [M, 3, S, S] as tokens [M, P+N, D]."""
         trunk = self.visual.trunk

@@ -62,6 +62,11 @@ class VisionTower(nn.Module):
         size = visual.image_size
         self.image_shape: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
 
+    @property
+    def pools_prefix(self) -> bool:
+        """True if `head` reads only the prefix tokens."""
+        return self.visual.attn_pool is None and self.visual.pool_type == "tok"
+
     def embed(self, images: Tensor) -> Tensor:
         """Embed normalized images [M, 3, S, S] as tokens [M, P+N, D]."""
         return self.visual._embeds(images)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from functools import reduce
 from pathlib import Path
@@ -34,7 +34,7 @@ from clipvid.experiments.run import EvaluateConfig, Recipe
 from clipvid.experiments.suite import folder_name
 from clipvid.experiments.trial import Trial
 from clipvid.files import write_json, write_text
-from clipvid.registry import OptionValue
+from clipvid.registry import Choice, OptionValue
 from clipvid.runs.config_files import config_record, parse_config
 
 METRICS = "metrics.json"
@@ -175,7 +175,7 @@ def _trial_config(config: LadderConfig, row: str, seed: int, again: bool) -> Eva
     record |= {"name": row, "output_dir": str(output / trials / folder)}
     record["recipe"]["seed"] = seed
     protocol = record["protocol"] or record["data"]["protocol"]
-    if "seed" in {option.name for option in fields(build_protocol(protocol))}:
+    if _draws_videos(protocol):
         record["protocol"] = ({"name": protocol} if isinstance(protocol, str) else protocol) | {"seed": seed}
     for option, value in config.rows[row].items():
         *path, last = option.split(".")
@@ -189,6 +189,12 @@ def _trial_config(config: LadderConfig, row: str, seed: int, again: bool) -> Eva
         if isinstance(used, int | float) and isinstance(value, str):
             raise InputError(f"row {row!r}: {option}={value!r} is text; expected {used} without quotes")
     return parsed
+
+
+def _draws_videos(protocol: Choice) -> bool:
+    """Return True if a protocol draws folds or training videos by a seed."""
+    built = build_protocol(protocol)
+    return isinstance(built, LeaveOneGroupOut) or (isinstance(built, Holdout) and built.shots is not None)
 
 
 def _option(record: Any, name: str) -> Any:

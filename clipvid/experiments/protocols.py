@@ -52,13 +52,27 @@ class Part:
 
 @dataclass(frozen=True)
 class Holdout:
-    """Training on `data.train` and test on `data.val`."""
+    """Training on `data.train` and test on `data.val`.
 
+    Attributes:
+        shots: Training videos per class, drawn as in `few_shot`, or null for all.
+        seed: Seed of the drawn videos.
+    """
+
+    shots: int | None = None
+    seed: int = 0
     train_is_asked: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_shots(self.shots)
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
         """Return the only part."""
-        return [Part("all", test, "model", train if trained else None)]
+        if not trained:
+            return [Part("all", test, "model")]
+        if train is not None and self.shots is not None:
+            train = few_shot_subset(train, self.shots, self.seed)
+        return [Part("all", test, "model", train, shots=self.shots)]
 
     def summary(self, parts: Sequence[Part], figures: Figures) -> dict[str, Any]:
         """Return an empty dict, since the figures of the only group are the result."""
@@ -86,8 +100,7 @@ class LeaveOneGroupOut:
     def __post_init__(self) -> None:
         if self.folds is not None and self.folds < 2:
             raise InputError(f"folds={self.folds}: expected at least 2, or null to hold out each group alone")
-        if self.shots is not None and self.shots < 1:
-            raise InputError(f"shots={self.shots}: expected at least 1, or null for all training videos")
+        _check_shots(self.shots)
 
     def parts(self, train: Manifest | None, test: Manifest, trained: bool) -> list[Part]:
         """Return a part per fold, or one part with all videos without training.
@@ -274,6 +287,11 @@ def build_protocol(spec: Choice) -> Protocol:
     """Return the protocol of a name, or of a mapping with `name` and options."""
     protocol: Protocol = PROTOCOLS.resolve(spec)[1]
     return protocol
+
+
+def _check_shots(shots: int | None) -> None:
+    if shots is not None and shots < 1:
+        raise InputError(f"shots={shots}: expected at least 1, or null for all training videos")
 
 
 def _top1(figures: Figures, part: Part) -> float:

@@ -39,10 +39,11 @@ class EncoderOutput(NamedTuple):
 
     Attributes:
         frame_features: [B, T, E], image features of the tower, not normalized.
-        patch_tokens: [B, T, N, D] of the last block, before the tower's final norm. N = 0 after frame features.
+        patch_tokens: [B, T, N, D] of the last block, before the tower's final norm. N = 0 after frame features, and
+            without `patches`.
         losses: Scalar auxiliary losses by `<adapter>.<block>`.
         traces: Traces of the adapters by `<adapter>.<block>`, empty unless requested.
-        tokens: [B, T, P+N, D] of the last block, or None after frame features.
+        tokens: [B, T, P+N, D] of the last block, [B, T, P, D] without `patches`, or None after frame features.
     """
 
     frame_features: Tensor
@@ -71,9 +72,17 @@ class VideoBlock(nn.Module):
         self.adapters: Any = nn.ModuleDict(dict(adapters))
 
     def forward(
-        self, tokens: Tensor, grid: tuple[int, int], trace: bool = False
+        self, tokens: Tensor, grid: tuple[int, int], trace: bool = False, kept: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor], Traces]:
-        """Return tokens [B, T, P+N, D], and losses and traces by adapter."""
+        """Return tokens [B, T, P+N, D], and losses and traces by adapter.
+
+        Args:
+            tokens: [B, T, P+N, D].
+            grid: (H, W).
+            trace: Also return traces.
+            kept: Return only this many tokens of each frame, the first ones. The MLP, which treats each token alone,
+                skips the others.
+        """
         losses: dict[str, Tensor] = {}
         traces: Traces = {}
         for place, half in (
@@ -93,6 +102,8 @@ class VideoBlock(nn.Module):
                     losses[name] = output.loss
                 if output.trace is not None:
                     traces[name] = output.trace
+            if place == "after_attention" and kept is not None:
+                tokens = tokens[:, :, :kept]
             seen = torch.cat([tokens, *context], dim=2) if context else tokens
             update = half(seen.flatten(0, 1)).view_as(seen)
             tokens = tokens + update[:, :, : tokens.shape[2]]
@@ -143,10 +154,16 @@ class VideoEncoder(nn.Module):
             if isinstance(module, nn.Linear | nn.Conv2d) and not _trained(module.parameters()):
                 module.to(torch.bfloat16)
 
-    def forward(self, frames: Tensor | FrozenFeatures, trace: bool = False) -> EncoderOutput:
+    def forward(self, frames: Tensor | FrozenFeatures, trace: bool = False, patches: bool = True) -> EncoderOutput:
         """Encode normalized frames [B, T, 3, S, S], or continue from the output of `lower`.
 
         Parts below everything that is trained keep no graph.
+
+        Args:
+            frames: Frames, or the output of `lower`.
+            trace: Also return the traces of the adapters.
+            patches: Return the patch tokens of the last block. Without them, its MLP skips the patches if the tower
+                pools the prefix tokens.
         """
         tokens, done, needed = frames, 0, False
         if isinstance(frames, FrozenFeatures):
@@ -157,7 +174,8 @@ class VideoEncoder(nn.Module):
             needed = frames.requires_grad or _trained(self.tower.ends()[0])
             with torch.set_grad_enabled(torch.is_grad_enabled() and needed):
                 tokens = self._embed(frames)
-        tokens, losses, traces = self._blocks(tokens, range(done, len(self.layers)), needed, trace)
+        kept = None if patches or not self.tower.pools_prefix else self.tower.num_prefix
+        tokens, losses, traces = self._blocks(tokens, range(done, len(self.layers)), needed, trace, kept)
         features = self.tower.head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
         return EncoderOutput(features, tokens[:, :, self.tower.num_prefix :], losses, traces, tokens)
 
@@ -198,9 +216,9 @@ class VideoEncoder(nn.Module):
         return self.tower.embed(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
     def _blocks(
-        self, tokens: Tensor, indices: range, needed: bool, trace: bool
+        self, tokens: Tensor, indices: range, needed: bool, trace: bool, kept: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor], Traces]:
-        """Run some of the blocks. `needed`: a gradient is needed at their input."""
+        """Run some of the blocks. `needed`: a gradient is needed at their input. `kept`: tokens after the last one."""
         graph = torch.is_grad_enabled()
         losses: dict[str, Tensor] = {}
         traces: Traces = {}
@@ -208,17 +226,20 @@ class VideoEncoder(nn.Module):
             layer = self.layers[index]
             needed = needed or _trained(layer.parameters())
             with torch.set_grad_enabled(graph and needed):
-                tokens, layer_losses, layer_traces = self._run(layer, tokens, trace)
+                last = kept if index == indices[-1] else None
+                tokens, layer_losses, layer_traces = self._run(layer, tokens, trace, last)
             losses |= {f"{name}.{index}": loss for name, loss in layer_losses.items()}
             traces |= {f"{name}.{index}": seen for name, seen in layer_traces.items()}
         return tokens, losses, traces
 
-    def _run(self, layer: nn.Module, tokens: Tensor, trace: bool) -> tuple[Tensor, dict[str, Tensor], Traces]:
+    def _run(
+        self, layer: nn.Module, tokens: Tensor, trace: bool, kept: int | None
+    ) -> tuple[Tensor, dict[str, Tensor], Traces]:
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
-            return layer(tokens, self.tower.grid, trace)
+            return layer(tokens, self.tower.grid, trace, kept)
         # Recomputation repeats the batch: BatchNorm must not count it twice.
         passes = (torch.enable_grad(), frozen_bn_statistics(layer))
-        return checkpoint(layer, tokens, self.tower.grid, trace, use_reentrant=False, context_fn=lambda: passes)
+        return checkpoint(layer, tokens, self.tower.grid, trace, kept, use_reentrant=False, context_fn=lambda: passes)
 
 
 def _checked_context(name: str, adapter: Adapter, context: Tensor, tokens: Tensor) -> Tensor:

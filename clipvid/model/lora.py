@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvid import InputError
+from clipvid.adapters.base import LayerSpec, check_layers, select_layers
 from clipvid.layers.attention import MaskedAttention, SelfAttention
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _LINEARS = {
 }
 
 
-_BLOCKS = {"image": r"encoder\.layers\.\d+\.block", "text": r"text\.clip(\.text)?\.transformer\.resblocks\.\d+"}
+_TOWERS = ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class LoraConfig:
         dropout: Probability of dropout on the input of A.
         targets: Linears of a block: `q`, `k`, `v`, `out` of the attention, `c_fc`, `c_proj` of the MLP.
         towers: `image`, `text` or both.
+        layers: Blocks of the image tower, as of adapters: `all`, `upper`, `[-2, -1]`, see `AdapterConfig`.
     """
 
     papers: ClassVar[tuple[str, ...]] = ("Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685",)
@@ -49,9 +51,11 @@ class LoraConfig:
     dropout: float = 0.0
     targets: list[str] = field(default_factory=lambda: ["q", "k", "v", "out"])
     towers: list[str] = field(default_factory=lambda: ["image"])
+    layers: LayerSpec = "all"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("targets", _LINEARS), ("towers", _BLOCKS)):
+        check_layers(self.layers)
+        for name, allowed in (("targets", _LINEARS), ("towers", _TOWERS)):
             names = getattr(self, name)
             if not names or not isinstance(names, list) or not set(names) <= set(allowed):
                 raise InputError(f"lora: {name}={names!r}; expected a list of some of {', '.join(allowed)}")
@@ -63,7 +67,7 @@ def add_lora(model: nn.Module, text: TextTower, config: LoraConfig) -> None:
     """Add peft's LoRA layers to the towers of a `VideoCLIP`. Updates start at zero, and peft freezes everything else.
 
     Raises:
-        InputError: A tower has no such linears.
+        InputError: A tower has no such linears, or no such blocks.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
@@ -75,20 +79,25 @@ def add_lora(model: nn.Module, text: TextTower, config: LoraConfig) -> None:
     names = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if config.rank > max(linear.in_features for linear in names.values()):
         raise InputError(f"lora: rank={config.rank} exceeds the width of every linear; usual values are 4 to 64")
+    chosen = select_layers(config.layers, len(model.encoder.layers))  # type: ignore[union-attr, arg-type]
+    blocks = {
+        "image": rf"encoder\.layers\.(?:{'|'.join(map(str, chosen))})\.block",
+        "text": r"text\.clip(\.text)?\.transformer\.resblocks\.\d+",
+    }
     for tower, target in product(config.towers, config.targets):
-        if not any(re.fullmatch(rf"{_BLOCKS[tower]}\.{_LINEARS[target]}", name) for name in names):
+        if not any(re.fullmatch(rf"{blocks[tower]}\.{_LINEARS[target]}", name) for name in names):
             raise InputError(
                 f"lora: the {tower} tower's attention or MLP is not supported and has no linear {target}; "
                 "choose other targets, or tune layernorm, partial or full"
             )
-    blocks = "|".join(_BLOCKS[tower] for tower in config.towers)
+    places = "|".join(blocks[tower] for tower in config.towers)
     linears = "|".join(_LINEARS[target] for target in config.targets)
     inject_adapter_in_model(
         PeftConfig(
             r=config.rank,
             lora_alpha=config.alpha,  # type: ignore[arg-type]
             lora_dropout=config.dropout,
-            target_modules=rf"(?:{blocks})\.(?:{linears})",
+            target_modules=rf"(?:{places})\.(?:{linears})",
         ),
         model,
     )

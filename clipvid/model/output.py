@@ -17,7 +17,7 @@ class VideoCLIPOutput(NamedTuple):
         losses: Scalar auxiliary losses by name, to be added to the objective.
         video_features: [B, E], pooled, not normalized.
         frame_features: [B, T, E].
-        patch_tokens: [B, T, N, D].
+        patch_tokens: [B, T, N, D], with N = 0 without `patches`.
         traces: Traces of the adapters, empty unless requested.
     """
 

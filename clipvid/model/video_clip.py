@@ -110,6 +110,7 @@ class VideoCLIP(TrainableModel):
         text: Tensor | None = None,
         trace: bool = False,
         normalized: bool = False,
+        patches: bool = True,
     ) -> VideoCLIPOutput:
         """Compute the logits of clips.
 
@@ -118,12 +119,14 @@ class VideoCLIP(TrainableModel):
             text: Token ids [K, L] of one prompt per class, instead of the labels.
             trace: Also return the traces of the adapters.
             normalized: Use `frames` as they are, without the check of `normalize`.
+            patches: Return `patch_tokens`. Training and evaluation, which do not read them, save the time.
 
         Raises:
             InputError: The frames have another shape, or are floats that cannot be normalized pixels.
             RunError: A text head has neither labels nor text.
         """
-        encoded = self._encode(frames, trace, normalized)
+        needs_patches = self.head.needs_patches or self.head.needs_prefix
+        encoded = self._encode(frames, trace, normalized, patches or needs_patches)
         video = self.pooling(encoded.frame_features)
         if text is not None and not self.head.needs_text:
             raise InputError("text was given, but the model has a linear head, which uses no text")
@@ -168,7 +171,7 @@ class VideoCLIP(TrainableModel):
 
     def encode_video(self, frames: Tensor | FrozenFeatures, normalized: bool = False) -> Tensor:
         """Return video features [B, E] of frames as in `forward`, pooled over time, not normalized."""
-        return self.pooling(self._encode(frames, False, normalized).frame_features)
+        return self.pooling(self._encode(frames, False, normalized, False).frame_features)
 
     def encode_text(self, text: Sequence[str] | Tensor) -> Tensor:
         """Return text features [K, E], not normalized, of K texts or their token ids [K, L]."""
@@ -273,13 +276,13 @@ class VideoCLIP(TrainableModel):
         """Return `VideoEncoder.frame_depth`, with the pooling head of the tower if the head reads no patch tokens."""
         return self.encoder.frame_depth(with_head=not self.head.needs_patches)
 
-    def _encode(self, frames: Tensor | FrozenFeatures, trace: bool, normalized: bool) -> EncoderOutput:
+    def _encode(self, frames: Tensor | FrozenFeatures, trace: bool, normalized: bool, patches: bool) -> EncoderOutput:
         if isinstance(frames, FrozenFeatures):
-            return self.encoder(frames, trace)
+            return self.encoder(frames, trace, patches)
         height, width = self.backbone.vision.image_shape
         if frames.ndim != 5 or frames.shape[2:] != (3, height, width):
             raise InputError(f"frames are {list(frames.shape)}; expected [B, T, 3, {height}, {width}]")
-        return self.encoder(frames if normalized else self.normalize(frames), trace)
+        return self.encoder(frames if normalized else self.normalize(frames), trace, patches)
 
     def _label_features(self) -> Tensor:
         if self.label_features is None or self.label_tokens is None:

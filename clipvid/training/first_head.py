@@ -111,7 +111,7 @@ def _collect(trainer: Trainer, model: VideoCLIP, passes: int) -> tuple[Tensor, T
                 break
             ready = trainer.ready(batch)
             with accelerator.autocast():
-                features = model.encoder(ready["frames"]).frame_features.float()
+                features = model.encoder(ready["frames"], patches=False).frame_features.float()
             parts.append(accelerator.gather((features, ready["label"])))
             size += parts[-1][0].nbytes
     features, labels = (torch.cat(each) for each in zip(*parts, strict=True))

@@ -57,7 +57,7 @@ class Classification:
         if self.mixup or self.cutmix:
             generator = keyed_generator(self.seed, epoch, *batch["index"].tolist())
             frames, targets = mix(frames, targets, self.mixup, self.cutmix, generator)
-        output = model(frames, normalized=True)
+        output = model(frames, normalized=True, patches=False)
         logits = _at_least_float32(output.logits)
         weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         targets = targets.to(logits.dtype)
@@ -91,7 +91,7 @@ class SeveralLabels:
         if self.mixup or self.cutmix:
             generator = keyed_generator(self.seed, epoch, *batch["index"].tolist())
             frames, targets = mix(frames, targets, self.mixup, self.cutmix, generator)
-        output = model(frames, normalized=True)
+        output = model(frames, normalized=True, patches=False)
         logits = _at_least_float32(output.logits)
         targets = targets.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
         weight = None if self.positive_weights is None else logits.new_tensor(self.positive_weights)
@@ -124,7 +124,7 @@ class ImageTextContrast:
 
     def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Losses]:
         """Return the loss of a batch and its detached parts."""
-        output = model(batch["frames"], text=batch["tokens"], normalized=True)
+        output = model(batch["frames"], text=batch["tokens"], normalized=True, patches=False)
         same = (batch["tokens"][:, None] == batch["tokens"][None]).all(dim=-1).float()
         targets = same / same.sum(dim=1, keepdim=True)
         logits = _at_least_float32(output.logits)
