@@ -1,6 +1,7 @@
 """Interface of adapters, over the registry. A new adapter is tested as soon as it has a name."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -50,6 +51,21 @@ def test_fresh_adapter_changes_nothing(make_model, name, num_frames, training):
     output = make_model(name, num_frames=num_frames).train(training)(frames, text=torch.ones(2, 16, dtype=torch.long))
     for field in ("frame_features", "patch_tokens", "video_features", "logits"):
         assert torch.equal(getattr(output, field), getattr(plain, field)), field
+
+
+@every_adapter
+def test_an_adapter_that_the_head_cannot_see_is_announced(make_model, name):
+    chosen = {"name": name, **SMALL.get(name, {}), "layers": [-1]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = make_model(chosen, LABELS, head="linear")
+        make_model(chosen | {"layers": "all"}, LABELS, head="linear")
+    shake_adapters(model)
+    output = model.train()(random_frames(), patches=False)
+    output.logits.logsumexp(dim=1).sum().backward()
+    gradients = [value.grad for adapter in model.encoder.adapters() for value in adapter.parameters()]
+    is_lost = bool(gradients) and not any(gradient.any() for gradient in gradients if gradient is not None)
+    assert [f"adapter {name} has no effect" in str(each.message) for each in caught] == [True] * is_lost
 
 
 @torch.no_grad()

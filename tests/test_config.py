@@ -72,6 +72,18 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert config.model.adapter == {"name": "ila", "hidden": 32}
 
 
+def test_the_command_line_wins_in_any_order(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {num_frames: 4}\noptim: {lr: 0.1}\n")
+    for words in (["--config", str(path)], [f"--config={path}"]):
+        config = parse_config(FinetuneConfig, ["--model.num_frames", "16", *words, "--optim.lr=0.5"], "test")
+        assert (config.model.num_frames, config.optim.lr) == (16, 0.5)
+    second = tmp_path / "second.yaml"
+    second.write_text("model: {num_frames: 2}\n")
+    config = parse_config(FinetuneConfig, ["--config", str(path), "--seed", "3", "--config", str(second)], "test")
+    assert (config.model.num_frames, config.optim.lr, config.seed) == (2, 0.1, 3)
+
+
 def test_choices_from_the_command_line() -> None:
     config = parse_config(
         FinetuneConfig, ["--model.adapter", "{name: ila, norm: group}", "--model.pooling", "mit"], "test"

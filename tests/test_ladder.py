@@ -255,6 +255,14 @@ def test_trial_seed_draws_folds() -> None:
     assert [trial.config.protocol["seed"] for trial in ladder_trials(alone)] == [trial.seed for trial in trials]
 
 
+def test_trial_seed_draws_the_videos_of_holdout() -> None:
+    config = parse_config(LadderConfig, ["--config", str(REPOSITORY / "configs/ladder/world.yaml")], "test")
+    assert {trial.config.protocol for trial in ladder_trials(config)} == {"holdout"}
+    few = replace(config, trial=replace(config.trial, protocol={"name": "holdout", "shots": 2}))
+    for trial in ladder_trials(few):
+        assert trial.config.protocol == {"name": "holdout", "shots": 2, "seed": trial.seed}
+
+
 def test_a_ladder_of_an_earlier_version_keeps_its_folders(tmp_path: Path) -> None:
     args = ["--config", str(REPOSITORY / "configs/ladder/world.yaml"), "--output_dir", str(tmp_path)]
     config = parse_config(LadderConfig, args, "test")

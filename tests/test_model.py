@@ -167,3 +167,37 @@ def test_models_of_one_config_start_alike(clip_folder):
     first, again, other = build(0), build(0), build(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["pooling.position"], other["pooling.position"])
+
+
+@pytest.mark.parametrize("adapter", ["none", "ila", "gta", "st_adapter"])
+@pytest.mark.parametrize("head", ["linear", "class_token", "text"])
+def test_logits_are_the_same_without_patches(make_model, adapter, head):
+    frames = random_frames()
+    model = make_model(adapter, ["left", "right"], head=head, tune=["full"])
+    shake(model)
+    gradients, outputs = [], []
+    for patches in (True, False):
+        model.zero_grad()
+        outputs.append(model(frames, patches=patches))
+        outputs[-1].logits.logsumexp(dim=1).sum().backward()
+        gradients.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        )
+    whole, short = outputs
+    torch.testing.assert_close(short.logits, whole.logits)
+    torch.testing.assert_close(short.frame_features, whole.frame_features)
+    torch.testing.assert_close(*reversed(gradients))
+    assert whole.patch_tokens.shape[2] > 0
+    assert short.patch_tokens.shape[2] == (whole.patch_tokens.shape[2] if head == "class_token" else 0)
+
+
+@torch.no_grad()
+def test_patches_that_the_head_pools_are_computed(make_model, tmp_path):
+    config = clip_config()
+    config["vision_cfg"]["pool_type"] = "avg"
+    model = make_model(folder=write_clip(tmp_path, config))
+    frames = random_frames()
+    assert torch.equal(
+        model(frames, torch.ones(2, 16, dtype=torch.long), patches=False).patch_tokens,
+        model(frames, torch.ones(2, 16, dtype=torch.long)).patch_tokens,
+    )

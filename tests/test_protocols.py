@@ -270,3 +270,15 @@ def test_folds_train_on_few_videos_of_each_class() -> None:
         build_protocol(spec | {"shots": 99}).parts(everyone, manifest([0, 0]), trained=True)
     with pytest.raises(ValueError, match="shots=0: expected at least 1"):
         build_protocol(spec | {"shots": 0})
+
+
+def test_holdout_trains_on_few_videos_of_each_class() -> None:
+    train, test = manifest([5, 7]), manifest([2, 2], "val")
+    drawn = [build_protocol({"name": "holdout", "shots": 2, "seed": s}).parts(train, test, True)[0] for s in (0, 0, 1)]
+    assert drawn[0].train is not None
+    assert [sum(sample.label == label for sample in drawn[0].train.samples) for label in (0, 1)] == [2, 2]
+    assert drawn[0].train.hash == drawn[1].train.hash != drawn[2].train.hash
+    assert drawn[0].test is test
+    assert build_protocol("holdout").parts(train, test, True)[0].train is train
+    with pytest.raises(ValueError, match="shots=0: expected at least 1"):
+        build_protocol({"name": "holdout", "shots": 0})

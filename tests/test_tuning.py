@@ -117,6 +117,17 @@ def test_peft_reads_the_folder(make_model, tmp_path):
 
 
 @torch.no_grad()
+def test_lora_in_chosen_blocks_keeps_those_below_fixed(make_model, tiny_folder, tmp_path):
+    model = move(make_model(labels=LABELS, tune=[LORA | {"layers": [-1]}], is_public=True))
+    assert {name.split(".")[2] for name in trained(model)} == {"1"}
+    assert model.frozen_depth() == 1
+    model.save_pretrained(tmp_path)
+    frames = random_frames()
+    assert torch.equal(from_pretrained(tmp_path)(frames).logits, model(frames).logits)
+    with pytest.raises(ValueError, match="out of range for a tower of 2 blocks"):
+        make_model(tune=[LORA | {"layers": [2]}])
+
+
 @pytest.mark.parametrize("lora", [LORA, BOTH], ids=["image", "both towers"])
 def test_merged_lora_gives_equal_logits(make_model, tiny_folder, tmp_path, lora):
     model = move(make_model(ILA, LABELS, tune=["adapters", lora], is_public=True))

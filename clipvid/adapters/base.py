@@ -88,6 +88,7 @@ class Adapter(nn.Module):
         adds_context: If True, the output has `context`. The place must be `before_attention`. Towers with rotary
             position embeddings are refused, since they have no position for more tokens.
         needs_class_token: If True, towers without prefix tokens (such as SigLIP) are refused.
+        updates_prefix: If False, the update of prefix tokens is always 0. An instance may have another value.
     """
 
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
@@ -96,6 +97,7 @@ class Adapter(nn.Module):
     identity_at_init: ClassVar[bool] = True
     adds_context: ClassVar[bool] = False
     needs_class_token: ClassVar[bool] = False
+    updates_prefix: bool = True
 
     def __init__(self, config: Any, block: BlockInfo):
         super().__init__()

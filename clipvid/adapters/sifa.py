@@ -83,6 +83,7 @@ class SIFA(Adapter):
     Config = SIFAConfig
     papers = ("Long et al., CVPR 2022, https://arxiv.org/abs/2206.06931",)
     place = "after_attention"
+    updates_prefix = False
 
     def __init__(self, config: SIFAConfig, block: BlockInfo):
         super().__init__(config, block)

@@ -68,6 +68,7 @@ class STAdapter(Adapter):
 
     Config = STAdapterConfig
     papers = ("Pan et al., NeurIPS 2022, https://arxiv.org/abs/2206.13559",)
+    updates_prefix = False
 
     def __init__(self, config: STAdapterConfig, block: BlockInfo, place: Place | None = None):
         """Build the adapter for `place`, or for the first place of the config."""

@@ -60,6 +60,7 @@ class TemporalConv(Adapter):
 
     def __init__(self, config: TemporalConvConfig, block: BlockInfo):
         super().__init__(config, block)
+        self.updates_prefix = config.tokens == "all"
         self.weight = nn.Parameter(torch.zeros(3, block.width, block.width))  # of frames t-1, t and t+1
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], trace: bool = False) -> AdapterOutput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from clipvid.backbone import Backbone, load_backbone
 from clipvid.model.config import ModelConfig
 from clipvid.model.context import ContextTokens
 from clipvid.model.encoder import VideoEncoder
-from clipvid.model.heads import HEADS
+from clipvid.model.heads import HEADS, Head
 from clipvid.model.pooling import POOLING
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.registry import suggest
@@ -101,13 +102,16 @@ def assemble_model(
         raise InputError(
             f"head {parts.head.name} reads the class token, but {backbone.name} has none; use head: linear"
         )
+    encoder = VideoEncoder(own, _adapters_by_block(own, parts.adapters, config.num_frames))
+    head = HEADS[parts.head.name](parts.head.config, width, embed_dim, num_classes)
+    _warn_of_lost_updates(encoder, head, parts.adapters)
     return VideoCLIP(
         backbone,
         config,
-        encoder=VideoEncoder(own, _adapters_by_block(own, parts.adapters, config.num_frames)),
+        encoder=encoder,
         text=own.text,
         pooling=POOLING[parts.pooling.name](parts.pooling.config, embed_dim, config.num_frames),
-        head=HEADS[parts.head.name](parts.head.config, width, embed_dim, num_classes),
+        head=head,
         context=None if parts.tuning.context is None else ContextTokens(parts.tuning.context, own.text),
         base_fingerprint=base_fingerprint,
     )
@@ -126,3 +130,17 @@ def _adapters_by_block(
         )
         for index, block in enumerate(backbone.blocks)
     ]
+
+
+def _warn_of_lost_updates(encoder: VideoEncoder, head: Head, configs: Mapping[str, AdapterConfig]) -> None:
+    """Warn about adapters in a last block whose updates the head cannot see, if the block was chosen by its number."""
+    if not encoder.tower.pools_prefix or head.needs_patches:
+        return
+    for name, adapter in encoder.layers[-1].adapters.items():
+        is_lost = adapter.place == "after_attention" and not adapter.updates_prefix
+        if is_lost and name in configs and not isinstance(configs[name].layers, str):
+            warnings.warn(
+                f"adapter {name} has no effect in the last block: it changes patches after the attention, and the head "
+                "reads only the class token. Choose other layers, or a place before the attention (st_adapter has one)",
+                stacklevel=2,
+            )

@@ -36,7 +36,7 @@ register_type(OptionValue, _unchanged, _unchanged, type_check=lambda value, kind
 def parse_config(
     config_class: type[ConfigT], args: list[str] | None, prog: str, as_positional: bool = False
 ) -> ConfigT:
-    """Parse a config from `--config file.yaml` and the command line. Later options take precedence.
+    """Parse a config from `--config file.yaml` and the command line, whose options take precedence in any order.
 
     Unknown keys, values of the wrong type and `null` for a required value end the program with exit code 2.
 
@@ -196,16 +196,19 @@ def copy_configs(folder: Path) -> int:
 
 
 def _located(args: list[str]) -> list[str]:
-    """Return the arguments with names of packaged configs replaced by their paths."""
-    located = []
+    """Return the arguments with names of packaged configs replaced by their paths, and configs before all options."""
+    configs, options = [], []
     for before, word in itertools.pairwise(["", *args]):
         option, equals, value = word.partition("=")
-        if option == "--config" and equals and value.endswith(".yaml"):
-            word = f"--config={config_path(value)}"
-        elif before == "--config" and word.endswith(".yaml"):
-            word = str(config_path(word))
-        located.append(word)
-    return located
+        if option == "--config" and equals:
+            configs.append(f"--config={config_path(value)}" if value.endswith(".yaml") else word)
+        elif word == "--config":
+            configs.append(word)
+        elif before == "--config":
+            configs.append(str(config_path(word)) if word.endswith(".yaml") else word)
+        else:
+            options.append(word)
+    return [*configs, *options]
 
 
 def _check_files(args: list[str]) -> None:
