@@ -14,6 +14,7 @@ from processes import all_end_well, together
 from safetensors.torch import load_file
 
 import clipvid
+from clipvid import InputError
 from clipvid.commands import finetune as finetune_command
 from clipvid.data.leaks import check_splits
 from clipvid.data.manifest import ManifestError
@@ -317,6 +318,26 @@ def test_two_processes_equal_one(pretrained: Path, world: Path, tmp_path: Path) 
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=0)
+
+
+def test_stored_features_give_the_same_weights(world: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CLIPVID_CACHE", str(tmp_path / "cache"))
+    options = ("--model.adapter={name: ila, hidden: 16, norm: group, layers: [-1]}", "--training.cache_views=1")
+    options += ("--objectives=[order, distillation]",)
+    for name, choice in (("without", "off"), ("first", "auto"), ("second", "auto")):
+        run(arguments(world, tmp_path / name, *options, f"--training.cache_features={choice}"))
+    weights = {name: load_file(tmp_path / name / "model.safetensors") for name in ("without", "first", "second")}
+    torch.testing.assert_close(weights["first"], weights["without"])
+    torch.testing.assert_close(weights["second"], weights["first"], atol=0, rtol=0)
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in weights]
+    used = [record["sessions"][0].get("features") or record.get("features") for record in records]
+    assert used[0] is None
+    assert [(each["computed"], each["reused"]) for each in used[1:]] == [(20, 12), (0, 32)]
+
+
+def test_masked_clips_have_no_stored_features(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cache_features=1: the objective masked changes pixels"):
+        parse_config(command.PretrainConfig, arguments(world, tmp_path, "--training.cache_features=1.0"), "test")
 
 
 def test_training_on_several_lists(world: Path, tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def build_trainer(
         earlier = recorded_batch_size(output_dir / CHECKPOINTS)
         training = fit_memory(training, model, objective, dataset, accelerator, earlier)
     features = None
-    if keep_features and isinstance(model, VideoCLIP):
-        features = open_features(training, config.data, model, accelerator)
+    if keep_features and isinstance(model.video_model, VideoCLIP):
+        features = open_features(training, config.data, model.video_model, accelerator)
     if features is not None and clips_recur(training, config.data):
         dataset = train_dataset(
             config.data, features.model, manifest, config.seed, training.cache_views, features.stored

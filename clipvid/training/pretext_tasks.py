@@ -80,10 +80,13 @@ class PretextTask(nn.Module):
 
     Attributes:
         whole: True if its clips are complete, possibly in another order.
+        only_reorders: True if its clips have the frames of the original, possibly in another order. `change` then gets
+            stored features [B, T, P+N, D] in place of frames, if the training keeps them.
     """
 
     Config: ClassVar[type[PretextTaskConfig]] = PretextTaskConfig
     whole: ClassVar[bool] = False
+    only_reorders: ClassVar[bool] = False
 
     def __init__(self, config: Any, sizes: Sizes):
         super().__init__()
@@ -178,6 +181,7 @@ class Order(PretextTask):
 
     Config = OrderConfig
     whole = True
+    only_reorders = True
 
     def __init__(self, config: OrderConfig, sizes: Sizes):
         super().__init__(config, sizes)
@@ -215,6 +219,8 @@ class Distillation(PretextTask):
 
     The loss is 1 - cosine between the student's clip feature and the mean of CLIP's frame features.
     """
+
+    only_reorders = True
 
     def forward(self, seen: Seen, drawn: Tensor | None) -> tuple[Losses, Losses]:
         """Return the loss."""

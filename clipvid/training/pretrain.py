@@ -63,7 +63,13 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
         hashes = with_backbone(hashes, model, config, output)
         student = SelfSupervisedModel(model, tasks).to(accelerator.device)
         trainer = build_trainer(
-            config, student, SelfSupervisedObjective(config.seed, tuple(tasks)), train, accelerator, output
+            config,
+            student,
+            SelfSupervisedObjective(config.seed, tuple(tasks)),
+            train,
+            accelerator,
+            output,
+            keep_features=student.only_reorders,
         )
         loader = eval_loader(
             config.data, model, val, accelerator, config.training.per_device_eval_batch_size, output_dir=output
@@ -94,6 +100,8 @@ def pretrain(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]
             load_strictly(student.trained_state(), weights)
             predictions, figures = evaluate(accelerator, model, loader, val.classes)
             figures["before"] = evaluate(accelerator, zero_shot_model(model), loader, val.classes)[1]
+            if trainer.features is not None:
+                run.record["features"] = trainer.features.record()
             run.record["unreadable"] = count_unreadable(accelerator, output, records)
             write_run(output, model, state, predictions, figures, config, accelerator)
     return figures

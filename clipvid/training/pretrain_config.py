@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from clipvid import InputError
 from clipvid.data.synthetic.world import WorldConfig
 from clipvid.registry import Choice
 from clipvid.training.config import RunConfig, TrainingConfig, VideoRunConfig
-from clipvid.training.pretext_tasks import resolve_pretext_tasks
+from clipvid.training.pretext_tasks import PRETEXT_TASKS, resolve_pretext_tasks
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,6 @@ class PretrainConfig(VideoRunConfig):
         "training.label_smoothing",
         "training.mixup",
         "training.cutmix",
-        "training.cache_features",
         "training.diagnose",
         "optim.head_lr",
         "data.balance",
@@ -60,7 +60,13 @@ class PretrainConfig(VideoRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        resolve_pretext_tasks(self.objectives)
+        tasks = resolve_pretext_tasks(self.objectives)
+        changing = [name for name in tasks if not PRETEXT_TASKS[name].only_reorders]
+        if changing and self.training.cache_features not in ("auto", "off"):
+            raise InputError(
+                f"training.cache_features={self.training.cache_features:g}: the objective {changing[0]} changes "
+                "pixels, which have no stored features. Set it to auto or off"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from clipvid import InputError
 from clipvid.data.sampling import keyed_generator
 from clipvid.layers.norm import frozen_bn_statistics
-from clipvid.model.encoder import VideoEncoder
+from clipvid.model.encoder import FrozenFeatures, VideoEncoder
 from clipvid.model.trainable import TrainableModel
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.training.objectives import Batch, Losses, total_loss
@@ -48,6 +48,11 @@ class SelfSupervisedModel(TrainableModel):
         self.terms: Any = nn.ModuleDict({name: PRETEXT_TASKS[name](config, sizes) for name, config in tasks.items()})
 
     @property
+    def only_reorders(self) -> bool:
+        """True if the features of frames can be stored, since all tasks leave frames as they are."""
+        return all(task.only_reorders for task in self.terms.values())
+
+    @property
     def video_model(self) -> VideoCLIP:
         """The trained model."""
         return self.model
@@ -60,18 +65,23 @@ class SelfSupervisedModel(TrainableModel):
         own = {f"model.{name}": tensor for name, tensor in self.model.trained_state().items()}
         return own | {f"terms.{name}": tensor for name, tensor in self.terms.state_dict(keep_vars=True).items()}
 
-    def forward(self, frames: Tensor, generators: dict[str, list[Generator]]) -> tuple[Losses, Losses]:
+    def forward(self, frames: Tensor | FrozenFeatures, generators: dict[str, list[Generator]]) -> tuple[Losses, Losses]:
         """Return the weighted losses of a batch, including those of the adapters, and figures for the log.
 
         Args:
-            frames: Normalized frames [B, T, 3, S, S].
+            frames: Normalized frames [B, T, 3, S, S], or their output of `encoder.lower` if all tasks only reorder.
             generators: For each task, one generator per clip.
         """
         # Without a task with complete clips, the original clips are encoded too, under the name None.
-        changes = {name: task.change(frames, generators[name]) for name, task in self.terms.items()}
+        original = frames.tokens if isinstance(frames, FrozenFeatures) else frames
+        changes = {name: task.change(original, generators[name]) for name, task in self.terms.items()}
         drawn = {name: change[1] for name, change in changes.items() if change is not None}
-        clips = {name: change[0] for name, change in changes.items() if change is not None}
-        whole = next((name for name in clips if self.terms[name].whole), None)
+        clips: dict[str | None, Tensor | FrozenFeatures] = {
+            name: frames._replace(tokens=change[0]) if isinstance(frames, FrozenFeatures) else change[0]
+            for name, change in changes.items()
+            if change is not None
+        }
+        whole = next((name for name in drawn if self.terms[name].whole), None)
         if whole is None:
             clips[whole] = frames
         features, auxiliary = self._encode(clips, whole)
@@ -88,7 +98,9 @@ class SelfSupervisedModel(TrainableModel):
             figures |= logged
         return losses | auxiliary, figures
 
-    def _encode(self, clips: dict[str | None, Tensor], whole: str | None) -> tuple[dict[str | None, Features], Losses]:
+    def _encode(
+        self, clips: dict[str | None, Tensor | FrozenFeatures], whole: str | None
+    ) -> tuple[dict[str | None, Features], Losses]:
         """Return student features of several batches of clips, and the mean losses of its adapters over them.
 
         Masked clips do not update the running statistics of BatchNorm, which are for whole clips.
