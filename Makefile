@@ -39,11 +39,14 @@ docs: $(INSTALLED)
 
 # All figures of docs/results/real-video.md; each trial is run once: make real-video WEIZMANN=... UCF=... TOWER=...
 LADDER = $(BIN)/clipvid benchmark ladder --trial.recipe.model.backbone local-dir:$(TOWER)
+FEW = --trial.recipe.training.epochs 20 --output_dir outputs/ladder
 real-video: $(INSTALLED)
 	$(LADDER) --config configs/ladder/weizmann_tower.yaml --trial.data.root $(WEIZMANN)
 	$(LADDER) --config configs/ladder/ucf101_mini_tower.yaml --trial.data.root $(UCF)
 	$(LADDER) --config configs/ladder/weizmann_tower.yaml --trial.data.root $(WEIZMANN) \
-	  --trial.protocol.shots 2 --trial.recipe.training.epochs 60 --output_dir outputs/ladder/weizmann_tower_2_clips
+	  --trial.protocol.shots 2 $(FEW)/weizmann_tower_2_clips
+	$(LADDER) --config configs/ladder/ucf101_mini_tower.yaml --trial.data.root $(UCF) \
+	  --trial.protocol '{name: holdout, shots: 2}' $(FEW)/ucf101_mini_tower_2_clips
 
 clean:
 	rm -rf outputs
