@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -10,6 +12,8 @@ from clipvid.inspection.motion_report import advise, pair_sentences, verdict
 from clipvid.inspection.signatures import ClipFacts
 from clipvid.inspection.tasks import ProbeTask
 from clipvid.inspection.time import BAG, ORDERED, REVERSED, SINGLE, cosines, other_order
+from clipvid.runs.config_files import parse_config
+from clipvid.training.config import FinetuneConfig
 
 FACTS = [ClipFacts(24, 8.0, 3.0, False, 64, 64, (0.0, 0.0, 0.0, 0.0), 5.0, 100.0)]
 
@@ -47,6 +51,9 @@ def test_verdict_names_what_the_classes_need(kind: str) -> None:
     advice = " ".join(advise(result, FACTS))
     assert ("adapter, such as" in advice) == (kind == "order")
     assert ("mean pooling" in advice) == (kind in ("frames", "one frame"))
+    for tune in re.findall(r"model\.tune='([^']+)'", advice):
+        config = parse_config(FinetuneConfig, ["--model.adapter", "none", "--model.tune", tune], "test")
+        assert "partial" in config.model.parts.tuning.parts
 
 
 def test_pair_that_differs_in_order_is_named_and_no_other() -> None:
