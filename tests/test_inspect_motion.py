@@ -51,9 +51,11 @@ def test_verdict_names_what_the_classes_need(kind: str) -> None:
     advice = " ".join(advise(result, FACTS))
     assert ("adapter, such as" in advice) == (kind == "order")
     assert ("mean pooling" in advice) == (kind in ("frames", "one frame"))
-    for tune in re.findall(r"model\.tune='([^']+)'", advice):
-        config = parse_config(FinetuneConfig, ["--model.adapter", "none", "--model.tune", tune], "test")
-        assert "partial" in config.model.parts.tuning.parts
+    options = re.findall(r"model\.(tune|adapter)='([^']+)'", advice)
+    assert len(options) == 2 * (kind in ("frames", "one frame"))
+    for option, value in options:
+        config = parse_config(FinetuneConfig, [f"--model.{option}", value], "test")
+        assert getattr(config.model, option) != getattr(FinetuneConfig().model, option)
 
 
 def test_pair_that_differs_in_order_is_named_and_no_other() -> None:

@@ -102,19 +102,18 @@ def assemble_model(
         raise InputError(
             f"head {parts.head.name} reads the class token, but {backbone.name} has none; use head: linear"
         )
-    encoder = VideoEncoder(own, _adapters_by_block(own, parts.adapters, config.num_frames))
-    head = HEADS[parts.head.name](parts.head.config, width, embed_dim, num_classes)
-    _warn_of_lost_updates(encoder, head, parts.adapters)
-    return VideoCLIP(
+    model = VideoCLIP(
         backbone,
         config,
-        encoder=encoder,
+        encoder=VideoEncoder(own, _adapters_by_block(own, parts.adapters, config.num_frames)),
         text=own.text,
         pooling=POOLING[parts.pooling.name](parts.pooling.config, embed_dim, config.num_frames),
-        head=head,
+        head=HEADS[parts.head.name](parts.head.config, width, embed_dim, num_classes),
         context=None if parts.tuning.context is None else ContextTokens(parts.tuning.context, own.text),
         base_fingerprint=base_fingerprint,
     )
+    _warn_of_lost_updates(model.encoder, model.head, parts.adapters)
+    return model
 
 
 def _adapters_by_block(
