@@ -38,7 +38,7 @@ def test_every_row_is_measured_against_full_tuning(report):
 
 def test_activations_below_trained_parts_are_not_kept(report):
     peak = {row["name"]: row["peak_memory"] for row in report[0]["rows"]}
-    assert peak["head"] < peak["adapters in the upper half"] < peak["adapters in all blocks"] < peak["full"]
+    assert peak["head"] <= peak["adapters in the upper half"] < peak["adapters in all blocks"] < peak["full"]
 
 
 def test_missed_bars_are_marked(report):

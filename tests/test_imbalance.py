@@ -58,7 +58,7 @@ def test_weighted_loss_equals_a_sum_over_videos() -> None:
     objective = Classification(3, 0, class_weights=weights)
 
     output = SimpleNamespace(logits=logits, losses={})
-    loss, _ = objective(lambda frames, normalized: output, {"frames": torch.zeros(6), "label": labels}, 0)
+    loss, _ = objective(lambda frames, **options: output, {"frames": torch.zeros(6), "label": labels}, 0)
     each = F.cross_entropy(logits, labels, reduction="none")
     expected = sum(weights[label] * error for label, error in zip(labels.tolist(), each, strict=True)) / 6
     torch.testing.assert_close(loss, expected)

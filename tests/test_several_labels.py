@@ -237,7 +237,7 @@ def test_loss_equals_a_sum_over_videos_and_classes() -> None:
     output = SimpleNamespace(logits=logits, losses={})
     weights = (2.0, 0.5, 1.0)
     objective = SeveralLabels(0, label_smoothing=0.2, positive_weights=weights)
-    loss, parts = objective(lambda frames, normalized: output, {"frames": torch.zeros(5), "label": labels}, 0)
+    loss, parts = objective(lambda frames, **options: output, {"frames": torch.zeros(5), "label": labels}, 0)
     total = 0.0
     for row, own in zip(logits, labels, strict=True):
         for value, label, weight in zip(row, own, weights, strict=True):

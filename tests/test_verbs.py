@@ -212,7 +212,7 @@ def test_every_option_is_used_or_refused(words, world, tmp_path, monkeypatch, ve
     also = f"[{{root: {tmp_path / 'other'}, videos: train.csv, classes: classes.csv}}]"
     own = {
         "finetune": ["--hub.push_to_hub=true", "--hub.repo_id=user/name", "--selection.folds=2", "--model.head=linear"],
-        "pretrain": [f"--also={also}"],
+        "pretrain": [f"--also={also}", "--objectives=[{name: order, segments: 2}, distillation]"],
         "pretrain-clip": [f"--export_dir={tmp_path / 'export'}"],
     }
     monkeypatch.setattr("clipvid.training.finetune.check_login", lambda: None)

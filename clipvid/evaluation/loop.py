@@ -205,5 +205,5 @@ def _score(
         frames = batch["frames"].flatten(1, 2).unsqueeze(2) if bag_of_frames else batch["frames"]
         views, clips = frames.shape[:2], frames.flatten(0, 1)
     with accelerator.autocast():
-        logits = model(clips, patches=False).logits.float().unflatten(0, views)
+        logits = model(clips).logits.float().unflatten(0, views)
     return ViewScores(*(part.cpu() for part in (batch["index"], batch["label"], batch["readable"], logits)))

@@ -175,5 +175,5 @@ class Predictor:
     @torch.no_grad()
     def _probabilities(self, clips: Tensor) -> Tensor:
         """Return probabilities [B, K] of clips [B, T, 3, S, S], on the CPU."""
-        logits = self.model(clips.to(self.model.pixel_mean.device), patches=False).logits
+        logits = self.model(clips.to(self.model.pixel_mean.device)).logits
         return self.model.probabilities(logits).cpu()

@@ -49,7 +49,7 @@ class SharedFrames:
     @torch.no_grad()
     def score(self, clips: Sequence[Tensor]) -> Tensor:
         """Return the probabilities [W, K] of clips, on the CPU. A clip is the numbers of its frames, int64 [T]."""
-        logits = self.model(self._tokens(clips), patches=False).logits
+        logits = self.model(self._tokens(clips)).logits
         return self.model.probabilities(logits).cpu()
 
     @torch.no_grad()

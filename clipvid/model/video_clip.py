@@ -119,7 +119,7 @@ class VideoCLIP(TrainableModel):
             text: Token ids [K, L] of one prompt per class, instead of the labels.
             trace: Also return the traces of the adapters.
             normalized: Use `frames` as they are, without the check of `normalize`.
-            patches: Return `patch_tokens`. Training and evaluation, which do not read them, save the time.
+            patches: Return `patch_tokens`. Training, which does not read them, saves the time.
 
         Raises:
             InputError: The frames have another shape, or are floats that cannot be normalized pixels.
@@ -171,7 +171,7 @@ class VideoCLIP(TrainableModel):
 
     def encode_video(self, frames: Tensor | FrozenFeatures, normalized: bool = False) -> Tensor:
         """Return video features [B, E] of frames as in `forward`, pooled over time, not normalized."""
-        return self.pooling(self._encode(frames, False, normalized, False).frame_features)
+        return self.pooling(self._encode(frames, False, normalized, True).frame_features)
 
     def encode_text(self, text: Sequence[str] | Tensor) -> Tensor:
         """Return text features [K, E], not normalized, of K texts or their token ids [K, L]."""
