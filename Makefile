@@ -37,7 +37,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
-# All figures of docs/results/real-video.md; each trial is run once: make real-video WEIZMANN=... UCF=... TOWER=...
+# The ladders of docs/results/real-video.md; each trial is run once: make real-video WEIZMANN=... UCF=... TOWER=...
 LADDER = $(BIN)/clipvid benchmark ladder --trial.recipe.model.backbone local-dir:$(TOWER)
 FEW = --trial.recipe.training.epochs 20 --output_dir outputs/ladder
 real-video: $(INSTALLED)

@@ -4,6 +4,7 @@ import json
 import statistics
 
 import pytest
+from conftest import clip_config, write_clip
 
 from clipvid import InputError
 from clipvid.benchmarks.tuning import ROWS, TuningBenchmark
@@ -11,8 +12,9 @@ from clipvid.commands.benchmark import main
 
 
 @pytest.fixture(scope="module")
-def report(clip_folder, tmp_path_factory) -> tuple[dict, str]:
+def report(tmp_path_factory) -> tuple[dict, str]:
     output = tmp_path_factory.mktemp("tuning")
+    clip_folder = write_clip(output / "clip", clip_config({"layers": 4}))  # in the last block, patches skip the MLP
     rows = ROWS | {
         "head": {"tune": ["head"], "time": 0.0},
         "partial, 4 blocks": {"tune": [{"name": "partial"}, "head"]},
@@ -38,7 +40,7 @@ def test_every_row_is_measured_against_full_tuning(report):
 
 def test_activations_below_trained_parts_are_not_kept(report):
     peak = {row["name"]: row["peak_memory"] for row in report[0]["rows"]}
-    assert peak["head"] <= peak["adapters in the upper half"] < peak["adapters in all blocks"] < peak["full"]
+    assert peak["head"] < peak["adapters in the upper half"] < peak["adapters in all blocks"] < peak["full"]
 
 
 def test_missed_bars_are_marked(report):

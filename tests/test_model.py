@@ -193,9 +193,7 @@ def test_logits_are_the_same_without_patches(make_model, adapter, head):
 
 @torch.no_grad()
 def test_patches_that_the_head_pools_are_computed(make_model, tmp_path):
-    config = clip_config()
-    config["vision_cfg"]["pool_type"] = "avg"
-    model = make_model(folder=write_clip(tmp_path, config))
+    model = make_model(folder=write_clip(tmp_path, clip_config({"pool_type": "avg"})))
     frames = random_frames()
     assert torch.equal(
         model(frames, torch.ones(2, 16, dtype=torch.long), patches=False).patch_tokens,
