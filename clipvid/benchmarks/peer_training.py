@@ -141,7 +141,7 @@ def train_bare(model: nn.Module, clips: ClipsInMemory, folder: Path) -> None:
 
 def _losses(model: Any, clips: ClipsInMemory) -> Callable[[dict[str, Tensor]], Tensor]:
     if clips.tokens is None:
-        return lambda batch: F.cross_entropy(model(batch["frames"]).logits, batch["label"])
+        return lambda batch: F.cross_entropy(model(batch["frames"], patches=False).logits, batch["label"])
     return lambda batch: contrast(*model(clips.images(batch), batch["tokens"]))["contrastive_loss"]
 
 

@@ -196,7 +196,7 @@ class ClipVidForVideoClassification(PreTrainedModel):
 
         Labels are [B], or [B, K] with ones and zeros for a model with several labels per video.
         """
-        output = self.clip(pixel_values_videos)
+        output = self.clip(pixel_values_videos, patches=not self.training)  # as in clipvid's own training
         loss = None
         if labels is not None:
             if self.clip.config.multi_label:
