@@ -25,13 +25,14 @@ from clipvid.hub.folder import weights_hash
 from clipvid.runs.config_files import parse_config
 from clipvid.training import pretrain as command
 from clipvid.training.build import build_accelerator
-from clipvid.training.pretext_tasks import OrderConfig, draw_order, resolve_pretext_tasks, seen_when, tube_mask
+from clipvid.training.pretext_tasks import resolve_pretext_tasks, tube_mask
 from clipvid.training.self_supervised import (
     SelfSupervisedModel,
     SelfSupervisedObjective,
     collapse_metrics,
     effective_rank,
 )
+from clipvid.training.time_tasks import DirectionConfig, OrderConfig, draw_order, draw_speed, draw_swaps, seen_when
 
 WORLD = WorldConfig(
     objects=("ball", "star"), motions=("horizontal",), num_frames=8, image_size=48,
@@ -77,6 +78,7 @@ def pretrained(world, tmp_path_factory) -> Path:
     return output
 
 
+OF_TIME = ["neighbors", "speed", "direction"]
 ST_ADAPTER = {"name": "st_adapter", "place": "before_attention"}  # the class token reads it in every block
 
 
@@ -96,7 +98,10 @@ def keyed(frames: torch.Tensor, epoch: int = 0) -> dict:
     return {"frames": frames, "index": index, "epoch": torch.full_like(index, epoch)}
 
 
-@pytest.mark.parametrize("objectives", [["masked"], ["order"], ["order", "distillation"], ALL])
+@pytest.mark.parametrize(
+    "objectives",
+    [["masked"], ["order"], ["order", "distillation"], ["neighbors"], ["speed"], ["direction"], ALL, [*ALL, *OF_TIME]],
+)
 def test_gradients_reach_adapters_and_heads_only(make_model, objectives) -> None:
     learner = pretext_model(make_model, objectives=objectives)
     for adapter in learner.video_model.encoder.adapters():
@@ -176,23 +181,67 @@ def test_drawn_orders() -> None:
     assert seen_when(torch.arange(7).flip(0)[None], 3).tolist() == [[2, 1, 0]]
 
 
-def test_order_is_learned_on_directed_clips(make_model) -> None:
+@pytest.mark.parametrize("num_frames", [4, 7, 8])
+def test_drawn_swaps(num_frames: int) -> None:
+    draws = [draw_swaps(num_frames, keyed_generator(0, i)) for i in range(200)]
+    for order, swapped in draws:
+        expected = list(range(num_frames))
+        for pair, other in enumerate(swapped.tolist()):
+            if other:
+                expected[2 * pair : 2 * pair + 2] = 2 * pair + 1, 2 * pair
+        assert order.tolist() == expected
+    assert torch.stack([swapped for _, swapped in draws]).float().mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("num_frames", [4, 7, 8])
+def test_drawn_speeds(num_frames: int) -> None:
+    draws = [draw_speed(num_frames, keyed_generator(0, i)) for i in range(200)]
+    starts = {True: set(), False: set()}
+    for order, fast in draws:
+        assert len(order) == num_frames // 2
+        assert order.diff().tolist() == [2 if fast else 1] * (num_frames // 2 - 1)
+        assert 0 <= order[0] <= order[-1] < num_frames
+        starts[bool(fast)].add(int(order[0]))
+    half = num_frames // 2
+    assert starts == {True: set(range(num_frames - 2 * (half - 1))), False: set(range(num_frames - half + 1))}
+    assert sum(bool(fast) for _, fast in draws) / 200 == pytest.approx(0.5, abs=0.1)
+
+
+def test_clips_of_the_contrast_are_shifted_and_reversed(make_model) -> None:
+    learner = pretext_model(make_model, objectives=["direction"], num_frames=8)
+    frames = random_frames(2, 8)
+    changed, _ = learner.terms["direction"].change(frames, [])
+    for part, expected in zip(
+        changed.chunk(3), ([0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 6, 7], [5, 4, 3, 2, 1, 0]), strict=True
+    ):
+        assert torch.equal(part, frames[:, expected])
+
+
+@pytest.mark.parametrize(
+    ("task", "num_frames", "steps", "bars"),
+    [
+        ("order", 4, 60, {"arrow_accuracy": 0.8, "order_accuracy": 0.5}),
+        ("neighbors", 8, 300, {"neighbors_accuracy": 0.8}),  # depends on the direction of the others
+        ("speed", 4, 60, {"speed_accuracy": 0.8}),
+        ("direction", 4, 60, {"direction_accuracy": 0.8}),
+    ],
+)
+def test_time_is_learned_on_directed_clips(make_model, task, num_frames, steps, bars) -> None:
     """Clips get lighter or darker. Their order can be recognized, and is after a few steps."""
-    learner = pretext_model(make_model, objectives=["order"], num_frames=4)
-    ramp = torch.linspace(-2, 2, 4)[None, :, None, None, None]
+    learner = pretext_model(make_model, objectives=[task], num_frames=num_frames)
+    ramp = torch.linspace(-2, 2, num_frames)[None, :, None, None, None]
     sign = torch.tensor([1.0, -1.0]).repeat(8)[:, None, None, None, None]
-    frames = (ramp * sign).expand(-1, -1, 3, 64, 64) + 0.1 * random_frames(16, 4)
+    frames = (ramp * sign).expand(-1, -1, 3, 64, 64) + 0.1 * random_frames(16, num_frames)
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
-    objective, accuracies = SelfSupervisedObjective(0, ("order",)), []
-    for step in range(60):
+    objective, accuracies = SelfSupervisedObjective(0, (task,)), []
+    for step in range(steps):
         optimizer.zero_grad()
         loss, parts = objective(learner, keyed(frames, step), step)
         loss.backward()
         optimizer.step()
-        accuracies.append((parts["arrow_accuracy"].item(), parts["order_accuracy"].item()))
-    arrow, segments = torch.tensor(accuracies[-10:]).mean(dim=0).tolist()
-    assert arrow > 0.8
-    assert segments > 0.5
+        accuracies.append([parts[name].item() for name in bars])
+    for accuracy, bar in zip(torch.tensor(accuracies[-10:]).mean(dim=0).tolist(), bars.values(), strict=True):
+        assert accuracy > bar
 
 
 def test_collapse_metrics_detect_collapse() -> None:
@@ -220,6 +269,11 @@ def test_invalid_objectives_are_refused(make_model) -> None:
         pretext_model(make_model, num_frames=3)
     with pytest.raises(ValueError, match="segments=1"):
         OrderConfig(segments=1)
+    with pytest.raises(ValueError, match="temperature=0"):
+        DirectionConfig(temperature=0)
+    for task in OF_TIME:
+        with pytest.raises(ValueError, match=f"{task}: expected at least 4 frames.*got 3"):
+            pretext_model(make_model, objectives=[task], num_frames=3)
     with pytest.raises(ValueError, match="only adapters and pooling can be trained, but the model trains"):
         SelfSupervisedModel(make_model("st_adapter", tune=["adapters", "layernorm"]), resolve_pretext_tasks(["masked"]))
 
@@ -323,7 +377,7 @@ def test_two_processes_equal_one(pretrained: Path, world: Path, tmp_path: Path) 
 def test_stored_features_give_the_same_weights(world: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("CLIPVID_CACHE", str(tmp_path / "cache"))
     options = ("--model.adapter={name: ila, hidden: 16, norm: group, layers: [-1]}", "--training.cache_views=1")
-    options += ("--objectives=[order, distillation]",)
+    options += (f"--objectives=[order, {', '.join(OF_TIME)}, distillation]",)
     for name, choice in (("without", "off"), ("first", "auto"), ("second", "auto")):
         run(arguments(world, tmp_path / name, *options, f"--training.cache_features={choice}"))
     weights = {name: load_file(tmp_path / name / "model.safetensors") for name in ("without", "first", "second")}

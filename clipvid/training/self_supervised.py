@@ -21,7 +21,8 @@ from clipvid.model.encoder import FrozenFeatures, VideoEncoder
 from clipvid.model.trainable import TrainableModel
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.training.objectives import Batch, Losses, total_loss
-from clipvid.training.pretext_tasks import PRETEXT_TASKS, Features, PretextTaskConfig, Seen, Sizes
+from clipvid.training.pretext import Features, PretextTaskConfig, Seen, Sizes
+from clipvid.training.pretext_tasks import PRETEXT_TASKS
 
 
 class SelfSupervisedModel(TrainableModel):
