@@ -33,8 +33,8 @@ class ModelConfig:
     Attributes:
         backbone: CLIP model, see `clipvid.backbone.load_backbone`.
         pretrained: Weights of the CLIP model, see `clipvid.backbone.load_backbone`.
-        adapter: A name of `clipvid.ADAPTERS`, `{"name": ..., options}`, or a list of these. The default is ILA in the
-            last two blocks, with the settings for few clips in docs/results/real-video.md.
+        adapter: A name of `clipvid.ADAPTERS`, `{"name": ..., options}`, or a list of these. The default is a
+            convolution over time in the last two blocks, the best for few clips in docs/results/real-video.md.
         num_frames: Number of frames T per clip.
         image_size: Side of the images in pixels, if it differs from the pretrained one.
         pooling: Pooling over frames, `mean` or `mit` (`{"name": "mit", "layers": 1}`).
@@ -51,9 +51,7 @@ class ModelConfig:
 
     backbone: str = "tiny"
     pretrained: str | None = None
-    adapter: AdapterSpec = field(
-        default_factory=lambda: {"name": "ila", "layers": [-2, -1], "hidden": 64, "norm": "group"}
-    )
+    adapter: AdapterSpec = field(default_factory=lambda: {"name": "temporal_conv", "layers": [-2, -1]})
     num_frames: int = 8
     image_size: int | None = None
     pooling: Choice = "mean"
