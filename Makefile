@@ -39,7 +39,7 @@ docs: $(INSTALLED)
 
 # The ladders of docs/results/real-video.md; each trial is run once: make real-video WEIZMANN=... UCF=... TOWER=...
 LADDER = $(BIN)/clipvid benchmark ladder --trial.recipe.model.backbone local-dir:$(TOWER)
-FEW = --trial.recipe.training.epochs 20 --output_dir outputs/ladder
+FEW = --config configs/ladder/two_clips.yaml --output_dir outputs/ladder
 real-video: $(INSTALLED)
 	$(LADDER) --config configs/ladder/weizmann_tower.yaml --trial.data.root $(WEIZMANN)
 	$(LADDER) --config configs/ladder/ucf101_mini_tower.yaml --trial.data.root $(UCF)
