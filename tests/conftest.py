@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import open_clip
 import pytest
 import torch
+from browser_page import open_browser
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -108,6 +109,13 @@ def total(output: AdapterOutput) -> Tensor:
     tokens = tokens_of(output)
     weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(5)).to(tokens)
     return (tokens * weights).sum() + (0.0 if output.loss is None else output.loss)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return a real browser for the tests of a module."""
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from browser_page import HOSTILE, focus, free_port, open_browser, open_tab, watched_tab
+from browser_page import HOSTILE, focus, free_port, open_tab, watched_tab
 from conftest import posix_only, shake_adapters
 from search_world import build, write_videos
 
@@ -164,12 +164,6 @@ def test_verb_serves_until_sigterm(tmp_path):
 
 
 # A real browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from browser_page import HOSTILE, focus, free_port, open_browser, open_tab, watched_tab
+from browser_page import HOSTILE, focus, free_port, open_tab, watched_tab
 from conftest import posix_only
 from teach_world import write_clip_of_color, write_clips
 
@@ -105,12 +105,6 @@ def test_full_disk_is_one_line(teacher, monkeypatch):
 
 
 # A real browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture

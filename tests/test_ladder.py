@@ -263,6 +263,29 @@ def test_trial_seed_draws_the_videos_of_holdout() -> None:
         assert trial.config.protocol == {"name": "holdout", "shots": 2, "seed": trial.seed}
 
 
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [
+        ("weizmann_tower", {"name": "leave_one_group_out", "folds": 2, "shots": 2}),
+        ("ucf101_mini_tower", {"name": "holdout", "shots": 2}),
+    ],
+)
+def test_config_of_two_clips_changes_the_protocol_and_the_predictions_only(name: str, protocol: dict) -> None:
+    """As `make real-video` calls it."""
+    whole = parse_config(LadderConfig, ["--config", str(REPOSITORY / f"configs/ladder/{name}.yaml")], "test")
+    shots = (
+        ["--trial.protocol.shots", "2"] if name == "weizmann_tower" else [f"--trial.protocol={json.dumps(protocol)}"]
+    )
+    args = [*shots, "--config", str(REPOSITORY / "configs/ladder/two_clips.yaml"), "--output_dir", "few"]
+    few = parse_config(LadderConfig, ["--config", str(REPOSITORY / f"configs/ladder/{name}.yaml"), *args], "test")
+    training = replace(whole.trial.recipe.training, epochs=20)
+    recipe = replace(whole.trial.recipe, training=training)
+    trial = replace(whole.trial, protocol=protocol, recipe=recipe)
+    assert few == replace(whole, output_dir="few", trial=trial, predictions=few.predictions)
+    assert {one.row for one in few.predictions} == set(few.rows) - {"none"}
+    assert {one.over for one in few.predictions} == {"none"}
+
+
 def test_a_ladder_of_an_earlier_version_keeps_its_folders(tmp_path: Path) -> None:
     args = ["--config", str(REPOSITORY / "configs/ladder/world.yaml"), "--output_dir", str(tmp_path)]
     config = parse_config(LadderConfig, args, "test")
