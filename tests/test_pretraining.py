@@ -33,6 +33,7 @@ from clipvid.training.self_supervised import (
     effective_rank,
 )
 from clipvid.training.time_tasks import DirectionConfig, OrderConfig, draw_order, draw_speed, draw_swaps, seen_when
+from clipvid.training.tracking_task import TrackingConfig, tracked_offsets
 
 WORLD = WorldConfig(
     objects=("ball", "star"), motions=("horizontal",), num_frames=8, image_size=48,
@@ -78,7 +79,7 @@ def pretrained(world, tmp_path_factory) -> Path:
     return output
 
 
-OF_TIME = ["neighbors", "speed", "direction"]
+OF_TIME = ["neighbors", "speed", "direction", "tracking"]
 ST_ADAPTER = {"name": "st_adapter", "place": "before_attention"}  # the class token reads it in every block
 
 
@@ -100,7 +101,7 @@ def keyed(frames: torch.Tensor, epoch: int = 0) -> dict:
 
 @pytest.mark.parametrize(
     "objectives",
-    [["masked"], ["order"], ["order", "distillation"], ["neighbors"], ["speed"], ["direction"], ALL, [*ALL, *OF_TIME]],
+    [["masked"], ["order"], ["order", "distillation"], *([name] for name in OF_TIME), ALL, [*ALL, *OF_TIME]],
 )
 def test_gradients_reach_adapters_and_heads_only(make_model, objectives) -> None:
     learner = pretext_model(make_model, objectives=objectives)
@@ -244,6 +245,43 @@ def test_time_is_learned_on_directed_clips(make_model, task, num_frames, steps, 
         assert accuracy > bar
 
 
+@pytest.mark.parametrize(("grid", "step"), [((6, 5), (1, -2)), ((6, 5), (0, 0)), ((4, 4), (-1, 0)), ((1, 6), (0, 2))])
+def test_patches_are_tracked(grid, step) -> None:
+    frame = torch.randn(1, *grid, 32, generator=torch.Generator().manual_seed(0))
+    clip = torch.stack([frame.roll((t * step[0], t * step[1]), dims=(1, 2)) for t in range(3)], dim=1)
+    shares = tracked_offsets(clip.flatten(2, 3), grid, reach=2, temperature=0.01)
+    assert shares.shape == (1, 2, 25)
+    torch.testing.assert_close(shares.sum(dim=-1), torch.ones(1, 2))
+    stayed = (grid[0] - abs(step[0])) * (grid[1] - abs(step[1])) / (grid[0] * grid[1])
+    assert (shares[0, :, 5 * (step[0] + 2) + step[1] + 2] >= stayed - 1e-3).all()
+
+
+def test_tracking_of_half_precision_is_finite() -> None:
+    patches = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert tracked_offsets(patches, (3, 3), reach=4, temperature=0.01).isfinite().all()
+
+
+def test_motion_is_learned_from_other_frames(make_model) -> None:
+    """Clips move up or down. An adapter learns to predict it, and a head on single frames cannot."""
+    picture = 2 * random_frames(8, 1)[:, 0].repeat(2, 1, 1, 1)
+    steps = torch.tensor([16, -16]).repeat(8).tolist()
+    frames = torch.stack(
+        [torch.stack([one.roll(t * step, dims=1) for t in range(4)]) for one, step in zip(picture, steps, strict=True)]
+    )
+    explained = {}
+    for name, adapter in (("adapter", ST_ADAPTER), ("none", "none")):
+        learner = pretext_model(make_model, adapter=adapter, objectives=["tracking"])
+        optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
+        for step in range(60):
+            optimizer.zero_grad()
+            loss, parts = SelfSupervisedObjective(0, ("tracking",))(learner, keyed(frames, step), step)
+            loss.backward()
+            optimizer.step()
+        explained[name] = parts["tracking_explained"].item()
+    assert explained["adapter"] > 0.7
+    assert explained["none"] < 0.4
+
+
 def test_collapse_metrics_detect_collapse() -> None:
     features = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
     apart, fallen = collapse_metrics(features), collapse_metrics(features[:1] + 1e-4 * features)
@@ -271,9 +309,14 @@ def test_invalid_objectives_are_refused(make_model) -> None:
         OrderConfig(segments=1)
     with pytest.raises(ValueError, match="temperature=0"):
         DirectionConfig(temperature=0)
+    with pytest.raises(ValueError, match="temperature=-1"):
+        TrackingConfig(temperature=-1)
+    with pytest.raises(ValueError, match="reach=0"):
+        TrackingConfig(reach=0)
     for task in OF_TIME:
-        with pytest.raises(ValueError, match=f"{task}: expected at least 4 frames.*got 3"):
-            pretext_model(make_model, objectives=[task], num_frames=3)
+        least = 2 if task == "tracking" else 4
+        with pytest.raises(ValueError, match=f"{task}: expected at least {least} frames.*got {least - 1}"):
+            pretext_model(make_model, objectives=[task], num_frames=least - 1)
     with pytest.raises(ValueError, match="only adapters and pooling can be trained, but the model trains"):
         SelfSupervisedModel(make_model("st_adapter", tune=["adapters", "layernorm"]), resolve_pretext_tasks(["masked"]))
 

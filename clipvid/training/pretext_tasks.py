@@ -15,6 +15,7 @@ from clipvid import InputError
 from clipvid.registry import Choice, Registry
 from clipvid.training.pretext import Losses, PretextTask, PretextTaskConfig, Seen, Sizes
 from clipvid.training.time_tasks import Direction, Neighbors, Order, Speed
+from clipvid.training.tracking_task import Tracking
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ PRETEXT_TASKS = Registry(
         "neighbors": Neighbors,
         "speed": Speed,
         "direction": Direction,
+        "tracking": Tracking,
         "distillation": Distillation,
     },
 )

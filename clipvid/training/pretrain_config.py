@@ -34,8 +34,8 @@ class PretrainConfig(VideoRunConfig):
     Attributes:
         data: `train` is the training data, with labels ignored. `val` measures zero-shot accuracy.
         also: Further lists of training videos.
-        objectives: Any of `masked`, `order`, `neighbors`, `speed`, `direction`, `distillation`, by name or with options
-            (`{"name": "order", "weight": 0.5}`); see `clipvid.training.pretext_tasks`.
+        objectives: Any of `masked`, `order`, `neighbors`, `speed`, `direction`, `tracking`, `distillation`, by name or
+            with options (`{"name": "order", "weight": 0.5}`); see `clipvid.training.pretext_tasks`.
     """
 
     VERB: ClassVar[str] = "pretrain"
