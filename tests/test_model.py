@@ -56,6 +56,12 @@ def test_create_model_takes_all_it_offers(clip_folder):
     assert create_model(name, adapter={"name": "ila", "hidden": 16}, norm="group").adapter_configs.keys() == {"ila"}
 
 
+def test_models_of_code_and_of_configs_have_the_same_default_adapter(clip_folder):
+    name = f"local-dir:{clip_folder}"
+    assert create_model(name).config == ModelConfig(backbone=name)
+    assert create_model(name, tokens="all").adapter_configs["temporal_conv"].layers == [-2, -1]
+
+
 @pytest.mark.parametrize(("wrong", "near"), [("num_frame", "num_frames"), ("pool", "pooling"), ("label", "labels")])
 def test_misspelled_model_option_suggests_the_nearest(wrong, near):
     with pytest.raises(ValueError, match=f"'{wrong}'.*did you mean '{near}'"):

@@ -23,7 +23,7 @@ def measure_predicting(config: PeersBenchmark) -> list[PeerRow]:
     made = sorted(make_videos(output / "folder").glob("*.mp4"))
     videos = [made[number % len(made)] for number in range(config.videos)]
     folder = output / "model"
-    create_model(config.predictor, num_frames=config.num_frames, labels=LABELS).save_pretrained(folder)
+    create_model(config.predictor, adapter="ila", num_frames=config.num_frames, labels=LABELS).save_pretrained(folder)
     ways = {OURS: _stream(folder, videos), "transformers pipeline": _pipeline(folder, videos)}
     samples: dict[str, list[Sample]] = {tool: [] for tool in ways}
     for _ in range(config.repeats):

@@ -22,7 +22,7 @@ from clipvid.registry import suggest
 def create_model(
     backbone: str,
     pretrained: str | None = None,
-    adapter: AdapterSpec = "ila",
+    adapter: AdapterSpec | None = None,
     num_frames: int = 8,
     **options: Any,
 ) -> VideoCLIP:
@@ -31,7 +31,7 @@ def create_model(
     Args:
         backbone: See `ModelConfig`.
         pretrained: See `ModelConfig`.
-        adapter: See `ModelConfig`.
+        adapter: See `ModelConfig`. None for its default.
         num_frames: See `ModelConfig`.
         options: Other fields of `ModelConfig`, and `labels` and `templates` for `VideoCLIP.set_labels`. With a single
             adapter, its options are accepted too (`create_model("tiny", adapter="ila", norm="group")`).
@@ -41,6 +41,7 @@ def create_model(
         RunError: See `load_backbone`.
     """
     labels, templates = options.pop("labels", None), options.pop("templates", None)
+    adapter = ModelConfig().adapter if adapter is None else adapter
     if options.get("init_from") is not None:
         raise InputError("init_from is an option of training runs; for a model in memory, call clipvid.hub.start_from")
     fields = {item.name for item in dataclasses.fields(ModelConfig)}
