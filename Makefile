@@ -40,6 +40,7 @@ docs: $(INSTALLED)
 # The ladders of docs/results/real-video.md; each trial is run once: make real-video WEIZMANN=... UCF=... TOWER=...
 LADDER = $(BIN)/clipvid benchmark ladder --trial.recipe.model.backbone local-dir:$(TOWER)
 FEW = --config configs/ladder/two_clips.yaml --output_dir outputs/ladder
+MORE = --config configs/ladder/five_to_ten_clips.yaml --output_dir outputs/ladder
 real-video: $(INSTALLED)
 	$(LADDER) --config configs/ladder/weizmann_tower.yaml --trial.data.root $(WEIZMANN)
 	$(LADDER) --config configs/ladder/ucf101_mini_tower.yaml --trial.data.root $(UCF)
@@ -47,6 +48,10 @@ real-video: $(INSTALLED)
 	  --trial.protocol.shots 2 $(FEW)/weizmann_tower_2_clips
 	$(LADDER) --config configs/ladder/ucf101_mini_tower.yaml --trial.data.root $(UCF) \
 	  --trial.protocol '{name: holdout, shots: 2}' $(FEW)/ucf101_mini_tower_2_clips
+	$(LADDER) --config configs/ladder/ucf101_mini_tower.yaml --trial.data.root $(UCF) \
+	  --trial.protocol '{name: holdout, shots: 5}' $(MORE)/ucf101_mini_tower_5_clips
+	$(LADDER) --config configs/ladder/ucf101_mini_tower.yaml --trial.data.root $(UCF) \
+	  --trial.protocol '{name: holdout, shots: 10}' --trial.recipe.training.epochs 5 $(MORE)/ucf101_mini_tower_10_clips
 
 clean:
 	rm -rf outputs

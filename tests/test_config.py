@@ -19,7 +19,10 @@ from clipvid.training.pretrain_clip import PretrainClipConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "accelerate" not in path.parts)
-AFTER = {"two_clips.yaml": CONFIGS / "ladder/weizmann_tower.yaml"}  # given before the config
+AFTER = {  # given before the config
+    "two_clips.yaml": CONFIGS / "ladder/weizmann_tower.yaml",
+    "five_to_ten_clips.yaml": CONFIGS / "ladder/ucf101_mini_tower.yaml",
+}
 
 
 def config_class(path: Path) -> type:

@@ -264,26 +264,30 @@ def test_trial_seed_draws_the_videos_of_holdout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "protocol"),
+    ("name", "clips", "shots", "epochs", "more"),
     [
-        ("weizmann_tower", {"name": "leave_one_group_out", "folds": 2, "shots": 2}),
-        ("ucf101_mini_tower", {"name": "holdout", "shots": 2}),
+        ("weizmann_tower", "two", 2, 20, []),
+        ("ucf101_mini_tower", "two", 2, 20, []),
+        ("ucf101_mini_tower", "five_to_ten", 5, 10, []),
+        ("ucf101_mini_tower", "five_to_ten", 10, 5, ["--trial.recipe.training.epochs", "5"]),
     ],
 )
-def test_config_of_two_clips_changes_the_protocol_and_the_predictions_only(name: str, protocol: dict) -> None:
+def test_config_of_few_clips_changes_protocol_epochs_and_predictions_only(name, clips, shots, epochs, more) -> None:
     """As `make real-video` calls it."""
-    whole = parse_config(LadderConfig, ["--config", str(REPOSITORY / f"configs/ladder/{name}.yaml")], "test")
-    shots = (
-        ["--trial.protocol.shots", "2"] if name == "weizmann_tower" else [f"--trial.protocol={json.dumps(protocol)}"]
+    first = ["--config", str(REPOSITORY / f"configs/ladder/{name}.yaml")]
+    whole = parse_config(LadderConfig, first, "test")
+    folds = {"name": "leave_one_group_out", "folds": 2} if name == "weizmann_tower" else {"name": "holdout"}
+    protocol = folds | {"shots": shots}
+    few = parse_config(
+        LadderConfig,
+        [*first, "--config", str(REPOSITORY / f"configs/ladder/{clips}_clips.yaml"), "--output_dir", "few", *more]
+        + (["--trial.protocol.shots", "2"] if "folds" in folds else [f"--trial.protocol={json.dumps(protocol)}"]),
+        "test",
     )
-    args = [*shots, "--config", str(REPOSITORY / "configs/ladder/two_clips.yaml"), "--output_dir", "few"]
-    few = parse_config(LadderConfig, ["--config", str(REPOSITORY / f"configs/ladder/{name}.yaml"), *args], "test")
-    training = replace(whole.trial.recipe.training, epochs=20)
-    recipe = replace(whole.trial.recipe, training=training)
+    recipe = replace(whole.trial.recipe, training=replace(whole.trial.recipe.training, epochs=epochs))
     trial = replace(whole.trial, protocol=protocol, recipe=recipe)
     assert few == replace(whole, output_dir="few", trial=trial, predictions=few.predictions)
     assert {one.row for one in few.predictions} == set(few.rows) - {"none"}
-    assert {one.over for one in few.predictions} == {"none"}
 
 
 def test_a_ladder_of_an_earlier_version_keeps_its_folders(tmp_path: Path) -> None:
