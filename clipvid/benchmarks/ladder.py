@@ -255,7 +255,12 @@ class _Ladder:
                 results.add(trial.row, trial.seed, trial.folder / "predictions.parquet")
         self.results = {
             "rows": {
-                row: {"settings": settings, "cost": self.costs[row], **results.figures(row)}
+                row: {
+                    "settings": settings,
+                    "cost": self.costs[row],
+                    **results.figures(row),
+                    "less_none": results.differences(row, "none"),
+                }
                 for row, settings in config.rows.items()
             },
             "predictions": [

@@ -64,12 +64,13 @@ def _main_table(results: dict[str, Any]) -> Table:
     settings = list(dict.fromkeys(key for row in rows.values() for key in row["settings"]))
     controlled = measures[0]
     heads = ["", *settings, *(MEASURES[measure] for measure in measures)]
-    heads += [f"{MEASURES[controlled]}, {' / '.join(CONTROLS)}"]
+    heads += [f"{MEASURES[controlled]} less none", f"{MEASURES[controlled]}, {' / '.join(CONTROLS)}"]
     heads += ["trained", "GFLOPs", "clips/s forward", "clips/s training", "peak memory"]
     lines: list[list[Cell]] = []
     for name, row in rows.items():
         cells = [_setting(row["settings"].get(key)) for key in settings]
         cells += [_accuracy(row["figures"].get(FORWARD, {}).get(measure)) for measure in measures]
+        cells += [_difference(row["less_none"].get(controlled))]
         controls = [row["figures"].get(control, {}).get(controlled) for control in CONTROLS]
         cells += [" / ".join("-" if each is None else f"{each['mean']:.2f}" for each in controls)]
         lines.append([name, *cells, *_costs(row["cost"])])
@@ -97,6 +98,10 @@ def _accuracy(figure: dict[str, Any] | None) -> str:
         return "-"
     spread = "" if figure["std"] is None else f" ± {figure['std']:.3f}"
     return f"{figure['mean']:.3f}{spread} ({figure['low']:.2f} to {figure['high']:.2f})"
+
+
+def _difference(figure: dict[str, Any] | None) -> str:
+    return "-" if figure is None else f"{figure['mean']:+.3f} ({figure['low']:+.2f} to {figure['high']:+.2f})"
 
 
 def _costs(cost: dict[str, Any]) -> list[str]:
@@ -143,7 +148,7 @@ def _notes(results: dict[str, Any]) -> list[Paragraph]:
     whom = whom if apart else f"{results['videos']} videos"
     notes = [
         f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}; in brackets the 95% interval of the "
-        f"mean over seeds and {whom}.",
+        f"mean over seeds and {whom}. Less none: the difference on the same seeds and videos.",
         "Controls: means on reversed clips, shuffled clips, the first frame repeated. GFLOPs: of one clip's forward "
         "pass, two for a multiply-add. clips/s relative to none, and memory (of a training step, beyond weights and "
         "frames; relative to none in brackets), measured in one run.",

@@ -131,6 +131,14 @@ class Results:
             figures.setdefault(condition, {})[measure] = accuracy_over_seeds(right, clusters)
         return {"seeds": sorted(hits), "figures": figures}
 
+    def differences(self, row: str, over: str) -> dict[str, Any]:
+        """Return by measure the difference of two rows over their common seeds (`difference_over_seeds`)."""
+        common = self.hits.get(row, {}).keys() & self.hits.get(over, {}).keys()
+        if not common or row == over:
+            return {}
+        shared = [measure for condition, measure in self.hits[row][min(common)].right if condition == FORWARD]
+        return {each: self.outcome(Hypothesis(row, "", over, each))["found"] for each in shared}
+
     def outcome(self, hypothesis: Hypothesis) -> dict[str, Any]:
         """Return `found`, the figure of a hypothesis over common seeds of its rows, and `held`. Both may be None."""
         rows = [self.hits.get(row, {}) for row in (hypothesis.row, hypothesis.over) if row is not None]
