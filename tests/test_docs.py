@@ -33,8 +33,8 @@ sys.path.insert(0, str(REPOSITORY / "docs" / "generate"))
 
 from cli import parser_of
 from figures import FIGURES
-from store import tables_of
-from tables import markdown
+from store import split_row, tables_of
+from tables import load, markdown
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 GENERATED = {"docs/reference/cli.md"}
@@ -322,6 +322,22 @@ def test_every_page_is_in_the_navigation():
     navigation = (REPOSITORY / "mkdocs.yml").read_text()
     pages = [page.relative_to(REPOSITORY / "docs").as_posix() for page in (REPOSITORY / "docs").rglob("*.md")]
     assert [page for page in pages if not re.search(rf": {re.escape(page)}$", navigation, re.MULTILINE)] == []
+
+
+def test_summary_of_real_video_is_that_of_its_ladders() -> None:
+    page = (REPOSITORY / "docs/results/real-video.md").read_text(encoding="utf-8")
+    lines = page.split("## Which adapter, how many clips")[1].split("\n\n")[2].splitlines()
+    shown = {cells[0].strip("`"): cells[1:] for cells in map(split_row, lines[2:])}
+    names = ["weizmann_tower_2_clips", "weizmann_tower", *(f"ucf101_mini_tower_{k}_clips" for k in (2, 5, 10))]
+    for place, name in enumerate([*names, "ucf101_mini_tower"]):
+        stored = load(f"ladder_{name}")
+        top1, less = (stored["columns"].index(column) for column in ("top-1", "top-1 less none"))
+        expected = {}
+        for row in stored["rows"]:
+            mean, low, high = map(float, re.findall(r"[+-]?\d+\.\d+", row[less])) if row[0] != "none" else (0, 0, 0)
+            difference = f"**{mean:+.3f}**" if low > 0 or high < 0 else f"{mean:+.3f}"
+            expected[row[0]] = row[top1].split()[0] + (f", {difference}" if row[0] != "none" else "")
+        assert {row: cells[place] for row, cells in shown.items() if cells[place] != "-"} == expected
 
 
 def test_tables_of_a_ladder_are_stored_as_they_are_written() -> None:
