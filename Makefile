@@ -38,7 +38,7 @@ docs: $(INSTALLED)
 	$(BIN)/mkdocs build --strict
 
 # The ladders of docs/results/real-video.md; each trial is run once: make real-video WEIZMANN=... UCF=... TOWER=...
-LADDER = $(BIN)/clipvid benchmark ladder --trial.recipe.model.backbone local-dir:$(TOWER)
+LADDER = $(BIN)/clipvid benchmark ladder --jobs 2 --trial.recipe.model.backbone local-dir:$(TOWER)
 FEW = --config configs/ladder/two_clips.yaml --output_dir outputs/ladder
 MORE = --config configs/ladder/five_to_ten_clips.yaml --output_dir outputs/ladder
 real-video: $(INSTALLED)
