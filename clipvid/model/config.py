@@ -16,6 +16,11 @@ from clipvid.model.tuning import TUNING, Tuning, resolve_tuning
 from clipvid.registry import Choice, Chosen
 
 
+def default_adapter() -> dict[str, Any]:
+    """Return the default of `ModelConfig.adapter`."""
+    return {"name": "temporal_conv", "layers": [-2, -1]}
+
+
 @dataclass(frozen=True)
 class ModelParts:
     """Typed, checked options of a `ModelConfig`. Adapters are in the order of the config."""
@@ -51,7 +56,7 @@ class ModelConfig:
 
     backbone: str = "tiny"
     pretrained: str | None = None
-    adapter: AdapterSpec = field(default_factory=lambda: {"name": "temporal_conv", "layers": [-2, -1]})
+    adapter: AdapterSpec = field(default_factory=default_adapter)
     num_frames: int = 8
     image_size: int | None = None
     pooling: Choice = "mean"

@@ -10,7 +10,7 @@ from typing import Any
 from clipvid import InputError
 from clipvid.adapters import Adapter, AdapterConfig, AdapterSpec, BlockInfo, build_adapters, resolve_adapters
 from clipvid.backbone import Backbone, load_backbone
-from clipvid.model.config import ModelConfig
+from clipvid.model.config import ModelConfig, default_adapter
 from clipvid.model.context import ContextTokens
 from clipvid.model.encoder import VideoEncoder
 from clipvid.model.heads import HEADS, Head
@@ -18,11 +18,13 @@ from clipvid.model.pooling import POOLING
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.registry import suggest
 
+_DEFAULT_ADAPTER = default_adapter()
+
 
 def create_model(
     backbone: str,
     pretrained: str | None = None,
-    adapter: AdapterSpec | None = None,
+    adapter: AdapterSpec = _DEFAULT_ADAPTER,
     num_frames: int = 8,
     **options: Any,
 ) -> VideoCLIP:
@@ -31,7 +33,7 @@ def create_model(
     Args:
         backbone: See `ModelConfig`.
         pretrained: See `ModelConfig`.
-        adapter: See `ModelConfig`. None for its default.
+        adapter: See `ModelConfig`.
         num_frames: See `ModelConfig`.
         options: Other fields of `ModelConfig`, and `labels` and `templates` for `VideoCLIP.set_labels`. With a single
             adapter, its options are accepted too (`create_model("tiny", adapter="ila", norm="group")`).
@@ -41,7 +43,6 @@ def create_model(
         RunError: See `load_backbone`.
     """
     labels, templates = options.pop("labels", None), options.pop("templates", None)
-    adapter = ModelConfig().adapter if adapter is None else adapter
     if options.get("init_from") is not None:
         raise InputError("init_from is an option of training runs; for a model in memory, call clipvid.hub.start_from")
     fields = {item.name for item in dataclasses.fields(ModelConfig)}
