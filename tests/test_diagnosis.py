@@ -11,8 +11,10 @@ from accelerate import Accelerator
 
 import clipvid
 from clipvid import InputError
+from clipvid.adapters import AdapterOutput
 from clipvid.data.synthetic.world import WorldConfig, build_world
 from clipvid.model.video_clip import VideoCLIP
+from clipvid.training import diagnosis
 from clipvid.training.config import TrainingConfig
 from clipvid.training.diagnosis import UpdateNorms, named_adapters, switched_off
 
@@ -93,6 +95,36 @@ def test_a_run_records_and_shows_the_measurements(tmp_path: Path) -> None:
     assert "top-1 on training videos" in report
     assert "length of updates over steps" in report
     assert "switched off" in report
+
+
+def test_adapters_below_stored_features_are_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shift has no weights, so that its blocks are among those whose output is stored."""
+    world = WorldConfig(
+        objects=("ball", "box"), motions=("horizontal",), num_frames=4, image_size=32,
+        train_per_class=2, val_per_class=1, test_per_class=0,
+    )  # fmt: skip
+    silenced = []
+
+    def silence(module: torch.nn.Module, inputs: tuple, output: AdapterOutput) -> AdapterOutput:
+        silenced.append(module)
+        return output._replace(update=None)
+
+    monkeypatch.setattr(diagnosis, "_silence", silence)
+    clipvid.finetune({
+        "output_dir": tmp_path / "run",
+        "model": {"adapter": {"name": "shift", "layers": [-2, -1]}, "num_frames": 2, "head": "linear"},
+        "data": {"root": build_world(world, tmp_path / "world", progress=False), "num_workers": 0},
+        "training": {
+            "epochs": 1, "per_device_train_batch_size": 4, "report_to": "none", "diagnose": True,
+            "cache_features": 1.0, "cache_views": 1,
+        },
+        "selection": {"folds": 0},
+    })  # fmt: skip
+    assert json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["features"]["depth"] == 5
+    assert len(set(silenced)) == 2
+    last = json.loads((tmp_path / "run/history.json").read_text())[-1]
+    assert last["update/shift.2"] > 0
+    assert last["update/shift.3"] > 0
 
 
 def test_compiled_blocks_cannot_be_measured() -> None:

@@ -59,7 +59,7 @@ def test_create_model_takes_all_it_offers(clip_folder):
 def test_models_of_code_and_of_configs_have_the_same_default_adapter(clip_folder):
     name = f"local-dir:{clip_folder}"
     assert create_model(name).config == ModelConfig(backbone=name)
-    with pytest.raises(ValueError, match="adapter: expected a name .*, got None"):
+    with pytest.raises(ValueError, match=r"adapter: expected a name .*, got None"):
         create_model(name, adapter=None)
     assert create_model(name, tokens="all").adapter_configs["temporal_conv"].layers == [-2, -1]
 

@@ -55,21 +55,28 @@ class Diagnosis:
     """
 
     def __init__(self, config: FinetuneConfig, validation: Validation, trainer: Trainer) -> None:
-        self._validation, self._accelerator = validation, trainer.accelerator
+        self._accelerator = trainer.accelerator
+        model, features = validation.model, validation.features
+        if features is not None and any(layer.adapters for layer in model.encoder.layers[: features.depth]):
+            features = None  # stored features contain the effects of these adapters, so that they cannot be measured
         train: Manifest = trainer.loader.dataset.manifest  # type: ignore[attr-defined]
         order = torch.randperm(len(train), generator=keyed_generator(config.seed, len(train)))
         videos = train.subset(sorted(order[:_VIDEOS].tolist()))
-        stored = None if validation.features is None else validation.features.stored
-        loader = eval_loader(
-            config.data,
-            validation.model,
-            videos,
-            trainer.accelerator,
-            config.training.per_device_eval_batch_size,
-            output_dir=trainer.output_dir,
-            features=stored,
-        )
-        self._training = Validation(validation.model, loader, videos, validation.features)
+
+        def watched(videos: Manifest) -> Validation:
+            loader = eval_loader(
+                config.data,
+                model,
+                videos,
+                trainer.accelerator,
+                config.training.per_device_eval_batch_size,
+                output_dir=trainer.output_dir,
+                features=None if features is None else features.stored,
+            )
+            return Validation(model, loader, videos, features)
+
+        self._training = watched(videos)
+        self._validation = validation if features is validation.features else watched(validation.videos)
 
     def figures(self, last: bool) -> dict[str, float]:
         """Return the figures after an epoch by name, such as `update/ila.8`. All processes call it together."""
