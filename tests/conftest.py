@@ -124,6 +124,15 @@ def _cache_folder(tmp_path_factory) -> None:
     os.environ["CLIPVID_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Fail a test that leaves torch with more threads. Those after it would compute other last bits than a process."""
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert left == 1
+
+
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory) -> Path:
     """Folder of the tiny random CLIP that `make_model` uses."""

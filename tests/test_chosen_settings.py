@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from test_drawn_split import videos  # noqa: F401
 
@@ -167,21 +166,17 @@ def test_a_table_has_a_line_for_each_setting() -> None:
 
 def test_one_folder_without_settings_trains_prints_and_keeps_them(videos: Path, capsys) -> None:  # noqa: F811
     """The number of epochs is set, since 100 would take long."""
-    threads = torch.get_num_threads()
     words = ["--data.train=videos", "--output_dir=out", "--training.epochs=1", "--training.report_to=none"]
     words += ["--selection.folds=0", "--model.num_frames=2", "--data.num_workers=0"]
-    try:
-        finetune.main(words)
-        printed = capsys.readouterr().out
-        assert "settings chosen for the data and this machine:\n| setting | value | why |" in printed
-        recorded = yaml.safe_load(Path("out/run.yaml").read_text())
-        assert recorded["training"]["per_device_train_batch_size"] == 4
-        assert recorded["data"]["num_workers"] == 0
-        page = html.unescape(Path("out/report.html").read_text())
-        assert "4 (chosen: 16 training clips in an epoch, at most 8 on a CPU)" in page
-        finetune.main(words)
-        assert "already finished" in capsys.readouterr().out
-        with pytest.raises(InputError, match=r"training\.per_device_train_batch_size differ"):
-            finetune.main([*words, "--training.per_device_train_batch_size=2"])
-    finally:
-        torch.set_num_threads(threads)
+    finetune.main(words)
+    printed = capsys.readouterr().out
+    assert "settings chosen for the data and this machine:\n| setting | value | why |" in printed
+    recorded = yaml.safe_load(Path("out/run.yaml").read_text())
+    assert recorded["training"]["per_device_train_batch_size"] == 4
+    assert recorded["data"]["num_workers"] == 0
+    page = html.unescape(Path("out/report.html").read_text())
+    assert "4 (chosen: 16 training clips in an epoch, at most 8 on a CPU)" in page
+    finetune.main(words)
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"training\.per_device_train_batch_size differ"):
+        finetune.main([*words, "--training.per_device_train_batch_size=2"])

@@ -63,18 +63,18 @@ def _main_table(results: dict[str, Any]) -> Table:
     measures = _measured(rows)
     settings = list(dict.fromkeys(key for row in rows.values() for key in row["settings"]))
     controlled = measures[0]
-    heads = ["", *settings, *(MEASURES[measure] for measure in measures)]
+    heads = ["", *(MEASURES[measure] for measure in measures)]
     heads += [f"{MEASURES[controlled]} less none", f"{MEASURES[controlled]}, {' / '.join(CONTROLS)}"]
-    heads += ["trained", "GFLOPs", "clips/s forward", "clips/s training", "peak memory"]
+    heads += ["trained", "GFLOPs", "clips/s forward", "clips/s training", "peak memory", *settings]
     lines: list[list[Cell]] = []
     for name, row in rows.items():
-        cells = [_setting(row["settings"].get(key)) for key in settings]
-        cells += [_accuracy(row["figures"].get(FORWARD, {}).get(measure)) for measure in measures]
+        cells = [_accuracy(row["figures"].get(FORWARD, {}).get(measure)) for measure in measures]
         cells += [_difference(row["less_none"].get(controlled))]
         controls = [row["figures"].get(control, {}).get(controlled) for control in CONTROLS]
         cells += [" / ".join("-" if each is None else f"{each['mean']:.2f}" for each in controls)]
-        lines.append([name, *cells, *_costs(row["cost"])])
-    return Table(heads, lines, text_columns=1 + len(settings))
+        chosen = [_setting(row["settings"].get(key)) for key in settings]
+        lines.append([name, *cells, *_costs(row["cost"]), *chosen])
+    return Table(heads, lines, last_text_columns=len(settings))
 
 
 def _measured(rows: dict[str, Any]) -> list[str]:

@@ -85,6 +85,7 @@ class Table:
         headers: titles of the columns.
         rows: a cell per column; None for a missing figure.
         text_columns: leading columns that are aligned left in Markdown; the others hold numbers.
+        last_text_columns: columns at the end that are aligned left in Markdown.
 
     Raises:
         ValueError: a row has another number of cells than there are headers.
@@ -94,6 +95,7 @@ class Table:
     headers: Sequence[str | Header]
     rows: Sequence[Sequence[Cell]]
     text_columns: int = 1
+    last_text_columns: int = 0
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -107,7 +109,8 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table in Markdown, ending in a newline."""
-        ruler = "|---" * self.text_columns + "|---:" * (len(self.headers) - self.text_columns) + "|"
+        numbers = len(self.headers) - self.text_columns - self.last_text_columns
+        ruler = "|---" * self.text_columns + "|---:" * numbers + "|---" * self.last_text_columns + "|"
         titles = _line([header.title for header in self.columns])
         return "\n".join([titles, ruler, *map(_line, self.rows)]) + "\n"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -162,11 +162,17 @@ def with_chosen_settings(config: FinetuneConfig, set_by_user: frozenset[str]) ->
     return replace(config, training=replace(config.training, **training), data=replace(config.data, **data)), settings
 
 
-def use_threads(settings: Sequence[Setting]) -> None:
-    """Let torch compute in the chosen number of threads."""
+@contextlib.contextmanager
+def chosen_threads(settings: Sequence[Setting]) -> Iterator[None]:
+    """Let torch compute in the chosen number of threads inside, and in the former number afterwards."""
+    former = torch.get_num_threads()
     for setting in settings:
         if setting.name == THREADS:
             torch.set_num_threads(setting.value)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
 
 
 def settings_table(settings: Sequence[Setting]) -> str:

@@ -18,7 +18,7 @@ from clipvid.data.manifest import Manifest
 from clipvid.data.map_dataset import MapDataset, dataset_manifest
 from clipvid.data.splits import check_leaks, load_split, load_splits
 from clipvid.evaluation.summary import describe
-from clipvid.experiments.chosen_settings import Setting, settings_table, use_threads
+from clipvid.experiments.chosen_settings import Setting, chosen_threads, settings_table
 from clipvid.experiments.config import EvaluateConfig
 from clipvid.experiments.cross_validation import finetune_protocol
 from clipvid.experiments.finetune_report import read_outcome, write_finetune_report
@@ -181,10 +181,23 @@ def run_finetuning(
     output = Path(config.output_dir)
     check_output(output, config)
     if settings:
-        use_threads(settings)
         accelerator.print(f"settings chosen for the data and this machine:\n{settings_table(settings)}")
     if config.hub.push_to_hub:
         check_hub(config)
+    with chosen_threads(settings):
+        _finetune_and_report(config, manifests, settings, accelerator)
+    end_trackers(accelerator)
+    if config.hub.push_to_hub and accelerator.is_main_process:
+        print(push_run(config, output))
+
+
+def _finetune_and_report(
+    config: FinetuneConfig,
+    manifests: tuple[Manifest, Manifest] | None,
+    settings: Sequence[Setting],
+    accelerator: Accelerator,
+) -> None:
+    output = Path(config.output_dir)
     data = without_missing_list(config.data)
     with accelerator.main_process_first():
         train, val = manifests or load_splits(data)
@@ -200,9 +213,6 @@ def run_finetuning(
             print(f"split: {output / SPLIT}, with paths below {printable(root)}")
         print(f"report: {write_finetune_report(config, train, val, accelerator, output, settings)}")
         print("\n".join(read_outcome(config, train, val, output)))
-    end_trackers(accelerator)
-    if config.hub.push_to_hub and accelerator.is_main_process:
-        print(push_run(config, output))
 
 
 def run_evaluation(config: EvaluateConfig) -> None:
