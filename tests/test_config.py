@@ -22,6 +22,7 @@ RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "accelerate" not in pa
 AFTER = {  # given before the config
     "two_clips.yaml": CONFIGS / "ladder/weizmann_tower.yaml",
     "five_to_ten_clips.yaml": CONFIGS / "ladder/ucf101_mini_tower.yaml",
+    "world_few_clips.yaml": CONFIGS / "ladder/world.yaml",
 }
 
 
