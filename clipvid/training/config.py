@@ -56,9 +56,9 @@ class TrainingConfig(LoopSettings):
         cache_views: Number of random clips of each video, which take turns. 0 for new clips in every epoch.
         diagnose: Log accuracy on training videos, length of the adapters' updates, and, after the last epoch, accuracy
             without each adapter; see `clipvid.training.diagnosis`.
-        head_epochs: Epochs of training a new head alone before the first epoch, on features that are computed once for
-            each of the `cache_views`. It needs a head without text that reads pooled features (`linear`, `cosine`).
-            0 for none, as in published recipes.
+        head_epochs: Most iterations of L-BFGS that fit a new head before the first epoch, to features that are computed
+            once for each of the `cache_views`. It needs a head without text that reads pooled features (`linear`,
+            `cosine`). 0 for none, as in published recipes.
         frozen_bf16: Keep frozen linears of the image tower in bfloat16 during training. Requires `mixed_precision:
             bf16`, under which the results are bitwise the same.
     """

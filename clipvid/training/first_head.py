@@ -5,13 +5,15 @@ needs most of the steps, and adapters learn from the errors of a random head. Wi
 features, training starts as accurate as averaged frames. The rate of adapters is then enough for the head. Kumar et al.
 found this order (ICLR 2022, https://arxiv.org/abs/2202.10054).
 
+The head is fitted by L-BFGS, with a penalty on the length of its weights. Steps of AdamW end in longer weights as
+soon as the clips are separated. Such a head has no errors left to learn from, and small updates of adapters change its
+scores much.
+
 Shapes: C clips, T frames, E embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +25,9 @@ from clipvid.model.encoder import FrozenFeatures
 from clipvid.model.video_clip import VideoCLIP
 from clipvid.training.config import FinetuneConfig, TrainingConfig
 from clipvid.training.objectives import Classification, SeveralLabels
-from clipvid.training.optim import build_optimizer, matching_groups
 from clipvid.training.trainer import Trainer
 
-_MOST_STEPS = 5000
+_PENALTY = 2e-5
 _MOST_BYTES = 2**30  # of the features in memory
 
 
@@ -52,49 +53,52 @@ def train_head_first(
     accelerator = trainer.accelerator
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     features, labels = _collect(trainer, model, max(training.cache_views, 1))
-    batch = min(trainer.batches.global_batch, len(labels))
-    steps = min(training.head_epochs * trainer.batches.steps_per_epoch, _MOST_STEPS)
-    with _only(parameters, model):
-        optimizer = build_optimizer(model, matching_groups(model, config.optim))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    clips: dict[str, Any] = {
+        "frames": FrozenFeatures(features, len(model.encoder.layers) + 1),
+        "label": labels,
+        "index": torch.arange(len(labels), device=labels.device),
+    }
     objective = replace(objective, mixup=0.0, cutmix=0.0)
-    depth, shown = len(model.encoder.layers) + 1, torch.Generator().manual_seed(trainer.seed)
-    with torch.random.fork_rng(devices=[] if accelerator.device.type == "cpu" else None):
-        torch.manual_seed(trainer.seed)
-        head.train()
-        for _ in range(steps):
-            rows = torch.randperm(len(labels), generator=shown)[:batch].to(labels.device)
-            clips: dict[str, Any] = {
-                "frames": FrozenFeatures(features[rows], depth),
-                "label": labels[rows],
-                "index": rows,
-            }
-            with accelerator.autocast():
-                loss, _ = objective(model, clips, 0)
-            gradients = torch.autograd.grad(loss, parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            schedule.step()
+    penalty = _Penalty(head, features.shape[-1], len(labels[0]) if isinstance(objective, SeveralLabels) else 1)
+    optimizer = torch.optim.LBFGS(parameters, max_iter=training.head_epochs, line_search_fn="strong_wolfe")
+    losses: list[float] = []
+
+    def closure() -> Tensor:
+        loss, _ = objective(model, clips, 0)
+        total = loss + penalty()
+        for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters), strict=True):
+            parameter.grad = gradient
+        losses.append(loss.item())
+        return total.detach()
+
+    optimizer.step(closure)
     for parameter in parameters:
         parameter.grad = None
         with torch.no_grad():
             parameter.copy_(broadcast(parameter.detach()))
-    accelerator.print(f"the head was trained alone first: {steps} steps on the features of {len(labels)} clips")
+    accelerator.print(
+        f"the head was trained alone first, on the features of {len(labels)} clips, to a loss of {losses[-1]:.3f}"
+    )
 
 
-@contextmanager
-def _only(parameters: list[nn.Parameter], model: nn.Module) -> Iterator[None]:
-    """Let only these parameters of the model require gradients."""
-    chosen = {id(parameter) for parameter in parameters}
-    others = [each for each in model.parameters() if each.requires_grad and id(each) not in chosen]
-    for each in others:
-        each.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for each in others:
-            each.requires_grad_(True)
+class _Penalty:
+    """Penalty on weights of linears, and on the distance of other parameters from their first values.
+
+    Args:
+        head: The head.
+        width: Size of the embedding. Scores grow with it for weights of the same length.
+        terms: Number of losses for a clip, of which the objective is the mean.
+    """
+
+    def __init__(self, head: nn.Module, width: int, terms: int) -> None:
+        linears = {id(module.weight) for module in head.modules() if isinstance(module, nn.Linear)}
+        parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        self._factor = _PENALTY * width / terms / 2
+        self._pairs = [(each, 0.0 if id(each) in linears else each.detach().clone()) for each in parameters]
+
+    def __call__(self) -> Tensor:
+        """Return the penalty."""
+        return self._factor * torch.stack([(each - first).square().sum() for each, first in self._pairs]).sum()
 
 
 @torch.no_grad()
