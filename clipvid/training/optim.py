@@ -49,8 +49,9 @@ class OptimConfig:
 
     Attributes:
         lr: Learning rate.
-        head_lr: Learning rate of a head without text (`linear`, `cosine`, `class_token`) that starts from random weights,
-            since `training.head_epochs` is 0 or does not apply. Also that of the bias of `model.multi_label`. Null for `lr`. `groups` take precedence.
+        head_lr: Learning rate of a head without text (`linear`, `cosine`, `class_token`) that starts from random
+            weights, since `training.head_epochs` is 0 or does not apply. Also that of the bias of
+            `model.multi_label`. Null for `lr`. `groups` take precedence.
         weight_decay: Weight decay. Biases and other one-dimensional parameters have none.
         betas: Coefficients of AdamW's moving averages.
         eps: Term added to AdamW's denominator.
