@@ -13,7 +13,7 @@ from conftest import random_frames, shake_adapters
 
 import clipvid
 from clipvid.data.synthetic.world import WorldConfig, build_world
-from clipvid.training.config import FinetuneConfig, TrainingConfig
+from clipvid.training.config import TrainingConfig
 from clipvid.training.first_head import train_head_first
 from clipvid.training.objectives import Classification, SeveralLabels
 
@@ -47,7 +47,7 @@ def test_head_ends_at_the_minimum_that_plain_descent_finds(make_model, kind, sev
     reference = copy.deepcopy(model.head)
     before = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("head.")}
     objective = SeveralLabels(0, mixup=0.5) if several else Classification(3, 0, label_smoothing=0.1, mixup=0.5)
-    train_head_first(trainer, model, objective, FinetuneConfig(training=TrainingConfig(head_epochs=500)))
+    train_head_first(trainer, model, objective, TrainingConfig(head_epochs=500))
 
     def total(head):
         scores, distance = head(video, None, None), 0.0
@@ -82,8 +82,7 @@ def test_head_is_left_alone(make_model, head, epochs, is_trained):
     model.head.is_trained = is_trained
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer = SimpleNamespace()  # is not read
-    config = FinetuneConfig(training=TrainingConfig(head_epochs=epochs))
-    train_head_first(trainer, model, Classification(3, 0), config)
+    train_head_first(trainer, model, Classification(3, 0), TrainingConfig(head_epochs=epochs))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

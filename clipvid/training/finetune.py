@@ -121,7 +121,7 @@ def finetune(
             objective = classification(recipe, train)
             trainer = build_trainer(recipe, model, objective, train, accelerator, output, keep_features=True)
             features = trainer.features
-            first = partial(train_head_first, trainer, model, objective, recipe)
+            first = partial(train_head_first, trainer, model, objective, recipe.training)
         batch_size = config.training.per_device_eval_batch_size
         stored = None if features is None else features.stored
         loader = eval_loader(config.data, model, val, accelerator, batch_size, output_dir=output, features=stored)

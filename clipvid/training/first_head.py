@@ -5,9 +5,8 @@ needs most of the steps, and adapters learn from the errors of a random head. Wi
 features, training starts as accurate as averaged frames. The rate of adapters is then enough for the head. Kumar et al.
 found this order (ICLR 2022, https://arxiv.org/abs/2202.10054).
 
-The head is fitted by L-BFGS, with a penalty on the length of its weights. Steps of AdamW end in longer weights as
-soon as the clips are separated. Such a head has no errors left to learn from, and small updates of adapters change its
-scores much.
+The head is fitted by L-BFGS, with a penalty on the length of its weights. Once the clips are separated, AdamW only
+lengthens them, and small changes of the features then change the scores much.
 
 Shapes: C clips, T frames, E embedding.
 """
@@ -23,11 +22,11 @@ from torch import Tensor, nn
 
 from clipvid.model.encoder import FrozenFeatures
 from clipvid.model.video_clip import VideoCLIP
-from clipvid.training.config import FinetuneConfig, TrainingConfig
+from clipvid.training.config import TrainingConfig
 from clipvid.training.objectives import Classification, SeveralLabels
 from clipvid.training.trainer import Trainer
 
-_PENALTY = 2e-5
+_PENALTY = 2e-5  # on the squared length of weights, or distance from first values, for each unit of width
 _MOST_BYTES = 2**30  # of the features in memory
 
 
@@ -41,16 +40,15 @@ def head_is_first(model: nn.Module, training: TrainingConfig) -> bool:
 
 
 def train_head_first(
-    trainer: Trainer, model: VideoCLIP, objective: Classification | SeveralLabels, config: FinetuneConfig
+    trainer: Trainer, model: VideoCLIP, objective: Classification | SeveralLabels, training: TrainingConfig
 ) -> None:
     """Train the head on the features of the model before its training, if `head_is_first`.
 
     All processes call this together, before the trainer's first step.
     """
-    training, head = config.training, model.head
     if not head_is_first(model, training):
         return
-    accelerator = trainer.accelerator
+    accelerator, head = trainer.accelerator, model.head
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     features, labels = _collect(trainer, model, max(training.cache_views, 1))
     clips: dict[str, Any] = {
@@ -59,16 +57,18 @@ def train_head_first(
         "index": torch.arange(len(labels), device=labels.device),
     }
     objective = replace(objective, mixup=0.0, cutmix=0.0)
-    penalty = _Penalty(head, features.shape[-1], len(labels[0]) if isinstance(objective, SeveralLabels) else 1)
+    linears = {id(module.weight) for module in head.modules() if isinstance(module, nn.Linear)}
+    anchors = [0.0 if id(each) in linears else each.detach().clone() for each in parameters]
+    # The loss of several labels is a mean over classes, and so is the penalty.
+    factor = _PENALTY * features.shape[-1] / (labels.shape[1] if isinstance(objective, SeveralLabels) else 1) / 2
     optimizer = torch.optim.LBFGS(parameters, max_iter=training.head_epochs, line_search_fn="strong_wolfe")
-    losses: list[float] = []
 
     def closure() -> Tensor:
         loss, _ = objective(model, clips, 0)
-        total = loss + penalty()
+        distances = [(each - anchor).square().sum() for each, anchor in zip(parameters, anchors, strict=True)]
+        total = loss + factor * torch.stack(distances).sum()
         for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters), strict=True):
             parameter.grad = gradient
-        losses.append(loss.item())
         return total.detach()
 
     optimizer.step(closure)
@@ -76,29 +76,11 @@ def train_head_first(
         parameter.grad = None
         with torch.no_grad():
             parameter.copy_(broadcast(parameter.detach()))
+    with torch.no_grad():
+        loss, _ = objective(model, clips, 0)
     accelerator.print(
-        f"the head was trained alone first, on the features of {len(labels)} clips, to a loss of {losses[-1]:.3f}"
+        f"the head was trained alone first, on the features of {len(labels)} clips, to a loss of {loss.item():.3f}"
     )
-
-
-class _Penalty:
-    """Penalty on weights of linears, and on the distance of other parameters from their first values.
-
-    Args:
-        head: The head.
-        width: Size of the embedding. Scores grow with it for weights of the same length.
-        terms: Number of losses for a clip, of which the objective is the mean.
-    """
-
-    def __init__(self, head: nn.Module, width: int, terms: int) -> None:
-        linears = {id(module.weight) for module in head.modules() if isinstance(module, nn.Linear)}
-        parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        self._factor = _PENALTY * width / terms / 2
-        self._pairs = [(each, 0.0 if id(each) in linears else each.detach().clone()) for each in parameters]
-
-    def __call__(self) -> Tensor:
-        """Return the penalty."""
-        return self._factor * torch.stack([(each - first).square().sum() for each, first in self._pairs]).sum()
 
 
 @torch.no_grad()
