@@ -94,13 +94,14 @@ def world(tmp_path_factory):
 
 
 def finetune(world, output, epochs=1, **options):
+    optim = {"lr": 1e-9} | options.pop("optim", {})
     config = {
         "output_dir": str(output),
         "model": {"backbone": "tiny", "num_frames": 2, "head": LINEAR} | options.pop("model", {}),
         "data": {"root": str(world), "train": "train.csv", "val": "test.csv", "num_workers": 0},
         "training": {"epochs": epochs, "per_device_train_batch_size": 4, "report_to": "none"} | options,
         "selection": {"folds": 0},
-        "optim": {"lr": 1e-9},
+        "optim": optim,
     }
     return clipvid.finetune(config)
 
@@ -123,3 +124,13 @@ def test_run_starts_from_the_trained_head_and_a_longer_run_goes_on(world, tmp_pa
     model = {"init_from": str(tmp_path / "with")}
     finetune(world, tmp_path / "again", head_epochs=30, model=model)
     assert "trained alone" not in capsys.readouterr().out  # all rows of the head are loaded
+
+
+@pytest.mark.parametrize(("head_epochs", "rate", "warned"), [(5, 0.02, 1), (5, 1e-9, 0), (5, None, 0), (0, 0.02, 0)])
+def test_rate_of_a_head_that_is_fitted_first_is_not_ignored_in_silence(
+    world, tmp_path, recwarn, head_epochs, rate, warned
+):
+    finetune(world, tmp_path / "out", head_epochs=head_epochs, optim={"head_lr": rate})
+    texts = [str(each.message) for each in recwarn if "head_lr" in str(each.message)]
+    assert len(texts) == warned
+    assert all("optim.head_lr=0.02 is not used" in text and "training.head_epochs to 0" in text for text in texts)

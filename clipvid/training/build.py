@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from clipvid.training.objectives import (
     balanced_weights,
     positive_weights,
 )
-from clipvid.training.optim import build_optimizer, build_scheduler, describe_groups
+from clipvid.training.optim import OptimConfig, build_optimizer, build_scheduler, describe_groups
 from clipvid.training.trainer import CHECKPOINTS, Trainer
 
 
@@ -178,8 +179,7 @@ def build_trainer(
         )
     accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
     loader = train_loader(config, dataset, training, accelerator, output_dir)
-    is_first = head_is_first(model, training)
-    optimizer = build_optimizer(model, dataclasses.replace(config.optim, head_lr=None) if is_first else config.optim)
+    optimizer = build_optimizer(model, _rates(config.optim, head_is_first(model, training)))
     batches: TrainBatches = loader.batch_sampler  # type: ignore[assignment]
     accelerator.print(describe_groups(model, optimizer))
     scheduler = build_scheduler(optimizer, config.optim, training.epochs * batches.steps_per_epoch)
@@ -196,3 +196,16 @@ def build_trainer(
         name_of=lambda index: manifest.samples[index].path,
         features=features,
     )
+
+
+def _rates(optim: OptimConfig, is_first: bool) -> OptimConfig:
+    """Return the options of the optimizer. A head that is fitted first trains at the rate of all other weights."""
+    if not is_first:
+        return optim
+    if optim.head_lr not in (None, optim.lr, OptimConfig.head_lr):
+        warnings.warn(
+            f"optim.head_lr={optim.head_lr:g} is not used: the head is fitted first, and then trains with optim.lr; "
+            "set training.head_epochs to 0 to use it, or set the rate in optim.groups",
+            stacklevel=2,
+        )
+    return dataclasses.replace(optim, head_lr=None)
