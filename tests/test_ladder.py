@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 from test_report import ParsedPage
 
 from clipvid.benchmarks.ladder import LadderConfig, ladder_trials
+from clipvid.benchmarks.ladder_report import ladder_figure
 from clipvid.benchmarks.seed_statistics import (
     Hypothesis,
     accuracy_over_seeds,
@@ -146,6 +147,9 @@ def test_table_has_all_rows_and_settings(measured: Path, results: dict) -> None:
     assert shift["parameters"] == none["parameters"] > 0
     assert shift["gflops"] == none["gflops"] > 0
     assert (measured / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    for axes in ladder_figure(results).axes:  # rows of equal cost stand side by side
+        places = sorted(bars[0].get_xdata()[0] for bars in axes.containers)
+        assert places[0] < places[1]
 
 
 def test_finished_ladder_accepts_new_rows(

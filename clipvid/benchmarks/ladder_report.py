@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +202,14 @@ def _draw(axes: Axes, measure: str, rows: dict[str, Any]) -> None:
     if measure == PAIRS:
         axes.axhline(0.5, color="#a3adc2", linewidth=1, linestyle="dashed")
         axes.annotate("chance", (1, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    nearest = 0.025 * (points[-1][0] - points[0][0] or points[0][0])
+    at = -math.inf
     for place, (cost, name, figure) in enumerate(points):
+        at = max(cost, at + nearest)  # rows of equal cost stand side by side
         error = [[figure["mean"] - figure["low"]], [figure["high"] - figure["mean"]]]
         look: Any = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
         axes.errorbar(
-            cost, figure["mean"], yerr=error, linestyle="none", capsize=3, markersize=6, label=chart_text(name), **look
+            at, figure["mean"], yerr=error, linestyle="none", capsize=3, markersize=6, label=chart_text(name), **look
         )
     axes.set_title(f"{MEASURES[measure]}, 95% interval", fontsize=11, color=INK)
     axes.set_xlabel("GFLOPs of a clip's forward pass", fontsize=9)
