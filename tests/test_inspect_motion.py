@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 
@@ -12,9 +10,6 @@ from clipvid.inspection.motion_report import advise, pair_sentences, verdict
 from clipvid.inspection.signatures import ClipFacts
 from clipvid.inspection.tasks import ProbeTask
 from clipvid.inspection.time import BAG, ORDERED, REVERSED, SINGLE, cosines, other_order
-from clipvid.runs.config_files import parse_config
-from clipvid.training.config import FinetuneConfig
-from clipvid.training.optim import build_optimizer
 
 FACTS = [ClipFacts(24, 8.0, 3.0, False, 64, 64, (0.0, 0.0, 0.0, 0.0), 5.0, 100.0)]
 
@@ -40,7 +35,7 @@ def synthetic_task(kind: str, per_class: int = 20, noise: float = 0.3) -> ProbeT
 
 
 @pytest.mark.parametrize("kind", ["order", "frames", "one frame", "unclear"])
-def test_verdict_names_what_the_classes_need(make_model, kind: str) -> None:
+def test_verdict_names_what_the_classes_need(kind: str) -> None:
     task = synthetic_task(kind)
     result = measure_motion(task, seed=0)
     assert result.need == kind
@@ -52,18 +47,6 @@ def test_verdict_names_what_the_classes_need(make_model, kind: str) -> None:
     advice = " ".join(advise(result, FACTS))
     assert ("adapter, such as" in advice) == (kind == "order")
     assert ("mean pooling" in advice) == (kind in ("frames", "one frame"))
-    options = [f"--{option}={value}" for option, value in re.findall(r"(model\.tune|optim\.groups)='([^']+)'", advice)]
-    assert len(options) == 2 * (kind in ("frames", "one frame"))
-    if options:
-        config = parse_config(FinetuneConfig, options, "test")
-        model = make_model(config.model.adapter, tune=config.model.tune)
-        groups = build_optimizer(model, config.optim).param_groups
-        rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
-        trained = {name: rates[id(weight)] for name, weight in model.named_parameters() if id(weight) in rates}
-        blocks = {name: rate for name, rate in trained.items() if ".block." in name}
-        adapters = {name: rate for name, rate in trained.items() if ".adapters." in name}
-        assert set(blocks.values()) == {0.0001}
-        assert set(adapters.values()) == {0.0005}
 
 
 def test_pair_that_differs_in_order_is_named_and_no_other() -> None:

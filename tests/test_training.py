@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from test_report import ParsedPage
@@ -17,7 +19,7 @@ import clipvid
 from clipvid.commands import finetune as command
 from clipvid.data.splits import load_split
 from clipvid.data.synthetic.world import WorldConfig, build_world
-from clipvid.runs.config_files import parse_config
+from clipvid.runs.config_files import parse_config, read_config
 from clipvid.training.build import build_accelerator, build_finetune_model
 from clipvid.training.config import FinetuneConfig
 from clipvid.training.finetune import finetune
@@ -339,3 +341,14 @@ def test_heads_without_text_have_their_own_learning_rate(make_model, head, optio
     trained = {name: rates[id(value)] for name, value in model.named_parameters() if value.requires_grad}
     assert {value for name, value in trained.items() if name.startswith("head.")} == {rate}
     assert {value for name, value in trained.items() if not name.startswith("head.")} == {1e-4}
+
+
+def test_documented_rates_of_an_adapter_and_its_blocks(make_model) -> None:
+    page = (REPOSITORY / "docs/tuning.md").read_text(encoding="utf-8").split("### The last blocks, too")[1]
+    config = read_config(FinetuneConfig, yaml.safe_load(page.split("```yaml")[1].split("```")[0]))
+    model = make_model(config.model.adapter, tune=config.model.tune)
+    groups = build_optimizer(model, config.optim).param_groups
+    rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
+    trained = {name: rates[id(weight)] for name, weight in model.named_parameters() if id(weight) in rates}
+    assert {rate for name, rate in trained.items() if ".block." in name} == {0.0001}
+    assert {rate for name, rate in trained.items() if ".adapters." in name} == {0.0005}
