@@ -61,6 +61,13 @@ def test_groups_stay_whole(seed) -> None:
     assert not {sample.group for sample in train.samples} & {sample.group for sample in val.samples}
 
 
+def test_few_groups_stay_whole_and_one_group_is_refused() -> None:
+    train, val = draw_split(manifest([0, 1, 2] * 4, ["ann"] * 6 + ["bob"] * 6), DataConfig())
+    assert sorted(len({sample.group for sample in own.samples}) for own in (train, val)) == [1, 1]
+    with pytest.raises(InputError, match=r"all 12 videos are of one group, 'ann'.*Correct data\.group_pattern"):
+        draw_split(manifest([0, 1, 2] * 4, ["ann"] * 12), DataConfig())
+
+
 def test_another_seed_draws_other_videos() -> None:
     pool = manifest([0] * 30, [None] * 30)
     drawn = {tuple(draw_split(pool, DataConfig(split_seed=seed))[1].paths()) for seed in range(4)}

@@ -171,6 +171,17 @@ def test_a_folder_of_classes(root: Path):
     assert load_manifest(root, {"name": "folder", "folder": "train"}, "classes.txt").hash == manifest.hash
 
 
+def test_groups_are_found_below_the_folder_of_classes(tmp_path: Path):
+    """Folders above the classes may match the pattern, too."""
+    folder = tmp_path / "my_videos"
+    for video in ("walk/ann_1.mp4", "walk/bob_1.mp4", "run/ann_2.mp4"):
+        (folder / video).parent.mkdir(parents=True, exist_ok=True)
+        (folder / video).touch()
+    for root, source in ((tmp_path, "my_videos"), (folder, "."), (tmp_path / "my_root", str(folder))):
+        manifest = load_manifest(root, source, None, group_pattern="/([a-z]+)_")
+        assert [sample.group for sample in manifest.samples] == ["ann", "ann", "bob"]
+
+
 def test_folders_of_frames_are_videos(root: Path, tmp_path: Path):
     for name, total in (("walk/one", 12), ("walk/two", 8), ("run/three", 9)):
         (tmp_path / "frames" / name).mkdir(parents=True)

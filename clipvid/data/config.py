@@ -106,7 +106,8 @@ class DataConfig:
             any kind of source. `content` also finds equal bytes, and reads the files whose sizes are in both. `none`
             checks nothing.
         world: Synthetic world to build in `root` first.
-        group_pattern: Regular expression whose first group, matched on a path, is the video's group (such as a person).
+        group_pattern: Regular expression whose first group is the video's group (such as a person). It is searched in
+            a path as the list has it, or in the part below a folder with one folder per class.
         protocol: `holdout` trains on train and evaluates on val. `leave_one_group_out` pools both and holds out each
             group in turn.
         sampling: `uniform` segments over the video, or a `dense` window. `{name: uniform, by: time}` makes the

@@ -39,12 +39,20 @@ def _exists(root: str, source: Choice) -> bool:
 
 
 def draw_split(manifest: Manifest, config: DataConfig) -> tuple[Manifest, Manifest]:
-    """Return training and validation videos.
+    """Return training and validation videos. Whole groups are held out, at least one, if every video has a group.
 
     Raises:
-        InputError: There are too few videos.
+        InputError: There are too few videos, or all are of one group.
     """
     folds = round(1 / config.val_share)
+    groups = {sample.group for sample in manifest.samples}
+    if None not in groups and len(groups) < min(folds, len(manifest)):
+        if len(groups) == 1:
+            raise InputError(
+                f"data.val is not given, and all {len(manifest)} videos are of one group, {groups.pop()!r}, so that no "
+                "whole group can be held out. Correct data.group_pattern or the column group, or give data.val"
+            )
+        folds = len(groups)
     held_out = set(held_out_folds(manifest, folds, config.split_seed)[1][0])
     if not 0 < len(held_out) < len(manifest):
         raise InputError(

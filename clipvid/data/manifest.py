@@ -17,7 +17,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipvid.data.lists.checks import Checks, checked, compile_pattern
+from clipvid.data.lists.checks import Checks, checked, compile_pattern, relative_path
 from clipvid.data.lists.checks import check_files as check_listed_files
 from clipvid.data.lists.classes import ClassList, read_classes
 from clipvid.data.lists.places import locate
@@ -158,8 +158,8 @@ def load_manifest(
             is a class id or a class name. A column `labels` (`run;jump`) gives several labels per video.
         classes: A class list, see `classes.read_classes`, or the classes themselves. With None, labels are names, and
             the classes are those of the source in sorted order.
-        group_pattern: Regular expression, searched in each path. Its first group is the sample's group, instead of the
-            column. Weizmann by person: `[^/]+/([a-z]+)_`.
+        group_pattern: Regular expression, searched in each path of a list, or below the folder if `source` is one. Its
+            first group is the sample's group, instead of the column. Weizmann by person: `[^/]+/([a-z]+)_`.
         allow_outside_root: Accept absolute paths, `..` and links that lead out of `root`.
         check_files: Check that every video exists, and where links lead.
         split: Rows to read from a list with a column `split`: those with `train`, or those with `val`, `validation` or
@@ -213,7 +213,9 @@ def checked_rows(
         batches: what `source` lists, if it has been read already.
     """
     split = source.split if isinstance(source, ListSource) else None
-    checks = Checks(root, source.title, classes, pattern, allow_outside_root, split)
+    # The names of folders above the classes say nothing about groups.
+    folder = relative_path(str(root / source.folder), str(root)) + "/" if isinstance(source, FolderSource) else ""
+    checks = Checks(root, source.title, classes, pattern, allow_outside_root, split, folder)
     columns = checked(source.batches(root, classes.ids) if batches is None else iter(batches), checks)
     file = root / source.file if isinstance(source, ListSource) else None
     if file is None or not file.is_file() or file.stat().st_size < LARGE_BYTES:

@@ -23,8 +23,9 @@ class InspectConfig:
         val: Validation videos in the same forms. Duplicates between both are reported first.
         root: Folder that paths are relative to. By default the folder of the list.
         classes: List of classes. By default `classes.csv` in the root if it exists, otherwise the labels.
-        group_pattern: Regular expression whose first group, matched on a path, is the video's group, such as a person
-            or a source video. Groups are never divided between training and test videos of a probe.
+        group_pattern: Regular expression whose first group is the video's group, such as a person or a source video. It
+            is searched in a path as the list has it, or in the part below a folder with one folder per class. Groups
+            are never divided between training and test videos of a probe.
         allow_outside_root: Allow lists and links to files outside `root`.
         model: Plain CLIP (`tiny`, `ViT-B-16`), or a model folder, whose image tower is used without its adapters.
         pretrained: Weights of a plain CLIP.

@@ -24,7 +24,10 @@ _SHOWN_PROBLEMS = 5
 
 @dataclass(frozen=True)
 class Checks:
-    """Conversion of the columns of one source, with checks."""
+    """Conversion of the columns of one source, with checks.
+
+    `pattern` is searched in the part of a path after `folder`.
+    """
 
     root: Path
     title: str
@@ -32,6 +35,7 @@ class Checks:
     pattern: re.Pattern[str] | None
     allow_outside_root: bool
     split: str | None = None
+    folder: str = ""
 
     def batch(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Convert a batch to those of `COLUMNS` that its source has."""
@@ -44,7 +48,9 @@ class Checks:
             columns["label"] = self._labels(rows["label"], lambda place: rows["line"][place])
         if self.pattern is not None:
             paths = zip(columns["path"].to_pylist(), rows["line"].to_pylist(), strict=True)
-            columns["group"] = [_group(path, self.where(line), self.pattern) for path, line in paths]
+            columns["group"] = [
+                _group(path.removeprefix(self.folder), self.where(line), self.pattern) for path, line in paths
+            ]
         arrays = {
             name: pa.array(column, COLUMNS.field(name).type) if isinstance(column, list) else column
             for name, column in columns.items()
@@ -85,7 +91,7 @@ class Checks:
             return paths
         base, normal = os.path.abspath(self.root), paths.to_pylist()
         for i in np.flatnonzero(odd.to_numpy(zero_copy_only=False)):
-            relative = _relative(os.path.join(base, normal[i]), base).replace(os.sep, "/")
+            relative = relative_path(os.path.join(base, normal[i]), base)
             outside = relative == ".." or relative.startswith("../") or os.path.isabs(relative)
             if outside and not self.allow_outside_root:
                 raise ManifestError(
@@ -108,12 +114,12 @@ class Checks:
             )
 
 
-def _relative(path: str, base: str) -> str:
-    """Return the path from `base`; the path itself on another drive of Windows."""
+def relative_path(path: str, base: str) -> str:
+    """Return the path from `base`, with slashes; the path itself on another drive of Windows."""
     try:
-        return os.path.relpath(path, base)
+        return os.path.relpath(path, base).replace(os.sep, "/")
     except ValueError:
-        return os.path.abspath(path)
+        return os.path.abspath(path).replace(os.sep, "/")
 
 
 def checked(batches: Batches, checks: Checks) -> Batches:
