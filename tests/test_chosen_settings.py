@@ -118,14 +118,19 @@ def test_options_of_the_command_line_and_of_files_are_known(tmp_path: Path) -> N
     assert not {TRAIN_BATCH, EVAL_EPOCHS, "seed"} & chosen
 
 
-def test_only_a_folder_gets_settings(videos: Path) -> None:  # noqa: F811
+def test_a_folder_and_a_list_without_config_get_settings(videos: Path) -> None:  # noqa: F811
     config = parse("--data.train=videos", "--training.epochs=3")
     chosen, settings = with_chosen_settings(config, frozenset({EPOCHS}))
     assert (chosen.training.epochs, chosen.training.per_device_train_batch_size) == (3, 4)
     assert {setting.name for setting in settings} == {*OPTIONS, THREADS} - {EPOCHS}
     assert with_chosen_settings(config, ALL) == (config, [])
-    listed = parse("--data.train=world/train.csv")
-    assert with_chosen_settings(listed, frozenset()) == (listed, [])
+    listed = parse("--data.root=world", "--data.train=train.csv", "--data.val=train.csv")
+    chosen, settings = with_chosen_settings(listed, frozenset({"data.train"}))
+    assert {setting.name for setting in settings} == {*OPTIONS, THREADS}
+    assert chosen.training.epochs == 80  # 400 steps for 20 clips in batches of 4
+    assert with_chosen_settings(listed, frozenset({"config"})) == (listed, [])
+    drawn = parse("--data.train=train.csv", "--data.world={}")
+    assert with_chosen_settings(drawn, frozenset()) == (drawn, [])
     missing = parse("--data.train=nowhere")
     assert with_chosen_settings(missing, frozenset()) == (missing, [])
 

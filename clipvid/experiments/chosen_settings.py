@@ -1,4 +1,4 @@
-"""Settings that `clipvid finetune` chooses for a folder of videos, from the size of the data and of the machine.
+"""Settings that `clipvid finetune` chooses for a folder or list of videos, from the size of data and machine.
 
 `choose_settings` is a pure function. A value in a config or on the command line always takes precedence, and a run that
 is started again keeps its values.
@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from clipvid.data.drawn_split import without_missing_list
-from clipvid.data.lists.sources import FolderSource, resolve_source
+from clipvid.data.lists.sources import FolderSource, ListSource, Source, resolve_source
 from clipvid.data.splits import load_splits
 from clipvid.evaluation.tables import Table
 from clipvid.experiments.selection import ADAPTERS, fold_folder
@@ -140,18 +140,21 @@ def _precision(facts: Facts) -> tuple[str, str]:
 
 
 def with_chosen_settings(config: FinetuneConfig, set_by_user: frozenset[str]) -> tuple[FinetuneConfig, list[Setting]]:
-    """Return the config with chosen settings, and these. A source other than a folder by class gets none.
+    """Return the config with chosen settings, and these.
+
+    They are chosen for a folder by class, and for a list without a config file. Other sources get none.
 
     Args:
         config: Config as parsed.
-        set_by_user: Names of the options on the command line and in config files.
+        set_by_user: Names of the options on the command line and in config files, with `config` if there is a file.
 
     Raises:
         InputError: The videos cannot be listed, see `load_splits`.
         OSError: See `load_splits`.
     """
     unset = frozenset(OPTIONS) - set_by_user
-    if not unset or not _is_folder(config):
+    kinds = (FolderSource,) if "config" in set_by_user else (FolderSource, ListSource)
+    if not unset or not isinstance(_training_videos(config), kinds):
         return config, []
     train, val = load_splits(without_missing_list(config.data))
     videos = len(train) if config.data.protocol == "holdout" else len(train) + len(val)
@@ -181,12 +184,12 @@ def settings_table(settings: Sequence[Setting]) -> str:
     return Table(["setting", "value", "why"], rows, text_columns=3).markdown()
 
 
-def _is_folder(config: FinetuneConfig) -> bool:
-    if config.data.world is not None:
-        return False
-    with contextlib.suppress(OSError, ValueError):  # reported when the run lists its videos
-        return isinstance(resolve_source(config.data.train, Path(config.data.root)), FolderSource)
-    return False
+def _training_videos(config: FinetuneConfig) -> Source | None:
+    """Return what lists the training videos, or None for videos that are drawn and for a source that is missing."""
+    if config.data.world is None:
+        with contextlib.suppress(OSError, ValueError):  # reported when the run lists its videos
+            return resolve_source(config.data.train, Path(config.data.root))
+    return None
 
 
 def _kept(settings: list[Setting], output: Path) -> list[Setting]:
