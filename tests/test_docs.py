@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from conftest import REPOSITORY
@@ -238,6 +239,17 @@ def test_example_of_the_readme_runs(models: Path, monkeypatch: pytest.MonkeyPatc
     assert len(block.code.strip().replace("\n\n", "\n").split("\n")) <= 5
     run_block(block, models, monkeypatch)
     assert "ball moving left" in capsys.readouterr().out
+
+
+def test_folder_of_an_image_tower_computes_what_timm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (block,) = (block for block in BLOCKS if block.language == "python" and "timm.create_model(" in block.code)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(block.code.replace("vit_small", "vit_tiny"), block.title, "exec"), names)
+    model = clipvid.create_model("local-dir:my_tower", adapter="none", head="linear", labels=["a", "b"], num_frames=2)
+    frames = torch.rand(1, 2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().encoder(frames).frame_features[0], names["tower"].eval()(frames[0]))
 
 
 @pytest.mark.slow

@@ -133,7 +133,8 @@ def test_run_trains_without_adapters_that_do_harm(world: Path, tmp_path: Path, m
     assert "frames averaged, fine-tuned" in (output / "report.html").read_text()
     assert not (output / "selection").exists()
     printed = capsys.readouterr().out
-    assert "2-fold cross-validation on 12 training videos compares ila with frames averaged" in printed
+    assert "2-fold cross-validation on 12 training videos compares ila with the model without it" in printed
+    assert "and frames averaged 0." in printed
     assert "The model is trained without ila" in printed
 
 
@@ -159,9 +160,15 @@ def test_run_trains_adapters_that_help(world: Path, tmp_path: Path, monkeypatch)
     assert all((trained[0][name] == trained[1][name]).all() for name in trained[1])  # the folds leave no trace
 
 
-def test_zero_shot_clip_is_kept_if_training_does_harm(world: Path, tmp_path: Path, monkeypatch) -> None:
+def test_zero_shot_clip_is_kept_if_training_does_harm(world: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     choose(monkeypatch, NONE)
     run = clipvid.finetune(config(world, tmp_path / "run"))
+    assert (run.figures["trained"], run.figures["selection"]["without"]) == (False, "CLIP without training")
+    printed, page = capsys.readouterr().out, (tmp_path / "run/report.html").read_text()
+    assert "The model is CLIP without training; selection.folds=0 and another output_dir train with ila" in printed
+    assert "with CLIP without training, the chosen way" in printed
+    assert ">CLIP without training<" in page
+    assert "frames averaged" not in printed + page
     assert run.model is not None
     assert not run.model.trained_state()
     plain = clipvid.create_model("tiny", adapter="none", num_frames=2, labels=run.model.labels, templates="single")
@@ -220,4 +227,4 @@ def test_a_set_too_small_for_folds_says_so(tmp_path: Path, capsys) -> None:
     world = build_world(small, tmp_path / "world", progress=False)
     run = clipvid.finetune(config(world, tmp_path / "run", training={"epochs": 1, "per_device_train_batch_size": 2}))
     assert "selection" not in run.figures
-    assert "not compared with frames averaged" in capsys.readouterr().out
+    assert "not compared with the model without them" in capsys.readouterr().out

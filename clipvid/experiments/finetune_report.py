@@ -25,7 +25,7 @@ from clipvid.experiments.outcome import describe_outcome
 from clipvid.experiments.protocols import Holdout, build_protocol
 from clipvid.experiments.report_clips import read_clips
 from clipvid.experiments.run import trained_name
-from clipvid.experiments.selection import ADAPTERS, describe_selection
+from clipvid.experiments.selection import ADAPTERS, UNTRAINED, describe_selection
 from clipvid.hub.loading import from_pretrained
 from clipvid.runs.config_files import config_record
 from clipvid.training.config import FinetuneConfig
@@ -58,8 +58,7 @@ def write_finetune_report(
     is_single = isinstance(protocol, Holdout)
     folder = output if is_single else output / protocol.parts(train, val, trained=True)[0].run
     tested = _tested(config, train, val)
-    selection = metrics.get("selection")
-    name = trained_name(config.model.adapter if selection is None or selection["chosen"] == ADAPTERS else "none")
+    name = _name(config, metrics)
     unreadable = predictions.indices[~answered(predictions.scores)].tolist()
     evaluation = Evaluation(
         name,
@@ -86,6 +85,14 @@ def read_outcome(config: FinetuneConfig, train: Manifest, val: Manifest, output:
     assert run is not None
     log = json.loads(history.read_text()) if history.is_file() else []
     return describe_outcome(run[1], run[0], _tested(config, train, val), log)
+
+
+def _name(config: FinetuneConfig, metrics: dict[str, Any]) -> str:
+    """Return the name of the model, which says whether it was trained, and with which adapters."""
+    if not metrics.get("trained", True):
+        return UNTRAINED
+    selection = metrics.get("selection")
+    return trained_name(config.model.adapter if selection is None or selection["chosen"] == ADAPTERS else "none")
 
 
 def _tested(config: FinetuneConfig, train: Manifest, val: Manifest) -> Manifest:

@@ -13,7 +13,7 @@ from clipvid.data.manifest import Manifest
 from clipvid.evaluation.loop import Predictions
 from clipvid.evaluation.metrics import answered
 from clipvid.evaluation.several_labels import class_precisions
-from clipvid.experiments.selection import ADAPTERS, NONE
+from clipvid.experiments.selection import ADAPTERS, NONE, name_without
 from clipvid.files import printable
 
 _LEARNED, _NOT_LEARNED = 0.3, 0.7  # of the loss of a guess
@@ -78,7 +78,7 @@ def _with_selection(text: str, figures: Mapping[str, Any]) -> str:
     if not selection:
         return f"{text}."
     chosen, other = (ADAPTERS, NONE) if selection["chosen"] == ADAPTERS else (NONE, ADAPTERS)
-    names = {ADAPTERS: f"with {selection['adapter']}", NONE: "with frames averaged"}
+    names = {ADAPTERS: f"with {selection['adapter']}", NONE: f"with {name_without(selection)}"}
     return (
         f"{text}. In cross-validation on the training videos it was {selection[chosen]['value']:.0%} {names[chosen]}, "
         f"the chosen way, and {selection[other]['value']:.0%} {names[other]}."

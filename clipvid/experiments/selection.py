@@ -1,4 +1,4 @@
-"""Choice between adapters and frames averaged, by cross-validation on the training videos."""
+"""Choice between adapters and the model without them, by cross-validation on the training videos."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from clipvid.training.unreadable import OpenedVideos
 SELECTION = "selection.json"
 _FOLDER = "selection"  # of the trainings of the folds
 ADAPTERS, NONE = "adapters", "none"
+AVERAGED, UNTRAINED = "frames averaged", "CLIP without training"  # names of the model without adapters
 
 
 def select_model(config: FinetuneConfig, train: Manifest, accelerator: Accelerator, output: Path) -> Selected | None:
@@ -59,17 +60,20 @@ def select_model(config: FinetuneConfig, train: Manifest, accelerator: Accelerat
 def describe_selection(record: dict[str, Any]) -> str:
     """Return the outcome in a sentence or two."""
     figures = [f"{record[name]['value']:.3f}" for name in (ADAPTERS, NONE)]
-    metric = MAIN[record.get("metric", "top1")]
+    metric, without = MAIN[record.get("metric", "top1")], name_without(record)
     outcome = (
         f"in {record['folds']}-fold cross-validation on {record['videos']} training videos, "
-        f"{record['adapter']} reaches {metric} {figures[0]}, and frames averaged {figures[1]}"
+        f"{record['adapter']} reaches {metric} {figures[0]}, and {without} {figures[1]}"
     )
     if record["chosen"] == ADAPTERS:
         return f"{outcome}. The model is trained with {record['adapter']}"
-    return (
-        f"{outcome}. The model is trained without {record['adapter']}; selection.folds=0 and another output_dir train "
-        "it in any case"
-    )
+    kept = f"The model is {UNTRAINED}" if without == UNTRAINED else f"The model is trained without {record['adapter']}"
+    return f"{outcome}. {kept}; selection.folds=0 and another output_dir train with {record['adapter']} in any case"
+
+
+def name_without(record: dict[str, Any]) -> str:
+    """Return the name of the model without adapters: `UNTRAINED` if nothing else was to be trained."""
+    return str(record.get("without", AVERAGED))
 
 
 def compare(outcomes: dict[str, tuple[int, int]]) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def _is_open(config: FinetuneConfig, train: Manifest, accelerator: Accelerator, 
     smallest = min(_counts(train, config.selection), default=0)
     if smallest < 2:
         accelerator.print(
-            f"the adapters are not compared with frames averaged: a fold would be left with {smallest} training "
+            f"the adapters are not compared with the model without them: a fold would be left with {smallest} training "
             f"videos. See selection.folds (now {config.selection.folds})"
         )
         return False
@@ -145,17 +149,18 @@ def _cross_validate(config: FinetuneConfig, train: Manifest, accelerator: Accele
     unit, folds = held_out_folds(chosen, config.selection.folds, config.seed)
     name = " + ".join(resolve_adapters(config.model.adapter))
     accelerator.print(
-        f"{config.selection.folds}-fold cross-validation on {len(chosen)} training videos compares {name} with frames "
-        f"averaged, each {unit} held out once. selection.folds=0 trains with {name} in any case"
+        f"{config.selection.folds}-fold cross-validation on {len(chosen)} training videos compares {name} with the "
+        f"model without it, each {unit} held out once. selection.folds=0 trains with {name} in any case"
     )
     opened = OpenedVideos()
     measured: dict[str, list[dict[str, Any]]] = {ADAPTERS: [], NONE: []}
-    key = "top1"
+    key, without = "top1", AVERAGED
     for number, held_out in enumerate(folds):
         part = sorted(set(range(len(chosen))) - set(held_out))
         manifests = chosen.subset(part), chosen.subset(held_out)
         for choice in measured:
-            accelerator.print(f"fold {number + 1} of {len(folds)}, {name if choice == ADAPTERS else 'frames averaged'}")
+            kind = "with" if choice == ADAPTERS else "without"
+            accelerator.print(f"fold {number + 1} of {len(folds)}, {kind} {name}")
             folder = fold_folder(output, number, choice)
             model = config.model if choice == ADAPTERS else replace(config.model, adapter="none")
             fold = _fold_config(config, folder, len(part), accelerator.num_processes)
@@ -164,7 +169,8 @@ def _cross_validate(config: FinetuneConfig, train: Manifest, accelerator: Accele
             accelerator.free_memory()
             key, main = main_figure(figures)
             measured[choice].append(main)
-    record = {"adapter": name, "folds": len(folds), "unit": unit, "videos": len(chosen)}
+            without = AVERAGED if figures.get("trained", True) else UNTRAINED  # after the last choice, NONE
+    record = {"adapter": name, "without": without, "folds": len(folds), "unit": unit, "videos": len(chosen)}
     if key == "map":
         return record | {"metric": key} | compare_means(measured)
     return record | compare({choice: _pooled(shares) for choice, shares in measured.items()})

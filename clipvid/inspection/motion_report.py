@@ -61,11 +61,13 @@ def advise(result: MotionResult, facts: Sequence[ClipFacts]) -> list[str]:
         return []
     advice = []
     if result.need == "order":
-        advice.append("Train an adapter, such as the default, temporal_conv, and compare it with model.adapter=none.")
+        advice.append(
+            "Train an adapter, such as the default, temporal_conv; clipvid finetune compares it with mean pooling."
+        )
     else:
         advice.append(
-            "Start with mean pooling, model.adapter=none, and compare it with the default, temporal_conv; clipvid "
-            "finetune does so by itself. On two sets of real video, the mean of temporal_conv over seeds was higher."
+            "Mean pooling may be enough: clipvid finetune compares it with the default adapter, temporal_conv. On two "
+            "sets of real video, the mean of temporal_conv over seeds was higher."
         )
     best = max(share.value for share in result.frames.values())
     count = min(number for number, share in result.frames.items() if share.value >= best - _ENOUGH)

@@ -140,6 +140,8 @@ def finetune(
             predictions, figures = evaluate(accelerator, model, loader, val.classes, features)
             if state.best is not None:
                 figures["selected"] = state.best | {"by": recipe.training.metric_for_best_model}
+            if trainer is None:
+                figures["trained"] = False
             if selected is not None:
                 figures["selection"] = selected.record
             if features is not None:

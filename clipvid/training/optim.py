@@ -141,8 +141,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> SkippingAdamW:
         )
     if not groups:
         raise InputError(
-            "nothing to train: no parameter requires a gradient. Choose an adapter (model.adapter=ila), a trainable "
-            "head (model.head=linear) or more of the tower (model.tune=[full])"
+            "nothing to train: no parameter requires a gradient. Choose a trainable head (model.head=linear), an "
+            "adapter (model.adapter=temporal_conv) or more of the tower (model.tune=[full]). clipvid evaluate measures "
+            "CLIP without training"
         )
     return SkippingAdamW(
         [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay, _), params in groups.items()],
