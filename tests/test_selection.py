@@ -50,8 +50,15 @@ def test_folds_hold_out_whole_groups() -> None:
     assert set.union(*held) == set("abcde")
 
 
-@pytest.mark.parametrize("groups", [["a", "b"] * 5, [str(index) for index in range(10)]])
-def test_too_few_groups_and_a_group_per_video_are_not_groups(groups: list[str]) -> None:
+def test_fewer_groups_than_folds_are_held_out_one_by_one() -> None:
+    assert held_out_folds(manifest([0, 0, 1, 1], ["a", "b"] * 2), 3, 0) in (
+        ("group", [[0, 2], [1, 3]]),
+        ("group", [[1, 3], [0, 2]]),
+    )
+
+
+@pytest.mark.parametrize("groups", [["a"] * 10, [str(index) for index in range(10)]])
+def test_one_group_and_a_group_per_video_are_not_groups(groups: list[str]) -> None:
     assert held_out_folds(manifest([0, 1] * 5, groups), 3, 0)[0] == "video"
 
 

@@ -46,13 +46,11 @@ def draw_split(manifest: Manifest, config: DataConfig) -> tuple[Manifest, Manife
     """
     folds = round(1 / config.val_share)
     groups = {sample.group for sample in manifest.samples}
-    if None not in groups and len(groups) < min(folds, len(manifest)):
-        if len(groups) == 1:
-            raise InputError(
-                f"data.val is not given, and all {len(manifest)} videos are of one group, {groups.pop()!r}, so that no "
-                "whole group can be held out. Correct data.group_pattern or the column group, or give data.val"
-            )
-        folds = len(groups)
+    if None not in groups and len(groups) == 1 < len(manifest):
+        raise InputError(
+            f"data.val is not given, and all {len(manifest)} videos are of one group, {groups.pop()!r}, so that no "
+            "whole group can be held out. Correct data.group_pattern or the column group, or give data.val"
+        )
     held_out = set(held_out_folds(manifest, folds, config.split_seed)[1][0])
     if not 0 < len(held_out) < len(manifest):
         raise InputError(

@@ -15,19 +15,20 @@ from clipvid.data.sampling import keyed_generator
 def held_out_folds(manifest: Manifest, folds: int, seed: int) -> tuple[str, list[list[int]]]:
     """Return `group` or `video` for what is held out together, and the indices of the videos of each fold.
 
-    Groups are held out as a whole if there are enough. Otherwise the videos of each class are spread over the folds.
+    If every video has a group, whole groups are held out, in as many folds as there are groups at most. Otherwise, and
+    with one group, the videos of each class are spread over the folds.
     """
     samples = list(manifest.samples)
     groups = {sample.group for sample in samples}
-    places: list[list[int]] = [[] for _ in range(folds)]
-    if None not in groups and folds <= len(groups) < len(samples):
+    if None not in groups and 1 < len(groups) < len(samples):
+        places: list[list[int]] = [[] for _ in range(min(folds, len(groups)))]
         members: dict[str, list[int]] = {}
         for index, sample in enumerate(samples):
             members.setdefault(str(sample.group), []).append(index)
         for name in shuffled(sorted(members), seed):
             min(places, key=len).extend(members[name])
         return "group", [sorted(fold) for fold in places]
-    count = 0
+    places, count = [[] for _ in range(folds)], 0
     for own in by_class(manifest, seed):
         for index in own:
             places[count % folds].append(index)

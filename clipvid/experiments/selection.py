@@ -149,7 +149,7 @@ def _cross_validate(config: FinetuneConfig, train: Manifest, accelerator: Accele
     unit, folds = held_out_folds(chosen, config.selection.folds, config.seed)
     name = " + ".join(resolve_adapters(config.model.adapter))
     accelerator.print(
-        f"{config.selection.folds}-fold cross-validation on {len(chosen)} training videos compares {name} with the "
+        f"{len(folds)}-fold cross-validation on {len(chosen)} training videos compares {name} with the "
         f"model without it, each {unit} held out once. selection.folds=0 trains with {name} in any case"
     )
     opened = OpenedVideos()

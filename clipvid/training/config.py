@@ -108,14 +108,14 @@ class TrainingConfig(LoopSettings):
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """Choice between the adapters and frames averaged, by cross-validation on the training videos.
+    """Choice between the adapters and the model without them, by cross-validation on the training videos.
 
-    `data.protocol: holdout` uses it. A fold holds out whole groups, such as persons, if `data.group_pattern` gives as
-    many groups as folds, and otherwise a share of each class.
+    `data.protocol: holdout` uses it. A fold holds out whole groups, such as persons, if the videos have several, and
+    otherwise a share of each class.
 
     Attributes:
-        folds: Number of folds, each with one short training with the adapters and one without. 0 trains with the
-            adapters in any case.
+        folds: Number of folds, each with one training with the adapters and one without. There are at most as many as
+            groups. 0 trains with the adapters in any case.
         max_videos: Training videos that take part. More are reduced to a random subset with the same share of each
             class.
     """
