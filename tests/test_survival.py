@@ -50,6 +50,7 @@ def arguments(world: Path, clip_folder: Path):
             "data.num_workers": 0,
             "training.epochs": 3,
             "training.per_device_train_batch_size": 4,
+            "training.per_device_eval_batch_size": 8,
             "training.save_steps": 1,
             "training.save_total_limit": 3,
             "training.logging_steps": 2,
