@@ -26,7 +26,7 @@ pytest.importorskip("onnxruntime")
 LABELS = ["a ball", "a box", "a star"]
 GREEDY = {"name": "ata", "solver": "greedy"}
 FIXED_FRAMES = ("ata",)
-QUICK = ("none", "gta", "ata")
+QUICK = ("none", "gta")
 CHANGED = Preprocessing(by="time", resize="squash")
 BATCHES, FRAMES = (1, 2, 7), (4, 5, 8, 16)
 

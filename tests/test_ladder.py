@@ -259,8 +259,15 @@ def test_invalid_ladder_is_refused_early(
     assert not (tmp_path / "out").exists()
 
 
+def two_rows(name: str) -> LadderConfig:
+    """Return the config of a ladder with two of its rows, since each trial is parsed."""
+    config = parse_config(LadderConfig, ["--config", str(REPOSITORY / f"configs/ladder/{name}.yaml")], "test")
+    assert config.repeat is not None
+    return replace(config, rows={row: config.rows[row] for row in ("none", config.repeat)}, predictions=[])
+
+
 def test_trial_seed_draws_folds() -> None:
-    config = parse_config(LadderConfig, ["--config", str(REPOSITORY / "configs/ladder/weizmann.yaml")], "test")
+    config = two_rows("weizmann")
     trials = ladder_trials(config)
     assert len(trials) == len(config.rows) * len(config.seeds) + 1
     for trial in trials:
@@ -270,7 +277,7 @@ def test_trial_seed_draws_folds() -> None:
 
 
 def test_trial_seed_draws_the_videos_of_holdout() -> None:
-    config = parse_config(LadderConfig, ["--config", str(REPOSITORY / "configs/ladder/world.yaml")], "test")
+    config = two_rows("world")
     assert {trial.config.protocol for trial in ladder_trials(config)} == {"holdout"}
     few = replace(config, trial=replace(config.trial, protocol={"name": "holdout", "shots": 2}))
     for trial in ladder_trials(few):

@@ -222,7 +222,8 @@ def test_clips_of_the_contrast_are_shifted_and_reversed(make_model) -> None:
     ("task", "num_frames", "steps", "bars"),
     [
         ("order", 4, 60, {"arrow_accuracy": 0.8, "order_accuracy": 0.5}),
-        ("neighbors", 8, 300, {"neighbors_accuracy": 0.8}),  # depends on the direction of the others
+        # depends on the direction of the others
+        pytest.param("neighbors", 8, 300, {"neighbors_accuracy": 0.8}, marks=pytest.mark.slow),
         ("speed", 4, 60, {"speed_accuracy": 0.8}),
         ("direction", 4, 60, {"direction_accuracy": 0.8}),
     ],
