@@ -61,7 +61,7 @@ def from_ila(
     hidden = state[f"{BLOCK}0.message_attn.conv.weight"].shape[0] * 2
     head: dict[str, Any] = {"name": "text", "prompt_layers": count_layers(state, "prompts_generator.decoder.")}
     if "mit.classify_head.2.weight" in state:
-        head = {"name": "linear", "num_classes": len(state["mit.classify_head.2.weight"])}
+        head = {"name": "linear", "num_classes": len(state["mit.classify_head.2.weight"]), "dropout": 0.5}
     options = {"variant": variant, "norm": norm, "eval_batch_stats": eval_batch_stats}
     fields = {
         "adapter": {"name": "ila", "hidden": hidden, **options},

@@ -42,11 +42,11 @@ class LinearHeadConfig:
 
     Attributes:
         num_classes: Number of classes K. By default the number of labels.
-        dropout: Probability, in [0, 1).
+        dropout: Probability, in [0, 1). ILA's authors use 0.5.
     """
 
     num_classes: int | None = None
-    dropout: float = 0.5
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         _check_classes("linear", self.num_classes)
