@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Worker, all_end_well
 from safetensors.torch import load_file
 from test_survival import arguments, here, world  # noqa: F401
 from torch import Tensor, nn
@@ -109,8 +110,15 @@ def test_gradients_are_clipped_to_max_norm(arguments, tmp_path: Path) -> None:  
 
 @pytest.mark.slow
 def test_auto_batch_size_keeps_the_step_equal(clip_folder: Path, tmp_path: Path) -> None:
-    """The system's limit on memory simulates a small device."""
-    resource = pytest.importorskip("resource")
+    """In a process of the test, since oneDNN keeps what it could not create without memory."""
+    pytest.importorskip("resource")
+    all_end_well([Worker(tmp_path / "log", {}, find_in_little_memory, clip_folder, tmp_path)])
+
+
+def find_in_little_memory(clip_folder: Path, tmp_path: Path) -> None:
+    """Search under the system's limit on memory, which simulates a small device."""
+    import resource
+
     accelerator = build_accelerator(TrainingConfig(report_to="none"), str(tmp_path))
     model = clipvid.create_model(f"local-dir:{clip_folder}", adapter="ila", hidden=16, num_frames=3)
     model.set_labels(["walking", "running"])
@@ -119,7 +127,7 @@ def test_auto_batch_size_keeps_the_step_equal(clip_folder: Path, tmp_path: Path)
     torch.zeros(1, requires_grad=True).sum().backward()  # starts torch's threads, which need memory too
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), limits[1]))
     try:
         actual = largest_batch_size(accelerator, model, Classification(2, 0), item, 3 * 1024)
     finally:
@@ -128,6 +136,22 @@ def test_auto_batch_size_keeps_the_step_equal(clip_folder: Path, tmp_path: Path)
     assert 3 * 1024 % actual == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("error", ["could not create a primitive", "could not execute a primitive"])
+def test_onednn_without_memory_makes_the_batch_smaller(make_model, tmp_path: Path, error: str) -> None:
+    accelerator = build_accelerator(TrainingConfig(report_to="none"), str(tmp_path))
+    model, tried = make_model("none", ["walking", "running"], tune=["full"]), []
+
+    def fit(model, batch, epoch):
+        tried.append(len(batch["label"]))
+        if tried[-1] > 2:
+            raise RuntimeError(error)
+        return Classification(2, 0)(model, batch, epoch)
+
+    item = {"frames": torch.zeros(4, 3, 64, 64, dtype=torch.uint8), "label": 1, "index": 0}
+    assert largest_batch_size(accelerator, model, fit, item, 8) == 2
+    assert tried == [8, 4, 2]
 
 
 def test_auto_batch_size_keeps_a_fitting_run(arguments, tmp_path: Path, capsys) -> None:  # noqa: F811

@@ -13,6 +13,8 @@ from clipvid.layers.norm import frozen_bn_statistics
 from clipvid.model.trainable import TrainableModel
 from clipvid.training.objectives import Objective
 
+_ONEDNN = ("could not create a primitive", "could not execute a primitive")  # ends of its errors without memory
+
 
 def largest_batch_size(
     accelerator: Accelerator,
@@ -44,9 +46,14 @@ def largest_batch_size(
     def attempt(batch_size: int) -> int:
         batch = send_to_device(default_collate([item] * batch_size), accelerator.device)
         batch["frames"] = model.video_model.normalize(batch["frames"])
-        with accelerator.autocast(), frozen_bn_statistics(model):
-            loss, _ = objective(model, batch, 0)
-        loss.backward()
+        try:
+            with accelerator.autocast(), frozen_bn_statistics(model):
+                loss, _ = objective(model, batch, 0)
+            loss.backward()
+        except RuntimeError as error:
+            if not str(error).endswith(_ONEDNN):
+                raise
+            raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory, and oneDNN {error}") from error
         return batch_size
 
     search = find_executable_batch_size(
