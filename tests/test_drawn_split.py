@@ -13,7 +13,7 @@ import pytest
 from clipvid import InputError
 from clipvid.commands import evaluate, finetune
 from clipvid.data.config import DataConfig
-from clipvid.data.drawn_split import draw_split, without_missing_list, write_split
+from clipvid.data.drawn_split import describe_split, draw_split, without_missing_list, write_split
 from clipvid.data.lists.samples import Sample
 from clipvid.data.manifest import ClassInfo, Manifest
 from clipvid.data.splits import load_split, load_splits
@@ -66,6 +66,15 @@ def test_few_groups_stay_whole_and_one_group_is_refused() -> None:
     assert sorted(len({sample.group for sample in own.samples}) for own in (train, val)) == [1, 1]
     with pytest.raises(InputError, match=r"all 12 videos are of one group, 'ann'.*Correct data\.group_pattern"):
         draw_split(manifest([0, 1, 2] * 4, ["ann"] * 12), DataConfig())
+
+
+def test_a_class_that_training_never_sees_is_warned_of() -> None:
+    split = draw_split(manifest([0] * 6 + [1] * 6, ["ann"] * 6 + ["bob"] * 6), DataConfig())
+    (unseen,) = {sample.label for sample in split[1].samples}
+    assert f"all videos of 'class {unseen}', which training never sees" in describe_split(*split)
+    assert "never sees" not in describe_split(
+        *draw_split(manifest([0, 1] * 6, ["ann"] * 6 + ["bob"] * 6), DataConfig())
+    )
 
 
 def test_another_seed_draws_other_videos() -> None:

@@ -67,11 +67,20 @@ def describe_split(train: Manifest, val: Manifest) -> str:
     is_grouped = not groups[0] & groups[1]
     line = f"data.val is not given: {len(val)} of {len(train) + len(val)} videos are held out for it"
     if is_grouped:
-        return f"{line}, those of {len(groups[1])} whole groups of {len(groups[0] | groups[1])}"
+        line = f"{line}, those of {len(groups[1])} whole groups of {len(groups[0] | groups[1])}"
+        unseen = ", ".join(repr(train.class_names[label]) for label in sorted(_classes(val) - _classes(train)))
+        return line if not unseen else f"{line}. Warning: these have all videos of {unseen}, which training never sees"
     return (
         f"{line}, a share of each class. If several clips show the same person or scene, name it with "
         "data.group_pattern; otherwise the result is too good"
     )
+
+
+def _classes(manifest: Manifest) -> set[int]:
+    """Return the ids of the classes that have a video."""
+    return {
+        label for sample in manifest.samples for label in ((sample.label,) if sample.labels is None else sample.labels)
+    }
 
 
 def split_root(train: Manifest, val: Manifest) -> str:

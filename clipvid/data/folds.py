@@ -20,15 +20,16 @@ def held_out_folds(manifest: Manifest, folds: int, seed: int) -> tuple[str, list
     """
     samples = list(manifest.samples)
     groups = {sample.group for sample in samples}
-    if None not in groups and 1 < len(groups) < len(samples):
-        places: list[list[int]] = [[] for _ in range(min(folds, len(groups)))]
+    is_grouped = None not in groups and 1 < len(groups) < len(samples)
+    places: list[list[int]] = [[] for _ in range(min(folds, len(groups)) if is_grouped else folds)]
+    if is_grouped:
         members: dict[str, list[int]] = {}
         for index, sample in enumerate(samples):
             members.setdefault(str(sample.group), []).append(index)
         for name in shuffled(sorted(members), seed):
             min(places, key=len).extend(members[name])
         return "group", [sorted(fold) for fold in places]
-    places, count = [[] for _ in range(folds)], 0
+    count = 0
     for own in by_class(manifest, seed):
         for index in own:
             places[count % folds].append(index)
