@@ -50,7 +50,7 @@ def rewrite(folder: Path, change: float, metadata: str = "a") -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"by": metadata})
 
 
-@pytest.mark.parametrize("verb", ["finetune", "pretrain"])
+@pytest.mark.parametrize("verb", ["finetune", pytest.param("pretrain", marks=pytest.mark.slow)])
 def test_run_refuses_changed_weights(verb: str, backbone, world: Path, tmp_path: Path, capsys):
     name, folder = backbone
     output = tmp_path / "run"

@@ -137,8 +137,14 @@ def check_map(model, clip, method, target=TARGET):
     return result
 
 
-@pytest.mark.parametrize("adapter", ["none", *NAMES])
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        pytest.param(name, adapter, marks=() if name == CLASSES[0] or adapter in ("none", "ila") else pytest.mark.slow)
+        for name in CLASSES
+        for adapter in ["none", *NAMES]
+    ],
+)
 def test_every_method_on_every_tower_and_adapter(name, adapter):
     """Gradients reach the maps through class tokens, mean pooling and attention pooling."""
     _, backbone = little(name)

@@ -26,7 +26,7 @@ pytest.importorskip("onnxruntime")
 LABELS = ["a ball", "a box", "a star"]
 GREEDY = {"name": "ata", "solver": "greedy"}
 FIXED_FRAMES = ("ata",)
-QUICK = ("none", "gta")
+QUICK = ("none",)
 CHANGED = Preprocessing(by="time", resize="squash")
 BATCHES, FRAMES = (1, 2, 7), (4, 5, 8, 16)
 
@@ -126,7 +126,7 @@ def test_a_single_class_and_lora_can_be_exported(make_model, tmp_path: Path):
     torch.testing.assert_close(program(clips, several).detach(), scores, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("dtype", "share"), [("float16", 0.6), ("int8", 0.6)])
+@pytest.mark.parametrize(("dtype", "share"), [pytest.param("float16", 0.6, marks=pytest.mark.slow), ("int8", 0.6)])
 def test_smaller_weights_make_smaller_files(dtype, share: float, make_model, tmp_path: Path):
     model = make_model("none", LABELS, num_frames=4)
     export_model(model, tmp_path / "full.onnx")

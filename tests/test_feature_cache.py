@@ -98,9 +98,9 @@ def same(first: dict, second: dict) -> bool:
     [
         ("head", "--data.augment.fixed=true"),
         ("head text", "--training.cache_views=2"),
-        ("st_adapter", "--training.cache_views=2"),
+        pytest.param("st_adapter", "--training.cache_views=2", marks=pytest.mark.slow),
         ("ila", "--data.augment.fixed=true"),
-        ("shift below", "--training.cache_views=2"),
+        pytest.param("shift below", "--training.cache_views=2", marks=pytest.mark.slow),
     ],
 )
 def test_training_is_bit_equal_with_and_without_cache(train, model: str, clips: str) -> None:

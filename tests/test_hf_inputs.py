@@ -211,7 +211,7 @@ def test_auto_model_refuses_other_attention(saved):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spec", [{}, {"tune": ["full"]}, {"tune": ["lora"]}, {"tune": ["adapters", "text"]}], ids=str)
 @pytest.mark.parametrize("is_public", [True, False], ids=["named", "embedded"])
 def test_lowered_model_saves_and_loads_again(make_model, tiny_folder, tmp_path, dtype, spec, is_public):

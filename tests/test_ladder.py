@@ -183,8 +183,9 @@ def _children(folder: Path) -> list[int]:
     return actual
 
 
+@pytest.mark.slow
 @posix_only
-@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_killed_ladder_resumes(
     clip_folder: Path, measured: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture
 ) -> None:
@@ -228,6 +229,7 @@ def test_failed_trial_does_not_stop_others(clip_folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"rows": ROWS | {"s": {"seed": 3}}}, r"row 's': every row is trained under all of seeds=\[0, 1\]; remove"),
         ({"rows": {"shift": {}}}, "rows: 'none', the reference of the others, is missing"),
         ({"repeat": "gta"}, "repeat: 'gta' is not a row; rows: none, shift"),
         ({"rows": ROWS | {"Shift!": {}}}, "rows: two of .* give the same folder"),

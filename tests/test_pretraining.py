@@ -406,6 +406,7 @@ def _pretrain(args: list[str]) -> None:
     run("pretrain", args)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(pretrained: Path, world: Path, tmp_path: Path) -> None:
     half = arguments(world, tmp_path / "two", "--training.per_device_train_batch_size=4")
     all_end_well(together(2, tmp_path, _pretrain, half))

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import all_end_well, finetune
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
-from test_training import ROOT, arguments, world  # noqa: F401
+from test_training import arguments, world  # noqa: F401
 from torchvision.ops import sigmoid_focal_loss
 
 import clipvid
@@ -71,13 +70,11 @@ def trained(several: Path, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("trained") / "run"
     words = options(several, output, "--training.epochs=4", "--training.load_best_model_at_end=true")
     words += ["--training.early_stopping=4"]
-    done = subprocess.run(
-        [sys.executable, "-m", "clipvid", "finetune", *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "epoch 1/4: mAP 0." in done.stdout
-    assert "the mean average precision (mAP) over the classes is" in done.stdout
-    assert "The hardest class is '" in done.stdout
+    worker = finetune(words, output.parent / "log")
+    all_end_well([worker])
+    assert "epoch 1/4: mAP 0." in worker.said
+    assert "the mean average precision (mAP) over the classes is" in worker.said
+    assert "The hardest class is '" in worker.said
     return output
 
 

@@ -207,7 +207,7 @@ def test_number_of_workers_does_not_change_results(arguments, tmp_path: Path) ->
 
 
 @posix_only
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
 def test_sigterm_saves_and_exits_75(arguments, whole_by_epoch: Path, tmp_path: Path, name: str) -> None:
     args = arguments(tmp_path / "asked", training__save_steps=0)
     worker = finetune(args, tmp_path / "asked.log")

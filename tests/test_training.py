@@ -149,7 +149,11 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(
     ("fatal_call", "tune"),
-    [*((call, "[adapters, head]") for call in (1, 2, 3)), (3, "[{name: lora, towers: [image, text]}, layernorm]")],
+    [
+        *(pytest.param(call, "[adapters, head]", marks=pytest.mark.slow) for call in (1, 2)),
+        (3, "[adapters, head]"),
+        (3, "[{name: lora, towers: [image, text]}, layernorm]"),
+    ],
 )
 def test_resume_after_kill_is_equal(world: Path, tmp_path: Path, monkeypatch, fatal_call: int, tune: str) -> None:
     extra = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import reduce
 from pathlib import Path
@@ -157,10 +157,13 @@ def ladder_trials(config: LadderConfig) -> list[LadderTrial]:
         raise InputError(f"rows: two of {list(config.rows)} give the same folder; use different letters or digits")
     chosen = [(row, seed, False) for seed in config.seeds for row in config.rows]
     chosen += [(config.repeat, config.seeds[0], True)] if config.repeat is not None else []
+    rows = {row: _row_config(config, row) for row in config.rows}
+    output = Path(config.output_dir)
+    trials = output / ("cells" if (output / "cells").is_dir() else "trials")  # earlier versions wrote cells/
     return [
         LadderTrial(
             f"{row}, seed {seed}" + (", again" if again else ""),
-            _trial_config(config, row, seed, again),
+            _with_seed(rows[row], seed, trials / (f"{folder_name(row)}_seed{seed}" + ("_again" if again else ""))),
             row=row,
             again=again,
         )
@@ -168,15 +171,20 @@ def ladder_trials(config: LadderConfig) -> list[LadderTrial]:
     ]
 
 
-def _trial_config(config: LadderConfig, row: str, seed: int, again: bool) -> EvaluateConfig:
-    record = config_record(config.trial)
-    output, folder = Path(config.output_dir), f"{folder_name(row)}_seed{seed}" + ("_again" if again else "")
-    trials = "cells" if (output / "cells").is_dir() else "trials"  # earlier versions wrote cells/
-    record |= {"name": row, "output_dir": str(output / trials / folder)}
-    record["recipe"]["seed"] = seed
-    protocol = record["protocol"] or record["data"]["protocol"]
+def _with_seed(config: EvaluateConfig, seed: int, folder: Path) -> EvaluateConfig:
+    assert config.recipe is not None
+    protocol: Any = config.protocol or config.data.protocol
     if _draws_videos(protocol):
-        record["protocol"] = ({"name": protocol} if isinstance(protocol, str) else protocol) | {"seed": seed}
+        protocol = ({"name": protocol} if isinstance(protocol, str) else protocol) | {"seed": seed}
+    else:
+        protocol = config.protocol
+    return replace(config, output_dir=str(folder), recipe=replace(config.recipe, seed=seed), protocol=protocol)
+
+
+def _row_config(config: LadderConfig, row: str) -> EvaluateConfig:
+    if "seed" in config.rows[row]:
+        raise InputError(f"row {row!r}: every row is trained under all of seeds={config.seeds}; remove its seed")
+    record = config_record(config.trial) | {"name": row}
     for option, value in config.rows[row].items():
         *path, last = option.split(".")
         place = record["recipe"]
