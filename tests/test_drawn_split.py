@@ -129,6 +129,7 @@ def test_a_written_split_is_read_back(videos, tmp_path) -> None:
 def test_one_folder_is_enough(videos, tiny_folder, capsys) -> None:
     words = ["--data.train=videos/", "--output_dir=out", "--training.epochs=2", "--training.report_to=none"]
     small = ["--data.num_workers=0", "--selection.folds=2", "--model.num_frames=2"]
+    small += ["--data.sampling=dense", "--data.stride=3", "--data.resize=squash"]
     finetune.main([*words, *small, "--training.per_device_train_batch_size=8"])
     printed = capsys.readouterr().out
     assert "data.val is not given: 4 of 20 videos are held out for it, a share of each class" in printed
@@ -141,5 +142,6 @@ def test_one_folder_is_enough(videos, tiny_folder, capsys) -> None:
     command = re.search(r"clipvid evaluate (--model out .*?) adds zero-shot CLIP", page)
     assert command is not None
     evaluate.main([*shlex.split(command[1]), "--output_dir=again", "--data.num_workers=0"])
+    assert "was trained on clips sampled as" not in capsys.readouterr().out
     trained, again = (json.loads(Path(folder, "metrics.json").read_text()) for folder in ("out", "again"))
     assert again["top1"] == trained["top1"]

@@ -1,5 +1,6 @@
 """`clipvid evaluate` on real files: output, interruption and resume, on one process and several."""
 
+import csv
 import json
 import re
 import shutil
@@ -236,6 +237,23 @@ def test_different_sampling_is_reported(world: Path, make_model, tmp_path: Path,
     as_trained = {"data__sampling": "dense", "data__stride": 2, "data__resize": "squash"}
     evaluate(world, tmp_path / "model", tmp_path / "as_trained", controls="[]", **as_trained)
     assert "was trained on clips" not in capsys.readouterr().out
+
+
+def test_training_videos_and_missing_classes_are_reported(world: Path, model_folder: Path, tmp_path: Path, capsys):
+    groups = {"controls": "[]", "data__group_pattern": "(train|val)/"}
+    evaluate(world, model_folder, tmp_path / "pooled", protocol="leave_one_group_out", **groups)
+    assert "is measured on data.train, too" in capsys.readouterr().out
+    classes = [row["name"] for row in csv.DictReader((world / "classes.csv").open())][:3]
+    rows = [line for line in csv.DictReader((world / "val.csv").open()) if int(line["label"]) < 3]
+    text = "path,label\n" + "".join(f"{row['path']},{classes[int(row['label'])]}\n" for row in rows)
+    (tmp_path / "few.csv").write_text(text)
+    few = {"controls": "[]", "data__val": tmp_path / "few.csv", "data__classes": "null", "data__train": "none.csv"}
+    evaluate(world, model_folder, tmp_path / "few", data__allow_outside_root=True, **few)
+    out = capsys.readouterr().out
+    assert "warning: only the 3 classes of the videos compete, out of 4 that" in out
+    assert "is measured on data.train" not in out
+    evaluate(world, model_folder, tmp_path / "whole", controls="[]")
+    assert "warning" not in capsys.readouterr().out
 
 
 def run_evaluate(args: list[str]) -> None:

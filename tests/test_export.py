@@ -10,7 +10,7 @@ import torch
 from conftest import shake_adapters
 from torch import Tensor
 
-from clipvid import InputError
+from clipvid import InputError, RunError
 from clipvid.adapters import ADAPTERS
 from clipvid.data.preprocessing import Preprocessing
 from clipvid.inference.export.formats import RECORD_FILE, export_model
@@ -137,6 +137,24 @@ def test_smaller_weights_make_smaller_files(dtype, share: float, make_model, tmp
     probabilities = OnnxModel(tmp_path / "small.onnx", threads=1)(clips.numpy())
     assert np.abs(probabilities - expected(model, clips)).max() < 0.1
     assert done.difference < 0.1
+
+
+def test_float16_is_compared_with_the_model(make_model, tmp_path: Path):
+    model = make_model("none", LABELS, num_frames=4)
+    done = export_model(model, tmp_path / "half.pt2", format="torch", dtype="float16")
+    program = torch.export.load(tmp_path / "half.pt2").module()
+    assert done.difference > 0
+    assert np.abs(program(clips_of(2, 4)).detach().numpy() - expected(model, clips_of(2, 4))).max() < 0.01
+    with torch.no_grad():
+        mlp = model.encoder.layers[0].block.mlp
+        first, last = [module for module in mlp.modules() if isinstance(module, torch.nn.Linear)]
+        first.weight *= 1e6
+        first.bias *= 1e6
+        last.weight /= 1e6
+    with pytest.raises(RunError, match="exceed the range of float16; use --dtype float32"):
+        export_model(model, tmp_path / "wide.pt2", format="torch", dtype="float16")
+    assert not (tmp_path / "wide.pt2").exists()
+    assert export_model(model, tmp_path / "wide.pt2", format="torch").difference < 1e-4
 
 
 def test_axes_and_outputs_are_named(make_model, tmp_path: Path):

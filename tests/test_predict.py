@@ -479,6 +479,22 @@ def test_names_that_start_with_a_dash_need_two_dashes_before_them(name, saved, v
     assert run("--model", str(saved), f"./{name}")[1][0]["video"] == f"./{name}"
 
 
+def test_folders_have_the_same_videos_for_training_and_prediction(tmp_path):
+    names = ["a.mp4", "b.MTS", "c.h264", "d.asf", "e.txt", "f.webp", "g.265", "h.vob"]
+    for name in names:
+        (tmp_path / name).touch()
+    shown = [str(tmp_path / name) for name in names if name not in ("e.txt", "f.webp")]
+    assert list(expand_names([str(tmp_path)])) == [str(path) for path in sources.find_videos(tmp_path)] == shown
+
+
+def test_frames_of_a_saved_model_cannot_be_changed(saved, videos, make_model, tmp_path):
+    code, _, err = run("--model", str(saved), "--num_frames", "16", str(videos[0]))
+    assert code == 1
+    assert "num_frames=16 is not used for" in err
+    own = clipvid.from_pretrained(saved).num_frames
+    assert run("--model", str(saved), "--num_frames", str(own), str(videos[0]))[0] == 0
+
+
 @pytest.mark.parametrize("hidden", ["._a.mp4", ".trash/a.mp4", "b/.cache/c/a.mp4"])
 def test_hidden_files_of_a_folder_are_left_out(hidden, tmp_path):
     for name in ("a.mp4", "b/a.mp4", hidden):

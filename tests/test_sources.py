@@ -25,6 +25,7 @@ from clipvid.data.lists import tables
 from clipvid.data.lists.classes import read_classes
 from clipvid.data.loader import VideoDataset, build_loader
 from clipvid.data.manifest import Manifest, ManifestError, Sample, load_manifest
+from clipvid.data.reader import VideoError, open_video
 from clipvid.data.sampling import FrameSampling
 from clipvid.data.splits import load_split
 from clipvid.data.transforms import eval_transforms
@@ -188,7 +189,8 @@ def test_folders_of_frames_are_videos(root: Path, tmp_path: Path):
         for i in range(total):
             Image.fromarray(np.full((24, 32, 3), 10 * i, np.uint8)).save(tmp_path / "frames" / name / f"img_{i}.png")
         (tmp_path / "frames" / name / "notes.txt").write_text("not a frame")
-    manifest = load_manifest(tmp_path, "frames", None)
+    with pytest.warns(UserWarning, match=r"frames: files without the suffix of a video are skipped: 3 \.txt$"):
+        manifest = load_manifest(tmp_path, "frames", None)
     assert [sample.path for sample in manifest.samples] == [
         f"frames/{n}" for n in ("run/three", "walk/one", "walk/two")
     ]
@@ -250,6 +252,18 @@ def test_odd_shards_are_refused(members: dict, message: str, root: Path, tmp_pat
             tar.addfile(member, io.BytesIO(text.encode()))
     with pytest.raises(ManifestError, match=message):
         load_manifest(tmp_path, "odd.tar", root / "classes.txt")
+
+
+@pytest.mark.parametrize("suffix", ["webp", "png"])
+def test_animations_are_not_taken_for_frames(suffix: str, tmp_path: Path):
+    (tmp_path / "jump").mkdir()
+    pictures = [Image.new("RGB", (8, 8), (number * 50, 0, 0)) for number in range(4)]
+    for name in "ab":
+        pictures[0].save(tmp_path / "jump" / f"{name}.{suffix}", save_all=True, append_images=pictures[1:])
+    with open_video(tmp_path / "jump") as video, pytest.raises(VideoError, match=rf"a\.{suffix} has several pictures"):
+        video.read([0, 1])
+    with open_video(tmp_path / "jump" / f"a.{suffix}") as video:
+        assert len(video) == 4
 
 
 def test_images_next_to_videos_are_not_frames(root: Path, tmp_path: Path):

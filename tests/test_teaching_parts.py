@@ -150,6 +150,7 @@ MODELS = {
     "prompts": {"head": {"name": "text", "prompt_layers": 1}},
     "class token": {"head": "class_token"},
     "linear": {"head": "linear"},
+    "several labels": {"head": "linear", "multi_label": True},
     "mit": {"pooling": {"name": "mit", "layers": 1}},
     "lora": {"tune": ["head", LORA]},
     "lora in both towers": {"tune": [LORA | {"towers": ["image", "text"]}]},
@@ -172,7 +173,7 @@ def test_saved_model_with_a_new_head_gives_the_answers_of_the_head(make_model, t
     head = train_head(features, ["a", "b", "a", "b"], NAMES)
     with_linear_head(model, head.weight, head.bias, head.labels).save_pretrained(tmp_path / "model")
     loaded = clipvid.from_pretrained(tmp_path / "model")
-    assert (loaded.labels, loaded.config.parts.head.name) == (["a", "b"], "linear")
+    assert (loaded.labels, loaded.config.parts.head.name, loaded.config.multi_label) == (["a", "b"], "linear", None)
     with torch.no_grad():
         expected = linear_head_inputs(features) @ head.weight.T + head.bias
         torch.testing.assert_close(loaded(frames).logits, expected, atol=1e-4, rtol=1e-4)

@@ -75,7 +75,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path} is not a checkpoint of tensors only: {error}") from error
+        raise InputError(
+            f"{path} is damaged, or has more than tensors and plain values; code in a checkpoint is never run"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} contains a {type(content).__name__}, expected a state dict")
     return content

@@ -19,7 +19,7 @@ def add_model_options(parser: ArgumentParser, clips: str = "clips", exported: bo
     parser.add_argument("--model", type=str, required=True, help=text)
     parser.add_argument("--revision", type=str | None, help="branch, tag or commit of the repository")
     parser.add_argument("--pretrained", type=str | None, help="weights of a plain CLIP: openai, laion2b_s34b_b79k ...")
-    parser.add_argument("--num_frames", type=int, default=8, help=f"frames of {clips} for a plain CLIP")
+    parser.add_argument("--num_frames", type=int | None, help=f"frames of {clips} for a plain CLIP, 8 by default")
 
 
 def add_label_options(parser: ArgumentParser) -> None:

@@ -78,7 +78,11 @@ def predict_exported(options: Any, labels: list[str] | None, videos: list[str]) 
     from clipvid.inference.exported.onnx_model import OnnxModel
 
     unused = {"--labels": labels, "--templates": options.templates, "--pretrained": options.pretrained}
-    unused |= {"--revision": options.revision, "--timeline": options.timeline or None}
+    unused |= {
+        "--num_frames": options.num_frames,
+        "--revision": options.revision,
+        "--timeline": options.timeline or None,
+    }
     for option, value in unused.items():
         if value is not None:
             raise InputError(f"{option} does not work with an exported model ({options.model}); use the model folder")

@@ -126,7 +126,7 @@ class BadVideos:
                 f"data.max_bad_fraction allows ({limit:g}):",
                 *listed,
                 *more,
-                "Repair them, remove them from the list (clipvid check-videos LIST --fix), or raise "
+                "Repair them, remove them from the list (clipvid check-videos LIST --fix true), or raise "
                 "data.max_bad_fraction.",
             ]
         )

@@ -19,6 +19,14 @@ ALLOWED_FORMATS = (
     "vc1test,dirac,dnxhd,cavsvideo,avs2,avs3,asf,asf_o,ogg,rm,nut,mxf,gxf,wtv,dv,dhav,nsv,nuv,yuv4mpegpipe,mjpeg,"
     "mpjpeg,gif,apng,webp_anim,jpeg_pipe,png_pipe,bmp_pipe,webp_pipe,tiff_pipe,gif_pipe"
 )
+# Names of files that are taken for videos in a folder, a pattern or a shard.
+VIDEO_SUFFIXES: frozenset[str] = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "ts", "m2ts", "mts", "flv", "f4v", "asf", "mxf"),
+        *("wmv", "gif", "3gp", "3g2", "ogv", "vob", "m2v", "h264", "264", "hevc", "265", "av1", "ivf", "y4m", "mjpeg"),
+    )
+)
 _PLAYLISTS = (b"ffconcat", b"#EXTM3U", b"<?xml", b"<MPD", b"v=0")
 _HEAD_BYTES = 512
 _BINARY_HEADS = (b"YUV4MPEG2",)  # binary formats with a text header

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Formats that Pillow decodes internally. For others, such as EPS, it starts external programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
+_ANIMATED = ("PNG", "WEBP", "TIFF")
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"))
 
 
@@ -116,6 +117,12 @@ class FrameFolder:
         try:
             with open_regular(self.files[index]) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
                 Limits.current().check_size(*image.size)
+                if image.format in _ANIMATED and getattr(image, "is_animated", False):
+                    raise VideoError(
+                        self.name,
+                        f"{self.files[index].name} has several pictures, and images in a folder are the frames of one "
+                        "video; give an animation as a file in a list",
+                    )
                 return picture_of(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise VideoError(self.name, f"{self.files[index].name} is not a readable image ({error})") from None

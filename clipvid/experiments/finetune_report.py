@@ -32,7 +32,7 @@ from clipvid.training.config import FinetuneConfig
 from clipvid.training.session import finished
 
 _CLIPS = 8  # the hardest ones
-_EVALUATED = ("root", "val", "classes", "sampling")
+_EVALUATED = ("root", "train", "val", "classes", "sampling", "stride", "resize", "test_clips", "test_crops")
 
 
 def write_finetune_report(
@@ -112,8 +112,7 @@ def _introduction(data: DataConfig, folder: Path | None) -> list[str]:
     texts = []
     if folder is not None:
         words = ["clipvid", "evaluate", "--model", str(folder)]
-        own = ("train",) if data.train == data.val else ()  # its labels are the classes
-        for name in (*own, *_EVALUATED):
+        for name in _EVALUATED:
             value = getattr(data, name)
             if value != getattr(DataConfig, name):
                 words += [f"--data.{name}", value if isinstance(value, str) else json.dumps(value)]

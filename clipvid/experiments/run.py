@@ -38,7 +38,7 @@ from clipvid.evaluation.weight_space import (
 from clipvid.experiments.config import EvaluateConfig, extend_evaluation
 from clipvid.experiments.config import Recipe as Recipe
 from clipvid.experiments.protocol_report import write_report
-from clipvid.experiments.protocols import Part, build_protocol
+from clipvid.experiments.protocols import Holdout, LeaveOneGroupOut, Part, build_protocol
 from clipvid.experiments.recipes import announce_small_sets, finetune_config
 from clipvid.files import hash_file, write_json
 from clipvid.hub.folder import trained_labels, weights_hash
@@ -208,10 +208,14 @@ class _Run:
         """Return the model of a part with its class names set, and the class names of its training."""
         config, names = self.config, part.test.class_names
         if config.recipe is None:
-            model = load_model(config.model, config.pretrained, config.num_frames, names, config.templates)
+            is_default = is_saved(config.model) and config.num_frames == EvaluateConfig.num_frames
+            frames = None if is_default else config.num_frames
+            model = load_model(config.model, config.pretrained, frames, names, config.templates)
             saved = model.trained_state()
             self._compare_sampling(model)
             trained_on = trained_labels(config.model) if saved else []
+            if saved:
+                self._compare_videos(names, trained_on)
         else:
             assert part.train is not None
             folder, trained_on = self.output / part.run, part.train.class_names
@@ -231,6 +235,21 @@ class _Run:
             self.accelerator.print(
                 f"warning: {self.config.model} was trained on clips sampled as {trained.record()}, but is evaluated on "
                 f"clips sampled as {asked.record()}; see data.sampling, data.stride and data.resize"
+            )
+
+    def _compare_videos(self, names: list[str], trained_on: list[str]) -> None:
+        """Warn if a saved model is measured on its training videos, or if some of its classes do not compete."""
+        config = self.config
+        protocol = build_protocol(config.protocol or config.data.protocol)
+        if isinstance(protocol, LeaveOneGroupOut):
+            self.accelerator.print(
+                f"warning: without a recipe nothing is trained, and {config.model} is measured on data.train, too. "
+                "Videos that it was trained on make it look better; protocol: holdout measures data.val alone"
+            )
+        if isinstance(protocol, Holdout) and set(names) < set(trained_on):
+            self.accelerator.print(
+                f"warning: only the {len(names)} classes of the videos compete, out of {len(trained_on)} that "
+                f"{config.model} was trained on; data.classes or data.train gives all of them"
             )
 
     def _ready(self, model: VideoCLIP) -> VideoCLIP:

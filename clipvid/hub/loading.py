@@ -96,7 +96,7 @@ def is_saved(name: str) -> bool:
 def load_model(
     name: str,
     pretrained: str | None = None,
-    num_frames: int = 8,
+    num_frames: int | None = None,
     labels: list[str] | None = None,
     templates: str | list[str] | None = None,
     revision: str | None = None,
@@ -106,14 +106,14 @@ def load_model(
     Args:
         name: A saved model, see `from_pretrained`, or the backbone of a plain CLIP.
         pretrained: Weights of a plain CLIP.
-        num_frames: Number of frames of a plain CLIP.
+        num_frames: Number of frames of a plain CLIP, 8 by default.
         labels: Class names. None keeps those of a saved model.
         templates: Templates of the names. None keeps those of a saved model, and means `single` for a plain CLIP.
         revision: Revision of a saved model, see `from_pretrained`.
 
     Raises:
-        InputError: A linear head was trained on other classes, `pretrained` is set for a saved model, or `revision` for
-            a plain CLIP.
+        InputError: A linear head was trained on other classes, `pretrained` or another `num_frames` is set for a saved
+            model, or `revision` for a plain CLIP.
     """
     saved = is_saved(name)
     if saved and pretrained is not None:
@@ -122,15 +122,21 @@ def load_model(
         raise InputError(f"revision={revision!r} is not used for {name}, a plain CLIP; remove it")
     if saved:
         model = from_pretrained(name, revision)
+        if num_frames not in (None, model.num_frames):
+            raise InputError(
+                f"num_frames={num_frames} is not used for {name}, a saved model that takes {model.num_frames} frames; "
+                "remove it"
+            )
     else:
-        model = create_model(name, pretrained, adapter="none", num_frames=num_frames).eval()
+        frames = 8 if num_frames is None else num_frames
+        model = create_model(name, pretrained, adapter="none", num_frames=frames).eval()
         templates = templates or "single"
     names = model.labels if labels is None else labels
     unnamed = not model.labels and not model.head.needs_text  # converted models have the classes of their data set
     if not model.head.needs_text and names != model.labels and not unnamed:
         raise InputError(
             f"{name} has a linear head for {len(model.labels)} classes that differ from the {len(names)} requested; "
-            "only a text head supports new classes"
+            "only a text head supports new classes. If they are some of its classes, give all of these as data.classes"
         )
     if names and (names != model.labels or templates is not None):
         model.set_labels(names, templates if templates is not None else model.templates)

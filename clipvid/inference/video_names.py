@@ -6,11 +6,10 @@ import glob
 from collections.abc import Iterator
 from pathlib import Path
 
+from clipvid.decoding.files import VIDEO_SUFFIXES
+
 STDIN = "-"
-SUFFIXES = (
-    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
-)
+SUFFIXES: tuple[str, ...] = tuple(sorted(VIDEO_SUFFIXES))
 
 
 def expand_names(words: list[str]) -> Iterator[str]:

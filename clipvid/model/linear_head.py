@@ -24,7 +24,7 @@ def linear_head_inputs(features: Tensor) -> Tensor:
 
 
 def with_linear_head(model: VideoCLIP, weight: Tensor, bias: Tensor, labels: Sequence[str]) -> VideoCLIP:
-    """Return a copy of a model with a linear head, in evaluation mode.
+    """Return a copy of a model with a linear head for one class per clip, in evaluation mode.
 
     The copy shares the weights of all other parts. With LoRA it does not: the updates are merged into its weights.
 
@@ -42,7 +42,9 @@ def with_linear_head(model: VideoCLIP, weight: Tensor, bias: Tensor, labels: Seq
         result.merge_lora()
     tuning = result.config.parts.tuning.without("text").without("coop")
     result.context = result.label_tokens = result.label_features = None
-    result.config = dataclasses.replace(result.config, head="linear", tune=tuning.record() or ["head"])
+    result.label_bias = None
+    tune = tuning.record() or ["head"]
+    result.config = dataclasses.replace(result.config, head="linear", tune=tune, multi_label=None)
     head = LinearHead(LinearHeadConfig(), result.backbone.vision.width, weight.shape[1], len(labels))
     with torch.no_grad():
         head.linear.weight.copy_(weight)

@@ -141,8 +141,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> SkippingAdamW:
         )
     if not groups:
         raise InputError(
-            "nothing to train: no parameter requires a gradient. Choose a trainable head (model.head=linear), an "
-            "adapter (model.adapter=temporal_conv) or more of the tower (model.tune=[full]). clipvid evaluate measures "
+            "nothing to train: no parameter requires a gradient. Choose a head (model.head=linear), an adapter "
+            "(there is one without model.adapter), or more of the tower (model.tune=[full]). clipvid evaluate measures "
             "CLIP without training"
         )
     return SkippingAdamW(

@@ -15,13 +15,6 @@ from torch import Tensor
 
 from clipvid import InputError
 
-VIDEO_SUFFIXES: frozenset[str] = frozenset(
-    f".{suffix}"
-    for suffix in (
-        *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "ts", "m2ts", "flv"),
-        *("wmv", "gif", "3gp", "ogv", "vob", "h264", "264", "hevc", "265"),
-    )
-)
 Media = Callable[[], str | bytes]
 Item = Callable[[], tuple[Tensor, int]]
 UNREAD = -1

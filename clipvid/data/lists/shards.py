@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from clipvid.data.lists.places import locate_shards
-from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
+from clipvid.data.lists.samples import ManifestError
 from clipvid.data.lists.tables import Batches
 from clipvid.data.lists.text import check_list, is_utf8, parse_json
+from clipvid.decoding.files import VIDEO_SUFFIXES
 
 _MAX_TEXT = 1 << 20  # bytes of a label, a caption or a header of a shard
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,10 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipvid.data.lists.places import locate
-from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
+from clipvid.data.lists.samples import ManifestError
 from clipvid.data.lists.shards import WebDatasetSource
 from clipvid.data.lists.tables import Batches, read_table
 from clipvid.data.lists.text import is_utf8
+from clipvid.decoding.files import VIDEO_SUFFIXES
 from clipvid.decoding.frames import is_image
 from clipvid.registry import Choice, Registry
 
@@ -82,18 +84,21 @@ class FolderSource:
         Raises:
             ManifestError: There are no videos.
         """
-        top = root / self.folder
+        top, others = root / self.folder, Counter[str]()
         rows = [
             (video.relative_to(root).as_posix() if video.is_relative_to(root) else os.path.abspath(video), kind.name)
             for kind in sorted(top.iterdir())
             if kind.is_dir() and not kind.name.startswith(".")
-            for video in find_videos(kind)
+            for video in find_videos(kind, others)
         ]
         if not rows:
             raise ManifestError(
                 f"{top}: no video in a folder below it; expected <class>/<video> with one of {sorted(VIDEO_SUFFIXES)}, "
                 "or <class>/<folder of images>"
             )
+        if others:
+            counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in others.most_common(5))
+            warnings.warn(f"{top}: files without the suffix of a video are skipped: {counts}", stacklevel=2)
         yield text_batch(rows)
 
 
@@ -237,14 +242,18 @@ def resolve_source(spec: Choice, root: Path) -> Source:
     return source
 
 
-def find_videos(folder: Path) -> Iterator[Path]:
+def find_videos(folder: Path, others: Counter[str] | None = None) -> Iterator[Path]:
     """Yield video files and folders of images below a folder, in sorted order.
 
     Images next to videos or folders are thumbnails, not frames. Hidden entries are omitted. A folder is visited once,
     even with links to it. Other unusable entries are skipped, with a warning that counts and names them.
+
+    Args:
+        folder: The folder.
+        others: Counts the suffixes of files that are neither videos nor images.
     """
     skipped: list[str] = []
-    yield from _walk(folder, {os.path.realpath(folder)}, skipped)
+    yield from _walk(folder, {os.path.realpath(folder)}, skipped, Counter() if others is None else others)
     if skipped:
         warnings.warn(
             f"{folder}: {len(skipped)} entries are skipped (names that are not UTF-8, link loops, not regular "
@@ -253,7 +262,7 @@ def find_videos(folder: Path) -> Iterator[Path]:
         )
 
 
-def _walk(folder: Path, visited: set[str], skipped: list[str]) -> Iterator[Path]:
+def _walk(folder: Path, visited: set[str], skipped: list[str], others: Counter[str]) -> Iterator[Path]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError:
@@ -262,13 +271,16 @@ def _walk(folder: Path, visited: set[str], skipped: list[str]) -> Iterator[Path]
     below = [entry for entry in entries if entry.is_dir() or entry.suffix.lower() in VIDEO_SUFFIXES]
     if not below and any(map(is_image, entries)):
         yield folder
+    others.update(
+        entry.suffix.lower() for entry in set(entries).difference(below) if entry.is_file() and not is_image(entry)
+    )
     for entry in below:
         real = os.path.realpath(entry)
         if not is_utf8(entry.name) or real in visited or not (entry.is_dir() or entry.is_file()):
             skipped.append(ascii(str(entry)))
         elif entry.is_dir():
             visited.add(real)
-            yield from _walk(entry, visited, skipped)
+            yield from _walk(entry, visited, skipped, others)
         else:
             yield entry
 

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from clipvid.data.lists.classes import is_several
 from clipvid.data.lists.delimited import Header, canonical, check_columns, find_header, read_columns, read_rows
-from clipvid.data.lists.samples import VIDEO_SUFFIXES, ManifestError
+from clipvid.data.lists.samples import ManifestError
 from clipvid.data.lists.several import ADVICE, LABELS, json_labels, label_texts
 from clipvid.data.lists.text import MAX_LINE, check_list, clipped, parse_json, read_lines
+from clipvid.decoding.files import VIDEO_SUFFIXES
 from clipvid.files import one_line, replacing, write_text
 
 TEXT_COLUMNS = ("path", "label", "group", "caption", "split")

@@ -85,7 +85,8 @@ def export_model(
             torch.export.save(program, aside, extra_files={RECORD_FILE: record.to_json()})
         else:
             _write_onnx(program, record, aside)
-        difference = _largest_difference(graph, record, aside, format)
+        whole = build_graph(model, text, False) if dtype == "float16" else graph
+        difference = _largest_difference(whole, record, aside, format)
         texts = texts_path(path) if text == "input" and model.labels else None
         if texts is not None:
             assert graph.model.label_features is not None
@@ -219,7 +220,17 @@ def _quantize(path: Path) -> None:
 
 @torch.no_grad()
 def _largest_difference(graph: ExportedGraph, record: ExportRecord, path: Path, format: Format) -> float:
-    """Return the largest difference between the file and the model, for two batches of other sizes than the sample."""
+    """Return the largest difference between the file and the model, for two batches of other sizes than the sample.
+
+    Args:
+        graph: The model in float32.
+        record: Description of the file.
+        path: The file.
+        format: See `export_model`.
+
+    Raises:
+        RunError: The file gives a probability that is not a number.
+    """
     loaded: Any = torch.export.load(path).module() if format == "torch" else OnnxModel(path)
     largest = 0.0
     for batch, num_frames, num_texts in ((1, record.num_frames, 5), (3, record.frame_range[0], 4)):
@@ -229,6 +240,13 @@ def _largest_difference(graph: ExportedGraph, record: ExportRecord, path: Path, 
         else:
             arrays = [value.numpy() for value in inputs]
             outputs = torch.from_numpy(loaded(*arrays))
+        if not outputs.isfinite().all():
+            raise RunError(
+                f"the exported model gives probabilities that are not numbers: its values exceed the range of "
+                f"{record.precision}; use --dtype float32"
+                if record.precision != "float32"
+                else "the model gives probabilities that are not numbers; its weights may have diverged in training"
+            )
         largest = max(largest, float((outputs - graph(*inputs)).abs().max()))
     return largest
 
