@@ -215,7 +215,8 @@ def models(tmp_path_factory) -> Path:
     """Create a folder with a clip and the model folders that the pages use."""
     folder = tmp_path_factory.mktemp("reader")
     config = WorldConfig(train_per_class=1, val_per_class=0, test_per_class=0)
-    for number, name in enumerate(("clip", "walk", "run")):
+    (folder / "videos").mkdir()
+    for number, name in enumerate(("clip", "walk", "run", "videos/clip")):
         write_video(folder / f"{name}.mp4", render_clip(config, number, "train", 0), config.fps)
     model = clipvid.create_model("tiny", adapter="st_adapter", labels=["ball moving left", "box moving up"])
     for name in ("my_videos", "gestures", "sports"):
@@ -328,6 +329,16 @@ def test_names_in_the_text_exist(page: Path):
             assert match[1] in VERBS, f"{page.name}: {match[1]} is not a verb"
     for kind, name in re.findall(r"<!-- (table|figure): ([\w.]+) -->", text):
         assert name in FIGURES if kind == "figure" else (REPOSITORY / "docs/results" / f"{name}.json").is_file()
+
+
+def test_tests_named_on_the_page_of_reliability_exist():
+    files = list((REPOSITORY / "tests").glob("test_*.py"))
+    defined = {file.name for file in files}
+    for file in files:
+        defined |= set(re.findall(r"^def (test_\w+)\(", file.read_text(encoding="utf-8"), re.MULTILINE))
+    names = re.findall(r"`(test_\w+(?:\.py)?)`", (REPOSITORY / "docs/reliability.md").read_text(encoding="utf-8"))
+    assert len(names) > 15
+    assert [name for name in names if name not in defined] == []
 
 
 def test_every_page_is_in_the_navigation():
