@@ -236,7 +236,9 @@ def test_different_sampling_is_reported(world: Path, make_model, tmp_path: Path,
     assert "was trained on clips sampled as {'sampling': {'name': 'dense', 'stride': 2}" in capsys.readouterr().out
     as_trained = {"data__sampling": "dense", "data__stride": 2, "data__resize": "squash"}
     evaluate(world, tmp_path / "model", tmp_path / "as_trained", controls="[]", **as_trained)
-    assert "was trained on clips" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().out
+    evaluate(world, tmp_path / "model", tmp_path / "other", controls="[]", num_frames=5, **as_trained)
+    assert "warning: num_frames=5 is for a plain CLIP; " in capsys.readouterr().out
 
 
 def test_training_videos_and_missing_classes_are_reported(world: Path, model_folder: Path, tmp_path: Path, capsys):

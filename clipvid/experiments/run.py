@@ -208,8 +208,7 @@ class _Run:
         """Return the model of a part with its class names set, and the class names of its training."""
         config, names = self.config, part.test.class_names
         if config.recipe is None:
-            is_default = is_saved(config.model) and config.num_frames == EvaluateConfig.num_frames
-            frames = None if is_default else config.num_frames
+            frames = None if is_saved(config.model) else config.num_frames
             model = load_model(config.model, config.pretrained, frames, names, config.templates)
             saved = model.trained_state()
             self._compare_sampling(model)
@@ -231,6 +230,11 @@ class _Run:
     def _compare_sampling(self, model: VideoCLIP) -> None:
         """Warn if a saved model was trained with another sampling than that of this evaluation."""
         trained, asked = model.preprocessing, self.config.data.preprocessing
+        if self.config.num_frames not in (EvaluateConfig.num_frames, model.num_frames):
+            self.accelerator.print(
+                f"warning: num_frames={self.config.num_frames} is for a plain CLIP; {self.config.model} takes "
+                f"{model.num_frames} frames"
+            )
         if trained is not None and trained != asked:
             self.accelerator.print(
                 f"warning: {self.config.model} was trained on clips sampled as {trained.record()}, but is evaluated on "
