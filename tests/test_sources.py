@@ -254,6 +254,19 @@ def test_odd_shards_are_refused(members: dict, message: str, root: Path, tmp_pat
         load_manifest(tmp_path, "odd.tar", root / "classes.txt")
 
 
+def test_skipped_files_are_named_in_plain_letters(root: Path, tmp_path: Path):
+    (tmp_path / "train" / "run").mkdir(parents=True)
+    (tmp_path / "train" / "run" / "a.mp4").touch()
+    for name in ("notes", "b.\x1b[31mred", f"c.{'x' * 100}", "d.rmvb", "e.RMVB"):
+        (tmp_path / "train" / "run" / name).touch()
+    with pytest.warns(UserWarning, match="are skipped: 2 .rmvb, ") as caught:
+        load_manifest(tmp_path, "train", None)
+    text = str(caught[0].message)
+    assert "1 without a suffix" in text
+    assert "\x1b" not in text
+    assert "x" * 21 not in text
+
+
 @pytest.mark.parametrize("suffix", ["webp", "png"])
 def test_animations_are_not_taken_for_frames(suffix: str, tmp_path: Path):
     (tmp_path / "jump").mkdir()

@@ -27,6 +27,7 @@ from clipvid.data.lists.tables import Batches, read_table
 from clipvid.data.lists.text import is_utf8
 from clipvid.decoding.files import VIDEO_SUFFIXES
 from clipvid.decoding.frames import is_image
+from clipvid.files import cut, printable
 from clipvid.registry import Choice, Registry
 
 
@@ -97,7 +98,10 @@ class FolderSource:
                 "or <class>/<folder of images>"
             )
         if others:
-            counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in others.most_common(5))
+            shown = [
+                (cut(printable(suffix), 20) or "without a suffix", count) for suffix, count in others.most_common(5)
+            ]
+            counts = ", ".join(f"{count} {suffix}" for suffix, count in shown)
             warnings.warn(f"{top}: files without the suffix of a video are skipped: {counts}", stacklevel=2)
         yield text_batch(rows)
 
