@@ -174,11 +174,11 @@ def ladder_trials(config: LadderConfig) -> list[LadderTrial]:
 def _with_seed(config: EvaluateConfig, seed: int, folder: Path) -> EvaluateConfig:
     assert config.recipe is not None
     protocol: Any = config.protocol or config.data.protocol
-    if _draws_videos(protocol):
-        protocol = ({"name": protocol} if isinstance(protocol, str) else protocol) | {"seed": seed}
-    else:
-        protocol = config.protocol
-    return replace(config, output_dir=str(folder), recipe=replace(config.recipe, seed=seed), protocol=protocol)
+    recipe = replace(config.recipe, seed=seed)
+    if not _draws_videos(protocol):
+        return replace(config, output_dir=str(folder), recipe=recipe)
+    protocol = ({"name": protocol} if isinstance(protocol, str) else protocol) | {"seed": seed}
+    return replace(config, output_dir=str(folder), recipe=recipe, protocol=protocol)
 
 
 def _row_config(config: LadderConfig, row: str) -> EvaluateConfig:

@@ -228,7 +228,7 @@ class _Run:
         return self._ready(model), trained_on
 
     def _compare_sampling(self, model: VideoCLIP) -> None:
-        """Warn if a saved model was trained with another sampling than that of this evaluation."""
+        """Warn if a saved model was trained with another sampling or number of frames than this evaluation has."""
         trained, asked = model.preprocessing, self.config.data.preprocessing
         if self.config.num_frames not in (EvaluateConfig.num_frames, model.num_frames):
             self.accelerator.print(

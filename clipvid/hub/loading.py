@@ -136,7 +136,7 @@ def load_model(
     if not model.head.needs_text and names != model.labels and not unnamed:
         raise InputError(
             f"{name} has a linear head for {len(model.labels)} classes that differ from the {len(names)} requested; "
-            "only a text head supports new classes. If they are some of its classes, give all of these as data.classes"
+            "only a text head supports new classes. If they are some of its classes, give all of these"
         )
     if names and (names != model.labels or templates is not None):
         model.set_labels(names, templates if templates is not None else model.templates)
